@@ -1,0 +1,142 @@
+"""The network, in the field's own words: what a family says and the graph is built from.
+
+A `DecoderSpec` holds no files and no bytes. Its switches are the differences between families that
+field-notes lists; a family sets them from its config, and the graph knows nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Activation(Enum):
+    """The gate of the feed-forward block."""
+
+    SILU = "silu"
+    GELU_TANH = "gelu_tanh"
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding over the whole head, halves rotated against each other.
+
+    Attributes:
+        theta: base of the frequencies.
+        factors: one divisor per frequency, `head_dim / 2` of them, or one for all. Every scaling
+            that only stretches positions (linear, llama3, a GGUF's `rope_freqs`) comes down to it.
+    """
+
+    theta: float
+    factors: tuple[float, ...] = (1.0,)
+
+    def inverse_frequencies(self, head_dim: int) -> list[float]:
+        """Radians per position, `theta ** (-2i / head_dim) / factor_i` for i in 0..head_dim/2."""
+        half = head_dim // 2
+        factors = self.factors * half if len(self.factors) == 1 else self.factors
+        return [self.theta ** (-2 * i / head_dim) / factors[i] for i in range(half)]
+
+
+def llama3_rope_factors(
+    theta: float,
+    head_dim: int,
+    *,
+    factor: float,
+    low_freq_factor: float,
+    high_freq_factor: float,
+    original_max_position_embeddings: int,
+) -> tuple[float, ...]:
+    """Divisors of the `llama3` scaling: low frequencies by `factor`, high ones by 1, a ramp between.
+
+    Source: Llama 3.1's `apply_scaling`, as in transformers' `_compute_llama3_parameters`.
+    """
+    factors = []
+    for frequency in Rope(theta).inverse_frequencies(head_dim):
+        wavelength = 2 * math.pi / frequency  # in positions
+        turns = original_max_position_embeddings / wavelength
+        ramp = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor)
+        smooth = min(max(ramp, 0.0), 1.0)
+        factors.append(1 / ((1 - smooth) / factor + smooth))
+    return tuple(factors)
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """What may differ from layer to layer.
+
+    Attributes:
+        rope: its rotary embedding.
+        sliding_window: how many positions a token sees, itself included; None for all before it.
+    """
+
+    rope: Rope
+    sliding_window: int | None = None
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """A decoder-only transformer.
+
+    Attributes:
+        qkv_bias, o_bias, mlp_bias: whether those projections have a bias.
+        qk_norm: whether queries and keys are normalised per head before the rotary embedding.
+        post_norms: whether each block's output is normalised too, before the residual addition.
+        embedding_scale: factor on the embedding rows, None for 1.
+        attention_scale: factor on the attention scores.
+        tied_head: whether the head is the embedding table.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    norm_epsilon: float
+    activation: Activation
+    attention_scale: float
+    layers: tuple[LayerSpec, ...]
+    tied_head: bool
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    embedding_scale: float | None = None
+
+    def weight_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Every weight the network has, `(path, shape)`, in the order in which it is used."""
+        hidden, ffn = self.hidden_size, self.intermediate_size
+        q = self.num_attention_heads * self.head_dim
+        kv = self.num_key_value_heads * self.head_dim
+        yield "embedding", (self.vocab_size, hidden)
+        for i in range(len(self.layers)):
+            layer = f"layers.{i}"
+            yield f"{layer}.attention.norm", (hidden,)
+            for part, rows in (("q", q), ("k", kv), ("v", kv)):
+                yield f"{layer}.attention.{part}", (rows, hidden)
+                if self.qkv_bias:
+                    yield f"{layer}.attention.{part}.bias", (rows,)
+            if self.qk_norm:
+                yield f"{layer}.attention.q_norm", (self.head_dim,)
+                yield f"{layer}.attention.k_norm", (self.head_dim,)
+            yield f"{layer}.attention.o", (hidden, q)
+            if self.o_bias:
+                yield f"{layer}.attention.o.bias", (hidden,)
+            if self.post_norms:
+                yield f"{layer}.attention.post_norm", (hidden,)
+            yield f"{layer}.mlp.norm", (hidden,)
+            for part, shape in (("gate", (ffn, hidden)), ("up", (ffn, hidden))):
+                yield f"{layer}.mlp.{part}", shape
+                if self.mlp_bias:
+                    yield f"{layer}.mlp.{part}.bias", (ffn,)
+            yield f"{layer}.mlp.down", (hidden, ffn)
+            if self.mlp_bias:
+                yield f"{layer}.mlp.down.bias", (hidden,)
+            if self.post_norms:
+                yield f"{layer}.mlp.post_norm", (hidden,)
+        yield "final_norm", (hidden,)
+        if not self.tied_head:
+            yield "head", (self.vocab_size, hidden)
