@@ -1,0 +1,72 @@
+"""What every source of weights looks like to the rest of the converter.
+
+A checkpoint is a config, named tensors that can be read by row blocks, and the files of its
+tokenizer. Whether it came from the hub, a folder of safetensors or a GGUF file ends here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One stored tensor: its name in the file, shape (rows first) and stored type (`BF16`, `Q4_K`)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Checkpoint(ABC):
+    """A readable model.
+
+    Attributes:
+        path: the folder or file it was opened from.
+        format: `safetensors` or `gguf`; families use it to choose a column of their name table.
+        config: the model's config with Hugging Face's keys (`hidden_size`, ...). A GGUF's metadata
+            is translated to them, and `model_type` holds its `general.architecture`.
+        generation_config: the contents of generation_config.json, or {}.
+        tensors: every tensor in the checkpoint, by the name it has there.
+    """
+
+    path: Path
+    format: str
+    config: dict[str, Any]
+    generation_config: dict[str, Any]
+    tensors: Mapping[str, TensorInfo]
+
+    @abstractmethod
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Read rows `start:stop` of a tensor as float32, shape `(stop - start, columns)`.
+
+        A tensor of one dimension is one row: shape `(1, n)`. Never reads more than it returns, and
+        may be called from several threads at once.
+
+        Raises:
+            SourceError: the file ended early or changed while it was read.
+        """
+
+    @abstractmethod
+    def check_unchanged(self) -> None:
+        """Make sure that what was read is one state of the files.
+
+        Raises:
+            SourceError: size or time of a file changed since it was opened.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the files."""
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

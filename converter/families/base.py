@@ -1,0 +1,370 @@
+"""What a family is: a typed config, a name table, and the network that they describe.
+
+`Family` itself is the plain Llama decoder (RMSNorm before attention and feed-forward, full rotary
+embedding, grouped-query attention, SwiGLU, no biases). A family is a frozen dataclass whose fields
+are its config, under Hugging Face's own keys; it overrides the few hooks in which it differs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from converter.decoder import Activation, DecoderSpec, LayerSpec, Rope
+from converter.errors import SourceError, UnsupportedError
+
+FamilyT = TypeVar("FamilyT", bound="Family")
+
+# Config keys that change the numbers, with the values that change nothing. A family that supports
+# more declares the key as a field; for every other one, another value is refused by name.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "attention_bias": (False,),
+    "attention_multiplier": (None,),
+    "attn_logit_softcapping": (None, 0),
+    "embedding_multiplier": (None, 1),
+    "final_logit_softcapping": (None, 0),
+    "is_encoder_decoder": (False,),
+    "logit_scale": (None, 1),
+    "logits_scaling": (None, 1),
+    "mlp_bias": (False,),
+    "n_routed_experts": (None, 0),
+    "no_rope_layers": (None, []),
+    "num_experts": (None, 0),
+    "num_local_experts": (None, 0),
+    "partial_rotary_factor": (None, 1),
+    "qk_layernorm": (False,),
+    "residual_multiplier": (None, 1),
+    "rope_interleaved": (False,),
+    "use_bidirectional_attention": (None, False),
+    "use_sliding_window": (None, False),
+}
+
+# Leading parts of a tensor's name that say only where the decoder sits in a larger model.
+_WRAPPERS = ("model.", "language_model.")
+
+# The plain decoder: path in the network, name in safetensors (wrappers removed), name in a GGUF.
+NAMES: tuple[tuple[str, str, str], ...] = (
+    ("embedding", "embed_tokens.weight", "token_embd.weight"),
+    ("layers.{i}.attention.norm", "layers.{i}.input_layernorm.weight", "blk.{i}.attn_norm.weight"),
+    ("layers.{i}.attention.q", "layers.{i}.self_attn.q_proj.weight", "blk.{i}.attn_q.weight"),
+    ("layers.{i}.attention.q.bias", "layers.{i}.self_attn.q_proj.bias", "blk.{i}.attn_q.bias"),
+    ("layers.{i}.attention.k", "layers.{i}.self_attn.k_proj.weight", "blk.{i}.attn_k.weight"),
+    ("layers.{i}.attention.k.bias", "layers.{i}.self_attn.k_proj.bias", "blk.{i}.attn_k.bias"),
+    ("layers.{i}.attention.v", "layers.{i}.self_attn.v_proj.weight", "blk.{i}.attn_v.weight"),
+    ("layers.{i}.attention.v.bias", "layers.{i}.self_attn.v_proj.bias", "blk.{i}.attn_v.bias"),
+    ("layers.{i}.attention.q_norm", "layers.{i}.self_attn.q_norm.weight", "blk.{i}.attn_q_norm.weight"),
+    ("layers.{i}.attention.k_norm", "layers.{i}.self_attn.k_norm.weight", "blk.{i}.attn_k_norm.weight"),
+    ("layers.{i}.attention.o", "layers.{i}.self_attn.o_proj.weight", "blk.{i}.attn_output.weight"),
+    ("layers.{i}.attention.o.bias", "layers.{i}.self_attn.o_proj.bias", "blk.{i}.attn_output.bias"),
+    ("layers.{i}.mlp.norm", "layers.{i}.post_attention_layernorm.weight", "blk.{i}.ffn_norm.weight"),
+    ("layers.{i}.mlp.gate", "layers.{i}.mlp.gate_proj.weight", "blk.{i}.ffn_gate.weight"),
+    ("layers.{i}.mlp.gate.bias", "layers.{i}.mlp.gate_proj.bias", "blk.{i}.ffn_gate.bias"),
+    ("layers.{i}.mlp.up", "layers.{i}.mlp.up_proj.weight", "blk.{i}.ffn_up.weight"),
+    ("layers.{i}.mlp.up.bias", "layers.{i}.mlp.up_proj.bias", "blk.{i}.ffn_up.bias"),
+    ("layers.{i}.mlp.down", "layers.{i}.mlp.down_proj.weight", "blk.{i}.ffn_down.weight"),
+    ("layers.{i}.mlp.down.bias", "layers.{i}.mlp.down_proj.bias", "blk.{i}.ffn_down.bias"),
+    ("final_norm", "norm.weight", "output_norm.weight"),
+    ("head", "lm_head.weight", "output.weight"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """Where a weight of the network comes from, and what must be done to its rows.
+
+    Attributes:
+        tensor: name in the checkpoint.
+        add: constant to add to every value (Gemma stores a norm's weight less 1).
+        interleaved_head_dim: rows of every head stand as pairs (0, d/2), (1, d/2 + 1), ... and have
+            to be put back as two halves; the number is d. None where rows are in order.
+    """
+
+    tensor: str
+    add: float = 0.0
+    interleaved_head_dim: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A plain Llama decoder, and the base of every family; see the module's docstring."""
+
+    name: ClassVar[str]
+    names: ClassVar[tuple[tuple[str, str, str], ...]] = NAMES
+    activations: ClassVar[Mapping[str, Activation]] = {"silu": Activation.SILU}
+    # Parts of a checkpoint that are no part of the decoder and may be left out.
+    # Whether its SentencePiece model goes into the bundle where there is one: it starts faster.
+    prefers_sentencepiece: ClassVar[bool] = False
+    ignored: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq", "rope_freqs.weight")
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    hidden_act: str = "silu"
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None
+    layer_types: Sequence[str] | None = None
+    tie_word_embeddings: bool = False
+
+    # Reading a config ----------------------------------------------------------------------------
+
+    @classmethod
+    def from_config(cls: type[FamilyT], config: Mapping[str, Any]) -> FamilyT:
+        """Read and check a config.
+
+        Raises:
+            SourceError: a value is missing or of the wrong type.
+            UnsupportedError: it asks for something that this family cannot do.
+        """
+        config = cls.resolve_aliases(config)
+        cls._refuse_quantized(config)
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        for key, neutral in _NEUTRAL.items():
+            if key in config and key not in fields and config[key] not in neutral:
+                raise cls.unsupported(key, config[key], f"only {neutral[-1]!r} is")
+        values = {
+            name: _checked(cls.name, field, config[name])
+            for name, field in fields.items()
+            if name in config and config[name] is not None
+        }
+        missing = [
+            name
+            for name, field in fields.items()
+            if field.default is dataclasses.MISSING and name not in values
+        ]
+        if missing:
+            raise SourceError(
+                f"{cls.name} config", f"has no {', '.join(missing)}", "complete config.json"
+            )
+        family = cls(**values)
+        family.validate()
+        return family
+
+    @classmethod
+    def resolve_aliases(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Bring a config to the keys that the fields use; transformers 5 renamed some."""
+        resolved = dict(config)
+        rope = resolved.pop("rope_parameters", None)
+        if isinstance(rope, dict):
+            resolved["rope_theta"] = rope.get("rope_theta", resolved.get("rope_theta"))
+            resolved["rope_scaling"] = rope
+        return resolved
+
+    @classmethod
+    def _refuse_quantized(cls, config: Mapping[str, Any]) -> None:
+        quantized = config.get("quantization_config")
+        if quantized:
+            method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+            raise UnsupportedError(
+                f"{cls.name}: the checkpoint is quantised already ({method})",
+                "its weights are no longer the model's own",
+                "convert the original BF16/F16 checkpoint, or a GGUF of it",
+            )
+
+    def validate(self) -> None:
+        """Refuse what the graph cannot represent.
+
+        Raises:
+            SourceError: the numbers contradict each other.
+            UnsupportedError: they make sense but are not supported.
+        """
+        if self.num_attention_heads % self.kv_heads:
+            raise SourceError(
+                f"{self.name} config",
+                f"num_attention_heads={self.num_attention_heads} is no multiple of "
+                f"num_key_value_heads={self.kv_heads}",
+                "check config.json",
+            )
+        if self.attention_head_dim % 2:
+            raise self.unsupported("head_dim", self.attention_head_dim, "only even numbers are")
+        if self.layer_types is not None and len(self.layer_types) != self.num_hidden_layers:
+            raise SourceError(
+                f"{self.name} config",
+                f"layer_types names {len(self.layer_types)} layers, "
+                f"num_hidden_layers says {self.num_hidden_layers}",
+                "check config.json",
+            )
+        self.spec()  # runs every other check a family has
+
+    @classmethod
+    def unsupported(cls, key: str, value: object, supported: str) -> UnsupportedError:
+        """The refusal of one config value, by name."""
+        return UnsupportedError(
+            f"{cls.name}: {key}={value!r}",
+            f"not supported, {supported}",
+            "use another checkpoint of this model, or one of a supported family",
+        )
+
+    # The network ---------------------------------------------------------------------------------
+
+    @property
+    def kv_heads(self) -> int:
+        """Key-value heads; as many as there are heads unless the config says otherwise."""
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def attention_head_dim(self) -> int:
+        """Width of a head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    def spec(self) -> DecoderSpec:
+        """The network that this config describes."""
+        if self.hidden_act not in self.activations:
+            supported = f"only {', '.join(self.activations)} is"
+            raise self.unsupported("hidden_act", self.hidden_act, supported)
+        return DecoderSpec(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_attention_heads=self.num_attention_heads,
+            num_key_value_heads=self.kv_heads,
+            head_dim=self.attention_head_dim,
+            norm_epsilon=self.rms_norm_eps,
+            activation=self.activations[self.hidden_act],
+            attention_scale=self.attention_head_dim**-0.5,
+            layers=self.layers(),
+            tied_head=self.tie_word_embeddings,
+        )
+
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """One entry per layer."""
+        for kind in self.layer_types or ():
+            if kind != "full_attention":
+                raise self.unsupported("layer_types", kind, "only 'full_attention' is")
+        return (LayerSpec(self.rope(self.rope_theta, self.rope_scaling)),) * self.num_hidden_layers
+
+    def rope(self, theta: float, scaling: Mapping[str, Any] | None) -> Rope:
+        """The rotary embedding that a theta and a `rope_scaling` ask for."""
+        scaling = scaling or {}
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        if kind == "default":
+            return Rope(theta)
+        if kind == "linear":
+            return Rope(theta, (self._rope_number(scaling, "factor"),))
+        raise self.unsupported(
+            "rope_scaling.rope_type", kind, f"only {', '.join(self.rope_types())} are"
+        )
+
+    def rope_types(self) -> tuple[str, ...]:
+        """The values of `rope_scaling.rope_type` that `rope` understands."""
+        return ("default", "linear")
+
+    def _rope_number(self, scaling: Mapping[str, Any], key: str) -> float:
+        value = scaling.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise SourceError(
+                f"{self.name} config",
+                f"rope_scaling.{key}={value!r} is not a positive number",
+                "check config.json",
+            )
+        return float(value)
+
+    # The weights ---------------------------------------------------------------------------------
+
+    def weight_sources(self, tensors: Sequence[str], fmt: str) -> dict[str, WeightSource]:
+        """Match the network's weights with the tensors of a checkpoint.
+
+        Args:
+            tensors: every name in the checkpoint.
+            fmt: its format, `safetensors` or `gguf`.
+
+        Returns:
+            Network path -> source, for every weight of `spec`.
+
+        Raises:
+            SourceError: tensors are missing, or there are some that no weight accounts for; both
+                would give another network. All are listed.
+        """
+        column = 2 if fmt == "gguf" else 1
+        table = {row[0]: row[column] for row in self.names}
+        available: dict[str, str] = {}
+        for tensor in tensors:
+            plain = _without_wrappers(tensor)
+            if plain in available:
+                raise SourceError(
+                    f"{self.name} checkpoint",
+                    f"holds the same weight twice: {available[plain]} and {tensor}",
+                    "remove one of them",
+                )
+            available[plain] = tensor
+        wanted = {path: _name_of(path, table) for path, _ in self.spec().weight_shapes()}
+        missing = [name for name in wanted.values() if name not in available]
+        if missing:
+            raise SourceError(
+                f"{self.name} checkpoint",
+                f"lacks {len(missing)} tensors: {_listed(missing)}",
+                "download it again, or check that config.json belongs to it",
+            )
+        ignored = {*self.ignored, table["head"]} if self.tie_word_embeddings else self.ignored
+        extra = [
+            tensor
+            for plain, tensor in available.items()
+            if plain not in wanted.values() and not any(part in plain for part in ignored)
+        ]
+        if extra:
+            raise SourceError(
+                f"{self.name} checkpoint",
+                f"holds {len(extra)} tensors that this network does not have: {_listed(extra)}",
+                "check that model_type in config.json is right; an adapter has to be merged first",
+            )
+        return {
+            path: self.source_of(path, available[name], fmt) for path, name in wanted.items()
+        }
+
+    def source_of(self, path: str, tensor: str, fmt: str) -> WeightSource:
+        """How a weight is stored in a checkpoint of format `fmt`; most are stored as they are."""
+        return WeightSource(tensor)
+
+    # The bundle ----------------------------------------------------------------------------------
+
+    @classmethod
+    def base_metadata(cls) -> str:
+        """The family's LlmMetadata in text form: stop tokens, sampler, model type."""
+        return (Path(__file__).parent / f"{cls.name}_base_metadata.textproto").read_text("utf-8")
+
+
+def _checked(family: str, field: dataclasses.Field[Any], value: Any) -> Any:
+    """The value of a config key, if it has the type that the field declares."""
+    kind = str(field.type).removesuffix(" | None")
+    ok = {
+        "int": isinstance(value, int) and not isinstance(value, bool) and value > 0,
+        "float": isinstance(value, int | float) and not isinstance(value, bool) and value > 0,
+        "bool": isinstance(value, bool),
+        "str": isinstance(value, str),
+        "dict[str, Any]": isinstance(value, dict),
+        "Sequence[str]": isinstance(value, list) and all(isinstance(v, str) for v in value),
+    }[kind]
+    if not ok:
+        wanted = {"int": "a positive integer", "float": "a positive number"}.get(kind, f"a {kind}")
+        raise SourceError(
+            f"{family} config", f"{field.name}={value!r} is not {wanted}", "check config.json"
+        )
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _without_wrappers(tensor: str) -> str:
+    while tensor.startswith(_WRAPPERS):
+        tensor = tensor.split(".", 1)[1]
+    return tensor
+
+
+def _name_of(path: str, table: Mapping[str, str]) -> str:
+    """`layers.3.mlp.up` -> the table's name for `layers.{i}.mlp.up` with 3 in it."""
+    parts = path.split(".")
+    if parts[0] != "layers":
+        return table[path]
+    pattern = ".".join(["layers", "{i}", *parts[2:]])
+    return table[pattern].replace("{i}", parts[1])
+
+
+def _listed(names: Sequence[str], limit: int = 20) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -1,0 +1,131 @@
+"""Tiny random models of every family: the configs, and checkpoints made of them by transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+_SMALL: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 4096,
+}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 256,
+    "rope_theta": 500000.0,
+}
+_GEMMA: dict[str, Any] = {
+    **_SMALL,
+    "num_hidden_layers": 4,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 40,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+}
+
+# Test id -> (model_type, what differs from transformers' defaults). Between them: tied and untied
+# heads, grouped and multi-query attention, biases, windows shorter than the prompt, and both rotary
+# scalings. Every entry of converter.registry must be here.
+TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {**_SMALL}),
+    "llama-tied-mqa": ("llama", {**_SMALL, "num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "llama-mha": ("llama", {**_SMALL, "num_key_value_heads": 4, "rms_norm_eps": 1e-5}),
+    "llama-biases": ("llama", {**_SMALL, "attention_bias": True, "mlp_bias": True}),
+    "llama-rope-llama3": ("llama", {**_SMALL, "rope_parameters": _LLAMA3_ROPE}),
+    "llama-rope-linear": (
+        "llama",
+        {**_SMALL, "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
+    ),
+    "qwen2": ("qwen2", {**_SMALL}),
+    "qwen2-tied": ("qwen2", {**_SMALL, "tie_word_embeddings": True}),
+    "qwen2-window": (
+        "qwen2",
+        {**_SMALL, "use_sliding_window": True, "sliding_window": 50, "max_window_layers": 1},
+    ),
+    "qwen3": ("qwen3", {**_SMALL, "head_dim": 32}),
+    "qwen3-tied-bias": ("qwen3", {**_SMALL, "tie_word_embeddings": True, "attention_bias": True}),
+    "gemma3_text": ("gemma3_text", {**_GEMMA}),
+    "gemma3_text-linear": (
+        "gemma3_text",
+        {
+            **_GEMMA,
+            "num_key_value_heads": 1,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            },
+        },
+    ),
+    "gemma3": ("gemma3", {"text_config": {**_GEMMA, "model_type": "gemma3_text"}}),
+}
+
+
+def make_model(test_id: str) -> Any:
+    """A transformers model with random weights whose logits have a scale of about 1."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    model_type, values = TINY_CONFIGS[test_id]
+    if model_type == "gemma3":
+        values = {
+            **values,
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+            "mm_tokens_per_image": 4,
+        }
+    config = AutoConfig.for_model(model_type, **values)
+    torch.manual_seed(sum(map(ord, test_id)))
+    auto = AutoModelForImageTextToText if model_type == "gemma3" else AutoModelForCausalLM
+    model = auto.from_config(config).eval().float()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:  # transformers starts norms at 0 or 1 and biases at 0
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+            elif "embed" in name or "lm_head" in name:
+                parameter.normal_(std=parameter.shape[1] ** -0.5)
+            else:
+                parameter.normal_(std=1.5 * parameter.shape[-1] ** -0.5)
+    return model
+
+
+def text_logits(model: Any, tokens: list[int]) -> Any:
+    """Logits of every position, float32 `(len(tokens), vocabulary)`, by transformers."""
+    import torch
+
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).logits[0].float().numpy()
+
+
+def make_checkpoint(test_id: str, folder: Path, tokenizer: Path | None = None) -> Any:
+    """Save a tiny model as a Hugging Face folder, with a byte-level tokenizer; returns the model."""
+    model = make_model(test_id)
+    model.save_pretrained(folder)
+    write_tokenizer(folder)
+    return model
+
+
+def write_tokenizer(folder: Path, special_tokens: tuple[str, ...] = ("<s>", "</s>")) -> None:
+    """A tokenizer.json of the 256 bytes and a few special tokens: 258 ids by default."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {symbol: i for i, symbol in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(special_tokens))
+    tokenizer.save(str(folder / "tokenizer.json"))
