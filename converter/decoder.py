@@ -48,7 +48,7 @@ def llama3_rope_factors(
     high_freq_factor: float,
     original_max_position_embeddings: int,
 ) -> tuple[float, ...]:
-    """Divisors of the `llama3` scaling: low frequencies by `factor`, high ones by 1, a ramp between.
+    """Divisors of the `llama3` scaling: `factor` for low frequencies, 1 for high, a ramp between.
 
     Source: Llama 3.1's `apply_scaling`, as in transformers' `_compute_llama3_parameters`.
     """

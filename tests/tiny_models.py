@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,12 @@ _GEMMA: dict[str, Any] = {
     "num_hidden_layers": 4,
     "query_pre_attn_scalar": 24,
     "sliding_window": 40,
-    "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+    "layer_types": [
+        "sliding_attention",
+        "sliding_attention",
+        "full_attention",
+        "sliding_attention",
+    ],
 }
 
 # Test id -> (model_type, what differs from transformers' defaults). Between them: tied and untied
@@ -110,8 +116,8 @@ def text_logits(model: Any, tokens: list[int]) -> Any:
         return model(torch.tensor([tokens])).logits[0].float().numpy()
 
 
-def make_checkpoint(test_id: str, folder: Path, tokenizer: Path | None = None) -> Any:
-    """Save a tiny model as a Hugging Face folder, with a byte-level tokenizer; returns the model."""
+def make_checkpoint(test_id: str, folder: Path) -> Any:
+    """Save a tiny model as a Hugging Face folder with a byte-level tokenizer; return it."""
     model = make_model(test_id)
     model.save_pretrained(folder)
     write_tokenizer(folder)
@@ -129,3 +135,5 @@ def write_tokenizer(folder: Path, special_tokens: tuple[str, ...] = ("<s>", "</s
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(special_tokens))
     tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"bos_token": special_tokens[0], "eos_token": special_tokens[1]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))

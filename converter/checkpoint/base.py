@@ -17,7 +17,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One stored tensor: its name in the file, shape (rows first) and stored type (`BF16`, `Q4_K`)."""
+    """One stored tensor: name in the file, shape (rows first), stored type (`BF16`, `Q4_K`)."""
 
     name: str
     shape: tuple[int, ...]

@@ -38,6 +38,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "qk_layernorm": (False,),
     "residual_multiplier": (None, 1),
     "rope_interleaved": (False,),
+    "unknown_gguf_keys": (None, []),
     "use_bidirectional_attention": (None, False),
     "use_sliding_window": (None, False),
 }
@@ -315,9 +316,7 @@ class Family:
                 f"holds {len(extra)} tensors that this network does not have: {_listed(extra)}",
                 "check that model_type in config.json is right; an adapter has to be merged first",
             )
-        return {
-            path: self.source_of(path, available[name], fmt) for path, name in wanted.items()
-        }
+        return {path: self.source_of(path, available[name], fmt) for path, name in wanted.items()}
 
     def source_of(self, path: str, tensor: str, fmt: str) -> WeightSource:
         """How a weight is stored in a checkpoint of format `fmt`; most are stored as they are."""

@@ -2,7 +2,8 @@
 
 The layout is the plain static one of `shared/runtime-contract.md`:
 
-    tokens (1, N)  input_pos (N,)  mask (1, 1, N, C)  kv_cache_k_i (1, kv, C, d)  kv_cache_v_i (1, kv, d, C)
+    tokens (1, N)  input_pos (N,)  mask (1, 1, N, C)
+    kv_cache_k_i (1, kv, C, d)  kv_cache_v_i (1, kv, d, C)
         |
     embedding -> layers -> [decode only: norm -> head -> logits (1, 1, vocabulary)]
 
@@ -17,7 +18,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from converter.decoder import Activation, DecoderSpec, LayerSpec, Rope
-from converter.graph.tflite import DType, Graph, Model, Tensor, Weight
+from converter.graph.tflite import DType, Model, Tensor, Weight
 
 # Added to the scores of positions outside a window. Large against any score, small enough that
 # two such numbers added up (the runtime's mask and ours) stay finite.
@@ -186,8 +187,8 @@ class _DecoderGraph:
     ) -> tuple[Tensor, Tensor]:
         """The caches with this call's keys and values in them.
 
-            x (N, hidden) -> k -> [norm] -> rope -> (1, kv, N, d) -> k cache (1, kv, C, d)
-                          -> v -------------------> (1, kv, d, N) -> v cache (1, kv, d, C)
+        x (N, hidden) -> k -> [norm] -> rope -> (1, kv, N, d) -> k cache (1, kv, C, d)
+                      -> v -------------------> (1, kv, d, N) -> v cache (1, kv, d, C)
         """
         g, n, kv, d = self.graph, self.length, self.spec.num_key_value_heads, self.spec.head_dim
         name = f"{layer}/attention"
@@ -229,9 +230,7 @@ class _DecoderGraph:
             context = g.make_reshape(f"{name}/context/heads", context, (1, heads, n, d))
             context = g.make_transpose(f"{name}/context/tokens_first", context, (0, 2, 1, 3))
         context = g.make_reshape(f"{name}/context/flat", context, (n, heads * d))
-        return self.make_projection(
-            f"{name}/o", context, f"{layer}.attention.o", self.spec.o_bias
-        )
+        return self.make_projection(f"{name}/o", context, f"{layer}.attention.o", self.spec.o_bias)
 
     def make_mlp(self, layer: str, x: Tensor) -> Tensor:
         """down(activation(gate(x)) * up(x)), (N, hidden) -> (N, hidden)."""
@@ -254,9 +253,7 @@ class _DecoderGraph:
 
     # Building blocks ----------------------------------------------------------------------------
 
-    def make_heads(
-        self, layer: str, part: str, spec: LayerSpec, x: Tensor, heads: int
-    ) -> Tensor:
+    def make_heads(self, layer: str, part: str, spec: LayerSpec, x: Tensor, heads: int) -> Tensor:
         """Queries or keys with their rotary embedding, (N, hidden) -> (1, N, heads, d)."""
         name, path = f"{layer}/attention/{part}", f"{layer}.attention.{part}"
         x = self.make_projection(name, x, path, self.spec.qkv_bias)

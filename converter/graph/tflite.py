@@ -428,9 +428,9 @@ class _Packer:
             self._written[key] = getattr(schema, f"{kind}End")(self._builder)
         return self._written[key]
 
-    def _vector(self, values: Sequence[int], dtype: Any = np.int32) -> int:
-        array = np.asarray(values, dtype)
-        key = (dtype, array.tobytes())
+    def _vector(self, values: Sequence[int] | np.ndarray) -> int:
+        array = values if isinstance(values, np.ndarray) else np.asarray(values, np.int32)
+        key = (array.dtype, array.tobytes())
         if key not in self._written:
             self._written[key] = self._builder.CreateNumpyVector(array)
         return self._written[key]
@@ -465,15 +465,18 @@ class _Packer:
 
     def _quantization(self, weight: Weight) -> int:
         """Per-row scales, zero points 0: filled in later through `Layout.scales`."""
-        rows = weight.shape[0]
-        if weight.name not in self._scales:
-            self._scales[weight.name] = self._builder.CreateNumpyVector(np.zeros(rows, np.float32))
-        return self._table(
-            "QuantizationParameters",
-            Scale=self._scales[weight.name],
-            ZeroPoint=self._vector([0] * rows, np.int64),
-            QuantizedDimension=0,
-        )
+        key = ("quantization", weight.name)
+        if key not in self._written:
+            rows = weight.shape[0]
+            scales = self._builder.CreateNumpyVector(np.zeros(rows, np.float32))
+            self._scales[weight.name] = scales
+            self._written[key] = self._table(
+                "QuantizationParameters",
+                Scale=scales,
+                ZeroPoint=self._vector(np.zeros(rows, np.int64)),
+                QuantizedDimension=0,
+            )
+        return self._written[key]
 
     def _subgraph(self, graph: Graph) -> int:
         tensors = []

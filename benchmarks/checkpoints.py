@@ -1,0 +1,133 @@
+"""Random checkpoints in the shape of real models: for speed, memory and loading, not for sense.
+
+    python -m benchmarks.checkpoints qwen3-0.6b FOLDER --tokenizer TOKENIZER_FOLDER
+
+The weights are one random block of BF16 values, repeated: their bytes cost what real ones cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converter.registry import family_of
+
+_QWEN3: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "max_position_embeddings": 40960,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000,
+    "tie_word_embeddings": True,
+    "vocab_size": 151936,
+    "eos_token_id": 151645,
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen3-tiny": {
+        **_QWEN3,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "intermediate_size": 96,
+    },
+    "qwen3-0.6b": {
+        **_QWEN3,
+        "hidden_size": 1024,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "intermediate_size": 3072,
+    },
+    "qwen3-4b": {
+        **_QWEN3,
+        "hidden_size": 2560,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "intermediate_size": 9728,
+    },
+}
+_BLOCK_VALUES = 1 << 22
+_SHARD_BYTES = 4 << 30
+
+
+def make_checkpoint(shape: str, folder: Path, tokenizer: Path, seed: int = 0) -> None:
+    """Write config.json, safetensors (sharded beyond 4 GiB) and the files of a tokenizer.
+
+    Args:
+        shape: a key of `SHAPES`.
+        folder: made if missing.
+        tokenizer: folder whose files are copied beside the weights.
+        seed: of the random values.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in tokenizer.iterdir():
+        shutil.copy(file, folder)
+    config = SHAPES[shape]
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    family = family_of(config)
+    names = {row[0]: row[1] for row in family.names}
+    tensors = []
+    for path, dims in family.spec().weight_shapes():
+        parts = path.split(".")
+        if parts[0] == "layers":
+            name = names[".".join(["layers", "{i}", *parts[2:]])].replace("{i}", parts[1])
+        else:
+            name = names[path]
+        tensors.append((f"model.{name}", dims))
+
+    random = np.random.default_rng(seed).standard_normal(_BLOCK_VALUES, np.float32) * 0.02
+    block = (random.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    shards: list[list[tuple[str, tuple[int, ...]]]] = [[]]
+    for tensor in tensors:
+        if sum(_nbytes(dims) for _, dims in shards[-1]) + _nbytes(tensor[1]) > _SHARD_BYTES:
+            shards.append([])
+        shards[-1].append(tensor)
+    if len(shards) == 1:
+        _write_shard(folder / "model.safetensors", shards[0], block)
+        return
+    weight_map = {}
+    for index, shard in enumerate(shards, 1):
+        name = f"model-{index:05}-of-{len(shards):05}.safetensors"
+        _write_shard(folder / name, shard, block)
+        weight_map.update({tensor: name for tensor, _ in shard})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def _nbytes(dims: tuple[int, ...]) -> int:
+    return 2 * int(np.prod(dims))
+
+
+def _write_shard(file: Path, tensors: list[tuple[str, tuple[int, ...]]], block: bytes) -> None:
+    header, position = {}, 0
+    for name, dims in tensors:
+        end = position + _nbytes(dims)
+        header[name] = {"dtype": "BF16", "shape": list(dims), "data_offsets": [position, end]}
+        position = end
+    packed = json.dumps(header).encode()
+    packed += b" " * (-len(packed) % 8)
+    with file.open("wb") as out:
+        out.write(len(packed).to_bytes(8, "little") + packed)
+        for start in range(0, position, len(block)):
+            out.write(block[: position - start])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    args = parser.parse_args()
+    make_checkpoint(args.shape, args.folder, args.tokenizer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,337 @@
+"""The whole pipeline, once: read config, validate, plan, emit graph, stream weights, package.
+
+    checkpoint --config--> Family --spec--> graph --layout--> plan
+        `------rows, a block at a time---> Format.pack ---> AtomicFile, at the planned offset
+
+The plan fixes every byte's place before the first weight is read. No step holds more than one block
+of weights per thread, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from converter.bundle import (
+    AtomicFile,
+    BundleLayout,
+    Section,
+    executor_metadata,
+    lay_out,
+    tokenizer_section,
+)
+from converter.checkpoint.base import Checkpoint
+from converter.decoder import DecoderSpec
+from converter.errors import OptionError, SourceError, UnsupportedError
+from converter.families.base import Family, WeightSource
+from converter.graph.decoder_graph import build_decoder
+from converter.graph.tflite import Layout, Weight
+from converter.metadata import LlmMetadataResult, build_llm_metadata
+from converter.quantization import DEFAULT_SCHEME, Format, Scheme, ValueRangeError, get_scheme
+from converter.registry import family_of
+from converter.tokenizer import BundleTokenizer, load_tokenizer
+from converter.version import __version__
+
+PREFILL_LADDER = (8, 64, 128, 256, 512, 1024)
+DEFAULT_CACHE_LENGTH = 1280
+# Values per block: 1 MiB of float32 stays in a core's L2 cache through all passes of a format.
+_BLOCK_VALUES = 1 << 18
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What the user may choose.
+
+    Attributes:
+        quantize: name of a scheme.
+        prefill_lengths: tokens per prefill signature, ascending.
+        cache_length: slots in the KV cache; None for the default, or the model's own limit where
+            that is lower.
+        threads: workers that stream weights; the result does not depend on it.
+    """
+
+    quantize: str = DEFAULT_SCHEME
+    prefill_lengths: Sequence[int] = PREFILL_LADDER
+    cache_length: int | None = None
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class PlannedWeight:
+    """One weight on its way: where it comes from, how it is stored, where its bytes go.
+
+    Attributes:
+        offset: bytes from the start of the file.
+    """
+
+    path: str
+    source: WeightSource
+    shape: tuple[int, ...]
+    format: Format
+    offset: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is known before the first weight is read."""
+
+    family: Family
+    spec: DecoderSpec
+    scheme: Scheme
+    cache_length: int
+    prefill_lengths: tuple[int, ...]
+    weights: tuple[PlannedWeight, ...]
+    model: Layout
+    sections: tuple[tuple[Section, bytes | None], ...]
+    bundle: BundleLayout
+    tokenizer: BundleTokenizer
+    metadata: LlmMetadataResult
+
+
+class ModelConverter:
+    """Converts one checkpoint.
+
+    Raises (from `plan` and `convert`):
+        OptionError, SourceError, UnsupportedError, OutputError: see `converter.errors`.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, name: str, options: ConvertOptions) -> None:
+        self.checkpoint = checkpoint
+        self.name = name
+        self.options = options
+
+    def convert(self, output: Path, progress: Progress = lambda _: None) -> Plan:
+        """Write `output`; `progress` is told the number of bytes after each block written."""
+        plan = self.plan()
+        self.write(plan, output, progress)
+        return plan
+
+    def write(self, plan: Plan, output: Path, progress: Progress = lambda _: None) -> None:
+        """Carry out a plan: the file appears under its name when it is complete."""
+        with AtomicFile(output, plan.bundle.nbytes) as file:
+            self.stream_weights(plan, file, progress)
+            self.package(plan, file)
+            file.commit()
+
+    # Plan -----------------------------------------------------------------------------------------
+
+    def plan(self) -> Plan:
+        """Validate, emit the graph and fix the place of every byte."""
+        scheme = get_scheme(self.options.quantize)
+        family = family_of(self.checkpoint.config)
+        spec = family.spec()
+        cache_length = self._cache_length(family)
+        lengths = self._prefill_lengths(cache_length)
+        sources = family.weight_sources(list(self.checkpoint.tensors), self.checkpoint.format)
+        shapes = dict(spec.weight_shapes())
+        self._check_shapes(shapes, sources)
+
+        formats = {path: scheme.format_of(shape) for path, shape in shapes.items()}
+        weights = {
+            path: Weight(
+                path,
+                shape,
+                formats[path].dtype,
+                formats[path].nbytes(shape),
+                formats[path].quantized,
+            )
+            for path, shape in shapes.items()
+        }
+        model = build_decoder(spec, lengths, cache_length, weights.__getitem__).finish()
+
+        tokenizer = load_tokenizer(
+            self.checkpoint, prefer_sentencepiece=family.prefers_sentencepiece
+        )
+        if tokenizer.vocab_size > spec.vocab_size:
+            raise SourceError(
+                f"{self.name}: tokenizer",
+                f"has {tokenizer.vocab_size} tokens, the embedding only {spec.vocab_size} rows",
+                "use the tokenizer that belongs to this checkpoint",
+            )
+        metadata = build_llm_metadata(
+            family.base_metadata(),
+            tokenizer,
+            max_num_tokens=cache_length,
+            name=family.name,
+            generation_config=self.checkpoint.generation_config,
+        )
+        contents: list[tuple[str, dict[str, str], bytes | None, int]] = []
+        for kind, data in (
+            ("LlmMetadataProto", metadata.message.SerializeToString(deterministic=True)),
+            (
+                "ExecutorMetadataProto",
+                executor_metadata(len(spec.layers), cache_length),
+            ),
+        ):
+            contents.append((kind, {}, data, len(data)))
+        model_items = {"model_type": "tf_lite_prefill_decode"}
+        contents.append(("TFLiteModel", model_items, None, model.nbytes))
+        packed = tokenizer_section(tokenizer.kind, tokenizer.data)
+        contents.append((tokenizer.kind, {}, packed, len(packed)))
+        sections = tuple(
+            (Section(kind, nbytes, items), data) for kind, items, data, nbytes in contents
+        )
+        bundle = lay_out(
+            [section for section, _ in sections],
+            {
+                "producer": f"litert-lm-cli {__version__}",
+                "model": self.name,
+                "family": family.name,
+                "quantization": scheme.name,
+            },
+        )
+        start = bundle.offsets[2]
+        return Plan(
+            family=family,
+            spec=spec,
+            scheme=scheme,
+            cache_length=cache_length,
+            prefill_lengths=lengths,
+            weights=tuple(
+                PlannedWeight(
+                    path, sources[path], shape, formats[path], start + model.offsets[path]
+                )
+                for path, shape in shapes.items()
+            ),
+            model=model,
+            sections=sections,
+            bundle=bundle,
+            tokenizer=tokenizer,
+            metadata=metadata,
+        )
+
+    def _cache_length(self, family: Family) -> int:
+        limit = family.max_position_embeddings
+        wanted = self.options.cache_length
+        if wanted is None:
+            return min(DEFAULT_CACHE_LENGTH, limit)
+        if wanted > limit:
+            raise OptionError(
+                f"--kv-cache-max-len {wanted}",
+                f"{self.name} was made for at most {limit} positions",
+                f"choose {limit} or less",
+            )
+        return wanted
+
+    def _prefill_lengths(self, cache_length: int) -> tuple[int, ...]:
+        lengths = tuple(n for n in self.options.prefill_lengths if n <= cache_length)
+        if not lengths:
+            raise OptionError(
+                f"--prefill-seq-len {','.join(map(str, self.options.prefill_lengths))}",
+                f"every length is beyond the KV cache of {cache_length}",
+                "choose a shorter one, or a larger --kv-cache-max-len",
+            )
+        return lengths
+
+    def _check_shapes(
+        self, shapes: dict[str, tuple[int, ...]], sources: dict[str, WeightSource]
+    ) -> None:
+        wrong = [
+            f"{sources[path].tensor} is {list(found)}, config says {list(shape)}"
+            for path, shape in shapes.items()
+            if (found := self.checkpoint.tensors[sources[path].tensor].shape) != shape
+        ]
+        if wrong:
+            raise SourceError(
+                self.name,
+                f"{len(wrong)} tensors have the wrong shape: {'; '.join(wrong[:5])}",
+                "check that config.json belongs to these weights",
+            )
+
+    # Stream ---------------------------------------------------------------------------------------
+
+    def stream_weights(self, plan: Plan, file: AtomicFile, progress: Progress) -> None:
+        """Read, pack and write every weight, block by block, in `threads` workers."""
+        blocks = self._blocks(plan)
+        lock = threading.Lock()
+        failed = threading.Event()
+
+        def work() -> None:
+            try:
+                while not failed.is_set():
+                    with lock:
+                        block = next(blocks, None)
+                    if block is None:
+                        return
+                    written = self._stream_block(plan, file, *block)
+                    with lock:
+                        progress(written)
+            except BaseException:
+                failed.set()
+                raise
+
+        with ThreadPoolExecutor(self.options.threads) as pool:
+            workers = [pool.submit(work) for _ in range(self.options.threads)]
+            try:
+                for worker in workers:
+                    worker.result()
+            except BaseException:
+                failed.set()  # an interrupt arrives here, not in the workers
+                raise
+
+    def _blocks(self, plan: Plan) -> Iterator[tuple[PlannedWeight, int, int]]:
+        """(weight, first row, row after the last), over all weights in file order."""
+        for weight in plan.weights:
+            rows, columns = _as_matrix(weight.shape)
+            step = max(1, _BLOCK_VALUES // columns)
+            if weight.source.interleaved_head_dim:
+                head_dim = weight.source.interleaved_head_dim
+                step = -(-step // head_dim) * head_dim
+            if len(weight.shape) == 1:
+                step = rows
+            for start in range(0, rows, step):
+                yield weight, start, min(start + step, rows)
+
+    def _stream_block(
+        self, plan: Plan, file: AtomicFile, weight: PlannedWeight, start: int, stop: int
+    ) -> int:
+        source = weight.source
+        rows = self.checkpoint.read_rows(source.tensor, start, stop)
+        if source.add:
+            rows += np.float32(source.add)
+        if source.interleaved_head_dim:
+            rows = _halves_from_pairs(rows, source.interleaved_head_dim)
+        try:
+            packed, scales = weight.format.pack(rows)
+        except ValueRangeError as error:
+            raise UnsupportedError(
+                f"{self.name}: {source.tensor}",
+                f"{error} (rows {start} to {stop - 1})",
+                "the checkpoint is damaged, or needs --quantize fp32",
+            ) from error
+        if scales is not None:
+            plan.model.scales(weight.path)[start:stop] = scales
+        _, columns = _as_matrix(weight.shape)
+        row_bytes = weight.format.nbytes((1, columns))
+        file.write_at(weight.offset + start * row_bytes, packed.data)
+        return packed.nbytes
+
+    # Package --------------------------------------------------------------------------------------
+
+    def package(self, plan: Plan, file: AtomicFile) -> None:
+        """Write what is not weights: header, metadata, tokenizer, and the graph with its scales."""
+        self.checkpoint.check_unchanged()
+        file.write_at(0, plan.bundle.header)
+        for (_, data), offset in zip(plan.sections, plan.bundle.offsets, strict=True):
+            file.write_at(offset, plan.model.flatbuffer if data is None else data)
+
+
+def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(rows, columns) of a weight; a vector is one row to a checkpoint."""
+    return (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1])
+
+
+def _halves_from_pairs(rows: np.ndarray, head_dim: int) -> np.ndarray:
+    """Per head, rows (0, d/2), (1, d/2 + 1), ... back to 0..d/2, d/2..d; (heads * d, columns)."""
+    if rows.shape[0] == 1:  # a bias: its values are the rows
+        return _halves_from_pairs(rows.reshape(-1, 1), head_dim).reshape(1, -1)
+    heads = rows.reshape(-1, head_dim // 2, 2, rows.shape[1])
+    return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows.shape)

@@ -1,0 +1,262 @@
+"""The `.litertlm` file: sections, their header, and a file that appears only when it is complete.
+
+    "LITERTLM" version header_end | header flatbuffer | section | section | ...
+
+Every section starts at a multiple of 16 KiB. The header is written here and not by
+`litert_lm_builder.LitertLmFileBuilder`, because that one stamps a random uuid and the clock into
+it, and wants every section as a finished file; schema and constants are the builder's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import threading
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from converter.errors import OutputError
+
+ENGINE_VERSION = "0.18"  # the LiteRT-LM release whose behaviour shared/runtime-contract.md measures
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the bundle.
+
+    Attributes:
+        kind: a name in the schema's `AnySectionDataType`.
+        nbytes: its size.
+        items: its key-value pairs in the header.
+    """
+
+    kind: str
+    nbytes: int
+    items: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class BundleLayout:
+    """Where everything goes: the header's bytes, each section's offset, and the file's size."""
+
+    header: bytes
+    offsets: tuple[int, ...]
+    nbytes: int
+
+
+def lay_out(sections: Sequence[Section], system: Mapping[str, str]) -> BundleLayout:
+    """Place the sections one after another and write the header.
+
+    Args:
+        sections: in file order.
+        system: key-value pairs about the whole file.
+    """
+    from litert_lm_builder import litertlm_core as core
+
+    def aligned(position: int) -> int:
+        return position + -position % core.BLOCK_SIZE
+
+    # The header's size does not depend on the offsets in it, as long as none is 0.
+    size = len(_header(sections, [(1, 1)] * len(sections), system))
+    ranges, position = [], size
+    for section in sections:
+        begin = aligned(position)
+        position = begin + section.nbytes
+        ranges.append((begin, position))
+    return BundleLayout(
+        _header(sections, ranges, system), tuple(begin for begin, _ in ranges), position
+    )
+
+
+def _header(
+    sections: Sequence[Section], ranges: Sequence[tuple[int, int]], system: Mapping[str, str]
+) -> bytes:
+    import flatbuffers
+    from litert_lm_builder import litertlm_core as core
+    from litert_lm_builder import litertlm_header_schema_py_generated as schema
+
+    def pairs(items: Mapping[str, str]) -> list[schema.KeyValuePairT]:
+        return [
+            schema.KeyValuePairT(
+                key=key, value=schema.StringValueT(value), valueType=schema.VData.StringValue
+            )
+            for key, value in items.items()
+        ]
+
+    metadata = schema.LiteRTLMMetaDataT(
+        systemMetadata=schema.SystemMetadataT(entries=pairs(system)),
+        sectionMetadata=schema.SectionMetadataT(
+            objects=[
+                schema.SectionObjectT(
+                    items=pairs(section.items),
+                    dataType=getattr(schema.AnySectionDataType, section.kind),
+                    beginOffset=begin,
+                    endOffset=end,
+                )
+                for section, (begin, end) in zip(sections, ranges, strict=True)
+            ]
+        ),
+    )
+    builder = flatbuffers.Builder(4096)
+    builder.Finish(metadata.Pack(builder))
+    packed = bytes(builder.Output())
+    versions = (
+        core.LITERTLM_MAJOR_VERSION,
+        core.LITERTLM_MINOR_VERSION,
+        core.LITERTLM_PATCH_VERSION,
+    )
+    head = core.HEADER_MAGIC_BYTES + b"".join(v.to_bytes(4, "little") for v in versions)
+    head = head.ljust(core.HEADER_END_LOCATION_BYTE_OFFSET, b"\0")
+    end = core.HEADER_BEGIN_BYTE_OFFSET + len(packed)
+    return head + end.to_bytes(8, "little") + packed
+
+
+def tokenizer_section(kind: str, data: bytes) -> bytes:
+    """The bytes of a tokenizer section: a tokenizer.json is compressed, after its size."""
+    if kind != "HF_Tokenizer_Zlib":
+        return data
+    return len(data).to_bytes(8, "little") + zlib.compress(data, level=1)
+
+
+def executor_metadata(num_layers: int, cache_length: int) -> bytes:
+    """ExecutorMetadata for the plain layout: one global k and v cache per layer."""
+    from litert_lm_builder.runtime.proto import executor_metadata_pb2 as proto
+
+    message = proto.ExecutorMetadata()
+    executor = message.llm_executor_metadata
+    executor.max_history_size = cache_length
+    for layer in range(num_layers):
+        for cache, kind, sequence_axis in (
+            ("k", proto.StateBuffer.TYPE_GLOBAL_KEY_CACHE, 2),
+            ("v", proto.StateBuffer.TYPE_GLOBAL_VALUE_CACHE, 3),
+        ):
+            name = f"kv_cache_{cache}_{layer}"
+            executor.state_buffers.add(
+                prefill_input_name=name,
+                prefill_output_name=name,
+                decode_input_name=name,
+                decode_output_name=name,
+                type=kind,
+                sequence_axis=sequence_axis,
+                maximum_sequence_length=cache_length,
+            )
+    return message.SerializeToString(deterministic=True)
+
+
+class AtomicFile:
+    """A file that is written in any order, by any thread, and appears whole or not at all.
+
+    The bytes go to a temporary sibling; `commit` syncs and renames it. Leaving the context without
+    a commit removes it.
+
+    Raises:
+        OutputError: the folder cannot be made or written, or the disk is full.
+    """
+
+    def __init__(self, target: Path, nbytes: int) -> None:
+        self.target = target
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._fd, name = tempfile.mkstemp(".partial", f".{target.name}.", target.parent)
+        except OSError as error:
+            raise self._error(error) from error
+        self._temporary: Path | None = Path(name)
+        self._lock = threading.Lock()
+        try:
+            os.ftruncate(self._fd, nbytes)  # gaps between sections read as zeros
+        except OSError as error:
+            self._abandon()
+            raise self._error(error) from error
+
+    def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write all of `data` at `offset` bytes from the start."""
+        view = memoryview(data).cast("B")
+        try:
+            while view:
+                written = self._pwrite(view, offset)
+                view, offset = view[written:], offset + written
+        except OSError as error:
+            raise self._error(error) from error
+
+    def _pwrite(self, view: memoryview, offset: int) -> int:
+        if hasattr(os, "pwrite"):
+            return os.pwrite(self._fd, view, offset)
+        with self._lock:  # Windows has no positioned write
+            os.lseek(self._fd, offset, os.SEEK_SET)
+            return os.write(self._fd, view)
+
+    def commit(self) -> None:
+        """Make the file durable and give it its name."""
+        assert self._temporary is not None
+        try:
+            os.fsync(self._fd)
+            os.close(self._fd)
+            umask = os.umask(0)
+            os.umask(umask)
+            self._temporary.chmod(0o666 & ~umask)  # mkstemp made it private
+            self._temporary.replace(self.target)
+        except OSError as error:
+            raise self._error(error) from error
+        self._temporary = None
+        if hasattr(os, "O_DIRECTORY"):  # the new name is durable only once its folder is
+            folder = os.open(self.target.parent, os.O_DIRECTORY)
+            os.fsync(folder)
+            os.close(folder)
+
+    def replace_by_link(self, source: Path) -> bool:
+        """Make `target` a hard link to `source`; False where the file system cannot."""
+        assert self._temporary is not None
+        link = self._temporary.with_suffix(".link")
+        try:
+            os.link(source, link)
+            link.replace(self.target)
+        except OSError:
+            link.unlink(missing_ok=True)
+            return False
+        return True
+
+    def _abandon(self) -> None:
+        if self._temporary is not None:
+            with contextlib.suppress(OSError):  # commit may have closed it before it failed
+                os.close(self._fd)
+            self._temporary.unlink(missing_ok=True)
+            self._temporary = None
+
+    def _error(self, error: OSError) -> OutputError:
+        return OutputError(
+            str(self.target),
+            error.strerror or str(error),
+            "choose a writable folder with enough room with --output-dir",
+        )
+
+    def __enter__(self) -> AtomicFile:
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self._abandon()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Let `target` be `source` too: without a second copy where the file system can.
+
+    Raises:
+        OutputError: `target` cannot be written.
+    """
+    with AtomicFile(target, 0) as writer:  # makes the folder, or says why it cannot be written
+        if writer.replace_by_link(source):
+            return
+        with source.open("rb") as reader:
+            offset = 0
+            while block := reader.read(1 << 22):
+                writer.write_at(offset, block)
+                offset += len(block)
+        writer.commit()

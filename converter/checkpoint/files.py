@@ -1,0 +1,169 @@
+"""Reading a checkpoint's files: by position, and never more than was asked for.
+
+Everything here is free of numpy and of any model format, so that asking "is this folder a model?"
+costs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from types import TracebackType
+
+from converter.errors import LiteRTLMError, SourceError, UnsupportedError
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+class PositionedFile:
+    """A regular file read at absolute offsets, by any number of threads at once.
+
+    Attributes:
+        path: where it was opened.
+        size: its length in bytes when it was opened.
+
+    Raises:
+        SourceError: it is missing, not a regular file, or may not be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            # A pipe or a device would block in open() or read on for ever.
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise SourceError(str(path), "it is not a regular file", "pass a file on disk")
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, error) from error
+        self._lock = threading.Lock()
+        status = os.fstat(self._file.fileno())
+        self.size = status.st_size
+        self._modified = status.st_mtime_ns
+
+    def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
+        """Fill `buffer` (writable, contiguous bytes) from `offset`.
+
+        Raises:
+            SourceError: the file ends before the buffer is full, or the disk reports an error.
+        """
+        view = memoryview(buffer)
+        done = 0
+        try:
+            while done < len(view):
+                count = self._read_some(offset + done, view[done:])
+                if count == 0:
+                    raise SourceError(
+                        str(self.path),
+                        f"the file ended early: wanted {len(view)} bytes at {offset}, got {done}",
+                        "fetch or copy it again",
+                    )
+                done += count
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+
+    def read_at(self, offset: int, length: int) -> bytearray:
+        """Return exactly `length` bytes from `offset`; raises as `read_into` does."""
+        buffer = bytearray(length)
+        self.read_into(offset, buffer)
+        return buffer
+
+    def check_unchanged(self) -> None:
+        """Raise SourceError if the file's size or modification time is not what it was at open."""
+        try:
+            status = os.fstat(self._file.fileno())
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+        if (status.st_size, status.st_mtime_ns) != (self.size, self._modified):
+            raise SourceError(
+                str(self.path),
+                "it changed while it was read",
+                "wait until it is written, run again",
+            )
+
+    def close(self) -> None:
+        """Release the file; may be called twice."""
+        self._file.close()
+
+    def __enter__(self) -> PositionedFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _read_some(self, offset: int, view: memoryview) -> int:
+        """Read at least one byte into `view`, or return 0 at the end of the file."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [view], offset)
+        with self._lock:  # Windows: the file position is shared, so seek and read are one step
+            self._file.seek(offset)
+            return self._file.readinto(view) or 0
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> SourceError:
+    """Say that `path` cannot be read. ValueError is Python's word for a name with a null byte."""
+    why = getattr(error, "strerror", None) or str(error)
+    return SourceError(str(path), why.lower(), "check the path and its permissions")
+
+
+def is_plain_name(name: str) -> bool:
+    """Tell whether `name` is a file name on every system: no folder, drive or control character."""
+    return name not in ("", ".", "..") and name.isprintable() and not set(name) & set('/\\:*?"<>|')
+
+
+def weight_files(names: Iterable[str]) -> list[str]:
+    """Return the safetensors files that hold a model's weights, of all file names in its folder.
+
+    `model.safetensors` alone where it exists, as transformers reads it; otherwise every file but
+    the copies that some publishers add for other programs (`consolidated*`) and LoRA adapters.
+    Whether an index narrows the choice is for the caller, who can read it.
+    """
+    found = sorted(name for name in names if name.endswith(".safetensors"))
+    if SINGLE_NAME in found:
+        return [SINGLE_NAME]
+    return [name for name in found if not name.startswith(("consolidated", "adapter_"))]
+
+
+def why_not_a_model(what: str, names: Collection[str]) -> LiteRTLMError | None:
+    """Return the error for a folder or repository that cannot be converted, None if it can.
+
+    Args:
+        what: the folder or repository, as the user knows it.
+        names: the names of the files in it.
+    """
+    if weight_files(names):
+        if "config.json" in names:
+            return None
+        return SourceError(what, "config.json is missing", "copy it from the original model")
+    if "adapter_config.json" in names:
+        return UnsupportedError(
+            what,
+            "it holds only a LoRA adapter (adapter_config.json), not a whole model",
+            "merge it into its base model first (peft: merge_and_unload, then save_pretrained) "
+            "and convert the merged folder",
+        )
+    pickles = sorted(name for name in names if name.endswith(_PICKLE_SUFFIXES))
+    if pickles:
+        return UnsupportedError(
+            what,
+            f"its weights are in PyTorch's pickle format ({pickles[0]}), which can run code when "
+            "it is read",
+            "load it with transformers where you trust it, write it with save_pretrained(FOLDER), "
+            "which makes safetensors, and convert that folder",
+        )
+    missing = "*.safetensors is" if "config.json" in names else "config.json and *.safetensors are"
+    return SourceError(
+        what,
+        f"{missing} missing",
+        "pass a Hugging Face id, a folder with config.json and *.safetensors, or a .gguf file",
+    )

@@ -1,0 +1,236 @@
+"""Fetch a model from the Hugging Face hub, or from a mirror of it (HF_ENDPOINT).
+
+The repository is listed first, and everything follows from the list: what kind of model it is,
+which files are needed, how big they are, what their hashes must be. config.json comes first, so
+that an unsupported model costs a second and not an evening.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converter.checkpoint.files import (
+    INDEX_NAME,
+    SINGLE_NAME,
+    is_plain_name,
+    weight_files,
+    why_not_a_model,
+)
+from converter.checkpoint.progress import DownloadProgress
+from converter.errors import OptionError, SourceError
+
+if TYPE_CHECKING:
+    from converter.checkpoint.hub_repository import Repository
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+
+# What a conversion can use besides config.json and the weights.
+_SIDE_FILES = (
+    "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+# These stand in the names of .litertlm files made for one accelerator, one chip or the browser.
+_NOT_GENERIC = re.compile(
+    r"gpu|npu|web|qualcomm|mediatek|tensor_g|intel|exynos|sm[78]\d|qcs|mt6", re.IGNORECASE
+)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class HubDownload:
+    """A model that is here now.
+
+    Attributes:
+        kind: `safetensors` (`path` is a folder), `gguf` or `litertlm` (`path` is that file).
+        path: what to open.
+        repo_id, commit: exactly what it is.
+        notes: what the user should be told, a line each.
+    """
+
+    kind: str
+    path: Path
+    repo_id: str
+    commit: str
+    notes: tuple[str, ...] = ()
+
+
+def download(
+    repo_id: str,
+    target: Path,
+    revision: str | None = None,
+    quiet: bool = False,
+    *,
+    file: str | None = None,
+    prefer_converted: bool = True,
+    check_config: Callable[[dict[str, Any]], object] | None = None,
+) -> HubDownload:
+    """Bring a model's files into the folder `target`, or find that they are there already.
+
+    Args:
+        repo_id: `org/name`.
+        target: made if missing. Complete files in it are kept, unfinished ones continued.
+        revision: branch, tag or commit; None is the repository's main branch.
+        quiet: no progress on stderr.
+        file: the one .gguf or .litertlm file to take.
+        prefer_converted: take a .litertlm where the repository has one, even beside weights.
+        check_config: called with the parsed config.json before anything big is fetched; what it
+            raises ends the download.
+
+    Raises:
+        SourceError: no such model, no permission, no network, not a model, damaged on the way.
+        UnsupportedError: only an adapter, or only PyTorch pickles.
+        OptionError: several files would do, and the user must say which.
+        OutputError: the disk is full or the folder cannot be written.
+    """
+    if revision is not None and _COMMIT.fullmatch(revision):  # a commit never changes
+        local = _local_copy(repo_id, target, revision, file)
+        if local is not None:
+            return local
+
+    import httpx
+    from huggingface_hub.utils import WeakFileLock
+
+    from converter.checkpoint import hub_errors
+    from converter.checkpoint.hub_repository import WORK, Repository
+
+    token, token_source = _find_token()
+    endpoint = (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+    request = hub_errors.Request(repo_id, revision, endpoint, token_source)
+    try:
+        (target / WORK).mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(target / WORK / "lock"):  # a second process waits, then finds it done
+            repository = Repository(request, token, target)
+            kind, names, notes = choose_files(
+                repo_id, list(repository.files), file, prefer_converted
+            )
+            repository.begin(kind)
+            if kind == "safetensors":
+                names = _complete_names(repository, names, check_config)
+            repository.bring(kind, names, quiet)
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        if hub_errors.is_unreachable(error):
+            local = _local_copy(repo_id, target, revision, file)
+            if local is not None:
+                return local
+        # The client's own error would show headers and signed addresses in a traceback.
+        raise hub_errors.explain(error, request) from None
+    path = target if kind == "safetensors" else target / names[0]
+    return HubDownload(kind, path, repo_id, repository.commit, tuple(notes))
+
+
+def choose_files(
+    repo_id: str, listed: list[str], file: str | None = None, prefer_converted: bool = True
+) -> tuple[str, list[str], list[str]]:
+    """Decide from a repository's file names what it is and what to take.
+
+    Returns:
+        The kind; the files, of which the weights of a sharded model may be too many until its index
+        has been read; and notes for the user.
+
+    Raises:
+        SourceError, UnsupportedError: there is nothing that can be converted.
+        OptionError: several GGUF files, none asked for.
+    """
+    names = sorted(name for name in listed if is_plain_name(name))
+    converted = [name for name in names if name.endswith(".litertlm")]
+    gguf = [
+        name
+        for name in names
+        if name.lower().endswith(".gguf") and not name.startswith(("mmproj", "imatrix"))
+    ]
+    if file is not None:
+        if file not in names:
+            have = ", ".join(converted + gguf) or "no .gguf and no .litertlm file"
+            raise SourceError(
+                f"{repo_id}:{file}", "no such file in the repository", f"it has {have}"
+            )
+        return ("litertlm" if file in converted else "gguf"), [file], []
+    weights = weight_files(names) if "config.json" in names else []
+    if converted and (prefer_converted or not (weights or gguf)):
+        first, *others = sorted(
+            converted, key=lambda name: (bool(_NOT_GENERIC.search(name)), len(name), name)
+        )
+        ask = f"took {first}; for {', '.join(others)} ask with {repo_id}:FILE"
+        return "litertlm", [first], [ask] if others else []
+    if weights:
+        return "safetensors", [*weights, *(name for name in _SIDE_FILES if name in names)], []
+    if len(gguf) == 1:
+        return "gguf", gguf, []
+    if gguf:
+        why = f"it has {len(gguf)} GGUF files: {', '.join(gguf)}"
+        raise OptionError(repo_id, why, f"say which, for example {repo_id}:{gguf[0]}")
+    raise why_not_a_model(repo_id, names) or SourceError(repo_id, "it is empty", "check the name")
+
+
+def _complete_names(
+    repository: Repository,
+    names: list[str],
+    check_config: Callable[[dict[str, Any]], object] | None,
+) -> list[str]:
+    """Read config.json and the index; return exactly the files that the model needs."""
+    from converter.checkpoint.safetensors import read_config, read_index
+
+    repository.fetch("config.json", DownloadProgress())
+    config = read_config(repository.target / "config.json")
+    if check_config is not None:
+        check_config(config)
+    weights = [name for name in names if name.endswith(".safetensors")]
+    if INDEX_NAME in repository.files and weights != [SINGLE_NAME]:
+        repository.fetch(INDEX_NAME, DownloadProgress())
+        shards = sorted(set(read_index(repository.target / INDEX_NAME).values()))
+        absent = [shard for shard in shards if shard not in repository.files]
+        if absent:
+            raise SourceError(
+                repository.request.repo_id,
+                f"{INDEX_NAME} names files that the repository does not have: {', '.join(absent)}",
+                "tell its owner, or try another --revision",
+            )
+        weights = [INDEX_NAME, *shards]
+    return ["config.json", *weights, *(name for name in names if name in _SIDE_FILES)]
+
+
+def _find_token() -> tuple[str | None, str | None]:
+    """Return the access token and the name of the place it is from.
+
+    Raises:
+        SourceError: it cannot be a token. The HTTP client would refuse it too, and print it.
+    """
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token is None:
+        return None, None
+    environment = any(os.environ.get(name) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
+    source = "HF_TOKEN" if environment else "the hf tool's login"
+    if not re.fullmatch(r"[!-~]+", token):
+        raise SourceError(source, "it holds characters that no access token has", "set it again")
+    return token, source
+
+
+def _local_copy(
+    repo_id: str, target: Path, revision: str | None, file: str | None
+) -> HubDownload | None:
+    """Return what an earlier run completed in `target`, if it is what is asked for now."""
+    from converter.checkpoint.hub_repository import has_size, read_record
+
+    for kind in ("litertlm", "safetensors", "gguf"):
+        record = read_record(target, kind)
+        if record is None or not record.complete or record.repo_id != repo_id:
+            continue
+        if revision not in (record.revision, record.commit):
+            continue
+        names = list(record.files)
+        if (file is not None and names != [file]) or not all(
+            has_size(target / name, size) for name, size in record.files.items()
+        ):
+            continue
+        path = target if kind == "safetensors" else target / names[0]
+        pinned = revision == record.commit
+        note = f"the hub cannot be reached: using {repo_id} as it was fetched before"
+        return HubDownload(kind, path, repo_id, record.commit, () if pinned else (note,))
+    return None

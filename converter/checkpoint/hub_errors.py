@@ -1,0 +1,130 @@
+"""What the hub's errors mean to a user: one table, from the client's exceptions to ours."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import httpx
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from converter.errors import LiteRTLMError, OutputError, SourceError
+
+_LOGIN = "set HF_TOKEN or run `hf auth login`"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked of which hub. The access token itself is deliberately not here."""
+
+    repo_id: str
+    revision: str | None
+    endpoint: str
+    token_source: str | None
+
+
+def is_unreachable(error: Exception) -> bool:
+    """Tell whether the hub gave no answer about the model: no network, overload, its own fault."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code == 429 or error.response.status_code >= 500
+    return isinstance(error, (httpx.TransportError, OfflineModeIsEnabled))
+
+
+def explain(error: Exception, request: Request) -> LiteRTLMError:
+    """Return our error for one that the client raised while it served `request`.
+
+    The client's own text is not repeated where a token or a signed address could stand in it.
+    """
+    # Order matters: GatedRepoError is a RepositoryNotFoundError, which is an HfHubHTTPError, and
+    # that is both an httpx.HTTPError and an OSError.
+    used = (
+        f"with the token from {request.token_source}" if request.token_source else "with no token"
+    )
+    what, page = request.repo_id, f"{request.endpoint}/{request.repo_id}"
+    if isinstance(error, GatedRepoError):
+        return SourceError(
+            what,
+            f"it is gated: its owner asks you to agree to terms ({used})",
+            f"1) open {page} and log in, 2) agree to the terms, 3) wait for the approval (often at "
+            f"once), 4) {'' if request.token_source else _LOGIN + ' and '}run this again",
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return SourceError(
+            what,
+            f"there is no such model on {request.endpoint}, or it is private (asked {used})",
+            f"check the spelling; if it is private, {_LOGIN} with an account that may read it",
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return SourceError(
+            what,
+            f"it has no revision {request.revision!a}",
+            f"see {page}/commits/main for its branches, tags and commits",
+        )
+    if isinstance(error, DisabledRepoError):
+        return SourceError(what, "the hub has disabled this model", "choose another model")
+    if isinstance(error, EntryNotFoundError):
+        return SourceError(what, "a file that the hub listed is not there", "run this again")
+    if isinstance(error, HfHubHTTPError):
+        return _explain_status(error.response.status_code, request, used)
+    if isinstance(error, OfflineModeIsEnabled):
+        return _no_network(what, "HF_HUB_OFFLINE forbids to use the network")
+    if isinstance(error, httpx.TimeoutException):
+        return _no_network(what, f"{request.endpoint} did not answer in time")
+    if isinstance(error, httpx.TransportError):
+        return _no_network(what, f"{request.endpoint} cannot be reached")
+    if isinstance(error, (httpx.HTTPError, httpx.InvalidURL)):
+        return SourceError(
+            what,
+            f"{request.endpoint} cannot be asked ({type(error).__name__})",
+            "check HF_ENDPOINT",
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f" ({error.filename})" if error.filename else ""
+        why = f"{(error.strerror or os.strerror(error.errno)).lower()}{where}"
+        return OutputError(f"downloading {what}", why, "free some space or set LITERT_LM_MODELS")
+    if isinstance(error, OSError):  # the client's word for a body of the wrong length
+        return SourceError(what, "a file ended early", "run this again: it continues where it was")
+    return SourceError(
+        what, f"{request.endpoint} does not answer like a Hugging Face hub", "check HF_ENDPOINT"
+    )
+
+
+def _explain_status(status: int, request: Request, used: str) -> LiteRTLMError:
+    what = request.repo_id
+    if status == 401 and request.token_source:
+        return SourceError(
+            what,
+            f"the hub does not accept the access token from {request.token_source}",
+            f"make a new one at {request.endpoint}/settings/tokens, then {_LOGIN}",
+        )
+    if status == 401:
+        return SourceError(what, "the hub asks for an access token and none is set", _LOGIN)
+    if status == 403:
+        why = f"the hub forbids to read it ({used})"
+        return SourceError(what, why, "use a token with read access to this model")
+    if status == 429:
+        why = f"too many requests to {request.endpoint} ({used})"
+        hint = "wait some minutes and run this again"
+        return SourceError(
+            what, why, hint if request.token_source else f"{hint}, or {_LOGIN}: the limit is higher"
+        )
+    if status >= 500:
+        return _no_network(what, f"{request.endpoint} has a fault of its own (HTTP {status})")
+    return SourceError(what, f"{request.endpoint} answered HTTP {status}", "check HF_ENDPOINT")
+
+
+def _no_network(what: str, why: str) -> SourceError:
+    return SourceError(
+        what,
+        why,
+        "run this again later; without it, local folders, .gguf files and what is in models/ "
+        "still work",
+    )

@@ -1,0 +1,315 @@
+"""Read a folder of safetensors by row blocks.
+
+The format is eight bytes of header length, a JSON header, and the tensors one after another:
+https://huggingface.co/docs/safetensors. The safetensors package is not used for it because it maps
+the whole file and cannot hand BF16 to numpy; it is what our tests compare with. A header is input
+from a stranger: whatever does not add up to the byte is refused before anything is read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converter.checkpoint.base import Checkpoint, TensorInfo
+from converter.checkpoint.files import (
+    INDEX_NAME,
+    SINGLE_NAME,
+    PositionedFile,
+    is_plain_name,
+    weight_files,
+    why_not_a_model,
+)
+from converter.errors import SourceError, UnsupportedError
+
+MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
+MAX_JSON_BYTES = 64_000_000  # config.json and the index: a few megabytes in the largest models
+MAX_DIMENSIONS = 16
+
+# Bits per element of every type the format knows. Only those in _READABLE can be converted.
+_BITS = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8,
+    "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
+    "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+_READABLE = {"BF16": 2, "F16": 2, "F32": 4}  # bytes per element
+
+# 16-bit elements pass through a buffer of this many on their way to float32. 256 kB stay in the
+# second-level cache, so the half-width copy of the weights never travels to memory and back.
+_BLOCK = 128 * 1024
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor's bytes are: `begin` counts from the start of the file."""
+
+    file: PositionedFile
+    begin: int
+
+
+class SafetensorsCheckpoint(Checkpoint):
+    """A folder with config.json and one or more safetensors files; see `open_folder`."""
+
+    format = "safetensors"
+
+    def __init__(
+        self,
+        path: Path,
+        config: dict[str, Any],
+        generation_config: dict[str, Any],
+        tensors: Mapping[str, TensorInfo],
+        places: Mapping[str, _Place],
+        resources: ExitStack,
+    ) -> None:
+        self.path = path
+        self.config = config
+        self.generation_config = generation_config
+        self.tensors = tensors
+        self._places = places
+        self._resources = resources
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Read rows `start:stop` as float32, `(stop - start, columns)`; see `Checkpoint.read_rows`.
+
+        A tensor of more than two dimensions has its first as rows and the others as columns.
+
+        Raises:
+            SourceError: the file ended early or changed, or its disk reports an error.
+            UnsupportedError: the tensor is stored in a type that holds quantised numbers.
+            KeyError, IndexError: `tensors` does not list this tensor or these rows.
+        """
+        info, place = self.tensors[name], self._places[name]
+        itemsize = _READABLE.get(info.dtype)
+        if itemsize is None:
+            raise UnsupportedError(
+                f"tensor {name}",
+                f"it is stored as {info.dtype}, and pre-quantised checkpoints cannot be converted "
+                "without changing their numbers again",
+                "convert the original model in BF16, F16 or F32",
+            )
+        rows = info.shape[0] if len(info.shape) > 1 else 1
+        columns = math.prod(info.shape[1:] if len(info.shape) > 1 else info.shape)
+        if not 0 <= start <= stop <= rows:
+            raise IndexError(f"rows {start}:{stop} of {name}, which has {rows}")
+        result = np.empty((stop - start, columns), np.float32)
+        flat = result.reshape(-1)
+        offset = place.begin + start * columns * itemsize
+        if info.dtype == "F32":
+            place.file.read_into(offset, _bytes_of(flat))
+        else:
+            _read_16_bit(place.file, offset, info.dtype, flat)
+        place.file.check_unchanged()
+        return result
+
+    def check_unchanged(self) -> None:
+        for file in {place.file for place in self._places.values()}:
+            file.check_unchanged()
+
+    def close(self) -> None:
+        self._resources.close()
+
+
+def open_folder(path: Path) -> SafetensorsCheckpoint:
+    """Open the model in folder `path`: one `model.safetensors`, or shards with or without an index.
+
+    Only headers are read. What the shards hold and the index says must agree exactly.
+
+    Raises:
+        SourceError: something is missing, damaged or contradicts itself.
+        UnsupportedError: the folder holds only an adapter or PyTorch pickles.
+    """
+    try:
+        names = {entry.name for entry in path.iterdir()}
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise SourceError(str(path), why, "pass a folder that can be read") from error
+    unusable = why_not_a_model(str(path), names)
+    if unusable is not None:
+        raise unusable
+    config = read_config(path / "config.json")
+    generation = path / "generation_config.json"
+    generation_config = read_config(generation) if generation.name in names else {}
+    shards = weight_files(names)
+    indexed: dict[str, str] = {}
+    if INDEX_NAME in names and shards != [SINGLE_NAME]:
+        indexed = read_index(path / INDEX_NAME)
+        shards = sorted(set(indexed.values()))
+    for shard in shards:
+        if shard not in names:
+            raise SourceError(
+                str(path), f"{shard} is missing, which {INDEX_NAME} names", "fetch the missing file"
+            )
+
+    tensors: dict[str, TensorInfo] = {}
+    places: dict[str, _Place] = {}
+    with ExitStack() as stack:
+        for shard in shards:
+            file = stack.enter_context(PositionedFile(path / shard))
+            for info, begin in read_header(file):
+                if info.name in tensors:
+                    other = places[info.name].file.path.name
+                    why = f"tensor {info.name} is in it and in {other}"
+                    raise SourceError(str(file.path), why, "remove the file that is too much")
+                tensors[info.name] = info
+                places[info.name] = _Place(file, begin)
+        for name, shard in indexed.items():
+            if name not in tensors or places[name].file.path.name != shard:
+                raise SourceError(
+                    str(path / shard),
+                    f"tensor {name} is not in it, though {INDEX_NAME} says so",
+                    "fetch the shard and the index again",
+                )
+        return SafetensorsCheckpoint(
+            path, config, generation_config, tensors, places, stack.pop_all()
+        )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a config.json or its like; SourceError if it is not there or not a JSON object."""
+    with PositionedFile(path) as file:
+        config = _parse_json(file, 0, file.size, MAX_JSON_BYTES, "it")
+    if not isinstance(config, dict):
+        raise SourceError(str(path), "it is not a JSON object", "copy it from the original model")
+    return config
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Read model.safetensors.index.json: tensor name to the name of a file beside it.
+
+    Raises:
+        SourceError: it is damaged, empty, or names a file outside its folder.
+    """
+    with PositionedFile(path) as file:
+        index = _parse_json(file, 0, file.size, MAX_JSON_BYTES, "it")
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise SourceError(str(path), "it has no weight_map", "fetch it again")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not is_plain_name(shard) or not name.isprintable():
+            why = f"tensor {name!a} is said to be in {shard!a}, which is not a file in this folder"
+            raise SourceError(str(path), why, "do not use this model: its index is not sound")
+        if not shard.endswith(".safetensors"):
+            why = f"it names {shard}, which is not a safetensors file"
+            raise SourceError(str(path), why, "fetch the model in safetensors format")
+    return weight_map
+
+
+def read_header(file: PositionedFile) -> Iterator[tuple[TensorInfo, int]]:
+    """Yield every tensor of a safetensors file, with its offset from the start of the file.
+
+    The tensors must fill the file: no overlap, no hole, nothing behind the last.
+
+    Raises:
+        SourceError: the header is damaged or does not describe this file.
+    """
+    if file.size < 8:
+        raise _damaged(file, f"it has {file.size} bytes, too few for a safetensors header")
+    length = int.from_bytes(file.read_at(0, 8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise _damaged(file, f"its header claims {length} bytes, more than {MAX_HEADER_BYTES}")
+    if 8 + length > file.size:
+        raise _damaged(file, f"its header claims {length} bytes, but the file has {file.size}")
+    header = _parse_json(file, 8, length, MAX_HEADER_BYTES, "its header")
+    if not isinstance(header, dict):
+        raise _damaged(file, "its header is not a JSON object")
+    if not isinstance(header.pop("__metadata__", {}), dict):
+        raise _damaged(file, "its __metadata__ is not a JSON object")
+
+    data = 8 + length
+    entries = [_parse_entry(file, name, entry) for name, entry in header.items()]
+    expected = 0
+    for info, begin, end in sorted(entries, key=lambda entry: entry[1:]):
+        if begin < expected:
+            raise _damaged(file, f"tensor {info.name} overlaps the one before it")
+        if begin > expected:
+            raise _damaged(file, f"{begin - expected} bytes before tensor {info.name} are unused")
+        expected = end
+    if data + expected > file.size:
+        missing = data + expected - file.size
+        raise _damaged(file, f"it ended early: the last {missing} bytes of its tensors are missing")
+    if data + expected < file.size:
+        raise _damaged(
+            file, f"{file.size - data - expected} bytes after the last tensor are unused"
+        )
+    for info, begin, _ in entries:
+        yield info, data + begin
+
+
+def _parse_entry(file: PositionedFile, name: str, entry: Any) -> tuple[TensorInfo, int, int]:
+    """Check one header entry; return it with its begin and end, counted from the first tensor."""
+    if not name.isprintable():  # also keeps control characters off the user's terminal
+        raise _damaged(file, f"the tensor name {name!a} is not printable text")
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise _damaged(file, f"tensor {name} is not described by dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _BITS:
+        raise _damaged(file, f"tensor {name} has the unknown dtype {str(dtype)[:40]!a}")
+    if not _is_naturals(shape) or len(shape) > MAX_DIMENSIONS:
+        raise _damaged(file, f"tensor {name} has the impossible shape {str(shape)[:80]}")
+    if not _is_naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _damaged(file, f"tensor {name} has the impossible data_offsets {str(offsets)[:80]}")
+    begin, end = offsets
+    bits = math.prod(shape) * _BITS[dtype]
+    if bits != (end - begin) * 8:
+        why = f"tensor {name} has {end - begin} bytes, but {dtype} {shape} takes {-(-bits // 8)}"
+        raise _damaged(file, why)
+    return TensorInfo(name, tuple(shape), dtype), begin, end
+
+
+def _is_naturals(value: Any) -> bool:
+    """Tell whether `value` is a list of integers from 0 to 2**63 (a bool is not one)."""
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
+
+
+def _parse_json(file: PositionedFile, offset: int, length: int, limit: int, what: str) -> Any:
+    """Parse `length` bytes of JSON; a key that stands twice in an object is refused."""
+    if length > limit:
+        raise _damaged(file, f"{what} is {length} bytes long, more than {limit}")
+    try:
+        return json.loads(file.read_at(offset, length).decode(), object_pairs_hook=_unique)
+    except RecursionError:
+        raise _damaged(file, f"{what} is nested too deeply") from None
+    except ValueError as error:
+        raise _damaged(file, f"{what} is not JSON ({str(error)[:80]})") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {key[:40]!a} stands there twice")
+        result[key] = value
+    return result
+
+
+def _damaged(file: PositionedFile, why: str) -> SourceError:
+    return SourceError(str(file.path), why, "fetch or copy it again")
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    """Return the bytes of a contiguous one-dimensional array, writable."""
+    return array.view(np.uint8).data
+
+
+def _read_16_bit(file: PositionedFile, offset: int, dtype: str, out: np.ndarray) -> None:
+    """Fill `out` (float32, one dimension) from `BF16` or `F16` elements at `offset`.
+
+    BF16 is the upper half of a float32, so the shift is exact, NaN payloads included.
+    """
+    block = np.empty(min(_BLOCK, out.size), np.uint16)
+    bits = out.view(np.uint32)
+    for start in range(0, out.size, _BLOCK):
+        part = block[: out.size - start]
+        file.read_into(offset + 2 * start, _bytes_of(part))
+        stop = start + part.size
+        if dtype == "BF16":
+            np.left_shift(part, 16, out=bits[start:stop], dtype=np.uint32)
+        else:
+            out[start:stop] = part.view(np.float16)

