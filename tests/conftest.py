@@ -151,3 +151,55 @@ def qwen3_tokenizer() -> Path:
 def gemma3_tokenizer() -> Path:
     """A folder with Gemma 3's tokenizer.json and tokenizer_config.json."""
     return real_model("gemma3-tokenizer")
+
+
+# Converted once for all tests that run them -----------------------------------------------------
+
+
+def _convert(source: Path, output: Path, scheme: str) -> Path:
+    """Convert a GGUF or a folder with the default options."""
+    from cli.obtain import open_checkpoint
+    from converter.base import ConvertOptions, ModelConverter
+
+    with open_checkpoint(source) as checkpoint:
+        ModelConverter(checkpoint, output.stem, ConvertOptions(quantize=scheme)).convert(output)
+    return output
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the converted models below."""
+    return tmp_path_factory.mktemp("bundles")
+
+
+@pytest.fixture(scope="session")
+def smollm2_bundle(smollm2_gguf: Path, bundles: Path) -> Path:
+    """SmolLM2-135M-Instruct in dynamic_int8."""
+    return _convert(smollm2_gguf, bundles / "smollm2.litertlm", "dynamic_int8")
+
+
+@pytest.fixture(scope="session")
+def smollm2_fp32_bundle(smollm2_gguf: Path, bundles: Path) -> Path:
+    """SmolLM2-135M-Instruct in fp32."""
+    return _convert(smollm2_gguf, bundles / "smollm2-fp32.litertlm", "fp32")
+
+
+@pytest.fixture(scope="session")
+def gemma3_bundle(gemma3_gguf: Path, bundles: Path) -> Path:
+    """Gemma 3 270M, a base model, in dynamic_int8."""
+    return _convert(gemma3_gguf, bundles / "gemma3.litertlm", "dynamic_int8")
+
+
+@pytest.fixture(scope="session")
+def gemma3_fp32_bundle(gemma3_gguf: Path, bundles: Path) -> Path:
+    """Gemma 3 270M in fp32."""
+    return _convert(gemma3_gguf, bundles / "gemma3-fp32.litertlm", "fp32")
+
+
+@pytest.fixture(scope="session")
+def qwen3_bundle(qwen3_tokenizer: Path, bundles: Path) -> Path:
+    """Random weights in Qwen3's shape, made small, with Qwen3's tokenizer and template."""
+    from benchmarks.checkpoints import make_checkpoint
+
+    make_checkpoint("qwen3-tiny", bundles / "qwen3-tiny", qwen3_tokenizer)
+    return _convert(bundles / "qwen3-tiny", bundles / "qwen3-tiny.litertlm", "dynamic_int8")

@@ -1,0 +1,110 @@
+"""`litert-lm-cli inspect`: what is inside a .litertlm file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from converter.inspection import Bundle, SignatureSummary
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "inspect",
+        help="show what is inside a .litertlm file",
+        description="Show the sections, metadata and signatures of a .litertlm file.",
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="a .litertlm file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    from converter.inspection import read_bundle
+
+    bundle = read_bundle(args.file)
+    if args.json:
+        import json
+
+        print(json.dumps(as_json(bundle), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(_lines(bundle)))
+
+
+def as_json(bundle: Bundle) -> dict[str, Any]:
+    """The whole of a bundle's description, in plain types."""
+    import dataclasses
+
+    from google.protobuf import json_format
+
+    return {
+        "path": str(bundle.path),
+        "size": bundle.nbytes,
+        "format_version": bundle.version,
+        "system": bundle.system,
+        "sections": [
+            {"type": s.kind, "offset": s.offset, "size": s.nbytes, "items": s.items}
+            for s in bundle.sections
+        ],
+        "metadata": json_format.MessageToDict(bundle.metadata, preserving_proto_field_name=True),
+        "signatures": [dataclasses.asdict(s) for s in bundle.model.signatures],
+        "weight_bytes": bundle.model.weight_bytes,
+    }
+
+
+def _lines(bundle: Bundle) -> list[str]:
+    from google.protobuf import text_format
+
+    lines = [f"{bundle.path}  {size(bundle.nbytes)}, format {bundle.version}"]
+    lines += [f"  {key}: {value}" for key, value in bundle.system.items()]
+    lines += ["", "Sections"]
+    for section in bundle.sections:
+        items = "  ".join(f"{key}={value}" for key, value in section.items.items())
+        lines.append(f"  {section.kind:24}{size(section.nbytes):>10}  {items}".rstrip())
+    lines += ["", "Signatures"]
+    for signature in bundle.model.signatures:
+        lines.append(f"  {signature.name}")
+        lines += [f"    {line}" for line in _tensor_lines(signature)]
+    lines += ["", "Weights"]
+    for dtype, nbytes in sorted(bundle.model.weight_bytes.items(), key=lambda item: -item[1]):
+        lines.append(f"  {dtype:24}{size(nbytes):>10}")
+    lines += ["", "Metadata"]
+    metadata = type(bundle.metadata)()
+    metadata.CopyFrom(bundle.metadata)
+    template = metadata.jinja_prompt_template
+    metadata.ClearField("jinja_prompt_template")
+    text = text_format.MessageToString(metadata, as_utf8=True)
+    lines += [f"  {line}" for line in text.splitlines()]
+    lines += ["", "Chat template", *(f"  {line}" for line in template.splitlines())]
+    # Names and templates come from a model's files: nothing in them may drive the terminal.
+    return ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
+
+
+def _tensor_lines(signature: SignatureSummary) -> list[str]:
+    """One line per tensor; the caches, alike in every layer, in and out, share one."""
+    directions: dict[str, set[str]] = {}
+    counts: dict[str, set[str]] = {}
+    for direction, tensors in (("in", signature.inputs), ("out", signature.outputs)):
+        for tensor in tensors:
+            stem = tensor.name.rstrip("0123456789")
+            name = stem + "*" if stem.startswith("kv_cache_") else tensor.name
+            line = f"{name:16}{tensor.dtype} {tensor.shape}"
+            directions.setdefault(line, set()).add(direction)
+            counts.setdefault(line, set()).add(tensor.name)
+    return [
+        f"{'+'.join(sorted(directions[line])):8}{line}"
+        + (f"  x{len(names)}" if len(names) > 1 else "")
+        for line, names in counts.items()
+    ]
+
+
+def size(nbytes: int) -> str:
+    """1234567 -> `1.2 MB`, decimal as disks are sold and shown."""
+    value = float(nbytes)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} GB"

@@ -1,0 +1,45 @@
+"""`litert-lm-cli list`: the converted models."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "list",
+        help="list the models in models/",
+        description="List the converted models in models/, with size, scheme and context length.",
+    )
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    import sys
+
+    from cli.inspect import size
+    from converter.errors import SourceError
+    from converter.inspection import read_bundle
+    from converter.sources import list_models, models_dir
+
+    folder = models_dir()
+    rows = []
+    for path in list_models(folder):
+        name = path.parent.relative_to(folder).as_posix()
+        try:
+            bundle = read_bundle(path)
+            scheme = bundle.system.get("quantization", "-")
+            rows.append((name, size(bundle.nbytes), scheme, str(bundle.metadata.max_num_tokens)))
+        except SourceError as error:
+            rows.append((name, "damaged", "-", "-"))
+            print(f"litert-lm-cli: {error}", file=sys.stderr)
+    if not rows:
+        print("no models yet: try litert-lm-cli run demo", file=sys.stderr)
+        return
+    rows.insert(0, ("MODEL", "SIZE", "SCHEME", "CONTEXT"))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )

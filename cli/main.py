@@ -1,0 +1,83 @@
+"""The command line: parses arguments, and is the only place that prints errors and exits."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cli import convert, inspect, list, run
+from converter.errors import LiteRTLMError, OptionError
+from converter.version import __version__
+
+_COMMANDS = (run, convert, inspect, list)
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # what a shell reports for a process that SIGINT ended
+EXIT_BROKEN_PIPE = 141  # the same for SIGPIPE
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors look like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise OptionError(self.prog, message, f"see {self.prog} --help")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = _Parser(
+        prog="litert-lm-cli",
+        description="Any open language model into .litertlm in seconds, and straight into a chat.",
+        epilog="Try: litert-lm-cli run demo",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in _COMMANDS:
+        subparser = command.add_parser(subparsers)
+        subparser.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
+        subparser.set_defaults(handler=command.main)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in arguments
+    try:
+        args = build_parser().parse_args(arguments)
+        args.handler(args)
+        sys.stdout.flush()
+    except LiteRTLMError as error:
+        return _fail(
+            str(error), EXIT_USAGE if isinstance(error, OptionError) else EXIT_FAILURE, debug
+        )
+    except KeyboardInterrupt:
+        return _fail("interrupted, at your request, run it again", EXIT_INTERRUPTED, debug)
+    except BrokenPipeError:
+        # The reader of our stdout left; give the interpreter's last flush somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except Exception as error:
+        return _fail(
+            f"unexpected {type(error).__name__}, {error}, "
+            "this is a bug: run again with --debug and report what it prints",
+            EXIT_FAILURE,
+            debug,
+        )
+    return 0
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    # One line, and nothing that a terminal would obey: parts of it may come from a model's files.
+    printable = "".join(c if c.isprintable() else " " for c in message)
+    print(f"error: {' '.join(printable.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,174 @@
+"""One answer, or a chat on a terminal: text streams out while it is generated.
+
+Only the answer goes to stdout; hints, notes and statistics go to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+from typing import BinaryIO, Literal, TextIO
+
+from converter.errors import OptionError
+from runner.conversation import Conversation, Piece, Statistics
+
+WELCOME = "Enter your prompt:"
+PROMPT = "> "
+HINT = "Ctrl-C stops an answer, Ctrl-D leaves."
+BASE_MODEL_NOTE = "note: this model has no chat template: it continues each text as it stands"
+
+_DIM, _RESET = "\x1b[2m", "\x1b[0m"
+_THOUGHT_BEGIN, _THOUGHT_END = "<think>\n", "\n</think>\n"
+# A terminal obeys these; newline and tab are harmless.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class AnswerWriter:
+    """Writes the pieces of one answer; a context manager that ends the line.
+
+    On a terminal thoughts are dim and control characters are dropped. Elsewhere thoughts stand
+    between lines of their own, and every character of the answer is kept, but newlines at its end.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._is_terminal = stream.isatty()
+        self._section: Literal["answer", "thought"] | None = None
+        self._after_thought = False  # also after one that was empty
+        self._held = ""  # newlines, or half a character, that may turn out to be the end
+
+    def __enter__(self) -> AnswerWriter:
+        return self
+
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        if error_type is not None and issubclass(error_type, BrokenPipeError):
+            return
+        if self._section == "thought":
+            self._stream.write(_RESET if self._is_terminal else _THOUGHT_END.rstrip("\n"))
+        if self._section is not None:
+            self._stream.write("\n")
+        self._stream.flush()
+
+    def write(self, piece: Piece) -> None:
+        """Write and flush one piece."""
+        text = piece.text
+        if self._is_terminal:
+            text = _CONTROL.sub("", text)
+        self._after_thought |= piece.kind == "thought"
+        if piece.kind != self._section:
+            if self._after_thought:
+                text = text.lstrip("\n")  # what separates the two in the model's own format
+            if not text:
+                return
+            self._switch(piece.kind)
+        text = self._held + text
+        # The engine sends U+FFFD where an answer was cut inside a character.
+        kept = text.rstrip("\n\ufffd")
+        self._held = text[len(kept) :]
+        self._stream.write(kept)
+        self._stream.flush()
+
+    def _switch(self, kind: Literal["answer", "thought"]) -> None:
+        self._held = ""
+        if kind == "thought":
+            if self._section == "answer":
+                self._stream.write("\n")
+            self._stream.write(_DIM if self._is_terminal else _THOUGHT_BEGIN)
+        else:
+            if self._section == "thought":
+                self._stream.write(_RESET + "\n\n" if self._is_terminal else _THOUGHT_END)
+            self._after_thought = False
+        self._section = kind
+
+
+def read_prompt(stream: BinaryIO) -> str:
+    """All of a pipe as one prompt, without the newline at its end.
+
+    Raises:
+        OptionError: it is empty or not UTF-8.
+    """
+    try:
+        text = stream.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise OptionError(
+            "the prompt on stdin", "is not UTF-8", "convert it, as iconv does"
+        ) from error
+    text = text.removesuffix("\n").removesuffix("\r")
+    if not text.strip():
+        raise OptionError(
+            "the prompt on stdin", "is empty", "pipe a text in, or run on a terminal to chat"
+        )
+    return text
+
+
+def answer(
+    conversation: Conversation,
+    prompt: str,
+    stdout: TextIO,
+    stderr: TextIO,
+    *,
+    show_statistics: bool = False,
+) -> None:
+    """Stream the answer to one prompt."""
+    with AnswerWriter(stdout) as writer, contextlib.closing(conversation.ask(prompt)) as pieces:
+        for piece in pieces:
+            writer.write(piece)
+    if conversation.finish == "context":
+        print("note: the answer ends here because the context is full", file=stderr)
+    if show_statistics and conversation.statistics is not None:
+        print(_describe(conversation.statistics), file=stderr)
+
+
+def chat(
+    conversation: Conversation,
+    stdin: TextIO,
+    stdout: TextIO,
+    stderr: TextIO,
+    *,
+    show_statistics: bool = False,
+) -> None:
+    """Prompts and answers in turns, until the end of the input."""
+    print(WELCOME, file=stdout if stdout.isatty() else stderr, flush=True)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("readline")  # gives input() editing and history
+    while True:
+        try:
+            prompt = _read_line(stdin, stdout, stderr)
+        except KeyboardInterrupt:
+            print(f"\n{HINT}", file=stderr)
+            continue
+        if prompt is None:
+            print(file=stdout if stdout.isatty() else stderr)
+            return
+        if not prompt.strip():
+            continue
+        try:
+            answer(conversation, prompt, stdout, stderr, show_statistics=show_statistics)
+        except KeyboardInterrupt:
+            print("(stopped)", file=stderr)
+        except OptionError as error:  # too long, for example: the next one may fit
+            print(f"error: {error}", file=stderr)
+
+
+def _read_line(stdin: TextIO, stdout: TextIO, stderr: TextIO) -> str | None:
+    """One line without its newline; None at the end of the input."""
+    if stdout.isatty():
+        try:
+            return input(PROMPT)  # readline draws the prompt on stdout
+        except EOFError:
+            return None
+        except UnicodeDecodeError:
+            print("error: the line is not UTF-8", file=stderr)
+            return ""
+    print(PROMPT, end="", file=stderr, flush=True)
+    line = stdin.readline()
+    return line.removesuffix("\n") if line else None
+
+
+def _describe(statistics: Statistics) -> str:
+    return (
+        f"prefill: {statistics.prefill_tokens} tokens at {statistics.prefill_rate:.1f} tok/s, "
+        f"first token after {statistics.first_token_seconds:.2f} s; "
+        f"decode: {statistics.decode_tokens} tokens at {statistics.decode_rate:.1f} tok/s"
+    )

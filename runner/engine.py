@@ -1,0 +1,241 @@
+"""A `.litertlm` file in the LiteRT-LM engine: conversations and completions, piece by piece.
+
+What the engine does not do by itself is done here, each seen in docs/runtime.md: it refuses a long
+prompt only in the first turn, keeps a cancelled conversation cancelled for ever, stops an answer at
+the end of the cache without a word, and forgets the bundle's sampler when one option is given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from converter.errors import EngineError, OptionError
+from converter.inspection import Bundle, read_bundle
+from runner.conversation import Conversation, uninterrupted
+from runner.native_log import NativeLog
+
+COMPLETION_TEMPLATE = Path(__file__).parent.parent / "converter/families/completion.jinja"
+_WIDE_TOP_K = 50  # transformers' default, where a bundle's own k of 1 would undo other options
+_PROBE = "probe"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What the user chose; None leaves the bundle's own value."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+
+
+class Model:
+    """An open `.litertlm` file; a context manager.
+
+    While it is open, fd 2 belongs to the engine and `sys.stderr` is another stream: look it up
+    inside the `with` block.
+
+    Args:
+        backend: cpu or gpu.
+        threads: for cpu; None leaves the engine's choice.
+        verbose: let the engine's log through.
+        cache_dir: where the engine may keep a copy of the packed weights. None means nowhere; the
+            engine itself would put it beside the model.
+        benchmark: measure, for `Conversation.statistics`.
+
+    Raises:
+        SourceError: missing, not a `.litertlm` file, or a damaged one.
+        EngineError: the engine refuses it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        backend: Literal["cpu", "gpu"] = "cpu",
+        threads: int | None = None,
+        verbose: bool = False,
+        cache_dir: Path | None = None,
+        benchmark: bool = False,
+    ) -> None:
+        self.path = path
+        self.benchmark = benchmark
+        self.engine: Any = None
+        self._bundle: Bundle = read_bundle(path)
+        self.metadata: Any = self._bundle.metadata
+        self._backend = backend
+        self._threads = threads
+        self._verbose = verbose
+        self._cache_dir = str(cache_dir) if cache_dir else ":nocache"
+        self._log = NativeLog(hidden=not verbose)
+        self._conversations: list[Conversation] = []
+
+    def __enter__(self) -> Model:
+        import litert_lm
+
+        backends = {
+            "cpu": lambda: litert_lm.Backend.CPU(thread_count=self._threads),
+            "gpu": litert_lm.Backend.GPU,
+        }
+        severity = litert_lm.LogSeverity
+        litert_lm.set_min_log_severity(severity.INFO if self._verbose else severity.ERROR)
+        self._log.__enter__()
+        try:
+            self.engine = litert_lm.Engine(
+                str(self.path),
+                backend=backends[self._backend](),
+                cache_dir=self._cache_dir,
+                enable_benchmark=self.benchmark,
+            )
+        except RuntimeError as error:
+            failure = self.failure(str(self.path), error)
+            if self._backend != "cpu":
+                failure = EngineError(
+                    failure.what, failure.why, f"try --backend cpu, or {failure.fix}"
+                )
+            self._log.__exit__(None, None, None)
+            raise failure from error
+        except BaseException:
+            self._log.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        try:
+            for conversation in self._conversations:
+                conversation.close()
+            with uninterrupted():
+                self.engine.close()
+        finally:
+            self._log.__exit__(None, None, None)
+
+    @cached_property
+    def context_length(self) -> int | None:
+        """Tokens that history, prompt and answer may fill together; None where it is not told."""
+        if self.metadata.max_num_tokens:
+            return int(self.metadata.max_num_tokens)
+        masks = (
+            tensor.shape[-1]
+            for signature in self._bundle.model.signatures
+            if signature.name == "decode"
+            for tensor in signature.inputs
+            if tensor.name == "mask" and tensor.shape
+        )
+        return next(masks, None)
+
+    @cached_property
+    def is_chat(self) -> bool:
+        """Whether the chat template does more than pass the text through."""
+        try:
+            with self.engine.create_conversation() as conversation:
+                return bool(conversation.render_message_to_string(_PROBE) != _PROBE)
+        except RuntimeError as error:
+            raise self.failure(f"{self.path.name}: chat template", error) from error
+
+    @property
+    def supports_thinking(self) -> bool:
+        """Whether thinking can be switched on and off."""
+        return bool(self.metadata.supports_thinking)
+
+    @property
+    def has_thoughts(self) -> bool:
+        """Whether answers may hold thoughts."""
+        return any(channel.is_reasoning_channel for channel in self.metadata.channels)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids; special tokens in `text` are parsed, none are added."""
+        return list(self.engine.tokenize(text))
+
+    def conversation(
+        self,
+        *,
+        system: str | None = None,
+        sampling: Sampling | None = None,
+        max_tokens: int | None = None,
+        thinking: bool | None = None,
+    ) -> Conversation:
+        """Start a conversation.
+
+        Args:
+            max_tokens: the most tokens of an answer; thoughts are not counted.
+            thinking: None leaves it to the template.
+
+        Raises:
+            OptionError: the model cannot do what was asked for.
+        """
+        if thinking and not self.supports_thinking:
+            raise OptionError(
+                "--thinking", f"{self.path.name} has no thinking to switch on", "leave it out"
+            )
+        if thinking is False and self.has_thoughts and not self.supports_thinking:
+            raise OptionError("--no-thinking", f"{self.path.name} always thinks", "leave it out")
+        if system is not None and not self.is_chat:
+            raise OptionError(
+                "--system",
+                f"{self.path.name} is a base model without a chat template",
+                "put the text into the prompt",
+            )
+        settings: dict[str, Any] = {}
+        if thinking is not None and self.supports_thinking:
+            import litert_lm
+
+            settings["thinking_config"] = litert_lm.ThinkingConfig(enable_thinking=thinking)
+        may_think = self.has_thoughts and thinking is not False
+        return self._add(
+            Conversation(self, settings, self.sampler(sampling), max_tokens, system, may_think)
+        )
+
+    def completion(
+        self, *, sampling: Sampling | None = None, max_tokens: int | None = None
+    ) -> Conversation:
+        """A conversation without template and history: each prompt is continued as it stands."""
+        settings = {"chat_template": COMPLETION_TEMPLATE.read_text(encoding="utf-8")}
+        conversation = Conversation(
+            self, settings, self.sampler(sampling), max_tokens, None, self.has_thoughts
+        )
+        conversation.keeps_history = False
+        return self._add(conversation)
+
+    def sampler(self, chosen: Sampling | None) -> Any:
+        """A complete SamplerConfig, or None for the bundle's own.
+
+        The engine fills what is left out with its own defaults and not with the bundle's values.
+        """
+        if chosen is None or chosen == Sampling():
+            return None
+        import litert_lm
+
+        own = self.metadata.sampler_params
+        seed = own.seed if chosen.seed is None else chosen.seed
+        top_k = chosen.top_k or own.k
+        is_greedy = own.type in (own.GREEDY, own.TYPE_UNSPECIFIED)
+        if chosen.top_k is None and (is_greedy or own.k <= 1):
+            wants_sampling = chosen.temperature is not None or chosen.top_p is not None
+            top_k = _WIDE_TOP_K if wants_sampling else 1
+        if chosen.temperature == 0:
+            top_k = 1
+        return litert_lm.SamplerConfig(
+            top_k=top_k,
+            top_p=chosen.top_p or own.p or 1.0,
+            temperature=chosen.temperature or own.temperature or 1.0,
+            seed=seed,
+        )
+
+    def failure(self, what: str, error: Exception) -> EngineError:
+        """An EngineError whose reason is what the engine logged last."""
+        return EngineError(
+            what, self._log.reason() or str(error), "run with --verbose to see the engine's log"
+        )
+
+    def _add(self, conversation: Conversation) -> Conversation:
+        self._conversations.append(conversation)
+        return conversation

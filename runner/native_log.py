@@ -1,0 +1,107 @@
+"""Keeps what native code writes to file descriptor 2 away from the user.
+
+A healthy run is silent at the severity ERROR, but a failing one writes stack traces and lines of
+other libraries past every severity. They go to a temporary file, from which an error takes its
+reason.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+import tempfile
+from types import TracebackType
+from typing import IO, TextIO
+
+_STDERR = 2
+_GLOG_PREFIX = re.compile(r"^[IWEF]\d{4} [^\]]*\] ")
+_SOURCE_PLACE = re.compile(r":?\s*ERROR: \[[^\]]*\]")
+_HOLLOW = re.compile(r"^Failed to [a-z ]+: [A-Z_]+$")  # it failed, and that is all
+_NO_REASON = re.compile(r"^(INFO: |WARNING: |===|third_party/|@ +0x|0x[0-9a-f]+ |[IW]\d{4} |$)")
+
+
+class NativeLog:
+    """While open, fd 2 is a temporary file and `sys.stderr` writes to the real one.
+
+    Args:
+        hidden: False leaves everything as it is.
+    """
+
+    def __init__(self, hidden: bool = True) -> None:
+        self._hidden = hidden
+        self._file: IO[bytes] | None = None
+        self._python_stderr: TextIO | None = None
+        self._real = -1
+
+    def __enter__(self) -> NativeLog:
+        if not self._hidden:
+            return self
+        self._file = tempfile.TemporaryFile()
+        self._real = os.dup(_STDERR)
+        if _writes_to_stderr(sys.stderr):
+            sys.stderr.flush()
+            self._python_stderr = sys.stderr
+            sys.stderr = open(
+                self._real,
+                "w",
+                buffering=1,
+                encoding=sys.stderr.encoding,
+                errors="backslashreplace",
+                closefd=False,
+            )
+        os.dup2(self._file.fileno(), _STDERR)
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        if self._file is None:
+            return
+        os.dup2(self._real, _STDERR)
+        if self._python_stderr is not None:
+            sys.stderr.close()
+            sys.stderr = self._python_stderr
+            self._python_stderr = None
+        os.close(self._real)
+        self._file.close()
+        self._file = None
+
+    def reason(self) -> str | None:
+        """The last line that says what went wrong, or None."""
+        if self._file is None:
+            return None
+        self._file.seek(0)  # fd 2 shares the position, and reading to the end restores it
+        return find_reason(self._file.read().decode("utf-8", "replace"))
+
+
+def find_reason(log: str) -> str | None:
+    """The last line of an engine log that says what went wrong.
+
+    >>> find_reason("E0000 00:00:1.2  7 engine.cc:854] Failed: INTERNAL: ERROR: [a.cc:1]\\n"
+    ...             "└ Invalid flatbuffer\\n=== Source Location Trace: ===\\na.cc:460")
+    'Invalid flatbuffer'
+    """
+    reason = None
+    in_trace = False  # after its heading, a trace names source files up to the next message
+    for raw in log.splitlines():
+        line = raw.strip()
+        starts_message = bool(_GLOG_PREFIX.match(line)) or line.startswith("└")
+        in_trace = not starts_message and (in_trace or line.startswith("==="))
+        if in_trace or _NO_REASON.match(line):
+            continue
+        text = _SOURCE_PLACE.sub("", _GLOG_PREFIX.sub("", line)).lstrip("└ ").strip()
+        if text and not (reason and _HOLLOW.match(text)):
+            reason = text
+    return reason
+
+
+def _writes_to_stderr(stream: TextIO | None) -> bool:
+    try:
+        return stream is not None and stream.fileno() == _STDERR
+    except (OSError, ValueError, io.UnsupportedOperation):
+        return False

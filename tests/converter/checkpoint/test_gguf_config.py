@@ -1,0 +1,262 @@
+"""A GGUF's metadata as a config: what is carried over, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from converter.checkpoint.gguf import open_gguf
+from converter.errors import SourceError, UnsupportedError
+from tests.gguf_files import (
+    HEADS,
+    HIDDEN,
+    LAYERS,
+    VOCAB,
+    Keys,
+    refused,
+    tensors_of_a_model,
+    write_gguf,
+)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "model.gguf"
+
+
+# What is carried over.
+
+
+def config(file: Path, keys: Keys | None = None, **more: Any) -> dict[str, Any]:
+    with open_gguf(write_gguf(file, keys, **more)) as checkpoint:
+        return checkpoint.config
+
+
+def test_config_of_a_plain_model(file: Path) -> None:
+    assert config(file) == {
+        "model_type": "llama",
+        "vocab_size": VOCAB,
+        "hidden_size": HIDDEN,
+        "intermediate_size": 128,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": HEADS,
+        "head_dim": HIDDEN // HEADS,
+        "rms_norm_eps": 1e-6,  # float32 in the file
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"attention.head_count_kv": 2}, {"num_key_value_heads": 2}),
+        ({"attention.head_count_kv": [2, 2]}, {"num_key_value_heads": 2}),
+        (
+            {"attention.key_length": 32, "attention.value_length": 32},
+            {"head_dim": 32},
+        ),
+        ({"rope.freq_base": 1e6}, {"rope_theta": 1e6}),
+        ({"rope.dimension_count": 8}, {"partial_rotary_factor": 0.5}),
+        ({"rope.dimension_count": 16}, {}),
+        ({"rope.freq_base_swa": 1e4}, {"rope_local_base_freq": 1e4}),
+        ({"attention.sliding_window": 32}, {"sliding_window": 32}),
+        ({"attention.sliding_window": 0}, {}),
+        ({"attention.sliding_window_pattern": 6}, {"sliding_window_pattern": 6}),
+        (
+            {"attention.sliding_window_pattern": [True, False]},
+            {"layer_types": ["sliding_attention", "full_attention"]},
+        ),
+        (
+            {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
+            {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        ),
+        ({"rope.scaling.factor": 4.0}, {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+        ({"rope.scale_linear": 2.0}, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, {}),
+        (
+            {
+                "rope.scaling.type": "yarn",
+                "rope.scaling.factor": 4.0,
+                "rope.scaling.original_context_length": 32768,
+                "rope.scaling.yarn_beta_fast": 32.0,
+                "rope.scaling.yarn_log_multiplier": 0.1,
+            },
+            {
+                "unknown_gguf_keys": ["rope.scaling.yarn_log_multiplier"],
+                "rope_scaling": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 32768,
+                    "beta_fast": 32.0,
+                },
+            },
+        ),
+        ({"logit_scale": 8.0}, {"logits_scaling": 8.0}),
+        ({"residual_scale": 0.22}, {"residual_multiplier": 0.22}),
+        ({"embedding_scale": 12.0}, {"embedding_multiplier": 12.0}),
+        ({"attention.scale": 0.015625}, {"attention_multiplier": 0.015625}),
+        ({"attn_logit_softcapping": 50.0}, {"attn_logit_softcapping": 50.0}),
+        ({"final_logit_softcapping": 30.0}, {"final_logit_softcapping": 30.0}),
+        ({"expert_count": 8}, {"num_experts": 8}),
+        ({"expert_count": 0}, {}),
+        ({"attention.causal": False}, {"is_causal": False}),
+        (
+            {"ssm.state_size": 16, "new_key": "x"},
+            {"unknown_gguf_keys": ["new_key", "ssm.state_size"]},
+        ),
+    ],
+)
+def test_config_carries_what_changes_the_numbers(file: Path, keys: Keys, expected: Keys) -> None:
+    plain = config(file)
+    assert config(file, keys) == plain | expected
+
+
+def test_config_reads_the_tensors(file: Path) -> None:
+    extra = {
+        "output.weight": np.zeros((VOCAB, HIDDEN), np.float32),
+        "blk.0.attn_q.bias": np.zeros(HIDDEN, np.float32),
+        "rope_freqs.weight": np.arange(1, 9, dtype=np.float32),
+    }
+    got = config(file, tensors=tensors_of_a_model(**extra))
+    assert got["tie_word_embeddings"] is False
+    assert got["attention_bias"] is True
+    assert got["rope_scaling"] == {"rope_type": "factors", "factors": [1, 2, 3, 4, 5, 6, 7, 8]}
+
+
+def test_longrope_tensors_are_told(file: Path) -> None:
+    factors = {"rope_factors_long.weight": np.ones(8, np.float32)}
+    got = config(file, tensors=tensors_of_a_model(**factors))
+    assert got["rope_scaling"]["rope_type"] == "longrope"
+
+
+def test_gemma_s_attention_scale_is_a_query_scalar(file: Path) -> None:
+    got = config(file, {"attention.scale": 0.0625}, arch="gemma3")
+    assert got["query_pre_attn_scalar"] == 256.0
+    assert "query_pre_attn_scalar" not in config(file, arch="gemma3")
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"block_count": 0}, "metadata key 'llama.block_count' is 0, not a positive whole number"),
+        (
+            {"block_count": 1 << 31},
+            "metadata key 'llama.block_count' is 2147483648, but the file has only 4 tensors",
+        ),
+        ({"embedding_length": "x"}, "metadata key 'llama.embedding_length' is 'x', not a number"),
+        (
+            {"rope.freq_base": float("nan")},
+            "metadata key 'llama.rope.freq_base' is nan, not a number",
+        ),
+        ({"rope.scaling.type": 7}, "metadata key 'llama.rope.scaling.type' is 7, not a name"),
+        (
+            {"attention.head_count": 5},
+            "metadata key 'llama.attention.head_count' is 5, which does not divide 64",
+        ),
+        (
+            {"attention.sliding_window_pattern": [True]},
+            "metadata key 'llama.attention.sliding_window_pattern' has 1 entries",
+        ),
+    ],
+)
+def test_wrong_metadata(file: Path, keys: Keys, why: str) -> None:
+    error = refused(write_gguf(file, keys))
+    assert isinstance(error, SourceError)
+    assert error.why == why
+
+
+@pytest.mark.parametrize("key", ["block_count", "embedding_length", "attention.head_count"])
+def test_missing_metadata(file: Path, key: str) -> None:
+    error = refused(write_gguf(file, drop=(key,)))
+    assert error.why == f"metadata key 'llama.{key}' is missing"
+
+
+def test_missing_embedding(file: Path) -> None:
+    tensors = tensors_of_a_model()
+    del tensors["token_embd.weight"]
+    why = "tensor 'token_embd.weight' is missing or not two-dimensional"
+    assert refused(write_gguf(file, tensors=tensors)).why == why
+
+
+def test_keys_and_values_of_different_size(file: Path) -> None:
+    error = refused(write_gguf(file, {"attention.key_length": 32, "attention.value_length": 16}))
+    assert isinstance(error, UnsupportedError)
+    assert error.why == "llama.attention.key_length 32 differs from value_length 16"
+
+
+def test_layers_of_different_shape(file: Path) -> None:
+    error = refused(write_gguf(file, {"attention.head_count_kv": [2, 4]}))
+    assert isinstance(error, UnsupportedError)
+    assert error.why == "llama.attention.head_count_kv differs between layers"
+
+
+def test_gemma_s_attention_scale_out_of_range(file: Path) -> None:
+    error = refused(write_gguf(file, {"attention.scale": 1e-30}, arch="gemma3"))
+    assert error.why == "metadata key 'gemma3.attention.scale' is 1e-30"
+
+
+def test_rope_factors_with_another_scaling(file: Path) -> None:
+    factors = {"rope_freqs.weight": np.ones(8, np.float32)}
+    error = refused(write_gguf(file, {"rope.scaling.factor": 2.0}, tensors_of_a_model(**factors)))
+    assert isinstance(error, UnsupportedError)
+    assert error.why == "rope_freqs.weight together with linear rope scaling"
+
+
+def test_rope_factors_of_another_length(file: Path) -> None:
+    factors = {"rope_freqs.weight": np.ones(4, np.float32)}
+    error = refused(write_gguf(file, tensors=tensors_of_a_model(**factors)))
+    assert error.why == "tensor 'rope_freqs.weight' has shape (4,), not (8,)"
+
+
+# Real files.
+
+
+def test_config_of_smollm2(smollm2_gguf: Path) -> None:
+    with open_gguf(smollm2_gguf) as checkpoint:
+        assert len(checkpoint.tensors) == 272
+        assert checkpoint.config == {
+            "model_type": "llama",
+            "vocab_size": 49152,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "head_dim": 64,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 100000.0,
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": True,
+            "attention_bias": False,
+        }
+
+
+def test_config_of_gemma3(gemma3_gguf: Path) -> None:
+    with open_gguf(gemma3_gguf) as checkpoint:
+        assert len(checkpoint.tensors) == 236
+        assert checkpoint.config == {
+            "model_type": "gemma3",
+            "vocab_size": 262144,
+            "hidden_size": 640,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 18,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "head_dim": 256,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1000000.0,
+            "max_position_embeddings": 32768,
+            "sliding_window": 512,
+            "tie_word_embeddings": True,
+            "attention_bias": False,
+        }

@@ -1,0 +1,302 @@
+"""Configs in, networks out: published configs, aliases, name tables and refusals."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from converter.decoder import Activation, DecoderSpec
+from converter.errors import LiteRTLMError, SourceError, UnsupportedError
+from converter.families.base import Family
+from converter.registry import FAMILIES, family_of
+
+LLAMA_32_1B: dict[str, Any] = {
+    "model_type": "llama",
+    "attention_bias": False,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 8,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "factor": 32.0,
+        "high_freq_factor": 4.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 128256,
+}
+QWEN3_06B: dict[str, Any] = {
+    "model_type": "qwen3",
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 28,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+QWEN25_05B: dict[str, Any] = {
+    "model_type": "qwen2",
+    "hidden_act": "silu",
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 21,
+    "num_attention_heads": 14,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+# The multimodal config of the 4B model leaves out what transformers takes as a default.
+GEMMA3_4B: dict[str, Any] = {
+    "model_type": "gemma3",
+    "eos_token_id": [1, 106],
+    "text_config": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+    "vision_config": {"hidden_size": 1152, "num_hidden_layers": 27},
+}
+
+
+def spec_of(config: dict[str, Any], **changes: Any) -> DecoderSpec:
+    return family_of({**config, **changes}).spec()
+
+
+def test_llama_32() -> None:
+    spec = spec_of(LLAMA_32_1B)
+    assert (spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim) == (32, 8, 64)
+    assert spec.tied_head
+    assert not (spec.qkv_bias or spec.qk_norm or spec.post_norms)
+    frequencies = spec.layers[0].rope.inverse_frequencies(64)
+    # High frequencies are untouched, the lowest is divided by the factor.
+    assert frequencies[0] == 1.0
+    assert frequencies[-1] == pytest.approx(500000.0 ** (-62 / 64) / 32)
+
+
+def test_llama3_scaling_equals_transformers() -> None:
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    values = {k: v for k, v in LLAMA_32_1B.items() if k not in ("model_type", "torch_dtype")}
+    expected, _ = ROPE_INIT_FUNCTIONS["llama3"](LlamaConfig(**values), device="cpu")
+    assert spec_of(LLAMA_32_1B).layers[0].rope.inverse_frequencies(64) == pytest.approx(
+        expected.tolist(), rel=1e-6
+    )
+
+
+def test_qwen3() -> None:
+    spec = spec_of(QWEN3_06B)
+    assert spec.qk_norm
+    assert not spec.qkv_bias
+    assert spec.head_dim == 128  # not hidden / heads
+    assert {layer.sliding_window for layer in spec.layers} == {None}
+    # 0.6 billion with the tied head counted once
+    count = sum(math.prod(shape) for _, shape in spec.weight_shapes())
+    assert count == 596_049_920
+
+
+def test_qwen25_has_biases_and_a_window_that_is_switched_off() -> None:
+    spec = spec_of(QWEN25_05B)
+    assert spec.qkv_bias
+    assert not spec.o_bias
+    assert {layer.sliding_window for layer in spec.layers} == {None}
+    sliding = spec_of(QWEN25_05B, use_sliding_window=True, sliding_window=4096)
+    assert [layer.sliding_window for layer in sliding.layers] == [None] * 21 + [4096] * 3
+
+
+def test_gemma3_takes_the_text_part_and_transformers_defaults() -> None:
+    spec = spec_of(GEMMA3_4B)
+    assert (spec.vocab_size, spec.num_attention_heads, spec.num_key_value_heads) == (262208, 8, 4)
+    assert spec.activation is Activation.GELU_TANH
+    assert spec.embedding_scale == pytest.approx(math.sqrt(2560))
+    assert spec.attention_scale == 256**-0.5
+    windows = [layer.sliding_window for layer in spec.layers]
+    assert windows[:12] == [1024] * 5 + [None] + [1024] * 5 + [None]
+    assert spec.layers[0].rope.theta == 10_000
+    assert spec.layers[0].rope.factors == (1.0,)
+    assert spec.layers[5].rope.theta == 1_000_000
+    assert spec.layers[5].rope.factors == (8.0,)
+
+
+def test_gemma3_27b_of_a_gguf_has_its_own_attention_scale() -> None:
+    text = {
+        "num_hidden_layers": 62,
+        "hidden_size": 5376,
+        "num_attention_heads": 32,
+        "head_dim": 128,
+    }
+    assert spec_of({"model_type": "gemma3", **text}).attention_scale == 168**-0.5
+
+
+@pytest.mark.parametrize("config", [LLAMA_32_1B, QWEN3_06B, GEMMA3_4B])
+def test_configs_of_transformers_5_mean_the_same(config: dict[str, Any]) -> None:
+    """It moved the rotary settings into `rope_parameters`, for Gemma 3 one set per layer kind."""
+    from transformers import AutoConfig
+
+    values = {k: v for k, v in config.items() if k != "model_type"}
+    new = AutoConfig.for_model(config["model_type"], **values).to_dict()
+    assert "rope_theta" not in new.get("text_config", new)
+    assert family_of(new).spec() == family_of(config).spec()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling.rope_type='yarn'"),
+        ({"hidden_act": "relu"}, "hidden_act='relu'"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        ({"num_experts": 8}, "num_experts=8"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0"),
+        ({"residual_multiplier": 0.2}, "residual_multiplier=0.2"),
+        ({"use_sliding_window": True}, "use_sliding_window=True"),
+        ({"layer_types": ["sliding_attention"] * 16}, "layer_types='sliding_attention'"),
+        ({"unknown_gguf_keys": ["llama.odd"]}, "unknown_gguf_keys=['llama.odd']"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantised already (gptq)"),
+    ],
+)
+def test_what_would_change_the_numbers_is_refused_by_name(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UnsupportedError) as error:
+        family_of({**LLAMA_32_1B, **changes})
+    assert str(error.value).startswith("llama: ")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": "big"}, "hidden_size='big' is not a positive integer"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers=0 is not a positive integer"),
+        ({"rms_norm_eps": True}, "rms_norm_eps=True is not a positive number"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings='no' is not a bool"),
+        ({"vocab_size": None}, "has no vocab_size"),
+        ({"num_key_value_heads": 5}, "is no multiple of num_key_value_heads=5"),
+        ({"layer_types": ["full_attention"]}, "layer_types names 1 layers"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling.factor=None"),
+    ],
+)
+def test_configs_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SourceError) as error:
+        family_of({**LLAMA_32_1B, **changes})
+    assert message in str(error.value)
+
+
+def test_unsupported_architecture_lists_the_supported_ones() -> None:
+    with pytest.raises(UnsupportedError) as error:
+        family_of({"model_type": "mamba"})
+    assert str(error.value) == (
+        "model_type mamba, not a supported architecture, "
+        f"supported are: {', '.join(sorted(FAMILIES))}"
+    )
+    with pytest.raises(SourceError, match="has no model_type"):
+        family_of({})
+
+
+# Name tables ------------------------------------------------------------------------------------
+
+
+def _tensors(family: Family, fmt: str) -> list[str]:
+    column = 2 if fmt == "gguf" else 1
+    table = {row[0]: row[column] for row in family.names}
+    names = []
+    for path, _ in family.spec().weight_shapes():
+        parts = path.split(".")
+        if parts[0] == "layers":
+            pattern = ".".join(["layers", "{i}", *parts[2:]])
+            names.append(table[pattern].replace("{i}", parts[1]))
+        else:
+            names.append(table[path])
+    return names
+
+
+@pytest.mark.parametrize("fmt", ["safetensors", "gguf"])
+@pytest.mark.parametrize("config", [LLAMA_32_1B, QWEN3_06B, QWEN25_05B, GEMMA3_4B])
+def test_every_weight_has_a_name(config: dict[str, Any], fmt: str) -> None:
+    family = family_of(config)
+    sources = family.weight_sources(_tensors(family, fmt), fmt)
+    assert list(sources) == [path for path, _ in family.spec().weight_shapes()]
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "language_model.model.", "model.language_model."])
+def test_the_decoder_is_found_inside_larger_models(prefix: str) -> None:
+    family = family_of(GEMMA3_4B)
+    tensors = [prefix + name for name in _tensors(family, "safetensors")]
+    extra = ["vision_tower.encoder.weight", "model.multi_modal_projector.weight"]
+    sources = family.weight_sources([*tensors, *extra], "safetensors")
+    assert sources["embedding"].tensor == f"{prefix}embed_tokens.weight"
+
+
+def test_missing_and_unknown_tensors_are_listed() -> None:
+    family = family_of(QWEN3_06B)
+    tensors = _tensors(family, "safetensors")
+    gone = {"layers.0.mlp.up_proj.weight", "norm.weight"}
+    with pytest.raises(SourceError) as error:
+        family.weight_sources([name for name in tensors if name not in gone], "safetensors")
+    assert "lacks 2 tensors: layers.0.mlp.up_proj.weight, norm.weight" in str(error.value)
+    with pytest.raises(SourceError) as error:
+        family.weight_sources([*tensors, "model.layers.0.self_attn.sinks"], "safetensors")
+    assert "holds 1 tensors that this network does not have: model.layers.0.self_attn.sinks" in str(
+        error.value
+    )
+    with pytest.raises(SourceError, match="holds the same weight twice"):
+        family.weight_sources([*tensors, "model.norm.weight"], "safetensors")
+
+
+def test_a_tied_checkpoint_may_hold_its_head_again() -> None:
+    family = family_of(QWEN3_06B)
+    sources = family.weight_sources(
+        [*_tensors(family, "safetensors"), "lm_head.weight"], "safetensors"
+    )
+    assert "head" not in sources
+    untied = family_of({**QWEN3_06B, "tie_word_embeddings": False})
+    with pytest.raises(LiteRTLMError, match=r"lacks 1 tensors: lm_head\.weight"):
+        untied.weight_sources(_tensors(family, "safetensors"), "safetensors")
+
+
+def test_what_formats_store_differently() -> None:
+    llama, gemma = family_of(LLAMA_32_1B), family_of(GEMMA3_4B)
+    q, k, v = (f"layers.3.attention.{part}" for part in "qkv")
+    stored = llama.weight_sources(_tensors(llama, "gguf"), "gguf")
+    assert [stored[path].interleaved_head_dim for path in (q, k, v)] == [64, 64, None]
+    plain = llama.weight_sources(_tensors(llama, "safetensors"), "safetensors")
+    assert {source.interleaved_head_dim for source in plain.values()} == {None}
+    less_one = gemma.weight_sources(_tensors(gemma, "safetensors"), "safetensors")
+    assert less_one["final_norm"].add == less_one["layers.0.attention.q_norm"].add == 1
+    assert less_one[q].add == 0
+    added = gemma.weight_sources(_tensors(gemma, "gguf"), "gguf")
+    assert {source.add for source in added.values()} == {0}

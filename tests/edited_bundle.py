@@ -1,0 +1,56 @@
+"""Bundles with other metadata: what a published model may bring and ours do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from converter.bundle import Section, lay_out
+from converter.inspection import read_bundle
+
+
+def edited_bundle(source: Path, target: Path, edit: Callable[[Any], None]) -> Path:
+    """Copy a bundle, with `edit` applied to its LlmMetadata."""
+    bundle = read_bundle(source)
+    edit(bundle.metadata)
+    data = source.read_bytes()
+    contents = [
+        bundle.metadata.SerializeToString()
+        if section.kind == "LlmMetadataProto"
+        else data[section.offset : section.offset + section.nbytes]
+        for section in bundle.sections
+    ]
+    sections = [
+        Section(section.kind, len(content), section.items)
+        for section, content in zip(bundle.sections, contents, strict=True)
+    ]
+    layout = lay_out(sections, bundle.system)
+    with target.open("wb") as file:
+        file.write(layout.header)
+        for offset, content in zip(layout.offsets, contents, strict=True):
+            file.seek(offset)
+            file.write(content)
+    return target
+
+
+def always_thinks(metadata: Any) -> None:
+    """Like R1-Distill: the template opens a thought, which here ends at the first space."""
+    metadata.jinja_prompt_template += (
+        "{%- if add_generation_prompt -%}{{- '<think>\\n' -}}{%- endif -%}"
+    )
+    del metadata.channels[:]
+    metadata.channels.add(
+        channel_name="thought", start="<think>\n", end=" ", is_reasoning_channel=True
+    )
+
+
+def completes_text(metadata: Any) -> None:
+    """A base model: its template passes the text through."""
+    template = Path(__file__).parents[1] / "converter/families/completion.jinja"
+    metadata.jinja_prompt_template = template.read_text("utf-8")
+
+
+def small_context(metadata: Any) -> None:
+    """64 tokens, which the engine observes like a cache of that length."""
+    metadata.max_num_tokens = 64

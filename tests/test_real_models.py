@@ -1,0 +1,142 @@
+"""Real weights through the real engine: our text against transformers', and the official client.
+
+transformers reads the same GGUF with its own code (names, rotary permutation, dequantisation), so
+that nothing of ours stands on both sides.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.obtain import open_checkpoint
+from converter.inspection import read_bundle
+from converter.tokenizer import load_tokenizer
+
+TOKENS = 32
+QUESTION = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+
+
+@contextmanager
+def engine(bundle: Path) -> Iterator[Any]:
+    import litert_lm
+
+    litert_lm.set_min_log_severity(litert_lm.LogSeverity.ERROR)
+    opened = litert_lm.Engine(str(bundle), cache_dir=":nocache")
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def greedy(bundle: Path, prompt: str, count: int) -> str:
+    """The engine's own continuation, without a template."""
+    import litert_lm
+
+    with engine(bundle) as opened:
+        session = opened.create_session(
+            apply_prompt_template=False,
+            max_output_tokens=count,
+            sampler_config=litert_lm.SamplerConfig(top_k=1, temperature=1.0),
+        )
+        session.run_prefill([prompt])
+        [text] = session.run_decode().texts
+        session.close()
+        return text
+
+
+def expected(gguf: Path, prompt: str, count: int) -> str:
+    """transformers' continuation in float32, without the token that ends it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with open_checkpoint(gguf) as checkpoint:
+        tokenizer = load_tokenizer(checkpoint)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
+    start = [tokenizer.bos_token_id] if tokenizer.adds_bos else []
+    ids = [*start, *tokenizer.encode(prompt)]
+    with torch.no_grad():
+        output = model.generate(torch.tensor([ids]), max_new_tokens=count, do_sample=False)
+    tokens = [token for token in output[0, len(ids) :].tolist()]
+    return tokenizer.decode([t for t in tokens if t not in tokenizer.eos_token_ids])
+
+
+def test_smollm2_in_fp32_says_what_transformers_says(
+    smollm2_gguf: Path, smollm2_fp32_bundle: Path
+) -> None:
+    prompt = QUESTION.format("Write a short story about a fox.")
+    text = greedy(smollm2_fp32_bundle, prompt, TOKENS)
+    assert len(text.split()) > TOKENS // 2  # it did not stop early
+    assert text == expected(smollm2_gguf, prompt, TOKENS)
+
+
+def test_gemma3_in_fp32_says_what_transformers_says(
+    gemma3_gguf: Path, gemma3_fp32_bundle: Path
+) -> None:
+    prompt = "The history of the city of Rome begins"
+    text = greedy(gemma3_fp32_bundle, prompt, TOKENS)
+    assert len(text.split()) > TOKENS // 2
+    assert text == expected(gemma3_gguf, prompt, TOKENS)
+
+
+def test_smollm2_in_int8_knows_paris_and_stops(smollm2_bundle: Path) -> None:
+    text = greedy(smollm2_bundle, QUESTION.format("What is the capital of France?"), TOKENS)
+    assert text == "The capital of France is Paris."
+
+
+def test_gemma3_in_int8_continues_sensibly(gemma3_bundle: Path) -> None:
+    text = greedy(gemma3_bundle, "Water boils at a temperature of 100 degrees", 12)
+    assert "Celsius" in text or "C" in text.split()[:3]
+
+
+def test_qwen3_shape_runs_stops_and_renders_its_third_turn(qwen3_bundle: Path) -> None:
+    """Random weights say nothing, but everything around them must work."""
+    metadata = read_bundle(qwen3_bundle).metadata
+    assert not metadata.HasField("start_token")
+    assert {token.token_ids.ids[0] for token in metadata.stop_tokens} == {151645, 151643}
+    assert metadata.llm_model_type.WhichOneof("model_type") == "qwen3"
+    assert [channel.channel_name for channel in metadata.channels] == ["thought"]
+    with engine(qwen3_bundle) as opened:
+        conversation = opened.create_conversation(max_output_tokens=4)
+        counts = []
+        for turn in ("one", "two", "three"):
+            rendered = conversation.render_message_to_string(turn)
+            assert rendered.endswith(f"<|im_start|>user\n{turn}<|im_end|>\n<|im_start|>assistant\n")
+            conversation.send_message(turn)
+            counts.append(conversation.token_count)
+        assert counts == sorted(set(counts))
+        conversation.close()
+
+
+def _official_client(*arguments: str) -> str:
+    script = shutil.which("litert-lm", path=str(Path(sys.executable).parent))
+    assert script is not None, "run ./setup --dev: the official client is missing"
+    done = subprocess.run(
+        [script, *arguments], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("fixture", ["smollm2_bundle", "qwen3_bundle", "gemma3_bundle"])
+def test_official_client_describes_our_files(fixture: str, request: pytest.FixtureRequest) -> None:
+    report = _official_client("describe", str(request.getfixturevalue(fixture)))
+    assert "Max Context Tokens:     1280" in report
+    assert f"Supports Thinking:      {'YES' if 'qwen3' in fixture else 'NO'}" in report
+
+
+def test_official_client_runs_our_files(smollm2_bundle: Path, tmp_path: Path) -> None:
+    bundle = shutil.copy(smollm2_bundle, tmp_path)  # the client leaves its caches beside the model
+    answer = _official_client(
+        "run", bundle, "--prompt", "What is the capital of France?", "--top-k", "1"
+    )
+    assert "Paris" in answer
