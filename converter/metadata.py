@@ -83,9 +83,11 @@ def build_llm_metadata(
 
 def _template_notes(report: TemplateReport) -> list[str]:
     notes = []
-    if report.rejected:
-        reasons = "; ".join(f"{r.candidate}: {r.reason}" for r in report.rejected)
-        notes.append(f"chat template: {report.chosen} is used ({reasons})")
+    if report.rejected and not report.chosen.startswith("adapted source"):
+        notes.append(
+            f"chat template: the family's own ({report.chosen}) replaces the source's, "
+            f"which fails in the engine ({report.rejected[-1].reason})"
+        )
     if report.refused:
         notes.append(f"chat template: the source refuses {report.refused[0]}")
     if not report.exact_history:

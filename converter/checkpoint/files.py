@@ -12,6 +12,7 @@ import threading
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 from converter.errors import LiteRTLMError, SourceError, UnsupportedError
 
@@ -72,6 +73,15 @@ class PositionedFile:
         buffer = bytearray(length)
         self.read_into(offset, buffer)
         return buffer
+
+    def stream(self) -> BinaryIO:
+        """Return a buffered stream at the first byte, for one pass over a header.
+
+        Use and close it before any other read: where positioned reads are missing, they move it.
+        """
+        stream = open(self._file.fileno(), "rb", buffering=1 << 20, closefd=False)  # noqa: SIM115
+        stream.seek(0)
+        return stream
 
     def check_unchanged(self) -> None:
         """Raise SourceError if the file's size or modification time is not what it was at open."""
