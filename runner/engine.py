@@ -17,6 +17,7 @@ from converter.errors import EngineError, OptionError
 from converter.inspection import Bundle, read_bundle
 from runner.conversation import Conversation, uninterrupted
 from runner.native_log import NativeLog
+from runner.packed_weights import packed_weights_folder
 
 COMPLETION_TEMPLATE = Path(__file__).parent.parent / "converter/families/completion.jinja"
 _WIDE_TOP_K = 50  # transformers' default, where a bundle's own k of 1 would undo other options
@@ -43,8 +44,6 @@ class Model:
         backend: cpu or gpu.
         threads: for cpu; None leaves the engine's choice.
         verbose: let the engine's log through.
-        cache_dir: where the engine may keep a copy of the packed weights. None means nowhere; the
-            engine itself would put it beside the model.
         benchmark: measure, for `Conversation.statistics`.
 
     Raises:
@@ -59,7 +58,6 @@ class Model:
         backend: Literal["cpu", "gpu"] = "cpu",
         threads: int | None = None,
         verbose: bool = False,
-        cache_dir: Path | None = None,
         benchmark: bool = False,
     ) -> None:
         self.path = path
@@ -70,7 +68,6 @@ class Model:
         self._backend = backend
         self._threads = threads
         self._verbose = verbose
-        self._cache_dir = str(cache_dir) if cache_dir else ":nocache"
         self._log = NativeLog(hidden=not verbose)
         self._conversations: list[Conversation] = []
 
@@ -85,12 +82,13 @@ class Model:
         litert_lm.set_min_log_severity(severity.INFO if self._verbose else severity.ERROR)
         self._log.__enter__()
         try:
-            self.engine = litert_lm.Engine(
-                str(self.path),
-                backend=backends[self._backend](),
-                cache_dir=self._cache_dir,
-                enable_benchmark=self.benchmark,
-            )
+            with packed_weights_folder(self.path) as folder:
+                self.engine = litert_lm.Engine(
+                    str(self.path),
+                    backend=backends[self._backend](),
+                    cache_dir=folder,
+                    enable_benchmark=self.benchmark,
+                )
         except RuntimeError as error:
             failure = self.failure(str(self.path), error)
             if self._backend != "cpu":

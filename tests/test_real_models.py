@@ -66,7 +66,7 @@ def expected(gguf: Path, prompt: str, count: int) -> str:
     ids = [*start, *tokenizer.encode(prompt)]
     with torch.no_grad():
         output = model.generate(torch.tensor([ids]), max_new_tokens=count, do_sample=False)
-    tokens = [token for token in output[0, len(ids) :].tolist()]
+    tokens = output[0, len(ids) :].tolist()
     return tokenizer.decode([t for t in tokens if t not in tokenizer.eos_token_ids])
 
 
@@ -136,7 +136,5 @@ def test_official_client_describes_our_files(fixture: str, request: pytest.Fixtu
 
 def test_official_client_runs_our_files(smollm2_bundle: Path, tmp_path: Path) -> None:
     bundle = shutil.copy(smollm2_bundle, tmp_path)  # the client leaves its caches beside the model
-    answer = _official_client(
-        "run", bundle, "--prompt", "What is the capital of France?", "--top-k", "1"
-    )
-    assert "Paris" in answer
+    answer = _official_client("run", bundle, "--prompt", "Why is the sky blue?", "--top-k", "1")
+    assert "light" in answer

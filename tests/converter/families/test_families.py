@@ -100,7 +100,7 @@ def test_llama_32() -> None:
     spec = spec_of(LLAMA_32_1B)
     assert (spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim) == (32, 8, 64)
     assert spec.tied_head
-    assert not (spec.qkv_bias or spec.qk_norm or spec.post_norms)
+    assert not any((spec.qkv_bias, spec.qk_norm, spec.post_norms))
     frequencies = spec.layers[0].rope.inverse_frequencies(64)
     # High frequencies are untouched, the lowest is divided by the factor.
     assert frequencies[0] == 1.0
