@@ -58,7 +58,7 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     from cli.obtain import obtain
 
-    print(obtain(args, output_dir=args.output_dir, force=args.force))
+    print(obtain(args, args.output_dir, args.force, announce_kept=True))
 
 
 def prefill_lengths(text: str) -> tuple[int, ...]:

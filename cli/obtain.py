@@ -17,13 +17,19 @@ if TYPE_CHECKING:
     from converter.sources import Source
 
 
-def obtain(args: argparse.Namespace, output_dir: Path | None = None, force: bool = False) -> Path:
+def obtain(
+    args: argparse.Namespace,
+    output_dir: Path | None = None,
+    force: bool = False,
+    announce_kept: bool = False,
+) -> Path:
     """The path of MODEL's `.litertlm` file, made if need be.
 
     Args:
         args: holds `model` and the options of `cli.convert.add_conversion_options`.
         output_dir: where the result goes, None for the models folder.
         force: replace an existing result.
+        announce_kept: say so when there is one.
 
     Raises:
         LiteRTLMError: see `converter.errors`.
@@ -38,7 +44,9 @@ def obtain(args: argparse.Namespace, output_dir: Path | None = None, force: bool
             raise _converted_already(args.model)
         return output
     if output.exists() and not force:
-        _say(args, f"keeping {output}, which exists (convert --force replaces it)")
+        # To `run` an existing file is what was meant, unless other options were asked for.
+        if announce_kept or chosen:
+            _say(args, f"keeping {output}, which exists (convert --force replaces it)")
         return output
 
     local = _fetch(source, args, prefer_converted=not chosen)

@@ -52,8 +52,15 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     sampling.add_argument(
         "--temperature", type=_real(0, math.inf), metavar="T", help="0 always takes the likeliest"
     )
-    sampling.add_argument("--top-k", type=_integer(1, _INT32_MAX), metavar="K")
-    sampling.add_argument("--top-p", type=_real(0, 1, above=True), metavar="P")
+    sampling.add_argument(
+        "--top-k", type=_integer(1, _INT32_MAX), metavar="K", help="choose among the K likeliest"
+    )
+    sampling.add_argument(
+        "--top-p",
+        type=_real(0, 1, above=True),
+        metavar="P",
+        help="choose among the likeliest whose probabilities add up to P",
+    )
     sampling.add_argument(
         "--seed", type=_integer(0, _INT32_MAX), metavar="N", help="the same seed, the same text"
     )

@@ -84,9 +84,10 @@ def build_llm_metadata(
 def _template_notes(report: TemplateReport) -> list[str]:
     notes = []
     if report.rejected and not report.chosen.startswith("adapted source"):
+        reason, _, _ = report.rejected[-1].reason.partition(": renders")  # without the two texts
         notes.append(
             f"chat template: the family's own ({report.chosen}) replaces the source's, "
-            f"which fails in the engine ({report.rejected[-1].reason})"
+            f"which fails in the engine ({reason})"
         )
     if report.refused:
         notes.append(f"chat template: the source refuses {report.refused[0]}")

@@ -1,0 +1,81 @@
+"""Writes the tables of README_MODELS.md from the code, so that they cannot rot.
+
+venv/bin/python -m docs.tables        # rewrite
+tests/test_docs.py                    # fails when this was forgotten
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from cli.main import build_parser
+from converter.quantization import DEFAULT_SCHEME, SCHEMES
+from converter.registry import FAMILIES
+
+PAGE = Path(__file__).resolve().parent.parent / "README_MODELS.md"
+
+
+def families() -> str:
+    """Supported families: how a config or a GGUF names them, and what they are."""
+    by_class: dict[type, list[str]] = {}
+    for model_type, family in FAMILIES.items():
+        by_class.setdefault(family, []).append(f"`{model_type}`")
+    rows = ["| `model_type` / GGUF architecture | Network |", "|---|---|"]
+    for family, names in by_class.items():
+        summary = " ".join((family.__doc__ or "").split("\n\n")[0].split())
+        rows.append(f"| {', '.join(names)} | {summary} |")
+    return "\n".join(rows)
+
+
+def schemes() -> str:
+    """What `--quantize` takes."""
+    rows = ["| `--quantize` | |", "|---|---|"]
+    for name, scheme in SCHEMES.items():
+        default = " (default)" if name == DEFAULT_SCHEME else ""
+        rows.append(f"| `{name}`{default} | {scheme.summary} |")
+    return "\n".join(rows)
+
+
+def options(command: str) -> str:
+    """The options of one command, as its --help has them."""
+    parser = build_parser()
+    subparsers = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    rows = [f"| `{command}` | |", "|---|---|"]
+    for action in subparsers.choices[command]._actions:
+        if action.help in (None, argparse.SUPPRESS) and not action.option_strings:
+            continue
+        if action.help == argparse.SUPPRESS or isinstance(action, argparse._HelpAction):
+            continue
+        names = ", ".join(action.option_strings) or str(action.metavar)
+        if action.option_strings and action.nargs != 0:
+            choices = "\\|".join(map(str, action.choices)) if action.choices else None
+            names += f" {action.metavar or choices or ''}".rstrip()
+        rows.append(f"| `{names}` | {action.help or ''} |")
+    return "\n".join(rows)
+
+
+def filled(page: str) -> str:
+    """The page with every `<!-- table: NAME -->` ... `<!-- end -->` block written anew."""
+    tables = {
+        "families": families,
+        "schemes": schemes,
+        "run": lambda: options("run"),
+        "convert": lambda: options("convert"),
+        "inspect": lambda: options("inspect"),
+    }
+
+    def fill(match: re.Match[str]) -> str:
+        name = match.group(1)
+        return f"<!-- table: {name} -->\n{tables[name]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", fill, page, flags=re.DOTALL)
+
+
+def main() -> None:
+    PAGE.write_text(filled(PAGE.read_text("utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
