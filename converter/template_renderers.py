@@ -11,6 +11,7 @@ import json
 import re
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 # Honest templates stay far below these.
@@ -131,6 +132,16 @@ def _runtime_environment(now: datetime.datetime) -> Any:
     return environment
 
 
+@lru_cache(maxsize=8)  # a proof renders each candidate dozens of times
+def _as_the_runtime_reads(template: str) -> str:
+    """The template after the rewrites that the runtime makes before it renders."""
+    if control := _LOOP_CONTROL.search(template):
+        raise TemplateFailureError(f"the runtime's renderer has no {{% {control[1]} %}}")
+    for pattern, replacement in _RUNTIME_REWRITES:
+        template = re.sub(pattern, replacement, template)
+    return in_code(template, _none_means_undefined)
+
+
 def render_as_runtime(
     template: str,
     messages: list[Message],
@@ -141,11 +152,7 @@ def render_as_runtime(
     now: datetime.datetime = PROOF_TIME,
 ) -> str:
     """Render as LiteRT-LM 0.18 does. Raises TemplateFailureError with a one-line reason."""
-    if control := _LOOP_CONTROL.search(template):
-        raise TemplateFailureError(f"the runtime's renderer has no {{% {control[1]} %}}")
-    for pattern, replacement in _RUNTIME_REWRITES:
-        template = re.sub(pattern, replacement, template)
-    template = in_code(template, _none_means_undefined)
+    template = _as_the_runtime_reads(template)
     context: dict[str, Any] = {"messages": messages, "bos_token": "", "eos_token": ""}
     context |= {"add_generation_prompt": add_generation_prompt, "now": int(now.timestamp())}
     if tools is not None:
@@ -176,6 +183,35 @@ def render_as_source(
     extra: dict[str, Any] | None = None,
 ) -> str:
     """Render a prompt as transformers does, in a sandbox. Raises TemplateFailureError."""
+    deadline = time.monotonic() + MAX_SECONDS
+    pieces: list[str] = []
+    size = 0
+    try:
+        for piece in _compile_source(template).generate(
+            messages=messages,
+            tools=tools,
+            documents=None,
+            add_generation_prompt=True,
+            bos_token=bos_token,
+            eos_token=eos_token,
+            **(extra or {}),
+        ):
+            pieces.append(piece)
+            size += len(piece)
+            if size > MAX_RENDER or time.monotonic() > deadline:
+                raise OutOfFuelError("it does not end")
+    except OutOfFuelError:
+        raise
+    except Exception as error:  # whatever a stranger's template provokes is a failure of it
+        raise TemplateFailureError(
+            str(error).splitlines()[0] if str(error) else repr(error)
+        ) from error
+    return "".join(pieces)
+
+
+@lru_cache(maxsize=8)  # compiling takes ten times as long as rendering
+def _compile_source(template: str) -> Any:
+    """The template as a jinja2 one, in a sandbox with the functions that transformers gives it."""
     import jinja2
     import jinja2.sandbox
 
@@ -205,27 +241,4 @@ def render_as_source(
     # transformers marks the assistant's text with this block, which prints what it holds.
     template = re.sub(r"({%[-+]?\s*)generation(\s*[-+]?%})", r"\1if true\2", template)
     template = re.sub(r"({%[-+]?\s*)endgeneration(\s*[-+]?%})", r"\1endif\2", template)
-    deadline = time.monotonic() + MAX_SECONDS
-    pieces: list[str] = []
-    size = 0
-    try:
-        for piece in environment.from_string(template).generate(
-            messages=messages,
-            tools=tools,
-            documents=None,
-            add_generation_prompt=True,
-            bos_token=bos_token,
-            eos_token=eos_token,
-            **(extra or {}),
-        ):
-            pieces.append(piece)
-            size += len(piece)
-            if size > MAX_RENDER or time.monotonic() > deadline:
-                raise OutOfFuelError("it does not end")
-    except OutOfFuelError:
-        raise
-    except Exception as error:  # whatever a stranger's template provokes is a failure of it
-        raise TemplateFailureError(
-            str(error).splitlines()[0] if str(error) else repr(error)
-        ) from error
-    return "".join(pieces)
+    return environment.from_string(template)
