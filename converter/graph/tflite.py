@@ -502,6 +502,11 @@ class _Packer:
         )
 
     def _operator(self, op: _Op) -> int:
+        if op not in self._written:
+            self._written[op] = self._new_operator(op)
+        return self._written[op]
+
+    def _new_operator(self, op: _Op) -> int:
         fields = {
             "OpcodeIndex": self._operators.setdefault(op.operator, len(self._operators)),
             "Inputs": self._vector(op.inputs),
