@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,10 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     from cli.obtain import obtain
 
-    print(obtain(args, args.output_dir, args.force, announce_kept=True))
+    output = obtain(args, args.output_dir, args.force, announce_kept=True)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a path is bytes: out as they came in
+    print(output)
 
 
 def prefill_lengths(text: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,8 @@ def main(args: argparse.Namespace) -> None:
     if args.json:
         import json
 
-        print(json.dumps(as_json(bundle), indent=2, ensure_ascii=False))
+        # In ASCII: a model's strings may hold what a terminal obeys, or its encoding lacks.
+        print(json.dumps(as_json(bundle), indent=2))
     else:
         print("\n".join(_lines(bundle)))
 
@@ -78,8 +80,7 @@ def _lines(bundle: Bundle) -> list[str]:
     text = text_format.MessageToString(metadata, as_utf8=True)
     lines += [f"  {line}" for line in text.splitlines()]
     lines += ["", "Chat template", *(f"  {line}" for line in template.splitlines())]
-    # Names and templates come from a model's files: nothing in them may drive the terminal.
-    return ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
+    return [printable(line) for line in lines]
 
 
 def _tensor_lines(signature: SignatureSummary) -> list[str]:
@@ -98,6 +99,13 @@ def _tensor_lines(signature: SignatureSummary) -> list[str]:
         + (f"  x{len(names)}" if len(names) > 1 else "")
         for line, names in counts.items()
     ]
+
+
+def printable(text: str) -> str:
+    """Text from a model's files as one line, with nothing in it that a terminal would obey."""
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
 
 
 def size(nbytes: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 
@@ -16,9 +17,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    import sys
-
-    from cli.inspect import size
+    from cli.inspect import printable, size
     from converter.errors import SourceError
     from converter.inspection import read_bundle
     from converter.sources import list_models, models_dir
@@ -26,14 +25,14 @@ def main(args: argparse.Namespace) -> None:
     folder = models_dir()
     rows = []
     for path in list_models(folder):
-        name = path.parent.relative_to(folder).as_posix()
+        name = printable(path.parent.relative_to(folder).as_posix())
         try:
             bundle = read_bundle(path)
-            scheme = bundle.system.get("quantization", "-")
+            scheme = printable(str(bundle.system.get("quantization", "-")))
             rows.append((name, size(bundle.nbytes), scheme, str(bundle.metadata.max_num_tokens)))
         except SourceError as error:
             rows.append((name, "damaged", "-", "-"))
-            print(f"litert-lm-cli: {error}", file=sys.stderr)
+            print(f"litert-lm-cli: {printable(str(error))}", file=sys.stderr)
     if not rows:
         print("no models yet: try litert-lm-cli run demo", file=sys.stderr)
         return

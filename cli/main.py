@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         args = build_parser().parse_args(arguments)
+        debug = args.debug  # argparse takes --deb, too
         args.handler(args)
         sys.stdout.flush()
     except LiteRTLMError as error:

@@ -10,6 +10,7 @@ it, and wants every section as a finished file; schema and constants are the bui
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 import threading
@@ -151,7 +152,7 @@ class AtomicFile:
     """A file that is written in any order, by any thread, and appears whole or not at all.
 
     The bytes go to a temporary sibling; `commit` syncs and renames it. Leaving the context without
-    a commit removes it.
+    a commit removes it, and the folders that were made for it.
 
     Raises:
         OutputError: the folder cannot be made or written, or the disk is full.
@@ -159,14 +160,15 @@ class AtomicFile:
 
     def __init__(self, target: Path, nbytes: int) -> None:
         self.target = target
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self._fd, name = tempfile.mkstemp(".partial", f".{target.name}.", target.parent)
-        except OSError as error:
-            raise self._error(error) from error
-        self._temporary: Path | None = Path(name)
+        self._temporary: Path | None = None
+        self._made: list[Path] = []  # folders that were missing, innermost first
         self._lock = threading.Lock()
         try:
+            folders = (target.parent, *target.parent.parents)
+            self._made = [folder for folder in folders if not folder.exists()]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._fd, name = tempfile.mkstemp(".partial", f".{target.name}.", target.parent)
+            self._temporary = Path(name)
             os.ftruncate(self._fd, nbytes)  # gaps between sections read as zeros
         except OSError as error:
             self._abandon()
@@ -202,10 +204,15 @@ class AtomicFile:
         except OSError as error:
             raise self._error(error) from error
         self._temporary = None
-        if hasattr(os, "O_DIRECTORY"):  # the new name is durable only once its folder is
-            folder = os.open(self.target.parent, os.O_DIRECTORY)
-            os.fsync(folder)
-            os.close(folder)
+        self._made = []
+        # The new name is durable only once its folder is; not every file system can be asked.
+        if hasattr(os, "O_DIRECTORY"):
+            with contextlib.suppress(OSError):
+                folder = os.open(self.target.parent, os.O_DIRECTORY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
 
     def replace_by_link(self, source: Path) -> bool:
         """Make `target` a hard link to `source`; False where the file system cannot."""
@@ -215,8 +222,10 @@ class AtomicFile:
             os.link(source, link)
             link.replace(self.target)
         except OSError:
-            link.unlink(missing_ok=True)
             return False
+        finally:
+            # Still there after a failure, and where `target` was a link to `source` already.
+            link.unlink(missing_ok=True)
         return True
 
     def _abandon(self) -> None:
@@ -225,8 +234,13 @@ class AtomicFile:
                 os.close(self._fd)
             self._temporary.unlink(missing_ok=True)
             self._temporary = None
+        for folder in self._made:
+            with contextlib.suppress(OSError):  # somebody put something into it
+                folder.rmdir()
 
     def _error(self, error: OSError) -> OutputError:
+        if isinstance(error, FileExistsError):  # mkdir's word for a file in place of the folder
+            error = NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return OutputError(
             str(self.target),
             error.strerror or str(error),

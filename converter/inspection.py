@@ -163,7 +163,7 @@ def _parse_header(packed: bytes) -> tuple[dict[str, Any], list[SectionInfo]]:
         return _text(table.Value())
 
     def pairs(count: int, get: Callable[[int], Any]) -> dict[str, Any]:
-        return {_text(get(i).Key()): value_of(get(i)) for i in range(count)}
+        return {_name(get(i).Key()): value_of(get(i)) for i in range(count)}
 
     sections = []
     listed = header.SectionMetadata()
@@ -185,6 +185,8 @@ def _summarise(model: memoryview) -> ModelSummary:
     from ai_edge_litert import schema_py_generated as schema
 
     dtypes = {value: name.lower() for name, value in vars(schema.TensorType).items()}
+    if model[4:8] != b"TFL3":  # zeros, as a sparse copy has, would read as a model without anything
+        raise ValueError("not a TFLite model")
     root = schema.Model.GetRootAs(model, 0)
     sizes = {}
     for index in range(root.BuffersLength()):
@@ -208,7 +210,7 @@ def _summarise(model: memoryview) -> ModelSummary:
         ]
         return [
             TensorSummary(
-                _text(entry.Name()),
+                _name(entry.Name()),
                 [int(n) for n in tensor.ShapeAsNumpy()] if tensor.ShapeLength() else [],
                 dtypes[tensor.Type()],
             )
@@ -222,7 +224,7 @@ def _summarise(model: memoryview) -> ModelSummary:
         subgraph = root.Subgraphs(signature.SubgraphIndex())
         signatures.append(
             SignatureSummary(
-                _text(signature.SignatureKey()),
+                _name(signature.SignatureKey()),
                 tensors(signature, subgraph, "Inputs"),
                 tensors(signature, subgraph, "Outputs"),
             )
@@ -232,6 +234,12 @@ def _summarise(model: memoryview) -> ModelSummary:
 
 def _text(value: Any) -> Any:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _name(value: bytes | None) -> str:
+    if value is None:
+        raise ValueError("a name is missing")
+    return value.decode("utf-8", "replace")
 
 
 @contextmanager

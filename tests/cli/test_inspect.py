@@ -1,0 +1,145 @@
+"""`litert-lm-cli inspect`: text for people, JSON for programs, and refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.inspect import size
+from cli.main import main
+from cli.obtain import open_checkpoint
+from converter.base import ConvertOptions, ModelConverter
+from tests.edited_bundle import edited_bundle
+from tests.tiny_models import make_checkpoint
+
+HOSTILE = "\x1b[2Jboo\x9b31m\x07\u202e"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inspect")
+    make_checkpoint("llama", folder / "llama")
+    path = folder / "tiny.litertlm"
+    options = ConvertOptions(prefill_lengths=(8, 16), cache_length=32)
+    with open_checkpoint(folder / "llama") as checkpoint:
+        ModelConverter(checkpoint, "tiny", options).convert(path)
+    return path
+
+
+def printed_by(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    assert main(["inspect", *map(str, arguments)]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    return printed.out
+
+
+def test_text(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed_by(capsys, bundle)
+    kilobytes = f"{bundle.stat().st_size / 1000:.1f} kB"
+    assert text.startswith(
+        f"{bundle}  {kilobytes}, format 1.7.0\n"
+        "  producer: litert-lm-cli 0.1.0\n"
+        "  model: tiny\n"
+        "  family: llama\n"
+        "  quantization: dynamic_int8\n"
+        "\nSections\n  LlmMetadataProto "
+    )
+    for line in (
+        "  prefill_8",
+        "    in      tokens          int32 [1, 8]",
+        "    in      mask            float32 [1, 1, 16, 32]",
+        "    in+out  kv_cache_k_*    float32 [1, 2, 32, 16]  x2",
+        "    in+out  kv_cache_v_*    float32 [1, 2, 16, 32]  x2",
+        "    out     logits          float32 [1, 1, 320]",
+        "  max_num_tokens: 32",
+        "Chat template",
+    ):
+        assert f"\n{line}\n" in text
+    assert "TFLiteModel" in text
+    assert "model_type=tf_lite_prefill_decode\n" in text
+    assert f"  int8  {size(2 * 320 * 64 + 2 * 30720):>28}\n" in text
+    assert "jinja_prompt_template" not in text  # it has a part of its own
+
+
+def test_json(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    value: dict[str, Any] = json.loads(printed_by(capsys, bundle, "--json"))
+    assert set(value) == {
+        "path", "size", "format_version", "system", "sections", "metadata", "signatures",
+        "weight_bytes",
+    }  # fmt: skip
+    assert value["path"] == str(bundle)
+    assert value["size"] == bundle.stat().st_size
+    assert value["system"]["quantization"] == "dynamic_int8"
+    assert [section["type"] for section in value["sections"]] == [
+        "LlmMetadataProto", "ExecutorMetadataProto", "TFLiteModel", "HF_Tokenizer_Zlib",
+    ]  # fmt: skip
+    assert all(set(s) == {"type", "offset", "size", "items"} for s in value["sections"])
+    assert value["sections"][2]["items"] == {"model_type": "tf_lite_prefill_decode"}
+    assert value["metadata"]["max_num_tokens"] == 32
+    assert value["metadata"]["jinja_prompt_template"]
+    assert [signature["name"] for signature in value["signatures"]] == [
+        "prefill_8", "prefill_16", "decode",
+    ]  # fmt: skip
+    [tokens] = [t for t in value["signatures"][0]["inputs"] if t["name"] == "tokens"]
+    assert tokens == {"name": "tokens", "shape": [1, 8], "dtype": "int32"}
+    assert value["weight_bytes"]["int8"] == 2 * 320 * 64 + 2 * 30720
+
+
+def test_what_a_model_says_cannot_drive_the_terminal(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def edit(metadata: Any) -> None:
+        metadata.jinja_prompt_template = f"line\n{HOSTILE}größe"
+        metadata.stop_tokens.add().token_str = HOSTILE
+
+    path = edited_bundle(bundle, tmp_path / f"m{HOSTILE}\n.litertlm", edit)
+    text = printed_by(capsys, path)
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert "\n  ?[2Jboo?31m??größe\n" in text
+    output = printed_by(capsys, path, "--json")
+    assert all(line.isprintable() for line in output.split("\n"))
+    value = json.loads(output)
+    assert value["path"] == str(path)
+    assert value["metadata"]["jinja_prompt_template"] == f"line\n{HOSTILE}größe"
+
+
+@pytest.mark.parametrize("option", [[], ["--json"]])
+def test_damaged_files(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
+) -> None:
+    content = bundle.read_bytes()
+    path = tmp_path / "x.litertlm"
+    model = content.index(b"TFL3") - 4
+    for data, why in (
+        (b"GGUF" + content[4:], "not a .litertlm file"),
+        (content[:30], "not a .litertlm file"),
+        (content[:40000], "damaged: section "),
+        (content[:33] + b"\xff" * 99 + content[132:], "damaged: its header cannot be parsed"),
+        (content[:model] + bytes(99) + content[model + 99 :], "damaged: its TFLite model cannot"),
+        (content[:16384] + b"\xff" * 99 + content[16483:], "damaged: its LlmMetadata cannot be"),
+    ):
+        path.write_bytes(data)
+        assert main(["inspect", str(path), *option]) == 1
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.startswith(f"error: {path}, {why}")
+        assert printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (1234567, "1.2 MB"),
+        (999_900_000, "999.9 MB"),
+        (1_500_000_000, "1.50 GB"),
+        (10**13, "10000.00 GB"),
+    ],
+)
+def test_sizes(nbytes: int, text: str) -> None:
+    assert size(nbytes) == text

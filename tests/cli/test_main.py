@@ -1,0 +1,266 @@
+"""The command line as a whole: help, exit codes, and errors in one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cli import convert, inspect
+from cli.main import main
+from converter.errors import EngineError, LiteRTLMError, OptionError, OutputError, SourceError
+from converter.errors import UnsupportedError as Unsupported
+from converter.quantization import SCHEMES
+from converter.version import __version__
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ("run", "convert", "inspect", "list")
+
+
+def program(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cli", *arguments],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+        **options,  # type: ignore[call-overload]
+    )
+
+
+def raiser(error: BaseException) -> Callable[[object], None]:
+    def handler(_: object) -> None:
+        raise error
+
+    return handler
+
+
+# Help and usage ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out.startswith(f"usage: litert-lm-cli {command} ")
+
+
+@pytest.mark.parametrize("command", ["run", "convert"])
+def test_help_names_every_scheme(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    words = set(re.findall(r"\w+", capsys.readouterr().out))
+    assert set(SCHEMES) <= words
+
+
+def test_help_of_the_whole_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = capsys.readouterr().out
+    for command in COMMANDS:
+        assert f"\n    {command} " in out
+    assert "litert-lm-cli run demo" in out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"litert-lm-cli {__version__}\n"
+
+
+def test_help_starts_in_a_blink() -> None:
+    """Nothing heavy is imported for it: numpy alone costs more than all of this."""
+    code = (
+        "import sys\n"
+        "from cli.main import main\n"
+        "try: main(['convert', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('numpy', 'huggingface_hub', 'tokenizers', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            [],
+            "error: litert-lm-cli, the following arguments are required: COMMAND, "
+            "see litert-lm-cli --help\n",
+        ),
+        (
+            ["convert"],
+            "error: litert-lm-cli convert, the following arguments are required: MODEL, "
+            "see litert-lm-cli convert --help\n",
+        ),
+        (
+            ["convert", "demo", "--fast"],
+            "error: litert-lm-cli, unrecognized arguments: --fast, see litert-lm-cli --help\n",
+        ),
+        (
+            ["list", "all"],
+            "error: litert-lm-cli, unrecognized arguments: all, see litert-lm-cli --help\n",
+        ),
+    ],
+)
+def test_usage_errors(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr() == ("", line)
+
+
+def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith("error: litert-lm-cli, argument COMMAND: invalid choice: 'chat' ")
+    assert all(command in printed.err for command in COMMANDS)
+
+
+# Errors ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(OptionError, 2), (SourceError, 1), (Unsupported, 1), (OutputError, 1), (EngineError, 1)],
+)
+def test_every_error_is_one_line_and_a_code(
+    error: type[LiteRTLMError],
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(convert, "main", raiser(error("what", "why", "fix")))
+    assert main(["convert", "x"]) == code
+    assert capsys.readouterr() == ("", "error: what, why, fix\n")
+
+
+def test_an_unexpected_error_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(convert, "main", raiser(KeyError("a\nb")))
+    assert main(["convert", "x"]) == 1
+    assert capsys.readouterr() == (
+        "",
+        "error: unexpected KeyError, 'a\\nb', "
+        "this is a bug: run again with --debug and report what it prints\n",
+    )
+
+
+def test_an_interruption(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(convert, "main", raiser(KeyboardInterrupt()))
+    assert main(["convert", "x"]) == 130
+    assert capsys.readouterr() == ("", "error: interrupted, at your request, run it again\n")
+
+
+def test_a_message_cannot_drive_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Parts of it come from a model's files: escape sequences, C1 controls, direction marks."""
+    hostile = "a\x1b[2Jb\nerror: c\rd\x07\x9b31me\u202ef\x7f\u2028g\udc80h"
+    monkeypatch.setattr(convert, "main", raiser(SourceError(hostile, "größe 模型", "x")))
+    assert main(["convert", "x"]) == 1
+    assert capsys.readouterr().err == "error: a [2Jb error: c d 31me f g h, größe 模型, x\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--debug", "inspect", "none.litertlm"],
+        ["inspect", "--debug", "none.litertlm"],
+        ["inspect", "none.litertlm", "--debug"],
+        ["inspect", "none.litertlm", "--deb"],
+    ],
+)
+def test_debug_adds_the_traceback(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    *traceback, line = printed.err.splitlines()
+    assert line.startswith("error: none.litertlm, No such file or directory, ")
+    assert traceback[0].startswith("Traceback (most recent call last):")
+    assert any("inspection.py" in entry for entry in traceback)
+    # and without it, there is none
+    assert main([argument for argument in arguments if not argument.startswith("--")]) == 1
+    assert capsys.readouterr().err == line + "\n"
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_debug_shows_a_usage_errors_traceback(
+    place: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["convert", "x"]
+    arguments.insert(place, "--debug")
+    assert main([*arguments, "--quantize", "int3"]) == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed
+    assert printed.splitlines()[-1].startswith("error: --quantize int3, no such scheme, ")
+
+
+def test_as_a_program() -> None:
+    done = program("inspect", "none.litertlm")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == (
+        "error: none.litertlm, No such file or directory, check the path and its permissions\n"
+    )
+
+
+def test_a_reader_that_leaves(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as stdout:
+        done = subprocess.run(
+            [sys.executable, "-m", "cli", "--debug", "list"],
+            cwd=ROOT,
+            env=os.environ | {"LITERT_LM_MODELS": str(models_with_one(tmp_path))},
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def models_with_one(folder: Path) -> Path:
+    from converter.bundle import Section, lay_out
+
+    layout = lay_out([Section("GenericBinaryData", 1, {})], {})
+    (folder / "local" / "m").mkdir(parents=True)
+    content = layout.header.ljust(layout.nbytes, b"\0")
+    (folder / "local" / "m" / "m.litertlm").write_bytes(content)
+    return folder
+
+
+def test_a_narrow_encoding_does_not_stop_it(tmp_path: Path) -> None:
+    models = models_with_one(tmp_path / "größe")
+    done = program(
+        "inspect",
+        str(models / "local" / "m" / "m.litertlm"),
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "/gr??e/local/m/m.litertlm  " in done.stdout
+
+
+def test_every_command_is_tried_here() -> None:
+    from cli.main import _COMMANDS
+
+    assert [command.__name__ for command in _COMMANDS] == [f"cli.{name}" for name in COMMANDS]
+    assert inspect in _COMMANDS
