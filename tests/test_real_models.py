@@ -19,6 +19,7 @@ import pytest
 from cli.obtain import open_checkpoint
 from converter.inspection import read_bundle
 from converter.tokenizer import load_tokenizer
+from tests.tiny_models import settle_torch
 
 TOKENS = 32
 QUESTION = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -57,6 +58,7 @@ def expected(gguf: Path, prompt: str, count: int) -> str:
     import torch
     from transformers import AutoModelForCausalLM
 
+    settle_torch()
     with open_checkpoint(gguf) as checkpoint:
         tokenizer = load_tokenizer(checkpoint)
     model = AutoModelForCausalLM.from_pretrained(
