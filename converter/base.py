@@ -26,12 +26,12 @@ from converter.bundle import (
     lay_out,
     tokenizer_section,
 )
-from converter.checkpoint.base import Checkpoint
+from converter.checkpoint.base import Checkpoint, ThreadBuffer
 from converter.decoder import DecoderSpec
 from converter.errors import OptionError, SourceError, UnsupportedError
 from converter.families.base import Family, WeightSource
 from converter.graph.decoder_graph import build_decoder
-from converter.graph.tflite import Layout, Weight
+from converter.graph.tflite import DType, Layout, Weight
 from converter.metadata import LlmMetadataResult, build_llm_metadata
 from converter.quantization import DEFAULT_SCHEME, Format, Scheme, ValueRangeError, get_scheme
 from converter.registry import family_of
@@ -40,8 +40,9 @@ from converter.version import __version__
 
 PREFILL_LADDER = (8, 64, 128, 256, 512, 1024)
 DEFAULT_CACHE_LENGTH = 1280
-# Values per block: 1 MiB of float32 stays in a core's L2 cache through all passes of a format.
-_BLOCK_VALUES = 1 << 18
+# Values per block, measured (benchmarks/README.md): a block of 2^18 would stay in the L2 cache, but
+# with so few the threads spend their time handing Python's lock to each other.
+_BLOCK_VALUES = 1 << 20
 
 Progress = Callable[[int], None]
 
@@ -107,6 +108,8 @@ class ModelConverter:
         self.checkpoint = checkpoint
         self.name = name
         self.options = options
+        self._floats = ThreadBuffer(np.float32)
+        self._packed = ThreadBuffer(np.int8)
 
     def convert(self, output: Path, progress: Progress = lambda _: None) -> Plan:
         """Write `output`; `progress` is told the number of bytes after each block written."""
@@ -294,22 +297,24 @@ class ModelConverter:
         self, plan: Plan, file: AtomicFile, weight: PlannedWeight, start: int, stop: int
     ) -> int:
         source = weight.source
-        rows = self.checkpoint.read_rows(source.tensor, start, stop)
+        columns = weight.shape[-1]
+        count = columns if len(weight.shape) == 1 else (stop - start) * columns
+        rows = self.checkpoint.read_rows(source.tensor, start, stop, self._floats.of_size(count))
         if source.add:
             rows += np.float32(source.add)
         if source.interleaved_head_dim:
             rows = _halves_from_pairs(rows, source.interleaved_head_dim)
         try:
-            packed, scales = weight.format.pack(rows)
+            packed, scales = weight.format.pack(rows, self._packed.of_size(count))
         except ValueRangeError as error:
+            wider = ", or try --quantize fp32" if weight.format.dtype is DType.FLOAT16 else ""
             raise UnsupportedError(
                 f"{self.name}: {source.tensor}",
                 f"{error} (rows {start} to {stop - 1})",
-                "the checkpoint is damaged, or needs --quantize fp32",
+                f"the checkpoint is damaged: fetch or make it again{wider}",
             ) from error
         if scales is not None:
             plan.model.scales(weight.path)[start:stop] = scales
-        _, columns = _as_matrix(weight.shape)
         row_bytes = weight.format.nbytes((1, columns))
         file.write_at(weight.offset + start * row_bytes, packed.data)
         return packed.nbytes

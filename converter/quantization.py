@@ -37,8 +37,13 @@ class Format:
         """Bytes of a weight of this shape, scales not counted."""
         return int(np.prod(shape)) * _ITEM_SIZE[self.dtype]
 
-    def pack(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def pack(
+        self, rows: np.ndarray, buffer: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Pack float32 rows, `(n, columns)`; they are used as scratch space and lost.
+
+        Args:
+            buffer: int8, of one dimension, in which the result may lie; see `Checkpoint.read_rows`.
 
         Returns:
             The packed rows, `(n, columns)`, and their scales, `(n,)`, or None.
@@ -50,13 +55,15 @@ class Format:
         if not np.isfinite(peak).all():
             raise ValueRangeError("holds NaN or infinite values")
         if self.dtype is DType.INT8:
-            return _pack_int8(rows, peak)
+            return _pack_int8(rows, peak, buffer)
         if self.dtype is DType.FLOAT16 and peak.max(initial=0) > _FLOAT16_MAX:
             raise ValueRangeError(f"holds {peak.max():.3g}, beyond float16's {_FLOAT16_MAX:.0f}")
         return rows.astype(_NUMPY[self.dtype], copy=False), None
 
 
-def _pack_int8(rows: np.ndarray, peak: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _pack_int8(
+    rows: np.ndarray, peak: np.ndarray, buffer: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Symmetric per-row int8: `scale = max|w| / 127`, `q = round(w / scale)`.
 
     Source: TFLite 8-bit quantisation specification, per-axis weights.
@@ -67,7 +74,11 @@ def _pack_int8(rows: np.ndarray, peak: np.ndarray) -> tuple[np.ndarray, np.ndarr
     scales[scales == 0] = np.finfo(np.float32).tiny
     np.divide(rows, scales[:, None], out=rows)
     np.rint(rows, out=rows)
-    return rows.astype(np.int8), scales
+    if buffer is None or buffer.size < rows.size:
+        return rows.astype(np.int8), scales
+    packed = buffer[: rows.size].view(np.int8).reshape(rows.shape)
+    np.copyto(packed, rows, casting="unsafe")
+    return packed, scales
 
 
 FLOAT32 = Format(DType.FLOAT32)

@@ -6,6 +6,7 @@ tokenizer. Whether it came from the hub, a folder of safetensors or a GGUF file 
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+
+
+class ThreadBuffer(threading.local):
+    """Memory that a thread uses again and again, one array of `dtype` for each."""
+
+    def __init__(self, dtype: npt.DTypeLike) -> None:
+        self._array = np.empty(0, dtype)
+
+    def of_size(self, count: int) -> np.ndarray:
+        """Room for `count` values, with whatever stands there; valid until the next call."""
+        if self._array.size < count:
+            self._array = np.empty(count, self._array.dtype)
+        return self._array[:count]
+
+
+def room_for(count: int, buffer: np.ndarray | None) -> np.ndarray:
+    """The first `count` values of `buffer`, or new float32 memory where it is too small."""
+    if buffer is not None and buffer.size >= count:
+        return buffer[:count]
+    return np.empty(count, np.float32)
 
 
 @dataclass(frozen=True)
@@ -43,11 +65,15 @@ class Checkpoint(ABC):
     tensors: Mapping[str, TensorInfo]
 
     @abstractmethod
-    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+    def read_rows(
+        self, name: str, start: int, stop: int, buffer: np.ndarray | None = None
+    ) -> np.ndarray:
         """Read rows `start:stop` of a tensor as float32, shape `(stop - start, columns)`.
 
         A tensor of one dimension is one row: shape `(1, n)`. Never reads more than it returns, and
-        may be called from several threads at once.
+        may be called from several threads at once. The result lies in `buffer`, float32 and of one
+        dimension, where one is given that is large enough: fresh memory costs as much as the
+        reading.
 
         Raises:
             SourceError: the file ended early or changed while it was read.

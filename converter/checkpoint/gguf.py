@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from converter.checkpoint.base import Checkpoint
+from converter.checkpoint.base import Checkpoint, ThreadBuffer, room_for
 from converter.checkpoint.files import PositionedFile
 from converter.checkpoint.gguf_config import translate_config
 from converter.checkpoint.gguf_header import TENSOR_TYPES, read_header
@@ -48,6 +48,7 @@ class GGUFCheckpoint(Checkpoint):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = PositionedFile(path)
+        self._raw = ThreadBuffer(np.uint8)
         try:
             with self._file.stream() as stream:
                 header = read_header(stream, str(path), self._file.size)
@@ -69,7 +70,9 @@ class GGUFCheckpoint(Checkpoint):
             self._file.close()
             raise
 
-    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+    def read_rows(
+        self, name: str, start: int, stop: int, buffer: np.ndarray | None = None
+    ) -> np.ndarray:
         """Read rows `start:stop` as float32, shape `(stop - start, columns)`; see `Checkpoint`.
 
         A tensor of three or more dimensions counts as its leading dimensions multiplied into rows.
@@ -82,9 +85,11 @@ class GGUFCheckpoint(Checkpoint):
         rows = place.nbytes // row_bytes
         if not 0 <= start <= stop <= rows:
             raise ValueError(f"{name}: rows {start}:{stop} of {rows}")
-        raw = np.empty((stop - start) * row_bytes, np.uint8)
+        raw = self._raw.of_size((stop - start) * row_bytes)
         self._file.read_into(place.offset + start * row_bytes, raw.data)
-        return _dequantize(raw, place.type_id).reshape(stop - start, columns)
+        values = room_for((stop - start) * columns, buffer)
+        _dequantize(raw, place.type_id, values)
+        return values.reshape(stop - start, columns)
 
     def check_unchanged(self) -> None:
         self._file.check_unchanged()
@@ -93,15 +98,15 @@ class GGUFCheckpoint(Checkpoint):
         self._file.close()
 
 
-def _dequantize(raw: np.ndarray, type_id: int) -> np.ndarray:
-    """Turn whole blocks of stored bytes into float32, shape `(elements,)`."""
+def _dequantize(raw: np.ndarray, type_id: int, out: np.ndarray) -> None:
+    """Turn whole blocks of stored bytes into float32, `out` of shape `(elements,)`."""
     name = TENSOR_TYPES[type_id].name
-    if name == "F32":
-        return raw.view("<f4").astype(np.float32, copy=False)
-    if name == "F16":
-        return raw.view("<f2").astype(np.float32)
+    if name in ("F32", "F16"):
+        out[:] = raw.view("<f4" if name == "F32" else "<f2")
+        return
     if name == "BF16":
-        return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+        np.left_shift(raw.view("<u2"), 16, out=out.view(np.uint32), dtype=np.uint32)
+        return
     # Imported late because gguf costs 0.1 s. Its dequantizers are pure functions of their input
     # (the lookup grids of the IQ types are built once and assigned whole), so threads may share it.
     from gguf import GGMLQuantizationType
@@ -110,10 +115,9 @@ def _dequantize(raw: np.ndarray, type_id: int) -> np.ndarray:
     stored = TENSOR_TYPES[type_id]
     count = raw.size // stored.size
     step = max(_DEQUANTIZE_STEP // stored.block, 1)
-    result = np.empty((count, stored.block), np.float32)
+    result = out.reshape(count, stored.block)
     with np.errstate(all="ignore"):  # an infinite scale is the weights' affair, not a warning
         for start in range(0, count, step):
             blocks = raw[start * stored.size : (start + step) * stored.size]
             part = dequantize(blocks.reshape(1, -1), GGMLQuantizationType(type_id))
             result[start : start + step] = part.reshape(-1, stored.block)
-    return result.reshape(-1)

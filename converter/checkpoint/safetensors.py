@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from converter.checkpoint.base import Checkpoint, TensorInfo
+from converter.checkpoint.base import Checkpoint, TensorInfo, ThreadBuffer, room_for
 from converter.checkpoint.files import (
     INDEX_NAME,
     SINGLE_NAME,
@@ -40,10 +40,6 @@ _BITS = {
     "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 _READABLE = {"BF16": 2, "F16": 2, "F32": 4}  # bytes per element
-
-# 16-bit elements pass through a buffer of this many on their way to float32. 256 kB stay in the
-# second-level cache, so the half-width copy of the weights never travels to memory and back.
-_BLOCK = 128 * 1024
 
 
 @dataclass(frozen=True)
@@ -74,8 +70,11 @@ class SafetensorsCheckpoint(Checkpoint):
         self.tensors = tensors
         self._places = places
         self._resources = resources
+        self._stored = ThreadBuffer(np.uint16)  # 16-bit elements on their way to float32
 
-    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+    def read_rows(
+        self, name: str, start: int, stop: int, buffer: np.ndarray | None = None
+    ) -> np.ndarray:
         """Read rows `start:stop` as float32, `(stop - start, columns)`; see `Checkpoint.read_rows`.
 
         A tensor of more than two dimensions has its first as rows and the others as columns.
@@ -98,15 +97,26 @@ class SafetensorsCheckpoint(Checkpoint):
         columns = math.prod(info.shape[1:] if len(info.shape) > 1 else info.shape)
         if not 0 <= start <= stop <= rows:
             raise IndexError(f"rows {start}:{stop} of {name}, which has {rows}")
-        result = np.empty((stop - start, columns), np.float32)
-        flat = result.reshape(-1)
+        flat = room_for((stop - start) * columns, buffer)
         offset = place.begin + start * columns * itemsize
         if info.dtype == "F32":
             place.file.read_into(offset, _bytes_of(flat))
         else:
-            _read_16_bit(place.file, offset, info.dtype, flat)
+            self._read_16_bit(place.file, offset, info.dtype, flat)
         place.file.check_unchanged()
-        return result
+        return flat.reshape(stop - start, columns)
+
+    def _read_16_bit(self, file: PositionedFile, offset: int, dtype: str, out: np.ndarray) -> None:
+        """Fill `out` (float32, one dimension) from `BF16` or `F16` elements at `offset`.
+
+        BF16 is the upper half of a float32, so the shift is exact, NaN payloads included.
+        """
+        stored = self._stored.of_size(out.size)
+        file.read_into(offset, _bytes_of(stored))
+        if dtype == "BF16":
+            np.left_shift(stored, 16, out=out.view(np.uint32), dtype=np.uint32)
+        else:
+            out[:] = stored.view(np.float16)
 
     def check_unchanged(self) -> None:
         for file in {place.file for place in self._places.values()}:
@@ -296,20 +306,3 @@ def _damaged(file: PositionedFile, why: str) -> SourceError:
 def _bytes_of(array: np.ndarray) -> memoryview:
     """Return the bytes of a contiguous one-dimensional array, writable."""
     return array.view(np.uint8).data
-
-
-def _read_16_bit(file: PositionedFile, offset: int, dtype: str, out: np.ndarray) -> None:
-    """Fill `out` (float32, one dimension) from `BF16` or `F16` elements at `offset`.
-
-    BF16 is the upper half of a float32, so the shift is exact, NaN payloads included.
-    """
-    block = np.empty(min(_BLOCK, out.size), np.uint16)
-    bits = out.view(np.uint32)
-    for start in range(0, out.size, _BLOCK):
-        part = block[: out.size - start]
-        file.read_into(offset + 2 * start, _bytes_of(part))
-        stop = start + part.size
-        if dtype == "BF16":
-            np.left_shift(part, 16, out=bits[start:stop], dtype=np.uint32)
-        else:
-            out[start:stop] = part.view(np.float16)

@@ -16,7 +16,6 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
-from converter.checkpoint import safetensors as checkpoint_safetensors
 from converter.checkpoint.files import PositionedFile
 from converter.checkpoint.safetensors import SafetensorsCheckpoint, open_folder
 from converter.errors import LiteRTLMError, SourceError, UnsupportedError
@@ -88,12 +87,18 @@ def test_all_three_types_are_read_exactly(model: Path) -> None:
                 assert (same | (np.isnan(found) & (name == "f16"))).all()
 
 
-def test_blocks_do_not_show(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_safetensors, "_BLOCK", 10)
+def test_a_buffer_is_used_and_its_old_values_do_not_show(model: Path) -> None:
     save_torch({"x": every_bf16().reshape(512, 128)}, model / "model.safetensors")
+    expected = every_bf16().float().reshape(512, 128).numpy()
     with open_folder(model) as checkpoint:
-        expected = every_bf16().float().reshape(512, 128).numpy()[100:103]
-        assert (checkpoint.read_rows("x", 100, 103).tobytes()) == expected.tobytes()
+        buffer = np.full(10 * 128, 7, np.float32)
+        for start, stop in ((100, 110), (3, 4)):  # a shorter read after a longer one
+            rows = checkpoint.read_rows("x", start, stop, buffer)
+            assert np.shares_memory(rows, buffer)
+            assert rows.tobytes() == expected[start:stop].tobytes()
+        too_small = checkpoint.read_rows("x", 100, 200, buffer)
+        assert not np.shares_memory(too_small, buffer)
+        assert too_small.tobytes() == expected[100:200].tobytes()
 
 
 def test_rows_that_do_not_exist(model: Path) -> None:

@@ -1,0 +1,539 @@
+"""The pipeline on tiny checkpoints: the same bytes, the right numbers, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGUFWriter
+from safetensors.numpy import load_file, save_file
+
+import converter.base
+from cli.obtain import open_checkpoint
+from converter.base import ConvertOptions, ModelConverter, Plan
+from converter.errors import LiteRTLMError, OptionError, SourceError, UnsupportedError
+from converter.inspection import read_bundle
+from converter.quantization import SCHEMES
+from tests.interpreter import GraphRunner
+from tests.small_tokenizers import SMALL_BPE
+from tests.tiny_models import make_checkpoint
+
+WEIGHTS = "model.safetensors"
+SHORT = {"prefill_lengths": (8,), "cache_length": 32}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers of 64, four heads, two for keys and values, 320 tokens, float32, untied."""
+    folder = tmp_path_factory.mktemp("llama") / "single"
+    model = make_checkpoint("llama", folder)
+    for name in ("sharded", "bf16", "f16"):
+        shutil.copytree(folder, folder.parent / name, ignore=shutil.ignore_patterns(WEIGHTS))
+    model.save_pretrained(folder.parent / "sharded", max_shard_size="60KB")
+    assert len(list((folder.parent / "sharded").glob("*.safetensors"))) > 3
+    import torch
+
+    model.to(torch.bfloat16).save_pretrained(folder.parent / "bf16")
+    rounded = {
+        name: array.astype(np.float16) for name, array in load_file(folder / WEIGHTS).items()
+    }
+    save_file(rounded, folder.parent / "f16" / WEIGHTS)
+    return folder
+
+
+def convert(
+    source: Path,
+    output: Path,
+    scheme: str = "fp32",
+    progress: Callable[[int], None] = lambda _: None,
+    **options: Any,
+) -> Plan:
+    with open_checkpoint(source) as checkpoint:
+        chosen = ConvertOptions(quantize=scheme, **{**SHORT, **options})
+        return ModelConverter(checkpoint, "tiny", chosen).convert(output, progress)
+
+
+def plan_of(source: Path, **options: Any) -> Plan:
+    with open_checkpoint(source) as checkpoint:
+        return ModelConverter(checkpoint, "tiny", ConvertOptions(**{**SHORT, **options})).plan()
+
+
+def edited(
+    source: Path, target: Path, tensors: dict[str, np.ndarray | None] | None = None, **config: Any
+) -> Path:
+    """A copy with other tensors (None: without it) and other values in config.json."""
+    shutil.copytree(source, target)
+    stored = {**load_file(source / WEIGHTS), **(tensors or {})}
+    kept = {name: np.ascontiguousarray(a) for name, a in stored.items() if a is not None}
+    save_file(kept, target / WEIGHTS)
+    values = json.loads((source / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**values, **config}))
+    return target
+
+
+def refusal(source: Path, output: Path, **options: Any) -> LiteRTLMError:
+    """The error of a conversion, which leaves nothing behind."""
+    with pytest.raises(LiteRTLMError) as caught:
+        convert(source, output, **options)
+    assert not output.parent.exists()
+    return caught.value
+
+
+def section(bundle: Path, kind: str) -> bytes:
+    found = read_bundle(bundle).section(kind)
+    assert found is not None
+    return bundle.read_bytes()[found.offset : found.offset + found.nbytes]
+
+
+def stored(bundle: Path, plan: Plan, dtype: type) -> dict[str, np.ndarray]:
+    """Every matrix by its name in the checkpoint, as it lies in the file."""
+    content = bundle.read_bytes()
+    return {
+        weight.source.tensor: np.frombuffer(
+            content, dtype, count=int(np.prod(weight.shape)), offset=weight.offset
+        ).reshape(weight.shape)
+        for weight in plan.weights
+        if len(weight.shape) > 1
+    }
+
+
+# The same bytes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_same_bytes_whatever_the_threads_blocks_and_shards(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    convert(llama, tmp_path / "first", scheme, threads=1)
+    expected = (tmp_path / "first").read_bytes()
+    for threads in (1, 2, 5):
+        for block in (1 << 18, 700):
+            monkeypatch.setattr(converter.base, "_BLOCK_VALUES", block)
+            for source in (llama, llama.parent / "sharded"):
+                convert(source, tmp_path / "again", scheme, threads=threads)
+                assert (tmp_path / "again").read_bytes() == expected
+
+
+def test_more_threads_than_blocks(llama: Path, tmp_path: Path) -> None:
+    plan = convert(llama, tmp_path / "one", threads=1)
+    convert(llama, tmp_path / "many", threads=3 * len(plan.weights))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "many").read_bytes()
+
+
+# The right numbers -------------------------------------------------------------------------------
+
+
+def test_fp32_weights_are_the_checkpoints_own_bits(llama: Path, tmp_path: Path) -> None:
+    plan = convert(llama, tmp_path / "m")
+    source = load_file(llama / WEIGHTS)
+    content = (tmp_path / "m").read_bytes()
+    assert {weight.source.tensor for weight in plan.weights} == set(source)
+    for weight in plan.weights:  # the vectors, too
+        tensor = source[weight.source.tensor]
+        assert content[weight.offset : weight.offset + tensor.nbytes] == tensor.tobytes()
+
+
+@pytest.mark.parametrize("source", ["bf16", "f16"])
+def test_16_bit_sources_are_widened_exactly(llama: Path, tmp_path: Path, source: str) -> None:
+    import torch
+    from safetensors.torch import load_file as load_torch
+
+    plan = convert(llama.parent / source, tmp_path / "m")
+    tensors = load_torch(llama.parent / source / WEIGHTS)
+    assert {t.dtype for t in tensors.values()} == {
+        {"bf16": torch.bfloat16, "f16": torch.float16}[source]
+    }
+    for name, array in stored(tmp_path / "m", plan, np.float32).items():
+        np.testing.assert_array_equal(array, tensors[name].float().numpy())
+
+
+def test_fp16_weights_are_rounded_once(llama: Path, tmp_path: Path) -> None:
+    plan = convert(llama, tmp_path / "m", "fp16")
+    source = load_file(llama / WEIGHTS)
+    for name, array in stored(tmp_path / "m", plan, np.float16).items():
+        np.testing.assert_array_equal(array, source[name].astype(np.float16))
+
+
+def test_int8_rows_use_their_whole_range(llama: Path, tmp_path: Path) -> None:
+    plan = convert(llama, tmp_path / "m", "dynamic_int8")
+    source = load_file(llama / WEIGHTS)
+    for name, array in stored(tmp_path / "m", plan, np.int8).items():
+        peaks = np.abs(source[name]).max(axis=1, keepdims=True)
+        assert (np.abs(array).max(axis=1) == 127).all()
+        assert np.abs(array * (peaks / 127) - source[name]).max() <= peaks.max() / 254 * 1.001
+
+
+# Measured over the 24 steps below: fp16 0.0075 and 0.999997, dynamic_int8 0.23 and 0.9975.
+@pytest.mark.parametrize(
+    ("scheme", "worst", "correlation"), [("fp16", 0.02, 0.9999), ("dynamic_int8", 0.5, 0.99)]
+)
+def test_logits_are_close_to_those_of_fp32(
+    llama: Path, tmp_path: Path, scheme: str, worst: float, correlation: float
+) -> None:
+    tokens = np.random.default_rng(0).integers(0, 320, 32).tolist()
+    logits = {}
+    for name in ("fp32", scheme):
+        convert(llama, tmp_path / name, name)
+        runner = GraphRunner(tmp_path / name)
+        runner.prefill(8, tokens[:8])
+        logits[name] = np.array([runner.decode(tokens[i], i) for i in range(8, 32)])
+    difference = np.abs(logits[scheme] - logits["fp32"]).max()
+    lowest = min(
+        np.corrcoef(a, b)[0, 1] for a, b in zip(logits[scheme], logits["fp32"], strict=True)
+    )
+    print(f"{scheme}: max |difference| {difference:.2g}, lowest correlation {lowest:.6f}")
+    assert 0.5 < logits["fp32"].std() < 2
+    assert 0 < difference < worst
+    assert lowest > correlation
+
+
+# GGUF: the same network --------------------------------------------------------------------------
+
+GGUF_NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def gguf_name(name: str) -> str:
+    plain = {
+        "model.embed_tokens.weight": "token_embd.weight",
+        "model.norm.weight": "output_norm.weight",
+        "lm_head.weight": "output.weight",
+    }
+    if name in plain:
+        return plain[name]
+    _, _, layer, rest = name.split(".", 3)
+    module, _, kind = rest.rpartition(".")
+    return f"blk.{layer}.{GGUF_NAMES[module]}.{kind}"
+
+
+def permute(weights: np.ndarray, heads: int) -> np.ndarray:
+    """What llama.cpp's converter does to q and k: rows of a head from halves to pairs."""
+    grouped = weights.reshape(heads, 2, weights.shape[0] // heads // 2, *weights.shape[1:])
+    return np.ascontiguousarray(grouped.swapaxes(1, 2).reshape(weights.shape))
+
+
+def write_llama_gguf(folder: Path, path: Path, dtype: type = np.float32) -> Path:
+    writer = GGUFWriter(path, "llama")
+    writer.add_block_count(2)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(96)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_context_length(4096)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_dimension_count(16)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(SMALL_BPE["ggml.tokens"])
+    writer.add_token_types(SMALL_BPE["ggml.token_type"])
+    writer.add_token_merges(SMALL_BPE["ggml.merges"])
+    writer.add_bos_token_id(258)
+    writer.add_eos_token_id(259)
+    for name, tensor in load_file(folder / WEIGHTS).items():
+        if "q_proj" in name or "k_proj" in name:
+            tensor = permute(tensor, 4 if "q_proj" in name else 2)
+        writer.add_tensor(gguf_name(name), tensor.astype(dtype if tensor.ndim > 1 else np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("block", [1 << 18, 700], ids=["whole", "blocks"])
+def test_a_gguf_gives_the_same_model(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, block: int
+) -> None:
+    monkeypatch.setattr(converter.base, "_BLOCK_VALUES", block)
+    gguf = write_llama_gguf(llama, tmp_path / "m.gguf")
+    convert(llama, tmp_path / "safetensors", scheme)
+    convert(gguf, tmp_path / "gguf", scheme)
+    ours, theirs = (section(tmp_path / name, "TFLiteModel") for name in ("gguf", "safetensors"))
+    assert ours == theirs
+
+
+def test_a_gguf_with_biases_gives_the_same_model(llama: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    biases: dict[str, np.ndarray | None] = {
+        f"model.layers.{layer}.self_attn.{name}_proj.bias": rng.standard_normal(size).astype("f4")
+        for layer in range(2)
+        for name, size in (("q", 64), ("k", 32), ("v", 32), ("o", 64))
+    }
+    source = edited(llama, tmp_path / "biased", biases, attention_bias=True)
+    convert(source, tmp_path / "safetensors")
+    plan = convert(write_llama_gguf(source, tmp_path / "m.gguf"), tmp_path / "gguf")
+    assert "layers.0.attention.q.bias" in {weight.path for weight in plan.weights}
+    assert section(tmp_path / "gguf", "TFLiteModel") == section(
+        tmp_path / "safetensors", "TFLiteModel"
+    )
+
+
+def test_an_f16_gguf_gives_the_model_of_f16_safetensors(llama: Path, tmp_path: Path) -> None:
+    vectors: dict[str, np.ndarray | None] = {
+        name: array for name, array in load_file(llama / WEIGHTS).items() if array.ndim == 1
+    }
+    source = edited(llama.parent / "f16", tmp_path / "f16", vectors)  # llama.cpp keeps them F32
+    convert(source, tmp_path / "safetensors")
+    convert(write_llama_gguf(llama, tmp_path / "m.gguf", np.float16), tmp_path / "gguf")
+    assert section(tmp_path / "gguf", "TFLiteModel") == section(
+        tmp_path / "safetensors", "TFLiteModel"
+    )
+
+
+# The plan ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_plan_is_the_file(llama: Path, tmp_path: Path, scheme: str) -> None:
+    written: list[int] = []
+    plan = convert(llama, tmp_path / "m", scheme, written.append)
+    bundle = read_bundle(tmp_path / "m")
+    assert (tmp_path / "m").stat().st_size == plan.bundle.nbytes
+    assert tuple(s.offset for s in bundle.sections) == plan.bundle.offsets
+    assert [s.nbytes for s in bundle.sections] == [s.nbytes for s, _ in plan.sections]
+    model = bundle.section("TFLiteModel")
+    assert model is not None
+    assert model.nbytes == plan.model.nbytes
+    end = model.offset + len(plan.model.flatbuffer)
+    for weight in sorted(plan.weights, key=lambda weight: weight.offset):
+        assert weight.offset >= end  # no two overlap
+        assert (weight.offset - model.offset) % 16 == 0
+        end = weight.offset + weight.format.nbytes(weight.shape)
+    assert end <= model.offset + model.nbytes
+    assert sum(written) == sum(weight.format.nbytes(weight.shape) for weight in plan.weights)
+
+
+def test_a_plan_reads_no_weights(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_checkpoint(llama) as checkpoint:
+        monkeypatch.setattr(checkpoint, "read_rows", None)
+        plan = ModelConverter(checkpoint, "tiny", ConvertOptions()).plan()
+    assert len(plan.weights) == 21
+    assert (plan.scheme.name, plan.cache_length) == ("dynamic_int8", 1280)
+    assert plan.prefill_lengths == (8, 64, 128, 256, 512, 1024)
+
+
+def test_a_tied_embedding_is_stored_once(llama: Path, tmp_path: Path) -> None:
+    tied = edited(llama, tmp_path / "tied", {"lm_head.weight": None}, tie_word_embeddings=True)
+    untied_plan = convert(llama, tmp_path / "untied.litertlm")
+    tied_plan = convert(tied, tmp_path / "tied.litertlm")
+    assert {w.path for w in untied_plan.weights} - {w.path for w in tied_plan.weights} == {"head"}
+    embedding = 320 * 64 * 4
+    saved = untied_plan.model.nbytes - tied_plan.model.nbytes
+    assert embedding <= saved < embedding + 1000
+    table = load_file(llama / WEIGHTS)["model.embed_tokens.weight"].tobytes()
+    assert (tmp_path / "tied.litertlm").read_bytes().count(table) == 1
+
+
+def test_a_head_beside_a_tied_embedding_is_left_out(llama: Path, tmp_path: Path) -> None:
+    without = edited(llama, tmp_path / "a", {"lm_head.weight": None}, tie_word_embeddings=True)
+    with_head = edited(llama, tmp_path / "b", tie_word_embeddings=True)
+    convert(without, tmp_path / "a.litertlm")
+    convert(with_head, tmp_path / "b.litertlm")
+    assert (tmp_path / "a.litertlm").read_bytes() == (tmp_path / "b.litertlm").read_bytes()
+
+
+# Lengths -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cache_length", [8, 100, 4096])
+def test_max_num_tokens_is_the_length_of_the_cache(
+    llama: Path, tmp_path: Path, cache_length: int
+) -> None:
+    plan = convert(llama, tmp_path / "m", "dynamic_int8", cache_length=cache_length)
+    bundle = read_bundle(tmp_path / "m")
+    assert bundle.metadata.max_num_tokens == plan.cache_length == cache_length
+    for signature in bundle.model.signatures:
+        shapes = {tensor.name: tensor.shape for tensor in signature.inputs}
+        assert shapes["kv_cache_k_0"] == [1, 2, cache_length, 16]
+        assert shapes["kv_cache_v_1"] == [1, 2, 16, cache_length]
+        assert shapes["mask"][3] == cache_length
+
+
+def test_a_short_model_has_a_short_cache(llama: Path, tmp_path: Path) -> None:
+    source = edited(llama, tmp_path / "short", max_position_embeddings=100)
+    plan = plan_of(source, cache_length=None, prefill_lengths=(8, 64, 100, 101, 1024))
+    assert plan.cache_length == plan.metadata.message.max_num_tokens == 100
+    assert plan.prefill_lengths == (8, 64, 100)
+
+
+def test_a_cache_beyond_what_the_model_was_made_for(llama: Path, tmp_path: Path) -> None:
+    error = refusal(llama, tmp_path / "out" / "m", cache_length=4097)
+    assert isinstance(error, OptionError)
+    assert str(error) == (
+        "--kv-cache-max-len 4097, tiny was made for at most 4096 positions, choose 4096 or less"
+    )
+
+
+def test_prefill_lengths_beyond_the_cache_are_dropped(llama: Path, tmp_path: Path) -> None:
+    convert(llama, tmp_path / "m", cache_length=64, prefill_lengths=(8, 64, 65, 1024))
+    names = [signature.name for signature in read_bundle(tmp_path / "m").model.signatures]
+    assert names == ["prefill_8", "prefill_64", "decode"]
+
+
+def test_all_prefill_lengths_beyond_the_cache(llama: Path, tmp_path: Path) -> None:
+    error = refusal(llama, tmp_path / "out" / "m", cache_length=16, prefill_lengths=(32, 64))
+    assert isinstance(error, OptionError)
+    assert str(error) == (
+        "--prefill-seq-len 32,64, every length is beyond the KV cache of 16, "
+        "choose a shorter one, or a larger --kv-cache-max-len"
+    )
+
+
+# Refusals ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.down_proj.weight", "model.norm.weight"])
+def test_values_that_are_no_numbers(
+    llama: Path, tmp_path: Path, scheme: str, value: float, name: str
+) -> None:
+    tensor = load_file(llama / WEIGHTS)[name]
+    tensor[-1, ...] = value
+    source = edited(llama, tmp_path / "bad", {name: tensor})
+    error = refusal(source, tmp_path / "out" / "m", scheme=scheme)
+    assert isinstance(error, UnsupportedError)
+    rows = "0 to 63" if tensor.ndim == 2 else "0 to 0"
+    wider = ", or try --quantize fp32" if scheme == "fp16" and tensor.ndim == 2 else ""
+    assert str(error) == (
+        f"tiny: {name}, holds NaN or infinite values (rows {rows}), "
+        f"the checkpoint is damaged: fetch or make it again{wider}"
+    )
+
+
+def test_beyond_the_range_of_float16(llama: Path, tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensor = load_file(llama / WEIGHTS)[name]
+    tensor[3, 5] = -70000
+    source = edited(llama, tmp_path / "wide", {name: tensor})
+    error = refusal(source, tmp_path / "out" / "m", scheme="fp16")
+    assert error.why == "holds 7e+04, beyond float16's 65504 (rows 0 to 95)"
+    assert error.fix.endswith(", or try --quantize fp32")
+    plan = convert(source, tmp_path / "m", "fp32")
+    np.testing.assert_array_equal(stored(tmp_path / "m", plan, np.float32)[name], tensor)
+
+
+def test_wrong_shapes(llama: Path, tmp_path: Path) -> None:
+    first, second = "model.layers.0.mlp.down_proj.weight", "model.norm.weight"
+    tensors = load_file(llama / WEIGHTS)
+    source = edited(
+        llama, tmp_path / "bad", {first: tensors[first].T, second: tensors[second][None]}
+    )
+    error = refusal(source, tmp_path / "out" / "m")
+    assert isinstance(error, SourceError)
+    assert str(error) == (
+        f"tiny, 2 tensors have the wrong shape: {first} is [96, 64], config says [64, 96]; "
+        f"{second} is [1, 64], config says [64], check that config.json belongs to these weights"
+    )
+
+
+def test_missing_tensors_are_all_named(llama: Path, tmp_path: Path) -> None:
+    names = ["embed_tokens.weight", "layers.1.self_attn.q_proj.weight", "norm.weight"]
+    source = edited(llama, tmp_path / "bad", {f"model.{name}": None for name in names})
+    error = refusal(source, tmp_path / "out" / "m")
+    assert isinstance(error, SourceError)
+    assert error.why == f"lacks 3 tensors: {', '.join(names)}"
+
+
+def test_tensors_too_many_are_all_named(llama: Path, tmp_path: Path) -> None:
+    extra = {f"model.layers.0.adapter.{i}": np.zeros(1, np.float32) for i in range(3)}
+    error = refusal(edited(llama, tmp_path / "bad", {**extra}), tmp_path / "out" / "m")
+    assert isinstance(error, SourceError)
+    assert error.why == (
+        f"holds 3 tensors that this network does not have: {', '.join(sorted(extra))}"
+    )
+
+
+def test_a_tokenizer_larger_than_the_embedding(llama: Path, tmp_path: Path) -> None:
+    source = edited(llama, tmp_path / "bad")
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    bytes_only = tokenizer["model"]["vocab"]
+    # Special tokens come last, and those beyond the embedding are left out.
+    tokenizer["model"]["vocab"] = bytes_only | {f"word{i}": i for i in range(256, 321)}
+    (source / "tokenizer.json").write_text(json.dumps(tokenizer))
+    error = refusal(source, tmp_path / "out" / "m")
+    assert isinstance(error, SourceError)
+    assert str(error) == (
+        "tiny: tokenizer, has 321 tokens, the embedding only 320 rows, "
+        "use the tokenizer that belongs to this checkpoint"
+    )
+    tokenizer["model"]["vocab"] = bytes_only | {f"word{i}": i for i in range(256, 318)}
+    (source / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert convert(source, tmp_path / "m").tokenizer.vocab_size == 320
+
+
+# Whole or not at all -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("after", [1, 5])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_interruption_leaves_nothing(
+    llama: Path, tmp_path: Path, threads: int, after: int, error: type[BaseException]
+) -> None:
+    calls: list[int] = []
+
+    def interrupt(nbytes: int) -> None:
+        calls.append(nbytes)
+        if len(calls) == after:
+            assert list((tmp_path / "out").iterdir())  # the temporary file
+            raise error
+
+    before = threading.active_count()
+    with pytest.raises(error):
+        convert(llama, tmp_path / "out" / "m", progress=interrupt, threads=threads)
+    assert len(calls) < after + threads  # the others stop, too
+    assert threading.active_count() == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_keeps_what_was_there(llama: Path, tmp_path: Path) -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "m").write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt):
+        convert(llama, tmp_path / "m", progress=interrupt)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    assert (tmp_path / "m").read_bytes() == b"old"
+
+
+def test_a_checkpoint_that_changes_while_it_is_read(llama: Path, tmp_path: Path) -> None:
+    source = edited(llama, tmp_path / "source")
+
+    def touch(_: int) -> None:
+        os.utime(source / WEIGHTS, ns=(0, 0))
+
+    error = refusal(source, tmp_path / "out" / "m", progress=touch, threads=1)
+    assert isinstance(error, SourceError)
+    assert error.why == "it changed while it was read"
+
+
+def test_a_checkpoint_that_shrinks_while_it_is_read(llama: Path, tmp_path: Path) -> None:
+    source = edited(llama, tmp_path / "source")
+
+    def cut(_: int) -> None:
+        os.truncate(source / WEIGHTS, 5000)
+
+    error = refusal(source, tmp_path / "out" / "m", progress=cut, threads=1)
+    assert isinstance(error, SourceError)
+    assert error.what == str(source / WEIGHTS)
+    assert error.why.startswith(("the file ended early: ", "it changed while it was read"))
