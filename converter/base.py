@@ -9,6 +9,7 @@ of weights per thread, whatever the size of the model.
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from converter import background
 from converter.bundle import (
+    FIRST_SECTION,
     AtomicFile,
     BundleLayout,
     Section,
@@ -35,7 +38,7 @@ from converter.graph.tflite import DType, Layout, Weight
 from converter.metadata import LlmMetadataResult, build_llm_metadata
 from converter.quantization import DEFAULT_SCHEME, Format, Scheme, ValueRangeError, get_scheme
 from converter.registry import family_of
-from converter.tokenizer import BundleTokenizer, load_tokenizer
+from converter.tokenizer import load_tokenizer
 from converter.version import __version__
 
 PREFILL_LADDER = (8, 64, 128, 256, 512, 1024)
@@ -81,8 +84,25 @@ class PlannedWeight:
 
 
 @dataclass(frozen=True)
+class Text:
+    """What goes into the bundle beside the network.
+
+    Attributes:
+        sections: all sections in file order; the network's own content is None.
+    """
+
+    metadata: LlmMetadataResult
+    sections: tuple[tuple[Section, bytes | None], ...]
+    bundle: BundleLayout
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Everything that is known before the first weight is read."""
+    """Everything that is known before the first weight is read.
+
+    The network lies first in the file, so that its weights have their places while the tokenizer
+    and the template are still being proved: `metadata`, `sections` and `bundle` wait for that.
+    """
 
     family: Family
     spec: DecoderSpec
@@ -91,10 +111,19 @@ class Plan:
     prefill_lengths: tuple[int, ...]
     weights: tuple[PlannedWeight, ...]
     model: Layout
-    sections: tuple[tuple[Section, bytes | None], ...]
-    bundle: BundleLayout
-    tokenizer: BundleTokenizer
-    metadata: LlmMetadataResult
+    text: Callable[[], Text]
+
+    @property
+    def metadata(self) -> LlmMetadataResult:
+        return self.text().metadata
+
+    @property
+    def sections(self) -> tuple[tuple[Section, bytes | None], ...]:
+        return self.text().sections
+
+    @property
+    def bundle(self) -> BundleLayout:
+        return self.text().bundle
 
 
 class ModelConverter:
@@ -119,7 +148,7 @@ class ModelConverter:
 
     def write(self, plan: Plan, output: Path, progress: Progress = lambda _: None) -> None:
         """Carry out a plan: the file appears under its name when it is complete."""
-        with AtomicFile(output, plan.bundle.nbytes) as file:
+        with AtomicFile(output) as file:
             self.stream_weights(plan, file, progress)
             self.package(plan, file)
             file.commit()
@@ -127,7 +156,7 @@ class ModelConverter:
     # Plan -----------------------------------------------------------------------------------------
 
     def plan(self) -> Plan:
-        """Validate, emit the graph and fix the place of every byte."""
+        """Validate, emit the graph and fix the place of every weight."""
         scheme = get_scheme(self.options.quantize)
         family = family_of(self.checkpoint.config)
         spec = family.spec()
@@ -136,6 +165,7 @@ class ModelConverter:
         sources = family.weight_sources(list(self.checkpoint.tensors), self.checkpoint.format)
         shapes = dict(spec.weight_shapes())
         self._check_shapes(shapes, sources)
+        describe = background.start(lambda: self._describe(family, spec, cache_length))
 
         formats = {path: scheme.format_of(shape) for path, shape in shapes.items()}
         weights = {
@@ -150,6 +180,29 @@ class ModelConverter:
         }
         model = build_decoder(spec, lengths, cache_length, weights.__getitem__).finish()
 
+        def text() -> Text:
+            return self._lay_out(model.nbytes, family, scheme, len(spec.layers), *describe())
+
+        return Plan(
+            family=family,
+            spec=spec,
+            scheme=scheme,
+            cache_length=cache_length,
+            prefill_lengths=lengths,
+            weights=tuple(
+                PlannedWeight(
+                    path, sources[path], shape, formats[path], FIRST_SECTION + model.offsets[path]
+                )
+                for path, shape in shapes.items()
+            ),
+            model=model,
+            text=functools.cache(text),
+        )
+
+    def _describe(
+        self, family: Family, spec: DecoderSpec, cache_length: int
+    ) -> tuple[LlmMetadataResult, str, bytes]:
+        """The metadata, and the kind and the bytes of the tokenizer's section."""
         tokenizer = load_tokenizer(
             self.checkpoint, prefer_sentencepiece=family.prefers_sentencepiece
         )
@@ -166,22 +219,26 @@ class ModelConverter:
             name=family.name,
             generation_config=self.checkpoint.generation_config,
         )
-        contents: list[tuple[str, dict[str, str], bytes | None, int]] = []
-        for kind, data in (
-            ("LlmMetadataProto", metadata.message.SerializeToString(deterministic=True)),
-            (
-                "ExecutorMetadataProto",
-                executor_metadata(len(spec.layers), cache_length),
-            ),
-        ):
-            contents.append((kind, {}, data, len(data)))
-        model_items = {"model_type": "tf_lite_prefill_decode"}
-        contents.append(("TFLiteModel", model_items, None, model.nbytes))
-        packed = tokenizer_section(tokenizer.kind, tokenizer.data)
-        contents.append((tokenizer.kind, {}, packed, len(packed)))
-        sections = tuple(
-            (Section(kind, nbytes, items), data) for kind, items, data, nbytes in contents
+        return metadata, tokenizer.kind, tokenizer_section(tokenizer.kind, tokenizer.data)
+
+    def _lay_out(
+        self,
+        model_nbytes: int,
+        family: Family,
+        scheme: Scheme,
+        num_layers: int,
+        metadata: LlmMetadataResult,
+        tokenizer_kind: str,
+        tokenizer: bytes,
+    ) -> Text:
+        message = metadata.message
+        parts: tuple[tuple[str, bytes], ...] = (
+            ("LlmMetadataProto", message.SerializeToString(deterministic=True)),
+            ("ExecutorMetadataProto", executor_metadata(num_layers, message.max_num_tokens)),
+            (tokenizer_kind, tokenizer),
         )
+        network = Section("TFLiteModel", model_nbytes, {"model_type": "tf_lite_prefill_decode"})
+        sections = ((network, None), *((Section(k, len(d), {}), d) for k, d in parts))
         bundle = lay_out(
             [section for section, _ in sections],
             {
@@ -191,25 +248,7 @@ class ModelConverter:
                 "quantization": scheme.name,
             },
         )
-        start = bundle.offsets[2]
-        return Plan(
-            family=family,
-            spec=spec,
-            scheme=scheme,
-            cache_length=cache_length,
-            prefill_lengths=lengths,
-            weights=tuple(
-                PlannedWeight(
-                    path, sources[path], shape, formats[path], start + model.offsets[path]
-                )
-                for path, shape in shapes.items()
-            ),
-            model=model,
-            sections=sections,
-            bundle=bundle,
-            tokenizer=tokenizer,
-            metadata=metadata,
-        )
+        return Text(metadata, sections, bundle)
 
     def _cache_length(self, family: Family) -> int:
         limit = family.max_position_embeddings

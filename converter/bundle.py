@@ -22,6 +22,8 @@ from types import TracebackType
 
 from converter.errors import OutputError
 
+FIRST_SECTION = 16 * 1024  # where it begins: the header, a few hundred bytes, has room before it
+_SYNC_INTERVAL = 0.1  # seconds
 ENGINE_VERSION = "0.18"  # the LiteRT-LM release whose behaviour shared/runtime-contract.md measures
 
 
@@ -63,6 +65,7 @@ def lay_out(sections: Sequence[Section], system: Mapping[str, str]) -> BundleLay
 
     # The header's size does not depend on the offsets in it, as long as none is 0.
     size = len(_header(sections, [(1, 1)] * len(sections), system))
+    assert size <= FIRST_SECTION
     ranges, position = [], size
     for section in sections:
         begin = aligned(position)
@@ -158,24 +161,27 @@ class AtomicFile:
         OutputError: the folder cannot be made or written, or the disk is full.
     """
 
-    def __init__(self, target: Path, nbytes: int) -> None:
+    def __init__(self, target: Path) -> None:
         self.target = target
         self._temporary: Path | None = None
         self._made: list[Path] = []  # folders that were missing, innermost first
         self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._sync_error: OSError | None = None
         try:
             folders = (target.parent, *target.parent.parents)
             self._made = [folder for folder in folders if not folder.exists()]
             target.parent.mkdir(parents=True, exist_ok=True)
             self._fd, name = tempfile.mkstemp(".partial", f".{target.name}.", target.parent)
             self._temporary = Path(name)
-            os.ftruncate(self._fd, nbytes)  # gaps between sections read as zeros
+            self._syncing = threading.Thread(target=self._sync_early)
+            self._syncing.start()
         except OSError as error:
             self._abandon()
             raise self._error(error) from error
 
     def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Write all of `data` at `offset` bytes from the start."""
+        """Write all of `data` at `offset` bytes from the start; gaps read as zeros."""
         view = memoryview(data).cast("B")
         try:
             while view:
@@ -191,10 +197,25 @@ class AtomicFile:
             os.lseek(self._fd, offset, os.SEEK_SET)
             return os.write(self._fd, view)
 
+    def _sync_early(self) -> None:
+        """Let the disk work while there is more to come: at the end there is less to wait for."""
+        try:
+            while not self._ended.wait(_SYNC_INTERVAL):
+                os.fsync(self._fd)
+        except OSError as error:  # the system tells it once
+            self._sync_error = error
+
+    def _end_sync(self) -> None:
+        self._ended.set()
+        self._syncing.join()
+        if self._sync_error is not None:
+            raise self._sync_error
+
     def commit(self) -> None:
         """Make the file durable and give it its name."""
         assert self._temporary is not None
         try:
+            self._end_sync()
             os.fsync(self._fd)
             os.close(self._fd)
             umask = os.umask(0)
@@ -230,6 +251,8 @@ class AtomicFile:
 
     def _abandon(self) -> None:
         if self._temporary is not None:
+            with contextlib.suppress(OSError):
+                self._end_sync()
             with contextlib.suppress(OSError):  # commit may have closed it before it failed
                 os.close(self._fd)
             self._temporary.unlink(missing_ok=True)
@@ -265,7 +288,7 @@ def link_or_copy(source: Path, target: Path) -> None:
     Raises:
         OutputError: `target` cannot be written.
     """
-    with AtomicFile(target, 0) as writer:  # makes the folder, or says why it cannot be written
+    with AtomicFile(target) as writer:  # makes the folder, or says why it cannot be written
         if writer.replace_by_link(source):
             return
         with source.open("rb") as reader:

@@ -12,9 +12,10 @@ import numpy as np
 
 from converter.errors import OptionError
 from converter.graph.tflite import DType
+from converter.kernels import pack_int8
 
-_INT8_MAX = 127  # symmetric: -128 is not used, as the TFLite quantisation specification asks
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
+_NOT_FINITE = "holds NaN or infinite values"
 
 
 class ValueRangeError(ValueError):
@@ -43,7 +44,7 @@ class Format:
         """Pack float32 rows, `(n, columns)`; they are used as scratch space and lost.
 
         Args:
-            buffer: int8, of one dimension, in which the result may lie; see `Checkpoint.read_rows`.
+            buffer: int8, of one dimension and large enough, for a result that is int8.
 
         Returns:
             The packed rows, `(n, columns)`, and their scales, `(n,)`, or None.
@@ -51,34 +52,19 @@ class Format:
         Raises:
             ValueRangeError: a value is NaN or infinite, or too large for float16.
         """
-        peak = np.maximum(rows.max(axis=1), -rows.min(axis=1))  # NaN spreads through both
-        if not np.isfinite(peak).all():
-            raise ValueRangeError("holds NaN or infinite values")
         if self.dtype is DType.INT8:
-            return _pack_int8(rows, peak, buffer)
-        if self.dtype is DType.FLOAT16 and peak.max(initial=0) > _FLOAT16_MAX:
-            raise ValueRangeError(f"holds {peak.max():.3g}, beyond float16's {_FLOAT16_MAX:.0f}")
+            flat = buffer if buffer is not None else np.empty(rows.size, np.int8)
+            packed = flat[: rows.size].reshape(rows.shape)
+            scales = np.empty(len(rows), np.float32)
+            if not pack_int8(rows, packed, scales):
+                raise ValueRangeError(_NOT_FINITE)
+            return packed, scales
+        peak = max(rows.max(initial=0), -rows.min(initial=0))  # NaN spreads through both
+        if not np.isfinite(peak):
+            raise ValueRangeError(_NOT_FINITE)
+        if self.dtype is DType.FLOAT16 and peak > _FLOAT16_MAX:
+            raise ValueRangeError(f"holds {peak:.3g}, beyond float16's {_FLOAT16_MAX:.0f}")
         return rows.astype(_NUMPY[self.dtype], copy=False), None
-
-
-def _pack_int8(
-    rows: np.ndarray, peak: np.ndarray, buffer: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric per-row int8: `scale = max|w| / 127`, `q = round(w / scale)`.
-
-    Source: TFLite 8-bit quantisation specification, per-axis weights.
-    """
-    # A row of zeros has no scale of its own, and XNNPACK refuses 0: any other will do.
-    scales = np.where(peak > 0, peak / _INT8_MAX, 1).astype(np.float32)
-    # The smallest subnormal peaks give a scale of 0 all the same.
-    scales[scales == 0] = np.finfo(np.float32).tiny
-    np.divide(rows, scales[:, None], out=rows)
-    np.rint(rows, out=rows)
-    if buffer is None or buffer.size < rows.size:
-        return rows.astype(np.int8), scales
-    packed = buffer[: rows.size].view(np.int8).reshape(rows.shape)
-    np.copyto(packed, rows, casting="unsafe")
-    return packed, scales
 
 
 FLOAT32 = Format(DType.FLOAT32)

@@ -167,7 +167,9 @@ class _FastFile:
 
     @property
     def vocab_size(self) -> int:
-        return max([self.engine.get_vocab_size() - 1, *self.engine.get_added_tokens_decoder()]) + 1
+        ids = self.engine.get_added_tokens_decoder()
+        # With added tokens counted in, the library builds the whole vocabulary anew.
+        return max([self.engine.get_vocab_size(with_added_tokens=False) - 1, *ids]) + 1
 
     def prepare(self) -> None:
         """Take out of `data` what the engine must not do; without such a thing it stays as it is.

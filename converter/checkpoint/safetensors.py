@@ -28,6 +28,7 @@ from converter.checkpoint.files import (
     why_not_a_model,
 )
 from converter.errors import SourceError, UnsupportedError
+from converter.kernels import widen_bf16
 
 MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
 MAX_JSON_BYTES = 64_000_000  # config.json and the index: a few megabytes in the largest models
@@ -107,14 +108,11 @@ class SafetensorsCheckpoint(Checkpoint):
         return flat.reshape(stop - start, columns)
 
     def _read_16_bit(self, file: PositionedFile, offset: int, dtype: str, out: np.ndarray) -> None:
-        """Fill `out` (float32, one dimension) from `BF16` or `F16` elements at `offset`.
-
-        BF16 is the upper half of a float32, so the shift is exact, NaN payloads included.
-        """
+        """Fill `out` (float32, one dimension) from `BF16` or `F16` elements at `offset`."""
         stored = self._stored.of_size(out.size)
         file.read_into(offset, _bytes_of(stored))
         if dtype == "BF16":
-            np.left_shift(stored, 16, out=out.view(np.uint32), dtype=np.uint32)
+            widen_bf16(stored, out)
         else:
             out[:] = stored.view(np.float16)
 
@@ -270,7 +268,7 @@ def _parse_entry(file: PositionedFile, name: str, entry: Any) -> tuple[TensorInf
     if bits != (end - begin) * 8:
         why = f"tensor {name} has {end - begin} bytes, but {dtype} {shape} takes {-(-bits // 8)}"
         raise _damaged(file, why)
-    return TensorInfo(name, tuple(shape), dtype), begin, end
+    return TensorInfo(name, tuple(shape), dtype, end - begin), begin, end
 
 
 def _is_naturals(value: Any) -> bool:

@@ -17,6 +17,7 @@ Formats: the schema is `tensorflow/compiler/mlir/lite/schema/schema.fbs`, as gen
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,6 +105,9 @@ class Layout:
         return np.frombuffer(self.flatbuffer, np.float32, count=rows, offset=position)
 
 
+_broadcast = functools.cache(np.broadcast_shapes)  # the same few shapes, thousands of times
+
+
 class Graph:
     """One subgraph with its signature. Ops are appended in execution order by `make_<op>`."""
 
@@ -182,15 +186,15 @@ class Graph:
 
     def make_add(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         """a + b, with broadcasting."""
-        return self._make("ADD", name, (a, b), np.broadcast_shapes(a.shape, b.shape), a.dtype)
+        return self._make("ADD", name, (a, b), _broadcast(a.shape, b.shape), a.dtype)
 
     def make_sub(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         """a - b, with broadcasting."""
-        return self._make("SUB", name, (a, b), np.broadcast_shapes(a.shape, b.shape), a.dtype)
+        return self._make("SUB", name, (a, b), _broadcast(a.shape, b.shape), a.dtype)
 
     def make_mul(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         """a * b, with broadcasting."""
-        return self._make("MUL", name, (a, b), np.broadcast_shapes(a.shape, b.shape), a.dtype)
+        return self._make("MUL", name, (a, b), _broadcast(a.shape, b.shape), a.dtype)
 
     def make_neg(self, name: str, x: Tensor) -> Tensor:
         """-x."""
@@ -262,7 +266,7 @@ class Graph:
 
     def make_greater_equal(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         """Whether a >= b, with broadcasting."""
-        shape = np.broadcast_shapes(a.shape, b.shape)
+        shape = _broadcast(a.shape, b.shape)
         return self._make("GREATER_EQUAL", name, (a, b), shape, DType.BOOL)
 
     def make_select(self, name: str, condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
@@ -336,7 +340,7 @@ class Model:
         self.weights: dict[str, Weight] = {}
         # Buffer 0 is the empty one that every activation refers to (schema.fbs).
         self._buffers: list[Weight | bytes] = [b""]
-        self._buffer_of: dict[tuple[str, bytes] | str, int] = {}
+        self._buffer_of: dict[tuple[str, tuple[int, ...], bytes] | str, int] = {}
 
     def add_graph(self, signature: str) -> Graph:
         """Start a subgraph that callers reach as `signature`."""
@@ -346,10 +350,10 @@ class Model:
 
     def constant_buffer(self, value: np.ndarray) -> int:
         """Index of the buffer with these bytes, type and shape."""
-        key = (f"{value.dtype}{value.shape}", value.tobytes())
+        key = (value.dtype.char, value.shape, value.tobytes())
         if key not in self._buffer_of:
             self._buffer_of[key] = len(self._buffers)
-            self._buffers.append(key[1])
+            self._buffers.append(key[2])
         return self._buffer_of[key]
 
     def weight_buffer(self, weight: Weight) -> int:
@@ -377,8 +381,9 @@ class _Record:
     def __init__(self, **fields: tuple[int, str]) -> None:
         """Fields in order of size: name -> (number in the schema, `offset`, `I` or `B`)."""
         formats = {name: "I" if kind == "offset" else kind for name, (_, kind) in fields.items()}
-        self.struct = struct.Struct("<i" + "".join(formats.values()))
-        self.size = self.struct.size + -self.struct.size % 4
+        size = struct.calcsize("<i" + "".join(formats.values()))
+        self.struct = struct.Struct("<i" + "".join(formats.values()) + "x" * (-size % 4))
+        self.size = self.struct.size
         places, at = {}, 4  # after the distance to the vtable
         for name, form in formats.items():
             places[name] = at
@@ -482,15 +487,20 @@ class _Packer:
                 for value, place in zip(values, record.offset_places, strict=True)
             ]
             packed = record.struct.pack(self._written[record] - start, *fields)
-            self._written[key] = self._bytes(packed.ljust(record.size, b"\0"), alignment=4)
+            self._written[key] = self._bytes_here(packed)
         return self._written[key]
 
     def _bytes(self, content: bytes, alignment: int) -> int:
         """Write bytes as they are."""
+        self._builder.Prep(alignment, len(content))
+        return self._bytes_here(content)
+
+    def _bytes_here(self, content: bytes) -> int:
+        """Write bytes where `Prep` has made room."""
         builder = self._builder
-        builder.Prep(alignment, len(content))
+        end = builder.head
         builder.head -= len(content)
-        builder.Bytes[builder.head : builder.head + len(content)] = content
+        builder.Bytes[builder.head : end] = content
         return int(builder.Offset())
 
     def _vector(self, values: tuple[int, ...]) -> int:

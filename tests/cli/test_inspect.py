@@ -12,6 +12,7 @@ from cli.inspect import size
 from cli.main import main
 from cli.obtain import open_checkpoint
 from converter.base import ConvertOptions, ModelConverter
+from converter.inspection import read_bundle
 from tests.edited_bundle import edited_bundle
 from tests.tiny_models import make_checkpoint
 
@@ -45,7 +46,7 @@ def test_text(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "  model: tiny\n"
         "  family: llama\n"
         "  quantization: dynamic_int8\n"
-        "\nSections\n  LlmMetadataProto "
+        "\nSections\n  TFLiteModel "
     )
     for line in (
         "  prefill_8",
@@ -74,10 +75,10 @@ def test_json(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert value["size"] == bundle.stat().st_size
     assert value["system"]["quantization"] == "dynamic_int8"
     assert [section["type"] for section in value["sections"]] == [
-        "LlmMetadataProto", "ExecutorMetadataProto", "TFLiteModel", "HF_Tokenizer_Zlib",
+        "TFLiteModel", "LlmMetadataProto", "ExecutorMetadataProto", "HF_Tokenizer_Zlib",
     ]  # fmt: skip
     assert all(set(s) == {"type", "offset", "size", "items"} for s in value["sections"])
-    assert value["sections"][2]["items"] == {"model_type": "tf_lite_prefill_decode"}
+    assert value["sections"][0]["items"] == {"model_type": "tf_lite_prefill_decode"}
     assert value["metadata"]["max_num_tokens"] == 32
     assert value["metadata"]["jinja_prompt_template"]
     assert [signature["name"] for signature in value["signatures"]] == [
@@ -113,13 +114,19 @@ def test_damaged_files(
     content = bundle.read_bytes()
     path = tmp_path / "x.litertlm"
     model = content.index(b"TFL3") - 4
+    found = read_bundle(bundle).section("LlmMetadataProto")
+    assert found is not None
+    text = found.offset
     for data, why in (
         (b"GGUF" + content[4:], "not a .litertlm file"),
         (content[:30], "not a .litertlm file"),
         (content[:40000], "damaged: section "),
         (content[:33] + b"\xff" * 99 + content[132:], "damaged: its header cannot be parsed"),
         (content[:model] + bytes(99) + content[model + 99 :], "damaged: its TFLite model cannot"),
-        (content[:16384] + b"\xff" * 99 + content[16483:], "damaged: its LlmMetadata cannot be"),
+        (
+            content[:text] + b"\xff" * 99 + content[text + 99 :],
+            "damaged: its LlmMetadata cannot be",
+        ),
     ):
         path.write_bytes(data)
         assert main(["inspect", str(path), *option]) == 1

@@ -81,9 +81,9 @@ def test_what_was_planned_is_what_is_read(converted: tuple[Path, Plan]) -> None:
         for (section, _), offset in zip(plan.sections, plan.bundle.offsets, strict=True)
     ]
     assert [s.kind for s in bundle.sections] == [
+        "TFLiteModel",
         "LlmMetadataProto",
         "ExecutorMetadataProto",
-        "TFLiteModel",
         "HF_Tokenizer_Zlib",
     ]
     assert bundle.metadata == plan.metadata.message

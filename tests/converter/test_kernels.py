@@ -1,0 +1,97 @@
+"""The compiled loops and numpy's, which must give the same bits."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from converter import kernels
+
+Pack = Callable[[np.ndarray], tuple[bool, np.ndarray, np.ndarray]]
+
+
+@pytest.fixture(params=["compiled", "numpy"], autouse=True)
+def body(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test of this file runs with both bodies."""
+    if request.param == "numpy":
+        monkeypatch.setattr(kernels, "_compiled", lambda: None)
+    elif shutil.which("cc") is None:
+        pytest.skip("there is no C compiler here, so numpy's body is what runs")
+    else:
+        assert isinstance(kernels._compiled(), ctypes.CDLL), "run ./setup --dev"
+    return str(request.param)
+
+
+def pack(rows: np.ndarray) -> tuple[bool, np.ndarray, np.ndarray]:
+    packed = np.full(rows.shape, 99, np.int8)
+    scales = np.full(len(rows), -1, np.float32)
+    return kernels.pack_int8(rows.copy(), packed, scales), packed, scales
+
+
+def expected(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The formula, one step at a time, each rounded to float32."""
+    peak = np.abs(rows).max(axis=1)
+    scales = np.maximum(peak / np.float32(127), np.finfo(np.float32).tiny)
+    return np.rint(rows * (np.float32(1) / scales)[:, None]).astype(np.int8), scales
+
+
+@pytest.mark.parametrize("columns", [1, 3, 7, 8, 31, 64, 1000])
+@pytest.mark.parametrize("size", [1e-36, 0.02, 3e4])
+def test_pack_int8(columns: int, size: float) -> None:
+    """Row lengths with and without a remainder for the vector loops."""
+    rows = np.random.default_rng(columns).standard_normal((50, columns)).astype(np.float32)
+    rows *= np.float32(size)
+    done, packed, scales = pack(rows)
+    assert done
+    expected_packed, expected_scales = expected(rows)
+    np.testing.assert_array_equal(packed, expected_packed)
+    np.testing.assert_array_equal(scales, expected_scales)
+
+
+def test_ties_go_to_even() -> None:
+    """And nothing is contracted: product and sum are rounded one after the other."""
+    rows = np.array([[127, 0.5, 1.5, 2.5, -0.5, -1.5, -126.5, 63.5]], np.float32)
+    _, packed, scales = pack(rows)
+    assert scales == 1
+    assert packed.tolist() == [[127, 0, 2, 2, 0, -2, -126, 64]]
+
+
+def test_the_whole_range_and_no_more() -> None:
+    rows = np.random.default_rng(0).standard_normal((20000, 5)).astype(np.float32)
+    _, packed, _ = pack(rows)
+    assert (np.abs(packed.astype(int)).max(axis=1) == 127).all()
+
+
+def test_rows_without_a_scale_of_their_own() -> None:
+    rows = np.zeros((3, 9), np.float32)
+    rows[1, 4] = np.finfo(np.float32).smallest_subnormal
+    rows[2, 4] = -1e-40
+    done, packed, scales = pack(rows)
+    assert done
+    assert (packed == 0).all()
+    assert (scales == np.finfo(np.float32).tiny).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [(0, 0), (1, 36), (2, 20)])
+def test_values_that_are_no_numbers(bad: float, place: tuple[int, int]) -> None:
+    rows = np.ones((3, 37), np.float32)
+    rows[place] = bad
+    assert not pack(rows)[0]
+
+
+def test_no_rows() -> None:
+    assert pack(np.empty((0, 5), np.float32))[0]
+
+
+def test_widen_bf16() -> None:
+    stored = np.arange(1 << 16, dtype=np.uint16)  # every value there is, NaN payloads included
+    values = np.empty(stored.size, np.float32)
+    kernels.widen_bf16(stored, values)
+    np.testing.assert_array_equal(values.view(np.uint32), stored.astype(np.uint32) << 16)
+    kernels.widen_bf16(stored[3:10], values[:7])
+    np.testing.assert_array_equal(values[:7].view(np.uint32), stored[3:10].astype(np.uint32) << 16)
