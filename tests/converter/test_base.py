@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.quants import quantize
 from safetensors.numpy import load_file, save_file
 
 import converter.base
+import converter.kernels
 from cli.obtain import open_checkpoint
 from converter.base import ConvertOptions, ModelConverter, Plan
 from converter.errors import LiteRTLMError, OptionError, SourceError, UnsupportedError
@@ -108,18 +110,47 @@ def stored(bundle: Path, plan: Plan, dtype: type) -> dict[str, np.ndarray]:
 # The same bytes ----------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def ggufs(llama: Path) -> Path:
+    """`llama` as GGUF files: float32, float16 and Q8_0."""
+    for name, form in (("f32", "F32"), ("f16", "F16"), ("q8_0", "Q8_0")):
+        write_llama_gguf(llama, llama.parent / f"{name}.gguf", GGMLQuantizationType[form])
+    return llama.parent
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_the_same_bytes_whatever_the_threads_blocks_and_shards(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+@pytest.mark.parametrize(
+    "name", ["single", "sharded", "bf16", "f16", "f32.gguf", "f16.gguf", "q8_0.gguf"]
+)
+def test_the_same_bytes_whatever_the_threads_and_blocks(
+    ggufs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, scheme: str
 ) -> None:
-    convert(llama, tmp_path / "first", scheme, threads=1)
+    convert(ggufs / name, tmp_path / "first", scheme, threads=1)
     expected = (tmp_path / "first").read_bytes()
     for threads in (1, 2, 5):
         for block in (1 << 18, 700):
             monkeypatch.setattr(converter.base, "_BLOCK_VALUES", block)
-            for source in (llama, llama.parent / "sharded"):
-                convert(source, tmp_path / "again", scheme, threads=threads)
-                assert (tmp_path / "again").read_bytes() == expected
+            convert(ggufs / name, tmp_path / "again", scheme, threads=threads)
+            assert (tmp_path / "again").read_bytes() == expected
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_same_bytes_with_and_without_a_compiler(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    for name in ("single", "bf16"):
+        convert(llama.parent / name, tmp_path / "compiled", scheme)
+        with monkeypatch.context() as patch:
+            patch.setattr(converter.kernels, "_compiled", lambda: None)
+            convert(llama.parent / name, tmp_path / "numpy", scheme)
+        assert (tmp_path / "compiled").read_bytes() == (tmp_path / "numpy").read_bytes()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_shards_do_not_show(llama: Path, tmp_path: Path, scheme: str) -> None:
+    for name in ("single", "sharded"):
+        convert(llama.parent / name, tmp_path / name, scheme)
+    assert (tmp_path / "single").read_bytes() == (tmp_path / "sharded").read_bytes()
 
 
 def test_more_threads_than_blocks(llama: Path, tmp_path: Path) -> None:
@@ -229,7 +260,9 @@ def permute(weights: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(grouped.swapaxes(1, 2).reshape(weights.shape))
 
 
-def write_llama_gguf(folder: Path, path: Path, dtype: type = np.float32) -> Path:
+def write_llama_gguf(
+    folder: Path, path: Path, stored: GGMLQuantizationType = GGMLQuantizationType.F32
+) -> Path:
     writer = GGUFWriter(path, "llama")
     writer.add_block_count(2)
     writer.add_embedding_length(64)
@@ -250,7 +283,8 @@ def write_llama_gguf(folder: Path, path: Path, dtype: type = np.float32) -> Path
     for name, tensor in load_file(folder / WEIGHTS).items():
         if "q_proj" in name or "k_proj" in name:
             tensor = permute(tensor, 4 if "q_proj" in name else 2)
-        writer.add_tensor(gguf_name(name), tensor.astype(dtype if tensor.ndim > 1 else np.float32))
+        form = stored if tensor.ndim > 1 else GGMLQuantizationType.F32
+        writer.add_tensor(gguf_name(name), quantize(tensor, form), raw_dtype=form)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -293,7 +327,9 @@ def test_an_f16_gguf_gives_the_model_of_f16_safetensors(llama: Path, tmp_path: P
     }
     source = edited(llama.parent / "f16", tmp_path / "f16", vectors)  # llama.cpp keeps them F32
     convert(source, tmp_path / "safetensors")
-    convert(write_llama_gguf(llama, tmp_path / "m.gguf", np.float16), tmp_path / "gguf")
+    convert(
+        write_llama_gguf(llama, tmp_path / "m.gguf", GGMLQuantizationType.F16), tmp_path / "gguf"
+    )
     assert section(tmp_path / "gguf", "TFLiteModel") == section(
         tmp_path / "safetensors", "TFLiteModel"
     )
