@@ -6,9 +6,12 @@ import argparse
 import io
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from converter.errors import OptionError
+
+if TYPE_CHECKING:
+    from converter.report import PlanReport
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -31,6 +34,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--force", action="store_true", help="replace an existing output")
     add_conversion_options(parser)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what would be done, and the memory and disk that it needs; write nothing",
+    )
+    parser.add_argument("--json", action="store_true", help="with --dry-run: one JSON object")
     return parser
 
 
@@ -58,12 +67,66 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.dry_run:
+        _dry_run(args)
+        return
+    if args.json:
+        raise OptionError("--json", "has no effect without --dry-run", "add that, or leave it out")
+
     from cli.obtain import obtain
 
     output = obtain(args, args.output_dir, args.force, announce_kept=True)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a path is bytes: out as they came in
     print(output)
+
+
+def _dry_run(args: argparse.Namespace) -> None:
+    from cli.obtain import preview
+
+    report = preview(args, args.output_dir)
+    if args.json:
+        import json
+
+        # In ASCII: names may hold what a terminal obeys, or its encoding lacks.
+        print(json.dumps(report.as_json(), indent=2))
+    else:
+        print("\n".join(_lines(report, args.force)))
+
+
+def _lines(report: PlanReport, force: bool) -> list[str]:
+    from cli.inspect import printable, size, tensor_lines
+
+    lines = [f"{report.output}  {size(report.output_bytes)}"]
+    if report.output_exists:
+        kept = "would be replaced" if force else "would be kept (--force replaces it)"
+        lines.append(f"  this file exists and {kept}")
+    lines += [
+        f"  model: {report.model}",
+        f"  family: {report.family}",
+        f"  quantization: {report.scheme}",
+        f"  KV cache: {report.kv_cache_length}",
+        f"  threads: {report.threads}",
+        "",
+        "Signatures",
+    ]
+    for signature in report.signatures:
+        lines.append(f"  {signature.name}")
+        lines += [f"    {line}" for line in tensor_lines(signature)]
+    lines += ["", "Weights"]
+    for group in report.tensors:
+        lines.append(f"  {group.kind:12}{group.dtype:12}{size(group.bytes):>10}  x{group.count}")
+    short = " (too little)" if report.disk_needed_bytes > report.disk_free_bytes else ""
+    lines += ["", "Needs"]
+    for what, nbytes, note in (
+        ("to read", report.source_bytes, ""),
+        ("weights", report.weights_bytes, ""),
+        ("output", report.output_bytes, ""),
+        ("memory", report.memory_bytes, "about"),
+        ("disk", report.disk_needed_bytes, f"{size(report.disk_free_bytes)} free{short}"),
+    ):
+        lines.append(f"  {what:24}{size(nbytes):>10}  {note}".rstrip())
+    return [printable(line) for line in lines]
 
 
 def prefill_lengths(text: str) -> tuple[int, ...]:

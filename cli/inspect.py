@@ -68,7 +68,7 @@ def _lines(bundle: Bundle) -> list[str]:
     lines += ["", "Signatures"]
     for signature in bundle.model.signatures:
         lines.append(f"  {signature.name}")
-        lines += [f"    {line}" for line in _tensor_lines(signature)]
+        lines += [f"    {line}" for line in tensor_lines(signature)]
     lines += ["", "Weights"]
     for dtype, nbytes in sorted(bundle.model.weight_bytes.items(), key=lambda item: -item[1]):
         lines.append(f"  {dtype:24}{size(nbytes):>10}")
@@ -83,7 +83,7 @@ def _lines(bundle: Bundle) -> list[str]:
     return [printable(line) for line in lines]
 
 
-def _tensor_lines(signature: SignatureSummary) -> list[str]:
+def tensor_lines(signature: SignatureSummary) -> list[str]:
     """One line per tensor; the caches, alike in every layer, in and out, share one."""
     directions: dict[str, set[str]] = {}
     counts: dict[str, set[str]] = {}

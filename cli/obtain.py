@@ -9,12 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter.errors import OptionError
+from converter.errors import OptionError, OutputError, SourceError
 
 if TYPE_CHECKING:
-    from converter.base import Progress
+    from converter.base import ModelConverter, Plan
     from converter.checkpoint.base import Checkpoint
+    from converter.report import PlanReport
     from converter.sources import Source
+
+# More than what stands beside a network in the file takes: tokenizer, template and metadata.
+_TEXT_ROOM = 1 << 28
 
 
 def obtain(
@@ -51,15 +55,38 @@ def obtain(
 
     local = _fetch(source, args, prefer_converted=not chosen)
     if local.suffix != ".litertlm":
-        if source.kind == "demo":
-            # So small a model that int8 activations change what it says (CONVERSION_STATUS.md).
-            chosen = {"quantize": "fp16", **chosen}
-        _convert(local, source.name, output, chosen, args)
+        _convert(local, source, output, chosen, args)
     elif chosen:
         raise _converted_already(args.model)
     else:
         _adopt(local, output)
     return output
+
+
+def preview(args: argparse.Namespace, output_dir: Path | None = None) -> PlanReport:
+    """What a conversion of MODEL would do. Nothing is written, and nothing downloaded.
+
+    Args:
+        args: as in `obtain`.
+        output_dir: where the result would go, None for the models folder.
+
+    Raises:
+        LiteRTLMError: see `converter.errors`.
+    """
+    from converter.report import report
+    from converter.sources import models_dir, parse_model
+
+    chosen = _chosen_options(args)
+    source = parse_model(args.model, models_dir())
+    local = _fetched_before(source, args, prefer_converted=not chosen)
+    if local.suffix.lower() == ".litertlm":
+        raise OptionError(
+            "--dry-run",
+            f"{args.model} is converted already, there is nothing to plan",
+            f"see what is in it with litert-lm-cli inspect {local}",
+        )
+    with _planned(local, source, chosen) as (converter, plan):
+        return report(converter, plan, source.output_path(output_dir))
 
 
 def _chosen_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -115,6 +142,33 @@ def _fetch(source: Source, args: argparse.Namespace, prefer_converted: bool) -> 
     return fetched.path
 
 
+def _fetched_before(source: Source, args: argparse.Namespace, prefer_converted: bool) -> Path:
+    """The local folder or file of a source; one that would have to be downloaded is refused."""
+    if source.path is not None:
+        return source.path
+    assert source.repo_id is not None
+    if source.kind == "demo":
+        from converter.checkpoint.demo import fetched_demo
+
+        found = fetched_demo(source.checkpoint_dir)
+    else:
+        from converter.checkpoint.hub import local_copy
+
+        copy = local_copy(
+            source.repo_id, source.checkpoint_dir, args.revision, source.file, prefer_converted
+        )
+        found = None if copy is None else copy.path
+    if found is None:
+        raise SourceError(
+            args.model,
+            "it is not downloaded yet, and a dry run downloads nothing",
+            f"fetch it first (hf download {source.repo_id} --local-dir DIR) and pass what arrived, "
+            "or leave --dry-run out",
+        )
+    _say(args, f"planned with what was downloaded to {found}, nobody was asked for a newer one")
+    return found
+
+
 def _adopt(file: Path, output: Path) -> None:
     """Give a downloaded bundle its place, without a second copy where the file system can."""
     from converter.bundle import link_or_copy
@@ -125,22 +179,55 @@ def _adopt(file: Path, output: Path) -> None:
 
 
 def _convert(
-    local: Path, name: str, output: Path, chosen: dict[str, Any], args: argparse.Namespace
+    local: Path, source: Source, output: Path, chosen: dict[str, Any], args: argparse.Namespace
 ) -> None:
-    from converter.base import ConvertOptions, ModelConverter
+    from cli.progress import byte_progress
+    from converter.report import weights_bytes
 
-    with open_checkpoint(local) as checkpoint:
-        converter = ModelConverter(checkpoint, name, ConvertOptions(**chosen))
-        plan = converter.plan()
+    with _planned(local, source, chosen) as (converter, plan):
+        _check_disk(plan, output)
         _say(
             args,
-            f"{name}: {plan.family.name}, {plan.scheme.name}, KV cache {plan.cache_length}, "
-            f"{plan.bundle.nbytes / 1e6:.0f} MB -> {output}",
+            f"{source.name}: {plan.family.name}, {plan.scheme.name}, "
+            f"KV cache {plan.cache_length}, {plan.model.nbytes / 1e6:.0f} MB -> {output}",
         )
-        with _progress(args, plan.model.nbytes) as progress:
+        with byte_progress(weights_bytes(plan), args.quiet) as progress:
             converter.write(plan, output, progress)
     for note in plan.metadata.notes:
         _say(args, note)
+
+
+@contextmanager
+def _planned(
+    local: Path, source: Source, chosen: dict[str, Any]
+) -> Iterator[tuple[ModelConverter, Plan]]:
+    """The converter of an open checkpoint, and its plan."""
+    from converter.base import ConvertOptions, ModelConverter
+
+    if source.kind == "demo":
+        # So small a model that int8 activations change what it says (CONVERSION_STATUS.md).
+        chosen = {"quantize": "fp16", **chosen}
+    with open_checkpoint(local) as checkpoint:
+        converter = ModelConverter(checkpoint, source.name, ConvertOptions(**chosen))
+        yield converter, converter.plan()
+
+
+def _check_disk(plan: Plan, output: Path) -> None:
+    """Raise OutputError if the disk has no room for the result."""
+    from converter.report import disk_free, disk_needed
+
+    free = disk_free(output)
+    if free >= plan.model.nbytes + _TEXT_ROOM:  # then there is no need to wait for the exact size
+        return
+    from cli.inspect import size
+
+    needed = disk_needed(plan)
+    if needed > free:
+        raise OutputError(
+            str(output),
+            f"needs {size(needed)} of disk, {size(free)} are free",
+            "free some or choose another folder with --output-dir",
+        )
 
 
 def open_checkpoint(local: Path) -> Checkpoint:
@@ -152,22 +239,6 @@ def open_checkpoint(local: Path) -> Checkpoint:
     from converter.checkpoint.safetensors import open_folder
 
     return open_folder(local)
-
-
-@contextmanager
-def _progress(args: argparse.Namespace, total: int) -> Iterator[Progress]:
-    """A bar on a terminal's stderr; elsewhere nothing, as a conversion takes seconds."""
-    if args.quiet or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
-    from rich.progress import TransferSpeedColumn as Speed
-
-    columns: tuple[Any, ...] = (BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("", total=total)
-        yield lambda nbytes: bars.advance(task, nbytes)
 
 
 def _say(args: argparse.Namespace, text: str) -> None:

@@ -45,7 +45,7 @@ PREFILL_LADDER = (8, 64, 128, 256, 512, 1024)
 DEFAULT_CACHE_LENGTH = 1280
 # Values per block, measured (benchmarks/README.md): a block of 2^18 would stay in the L2 cache, but
 # with so few the threads spend their time handing Python's lock to each other.
-_BLOCK_VALUES = 1 << 20
+BLOCK_VALUES = 1 << 20
 
 Progress = Callable[[int], None]
 
@@ -323,7 +323,7 @@ class ModelConverter:
         """(weight, first row, row after the last), over all weights in file order."""
         for weight in plan.weights:
             rows, columns = _as_matrix(weight.shape)
-            step = max(1, _BLOCK_VALUES // columns)
+            step = max(1, BLOCK_VALUES // columns)
             if weight.source.interleaved_head_dim:
                 head_dim = weight.source.interleaved_head_dim
                 step = -(-step // head_dim) * head_dim

@@ -168,17 +168,32 @@ class AtomicFile:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._sync_error: OSError | None = None
+        # A daemon, as an interrupt may come before anybody can end it.
+        self._syncing = threading.Thread(target=self._sync_early, daemon=True)
+
+    def __enter__(self) -> AtomicFile:
         try:
-            folders = (target.parent, *target.parent.parents)
+            folders = (self.target.parent, *self.target.parent.parents)
             self._made = [folder for folder in folders if not folder.exists()]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self._fd, name = tempfile.mkstemp(".partial", f".{target.name}.", target.parent)
-            self._temporary = Path(name)
-            self._syncing = threading.Thread(target=self._sync_early)
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            name = f".{self.target.name}."
+            self._fd, path = tempfile.mkstemp(".partial", name, self.target.parent)
+            self._temporary = Path(path)
             self._syncing.start()
-        except OSError as error:
+        except BaseException as error:
             self._abandon()
-            raise self._error(error) from error
+            if isinstance(error, OSError):
+                raise self._error(error) from error
+            raise
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self._abandon()
 
     def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write all of `data` at `offset` bytes from the start; gaps read as zeros."""
@@ -207,7 +222,8 @@ class AtomicFile:
 
     def _end_sync(self) -> None:
         self._ended.set()
-        self._syncing.join()
+        if self._syncing.ident is not None:
+            self._syncing.join()
         if self._sync_error is not None:
             raise self._sync_error
 
@@ -269,17 +285,6 @@ class AtomicFile:
             error.strerror or str(error),
             "choose a writable folder with enough room with --output-dir",
         )
-
-    def __enter__(self) -> AtomicFile:
-        return self
-
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        self._abandon()
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -18,7 +18,7 @@ from converter.tokenizer import (
     HF_KIND,
     SENTENCEPIECE_KIND,
     BundleTokenizer,
-    load_engine,
+    load_outline,
     make_controls_readable,
 )
 
@@ -72,7 +72,7 @@ def rebuild_tokenizer(checkpoint: GGUFCheckpoint) -> BundleTokenizer:
             vocabulary.tokens[i]: i for i in np.flatnonzero(vocabulary.types == _CONTROL).tolist()
         },
     )
-    return tokenizer.with_engine(load_engine(kind, data, vocabulary.path))
+    return tokenizer.with_outline(load_outline(kind, data, vocabulary.path))
 
 
 class _GGUFVocabulary:
@@ -214,12 +214,16 @@ def _merges(vocabulary: _GGUFVocabulary) -> list[tuple[str, str]]:
     merges = vocabulary.get("merges")
     if not isinstance(merges, list):
         raise vocabulary.wrong("tokenizer.ggml.merges", "is missing")
+    known = set(vocabulary.tokens)
     pairs = []
     for merge in merges:
         cut = merge.find(" ", 1)
         if cut < 0:
             raise vocabulary.wrong("tokenizer.ggml.merges", f"holds {merge!r:.40}, not a pair")
-        pairs.append((merge[:cut], merge[cut + 1 :]))
+        left, right = pair = (merge[:cut], merge[cut + 1 :])
+        if not known.issuperset((left, right, left + right)):
+            raise vocabulary.wrong("tokenizer.ggml.merges", f"holds {merge!r:.40}, not of tokens")
+        pairs.append(pair)
     return pairs
 
 

@@ -111,7 +111,7 @@ class Bundle:
             memoryview(mapped) as view,
             view[section.offset : section.offset + section.nbytes] as model,
         ):
-            return _summarise(model)
+            return summarise(model)
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -181,7 +181,8 @@ def _parse_header(packed: bytes) -> tuple[dict[str, Any], list[SectionInfo]]:
     return pairs(system.EntriesLength(), system.Entries) if system else {}, sections
 
 
-def _summarise(model: memoryview) -> ModelSummary:
+def summarise(model: memoryview) -> ModelSummary:
+    """What a TFLite model offers; its weights need not be there."""
     from ai_edge_litert import schema_py_generated as schema
 
     dtypes = {value: name.lower() for name, value in vars(schema.TensorType).items()}

@@ -118,11 +118,11 @@ def _check_special_tokens(report: TemplateReport, tokenizer: BundleTokenizer, na
     """
     written = report.runtime_prompt + report.after_assistant
     for text, token in tokenizer.special_tokens.items():
-        if text and text in written and tokenizer.encode(text) != [token]:
+        if text and text in written and tokenizer.outline(text) != [token]:
             raise SourceError(
                 f"{name}: tokenizer",
                 f"the chat template writes {text!r}, which this {tokenizer.kind} tokenizer "
-                f"encodes as {tokenizer.encode(text)} and not as its token {token}",
+                f"encodes as {tokenizer.outline(text)} and not as its token {token}",
                 "use the tokenizer.json of the same model",
             )
 
@@ -134,8 +134,8 @@ def _check_start(
     bos = tokenizer.bos_token_id
     if bos is None or report.source_template is None:
         return []
-    source = tokenizer.encode(report.source_prompt)
-    runtime = [bos] * has_start + tokenizer.encode(report.runtime_prompt)
+    source = tokenizer.outline(report.source_prompt)
+    runtime = [bos] * has_start + tokenizer.outline(report.runtime_prompt)
     if source.count(bos) != runtime.count(bos):
         raise UnsupportedError(
             f"{name}: start token",

@@ -39,11 +39,12 @@ def room_for(count: int, buffer: np.ndarray | None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One stored tensor: name in the file, shape (rows first), stored type (`BF16`, `Q4_K`)."""
+    """One stored tensor: name, shape (rows first), stored type (`BF16`, `Q4_K`) and size there."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    nbytes: int
 
 
 class Checkpoint(ABC):

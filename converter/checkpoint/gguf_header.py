@@ -264,8 +264,9 @@ class _HeaderReader:
             elements = 1
             for dimension in shape:
                 elements *= dimension
-            tensors[name] = TensorInfo(name, shape, stored.name)
-            places[name] = Place(type_id, offset, elements // stored.block * stored.size)
+            nbytes = elements // stored.block * stored.size
+            tensors[name] = TensorInfo(name, shape, stored.name, nbytes)
+            places[name] = Place(type_id, offset, nbytes)
         return tensors, places
 
     def _shape(self, name: str) -> tuple[int, ...]:

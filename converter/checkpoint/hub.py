@@ -88,7 +88,7 @@ def download(
         OutputError: the disk is full or the folder cannot be written.
     """
     if revision is not None and _COMMIT.fullmatch(revision):  # a commit never changes
-        local = _local_copy(repo_id, target, revision, file)
+        local = local_copy(repo_id, target, revision, file, prefer_converted)
         if local is not None:
             return local
 
@@ -114,7 +114,7 @@ def download(
             repository.bring(kind, names, quiet)
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         if hub_errors.is_unreachable(error):
-            local = _local_copy(repo_id, target, revision, file)
+            local = local_copy(repo_id, target, revision, file, prefer_converted)
             if local is not None:
                 return local
         # The client's own error would show headers and signed addresses in a traceback.
@@ -212,13 +212,18 @@ def _find_token() -> tuple[str | None, str | None]:
     return token, source
 
 
-def _local_copy(
-    repo_id: str, target: Path, revision: str | None, file: str | None
+def local_copy(
+    repo_id: str,
+    target: Path,
+    revision: str | None = None,
+    file: str | None = None,
+    prefer_converted: bool = True,
 ) -> HubDownload | None:
-    """Return what an earlier run completed in `target`, if it is what is asked for now."""
+    """Return what an earlier run completed in `target`, if it is what `download` is asked for."""
     from converter.checkpoint.hub_repository import has_size, read_record
 
-    for kind in ("litertlm", "safetensors", "gguf"):
+    weights = ("safetensors", "gguf")
+    for kind in ("litertlm", *weights) if prefer_converted else (*weights, "litertlm"):
         record = read_record(target, kind)
         if record is None or not record.complete or record.repo_id != repo_id:
             continue

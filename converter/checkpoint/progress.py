@@ -66,26 +66,31 @@ def download_progress(
     elif not sys.stderr.isatty():
         yield _Lines(title, files, total)
     else:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        columns = (
-            # Names come from strangers: they are not markup.
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as bars:
+        with byte_bars() as bars:
             yield _Bars(bars, title, files, total)
+
+
+def byte_bars(transient: bool = False) -> Progress:
+    """Bars on a terminal's stderr: bytes, rate, time left; `transient` ones leave no trace."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        # Names come from strangers: they are not markup.
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=transient)
 
 
 def human_size(size: float) -> str:

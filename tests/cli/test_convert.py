@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -19,10 +20,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from cli.convert import prefill_lengths
+from cli.inspect import size
 from cli.main import main
+from converter.checkpoint.demo import DEMO
 from converter.errors import OptionError
 from converter.inspection import read_bundle
 from converter.quantization import SCHEMES
+from converter.sources import DEMO_ID
 from tests.gguf_files import write_gguf
 from tests.hub_server import HubServer
 from tests.tiny_models import make_checkpoint
@@ -190,6 +194,20 @@ def test_a_failed_replacement_keeps_what_was_there(
 
 def test_quiet(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert converted(capsys, llama, "--quiet")[1] == ""
+
+
+def test_progress_adds_up_to_everything(
+    llama: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cli.progress._SECONDS_BETWEEN_LINES", 0)
+    for options in (["--quantize", "fp16"], ["--quantize", "dynamic_int8", "--force"]):
+        lines = converted(capsys, llama, *options)[1].splitlines()
+        shown = [line for line in lines if line.endswith(" s left")]
+        assert len(shown) == 21  # a line for each of the tiny weights
+        done, total = re.findall(r"[\d.]+", shown[-1])[:2]
+        assert done == total
+        assert shown[-1].endswith("/s, 0 s left")
+    assert converted(capsys, llama, "--quiet", "--force")[1] == ""
 
 
 def test_as_a_program_with_another_hash_seed(
@@ -531,6 +549,252 @@ def test_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     (tmp_path / "empty").mkdir()
     line = refused(capsys, tmp_path, tmp_path / "empty")
     assert "/empty, config.json and *.safetensors are missing, pass a Hugging Face id" in line
+
+
+# The plan ----------------------------------------------------------------------------------------
+
+
+def planned(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, *arguments: str | Path
+) -> tuple[str, str]:
+    """stdout and stderr of a dry run. Nothing new is on disk."""
+    before = tree(tmp_path)
+    assert main(["convert", "--dry-run", *map(str, arguments)]) == 0
+    assert tree(tmp_path) == before
+    return capsys.readouterr()
+
+
+def with_free_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    usage = shutil.disk_usage("/")._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+
+def test_a_dry_run(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "a" / "b"
+    said = planned(
+        capsys, tmp_path, llama, "--output-dir", out, "--prefill-seq-len", "8,16",
+        "--kv-cache-max-len", "32",
+    )  # fmt: skip
+    assert said[1] == ""
+    path, _ = converted(capsys, llama, "--output-dir", out, "--prefill-seq-len", "8,16",
+        "--kv-cache-max-len", "32")  # fmt: skip
+    lines = said[0].splitlines()
+    assert lines[:8] == [
+        f"{path}  {size(path.stat().st_size)}",
+        "  model: llama",
+        "  family: llama",
+        "  quantization: dynamic_int8",
+        "  KV cache: 32",
+        f"  threads: {os.cpu_count()}",
+        "",
+        "Signatures",
+    ]
+    # The signatures are told as `inspect` tells them.
+    assert main(["inspect", str(path)]) == 0
+    inspected = capsys.readouterr().out
+    assert said[0].partition("Signatures\n")[2].partition("\n\n")[0] in inspected
+    for line in (
+        "  embedding   int8           20.5 kB  x1",
+        "  norm        float32         1.3 kB  x5",
+        "  linear      int8           61.4 kB  x14",
+        "  head        int8           20.5 kB  x1",
+        f"  output                {size(path.stat().st_size):>12}",
+    ):
+        assert line in lines
+    assert lines[-1].endswith(" free")
+
+
+def test_a_dry_run_as_json(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    text, said = planned(
+        capsys, tmp_path, llama, "--json", "--quantize", "fp16", "--output-dir", out
+    )
+    assert said == ""
+    value = json.loads(text)
+    assert list(value) == [
+        "model", "family", "scheme", "output", "output_exists", "kv_cache_length",
+        "prefill_lengths", "signatures", "tensors", "source_bytes", "weights_bytes",
+        "output_bytes", "memory_bytes", "disk_needed_bytes", "disk_free_bytes", "threads",
+    ]  # fmt: skip
+    path, _ = converted(capsys, llama, "--quantize", "fp16", "--output-dir", out)
+    assert main(["inspect", "--json", str(path)]) == 0
+    inspected = json.loads(capsys.readouterr().out)
+    assert value["signatures"] == inspected["signatures"]
+    assert value["output"] == str(path)
+    assert value["output_bytes"] == value["disk_needed_bytes"] == inspected["size"]
+    assert (value["model"], value["scheme"]) == ("llama", "fp16")
+    assert (value["kv_cache_length"], value["prefill_lengths"][-1]) == (1280, 1024)
+    assert value["tensors"][0] == {
+        "kind": "embedding", "dtype": "float16", "count": 1, "bytes": 320 * 64 * 2,
+    }  # fmt: skip
+    assert value["disk_free_bytes"] > value["disk_needed_bytes"]
+
+
+def test_a_dry_run_beside_an_existing_output(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = converted(capsys, llama)
+    path.write_bytes(b"kept")
+    for options, said in (
+        ([], "  this file exists and would be kept (--force replaces it)"),
+        (["--force"], "  this file exists and would be replaced"),
+    ):
+        assert planned(capsys, tmp_path, llama, *options)[0].splitlines()[1] == said
+        assert json.loads(planned(capsys, tmp_path, llama, "--json", *options)[0])["output_exists"]
+    assert path.read_bytes() == b"kept"
+
+
+def test_a_dry_run_reads_no_weight(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = shutil.copytree(llama, tmp_path / "bad")
+    poison(source)
+    assert "float32" in planned(capsys, tmp_path, source)[0]
+    assert "holds NaN" in refused(capsys, tmp_path, source)
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_dry_run_on_a_full_disk(
+    llama: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+) -> None:
+    with_free_disk(monkeypatch, 1000)
+    text, said = planned(capsys, tmp_path, llama, *options)
+    assert said == ""
+    if options:
+        assert json.loads(text)["disk_free_bytes"] == 1000
+    else:
+        assert text.splitlines()[-1].endswith("  1.0 kB free (too little)")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (foreign, "model_type mamba, not a supported architecture, "),
+        (no_tokenizer, "tokenizer"),
+        (turn_a_tensor, "bad, 1 tensors have the wrong shape: "),
+        (truncate, "it ended early: "),
+        (unknown_scaling, "rope_scaling.rope_type='longrope', not supported, "),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_dry_run_of_a_bad_folder(
+    llama: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Path], None],
+    expected: str,
+) -> None:
+    """It is refused with the same words as a conversion."""
+    source = shutil.copytree(llama, tmp_path / "bad")
+    spoil(source)
+    line = refused(capsys, tmp_path, source, "--dry-run")
+    assert expected in line
+    assert refused(capsys, tmp_path, source, "--dry-run", "--json") == line
+    assert refused(capsys, tmp_path, source) == line
+
+
+def test_json_needs_a_dry_run(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(capsys, tmp_path, llama, "--json", code=2) == (
+        "--json, has no effect without --dry-run, add that, or leave it out"
+    )
+
+
+def test_a_dry_run_of_a_converted_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.litertlm"
+    path.touch()
+    assert refused(capsys, tmp_path, path, "--dry-run", code=2) == (
+        f"--dry-run, {path} is converted already, there is nothing to plan, "
+        f"see what is in it with litert-lm-cli inspect {path}"
+    )
+
+
+def test_a_dry_run_downloads_nothing(
+    llama: Path, tmp_path: Path, hub: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(hub, "org/tiny", llama)
+    for model, repo_id in (("org/tiny", "org/tiny"), ("demo", DEMO_ID)):
+        assert refused(capsys, tmp_path, model, "--dry-run") == (
+            f"{model}, it is not downloaded yet, and a dry run downloads nothing, "
+            f"fetch it first (hf download {repo_id} --local-dir DIR) and pass what arrived, "
+            "or leave --dry-run out"
+        )
+    assert hub.seen == []
+    # What was downloaded before is planned, and the hub is not asked.
+    path, _ = converted(capsys, "org/tiny", "--quiet")
+    count = len(hub.seen)
+    text, said = planned(capsys, tmp_path, "org/tiny", "--json")
+    assert json.loads(text)["output_bytes"] == path.stat().st_size
+    assert said == (
+        f"litert-lm-cli: planned with what was downloaded to {path.parent / 'checkpoint'}, "
+        "nobody was asked for a newer one\n"
+    )
+    assert planned(capsys, tmp_path, "org/tiny", "--quiet")[1] == ""
+    assert "not downloaded yet" in refused(
+        capsys, tmp_path, "org/tiny", "--dry-run", "--revision", "other"
+    )
+    assert len(hub.seen) == count
+
+
+def test_a_dry_run_of_a_repository_that_has_both(
+    llama: Path, tmp_path: Path, hub: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The finished file is taken, unless options ask for another: as without --dry-run."""
+    ours, _ = converted(capsys, llama, "--output-dir", tmp_path)
+    publish(hub, "org/both", llama)
+    shutil.copy(ours, hub.root / "org" / "both" / "both.litertlm")
+    converted(capsys, "org/both", "--quiet")
+    assert "converted already" in refused(capsys, tmp_path, "org/both", "--dry-run", code=2)
+    converted(capsys, "org/both", "--quiet", "--force", "--quantize", "fp16")
+    assert "converted already" in refused(capsys, tmp_path, "org/both", "--dry-run", code=2)
+    text, _ = planned(capsys, tmp_path, "org/both", "--json", "--quantize", "fp32")
+    assert json.loads(text)["scheme"] == "fp32"
+
+
+def test_the_demo_is_planned_as_it_is_converted(
+    smollm2_gguf: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = models.joinpath(*DEMO_ID.split("/"), "checkpoint")
+    checkpoint.mkdir(parents=True)
+    (checkpoint / Path(DEMO.model).name).symlink_to(smollm2_gguf)
+    value = json.loads(planned(capsys, tmp_path, "demo", "--json")[0])
+    assert value["scheme"] == "fp16"
+    assert value["output"] == str(checkpoint.parent / "SmolLM2-135M-Instruct.litertlm")
+
+
+def test_too_little_disk_is_seen_before_the_first_byte(
+    llama: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    needed = json.loads(planned(capsys, tmp_path, llama, "--json")[0])["disk_needed_bytes"]
+    out = tmp_path / "a" / "b"
+    with_free_disk(monkeypatch, needed - 1)
+    monkeypatch.setattr("converter.bundle.AtomicFile.__init__", lambda *_: pytest.fail("opened"))
+    assert refused(capsys, tmp_path, llama, "--output-dir", out) == (
+        f"{out}/llama.litertlm, needs {size(needed)} of disk, {size(needed - 1)} are free, "
+        "free some or choose another folder with --output-dir"
+    )
+    # `run` converts by the same way, and the engine is never reached.
+    assert main(["run", str(llama), "--prompt", "hello", "--quiet"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert f"/llama.litertlm, needs {size(needed)} of disk, " in printed.err
+    monkeypatch.undo()
+    monkeypatch.setenv("LITERT_LM_MODELS", str(tmp_path / "models"))
+    with_free_disk(monkeypatch, needed)
+    path, _ = converted(capsys, llama, "--output-dir", out)
+    assert path.stat().st_size == needed
+    # What is replaced makes no room before it is replaced.
+    with_free_disk(monkeypatch, needed - 1)
+    assert "of disk" in refused(capsys, tmp_path, llama, "--output-dir", out, "--force")
+    assert path.stat().st_size == needed
 
 
 # Targets that are no good ------------------------------------------------------------------------

@@ -252,8 +252,8 @@ def test_permissions_follow_the_umask(tmp_path: Path, umask: int, mode: int) -> 
 def test_a_file_in_place_of_the_folder(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_bytes(b"kept")
     target = tmp_path / "file" / below
-    with pytest.raises(OutputError) as caught:
-        AtomicFile(target)
+    with pytest.raises(OutputError) as caught, AtomicFile(target):
+        pass
     assert str(caught.value) == f"{target}, Not a directory, {FIX}"
     assert (tmp_path / "file").read_bytes() == b"kept"
 
@@ -267,8 +267,9 @@ def test_a_folder_in_place_of_the_file(tmp_path: Path) -> None:
 
 
 def test_too_long_a_name_leaves_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=", File name too long, "):
-        AtomicFile(tmp_path / "new" / ("x" * 250))
+    target = tmp_path / "new" / ("x" * 250)
+    with pytest.raises(OutputError, match=", File name too long, "), AtomicFile(target):
+        pass
     assert list(tmp_path.iterdir()) == []
 
 

@@ -349,7 +349,11 @@ def test_unknown_tokenizer_model(tmp_path: Path, model: str | None) -> None:
             "",
             "metadata key 'tokenizer.ggml.merges' holds 'ab', not a pair",
         ),
-        (SMALL_BPE | {"ggml.merges": ["a nowhere"]}, "", "the tokenizer does not load: "),
+        (
+            SMALL_BPE | {"ggml.merges": ["a nowhere"]},
+            "",
+            "metadata key 'tokenizer.ggml.merges' holds 'a nowhere', not of tokens",
+        ),
         (
             SMALL_BPE | {"ggml.model": 3},
             "",

@@ -34,7 +34,7 @@ THINKS = CHATML.replace(
 class FakeTokenizer(BundleTokenizer):
     """One token per special string, one per other character."""
 
-    def encode(self, text: str) -> list[int]:
+    def outline(self, text: str) -> list[int]:
         ids: list[int] = []
         while text:
             special = next((s for s in self.special_tokens if text.startswith(s)), None)
@@ -109,8 +109,8 @@ def test_without_a_template_the_tokenizer_decides(adds_bos: bool) -> None:
 
 def test_a_bos_that_the_tokenizer_spells_out_is_refused() -> None:
     class SpelledOut(FakeTokenizer):
-        def encode(self, text: str) -> list[int]:
-            return super().encode(text.replace("<s>", "< s >"))
+        def outline(self, text: str) -> list[int]:
+            return super().outline(text.replace("<s>", "< s >"))
 
     source = SpelledOut(**vars(tokenizer(chat_template="{{ bos_token }}" + CHATML)))
     with pytest.raises(UnsupportedError, match="holds it 0 times, the runtime's 1 times"):
@@ -166,7 +166,7 @@ def test_an_end_outside_the_vocabulary_is_refused() -> None:
 
 def test_a_special_token_that_encodes_as_letters_is_refused() -> None:
     class Letters(FakeTokenizer):
-        def encode(self, text: str) -> list[int]:
+        def outline(self, text: str) -> list[int]:
             return [ord(c) for c in text]
 
     with pytest.raises(SourceError, match=r"the chat template writes '<\|im_start\|>'"):

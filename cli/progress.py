@@ -1,0 +1,69 @@
+"""Progress of a conversion on stderr: a bar on a terminal, now and then a line elsewhere."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_SECONDS_BETWEEN_LINES = 2.0
+_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
+
+
+@contextmanager
+def byte_progress(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """Report work on `total` bytes: call what is yielded with the bytes of each finished piece."""
+    if quiet:
+        yield lambda _: None
+    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":  # which cannot redraw a bar
+        from converter.checkpoint.progress import byte_bars
+
+        with byte_bars(transient=True) as bars:
+            task = bars.add_task("Converting", total=total)
+            yield lambda count: bars.advance(task, count)
+    else:
+        yield Lines(total).advance
+
+
+class Lines:
+    """A line when a while has gone by since the last; short work prints none."""
+
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total = total
+        self._clock = clock
+        self._done = 0
+        self._begin = self._last = clock()
+
+    def advance(self, count: int) -> None:
+        """`count` more bytes are done."""
+        self._done += count
+        now = self._clock()
+        if now - self._last < _SECONDS_BETWEEN_LINES:
+            return
+        self._last = now
+        line = progress_line(self._done, self._total, now - self._begin)
+        print(f"litert-lm-cli: {line}", file=sys.stderr, flush=True)
+
+
+def progress_line(done: int, total: int, seconds: float) -> str:
+    """`1.2 of 4.0 GB, 800 MB/s, 4 s left`, after `seconds` of work, at the average rate so far."""
+    scale, unit = _unit(total)
+    rate = done / seconds
+    rate_scale, rate_unit = _unit(rate)
+    digits = 1 if rate_unit == "GB" else 0
+    return (
+        f"{done / scale:.1f} of {total / scale:.1f} {unit}, "
+        f"{rate / rate_scale:.{digits}f} {rate_unit}/s, "
+        f"{_duration(math.ceil((total - done) / rate))} left"
+    )
+
+
+def _unit(value: float) -> tuple[float, str]:
+    return next((unit for unit in _UNITS if value >= unit[0]), _UNITS[-1])
+
+
+def _duration(seconds: int) -> str:
+    return f"{seconds} s" if seconds < 120 else f"{math.ceil(seconds / 60)} min"

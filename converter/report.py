@@ -1,0 +1,163 @@
+"""A plan as numbers: what a conversion would read, write and need. Nothing here reads a weight."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from converter.base import BLOCK_VALUES, ModelConverter, Plan, PlannedWeight
+from converter.errors import OutputError
+from converter.inspection import SignatureSummary, summarise
+from converter.tokenizer import HF_KIND, SENTENCEPIECE_KIND
+
+# What a conversion keeps in memory, in bytes, as peaks of whole processes were measured (Linux
+# x86-64, Python 3.11, tiny to 0.6B). Nothing of it follows the number of parameters.
+_BASE = 42_000_000  # the interpreter and the libraries that every conversion imports
+_PER_VALUE = 11  # of a thread's block: as stored 2, float32 4, reordered 4, packed 1
+_PER_FLATBUFFER_BYTE = 2  # its builder, and the result
+_PER_LAYER = 70_000  # of one signature: its tensors and operators as Python objects
+# Of a tokenizer, as it is loaded and proved: Qwen3's tokenizer.json, Gemma 3's pieces from a GGUF.
+_PER_TOKENIZER_BYTE = {HF_KIND: 7, SENTENCEPIECE_KIND: 18}
+
+
+@dataclass(frozen=True)
+class TensorGroup:
+    """The weights of one kind and element type: how many, and their bytes in the result."""
+
+    kind: str
+    dtype: str
+    count: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """What `convert --dry-run` prints; the fields are the keys of its JSON.
+
+    Attributes:
+        source_bytes: what is read of the checkpoint's tensors.
+        weights_bytes: what they are packed into, scales not counted.
+        output_bytes: size of the finished file.
+        memory_bytes: most memory that the conversion holds, about; independent of the weights.
+        disk_needed_bytes: what must be free. An output that is replaced stays until the new one is
+            complete.
+    """
+
+    model: str
+    family: str
+    scheme: str
+    output: str
+    output_exists: bool
+    kv_cache_length: int
+    prefill_lengths: tuple[int, ...]
+    signatures: list[SignatureSummary]
+    tensors: list[TensorGroup]
+    source_bytes: int
+    weights_bytes: int
+    output_bytes: int
+    memory_bytes: int
+    disk_needed_bytes: int
+    disk_free_bytes: int
+    threads: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The whole report in plain types."""
+        return asdict(self)
+
+
+def report(converter: ModelConverter, plan: Plan, output: Path) -> PlanReport:
+    """Describe what `converter.write(plan, output)` would do."""
+    threads = converter.options.threads
+    tensors = converter.checkpoint.tensors
+    return PlanReport(
+        model=converter.name,
+        family=plan.family.name,
+        scheme=plan.scheme.name,
+        output=str(output),
+        output_exists=output.exists(),
+        kv_cache_length=plan.cache_length,
+        prefill_lengths=plan.prefill_lengths,
+        signatures=summarise(memoryview(plan.model.flatbuffer)).signatures,
+        tensors=_groups(plan.weights),
+        source_bytes=sum(
+            tensors[name].nbytes for name in {weight.source.tensor for weight in plan.weights}
+        ),
+        weights_bytes=weights_bytes(plan),
+        output_bytes=plan.bundle.nbytes,
+        memory_bytes=_memory(plan, threads),
+        disk_needed_bytes=disk_needed(plan),
+        disk_free_bytes=disk_free(output),
+        threads=threads,
+    )
+
+
+def weights_bytes(plan: Plan) -> int:
+    """The bytes of all packed weights, which is what a conversion's progress adds up to."""
+    return sum(weight.format.nbytes(weight.shape) for weight in plan.weights)
+
+
+def disk_needed(plan: Plan) -> int:
+    """Bytes that must be free: all of the file, as it is complete before it replaces another."""
+    return plan.bundle.nbytes
+
+
+def disk_free(output: Path) -> int:
+    """Bytes free where `output` will be: in the nearest folder above it that exists.
+
+    Raises:
+        OutputError: there is none, or its disk does not say.
+    """
+    folder = next(filter(os.path.exists, output.parents), output.parent)
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise OutputError(str(output), why, "choose another folder with --output-dir") from error
+
+
+def _groups(weights: Iterable[PlannedWeight]) -> list[TensorGroup]:
+    """The weights by kind and element type, in the order in which they first appear."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for weight in weights:
+        key = (_kind(weight.path), weight.format.dtype.name.lower())
+        groups.setdefault(key, []).append(weight.format.nbytes(weight.shape))
+    return [
+        TensorGroup(kind, dtype, len(sizes), sum(sizes)) for (kind, dtype), sizes in groups.items()
+    ]
+
+
+def _kind(path: str) -> str:
+    """`layers.0.attention.q` -> `linear`; see `DecoderSpec.weight_shapes`."""
+    name = path.rpartition(".")[2]
+    if name in ("embedding", "head", "bias"):
+        return name
+    return "norm" if name.endswith("norm") else "linear"
+
+
+def _memory(plan: Plan, threads: int) -> int:
+    """About the most memory that carrying out the plan takes, its helper process included."""
+    signatures = len(plan.prefill_lengths) + 1
+    block = min(BLOCK_VALUES, max(math.prod(weight.shape) for weight in plan.weights))
+    return (
+        _BASE
+        + _PER_FLATBUFFER_BYTE * len(plan.model.flatbuffer)
+        + _PER_LAYER * len(plan.spec.layers) * signatures
+        + _tokenizer_memory(plan)
+        + _PER_VALUE * block * threads
+    )
+
+
+def _tokenizer_memory(plan: Plan) -> int:
+    for section, data in plan.sections:
+        if section.kind in _PER_TOKENIZER_BYTE:
+            assert data is not None
+            # The size of a compressed one stands before it.
+            packed = section.kind == HF_KIND
+            nbytes = int.from_bytes(data[:8], "little") if packed else len(data)
+            return _PER_TOKENIZER_BYTE[section.kind] * nbytes
+    raise ValueError("a bundle without a tokenizer")
