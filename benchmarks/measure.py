@@ -2,71 +2,118 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
-import time
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# Linux counts a process's peak from before its exec, when it still had its parent's memory. So a
+# small interpreter of its own starts each command: 10 MiB is the least that can be seen.
+_LAUNCHER = """
+import os, sys, time
+quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+begin = time.perf_counter()
+process = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=quiet)
+_, status, usage = os.wait4(process, 0)
+seconds = time.perf_counter() - begin
+print("[%r, %d, %d]" % (seconds, os.waitstatus_to_exitcode(status), usage.ru_maxrss))
+"""
+
 
 @dataclass(frozen=True)
 class Run:
-    """One finished process: wall time in seconds, and maximum resident set size in bytes."""
+    """One finished process.
+
+    Attributes:
+        seconds: wall time.
+        peak_bytes: largest resident set, of itself or of a process that it waited for.
+        said: what it wrote to stderr.
+    """
 
     seconds: float
     peak_bytes: int
+    said: str = ""
 
 
-def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> Run:
-    """Run a command to its end.
+def run(
+    command: Sequence[str | Path],
+    environment: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+) -> Run:
+    """Run a command to its end; stdout is thrown away.
 
     Raises:
         subprocess.CalledProcessError: it failed; what it wrote is in the exception.
+        subprocess.TimeoutExpired: it took longer than `timeout` seconds and was stopped.
     """
-    begin = time.perf_counter()
-    process = subprocess.Popen(
-        [str(part) for part in command],
-        stdout=subprocess.DEVNULL,
+    parts = [str(part) for part in command]
+    launcher = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _LAUNCHER, *parts],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
         env=None if environment is None else {**os.environ, **environment},
+        start_new_session=True,
     )
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - begin
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command, stderr=said)
+    try:
+        report, said = launcher.communicate(timeout=timeout)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)  # the launcher and all that it started
+        launcher.communicate()
+        raise
+    if launcher.returncode:
+        raise subprocess.CalledProcessError(launcher.returncode, parts, stderr=said)
+    seconds, code, peak = json.loads(report)
+    if code:
+        raise subprocess.CalledProcessError(code, parts, stderr=said)
     # Linux counts in KiB, macOS in bytes.
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return Run(seconds, usage.ru_maxrss * unit)
+    return Run(seconds, peak * (1 if platform.system() == "Darwin" else 1024), said)
 
 
 def in_turn(subjects: Mapping[str, Callable[[], Run]], rounds: int) -> dict[str, list[Run]]:
-    """Each subject once as a warm-up, then all in turn, so that a noisy minute hits all alike."""
-    for subject in subjects.values():
-        subject()
+    """Each subject once as a warm-up, then all in turn, so that a noisy minute hits all alike.
+
+    What one leaves to be written to disk is written before the next one starts.
+    """
     results: dict[str, list[Run]] = {name: [] for name in subjects}
-    for _ in range(rounds):
+    for _ in range(rounds + 1):
         for name, subject in subjects.items():
+            os.sync()
             results[name].append(subject())
-    return results
+    return {name: runs[1:] for name, runs in results.items()}
 
 
 def medians(runs: Sequence[Run]) -> dict[str, float]:
     """Median time, its extremes, and the largest memory."""
     seconds = [result.seconds for result in runs]
     return {
+        "rounds": len(runs),
         "seconds": statistics.median(seconds),
         "seconds_min": min(seconds),
         "seconds_max": max(seconds),
         "peak_mib": max(result.peak_bytes for result in runs) / 2**20,
     }
+
+
+def free_memory() -> int | None:
+    """Bytes that new processes may use without swapping; None where the system does not say."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return None
+    fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
 
 
 def machine(*packages: str) -> dict[str, Any]:
@@ -75,10 +122,12 @@ def machine(*packages: str) -> dict[str, Any]:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "system": platform.platform(),
         "processor": model or platform.processor(),
         "cores": os.cpu_count(),
+        "memory_gib": round(pages / 2**30, 1),
         "python": platform.python_version(),
         "versions": {package: importlib.metadata.version(package) for package in packages},
     }
