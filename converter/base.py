@@ -338,7 +338,13 @@ class ModelConverter:
         source = weight.source
         columns = weight.shape[-1]
         count = columns if len(weight.shape) == 1 else (stop - start) * columns
-        rows = self.checkpoint.read_rows(source.tensor, start, stop, self._floats.of_size(count))
+        rows = self.checkpoint.read_rows(
+            source.tensor,
+            start,
+            stop,
+            buffer=self._floats.of_size(count),
+            keep_bf16=weight.format.takes_bf16 and not source.add,
+        )
         if source.add:
             rows += np.float32(source.add)
         if source.interleaved_head_dim:

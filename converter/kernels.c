@@ -1,4 +1,4 @@
-/* The two loops that every weight passes through, for `kernels.py`; see there what they compute. */
+/* The loops that every weight passes through, for `kernels.py`; see there what they compute. */
 
 #include <float.h>
 #include <stddef.h>
@@ -11,44 +11,71 @@
 #else
 #define EACH_PROCESSOR
 #endif
+#define INLINED static inline __attribute__((always_inline))
 
 #define INFINITY_BITS 0x7f800000u
 /* Adding it leaves no bits for a fraction: the sum is rounded to nearest, ties to even, and its
    lowest byte is the integer in two's complement. */
 #define ROUND 12582912.0f
 
-EACH_PROCESSOR void widen_bf16(const uint16_t *stored, uint32_t *bits, size_t count)
+INLINED float float_of(uint32_t bits)
 {
-    for (size_t i = 0; i < count; i++)
-        bits[i] = (uint32_t)stored[i] << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
 }
 
-EACH_PROCESSOR int pack_int8(const float *values, size_t rows, size_t columns, int8_t *packed,
-                             float *scales)
+INLINED uint32_t bits_of(float value)
 {
-    for (size_t r = 0; r < rows; r++, values += columns, packed += columns) {
-        uint32_t peak_bits = 0; /* without their sign, floats are ordered as their bits are */
-        for (size_t i = 0; i < columns; i++) {
-            uint32_t bits;
-            memcpy(&bits, &values[i], sizeof bits);
-            bits &= 0x7fffffffu;
-            peak_bits = bits > peak_bits ? bits : peak_bits;
-        }
-        if (peak_bits >= INFINITY_BITS)
-            return 0;
-        float peak;
-        memcpy(&peak, &peak_bits, sizeof peak);
-        float scale = peak / 127.0f;
-        if (scale < FLT_MIN)
-            scale = FLT_MIN;
-        float inverse = 1.0f / scale;
-        for (size_t i = 0; i < columns; i++) {
-            float rounded = values[i] * inverse + ROUND;
-            uint32_t bits;
-            memcpy(&bits, &rounded, sizeof bits);
-            packed[i] = (int8_t)(uint8_t)bits;
-        }
-        scales[r] = scale;
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+/* The bits of the float32 at `i`, where BF16 is stored as the upper half of one. */
+INLINED uint32_t bits_at(const void *values, int is_bf16, size_t i)
+{
+    return is_bf16 ? (uint32_t)((const uint16_t *)values)[i] << 16 : ((const uint32_t *)values)[i];
+}
+
+INLINED int pack_row(const void *values, int is_bf16, size_t columns, int8_t *packed, float *scale)
+{
+    uint32_t peak = 0; /* without their sign, floats are ordered as their bits are */
+    for (size_t i = 0; i < columns; i++) {
+        uint32_t bits = bits_at(values, is_bf16, i) & 0x7fffffffu;
+        peak = bits > peak ? bits : peak;
     }
+    if (peak >= INFINITY_BITS)
+        return 0;
+    *scale = float_of(peak) / 127.0f;
+    if (*scale < FLT_MIN)
+        *scale = FLT_MIN;
+    float inverse = 1.0f / *scale;
+    for (size_t i = 0; i < columns; i++)
+        packed[i] = (int8_t)(uint8_t)bits_of(float_of(bits_at(values, is_bf16, i)) * inverse + ROUND);
     return 1;
+}
+
+EACH_PROCESSOR int pack_int8_float32(const float *values, size_t rows, size_t columns,
+                                     int8_t *packed, float *scales)
+{
+    for (size_t r = 0; r < rows; r++)
+        if (!pack_row(values + r * columns, 0, columns, packed + r * columns, scales + r))
+            return 0;
+    return 1;
+}
+
+EACH_PROCESSOR int pack_int8_bf16(const uint16_t *values, size_t rows, size_t columns,
+                                  int8_t *packed, float *scales)
+{
+    for (size_t r = 0; r < rows; r++)
+        if (!pack_row(values + r * columns, 1, columns, packed + r * columns, scales + r))
+            return 0;
+    return 1;
+}
+
+EACH_PROCESSOR void widen_bf16(const uint16_t *values, uint32_t *bits, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        bits[i] = bits_at(values, 1, i);
 }

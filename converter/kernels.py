@@ -26,8 +26,9 @@ def _compiled() -> ctypes.CDLL | None:
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     library.widen_bf16.argtypes = [pointer, pointer, size]
     library.widen_bf16.restype = None
-    library.pack_int8.argtypes = [pointer, size, size, pointer, pointer]
-    library.pack_int8.restype = ctypes.c_int
+    for pack in (library.pack_int8_float32, library.pack_int8_bf16):
+        pack.argtypes = [pointer, size, size, pointer, pointer]
+        pack.restype = ctypes.c_int
     return library
 
 
@@ -49,22 +50,26 @@ def pack_int8(rows: np.ndarray, packed: np.ndarray, scales: np.ndarray) -> bool:
     smallest normal number: a row of zeros has none of its own, and XNNPACK refuses 0.
 
     Args:
-        rows: float32 `(n, columns)`, contiguous; used as scratch space and lost.
+        rows: float32, or uint16 for BF16, `(n, columns)`, contiguous; may be overwritten.
         packed: int8 `(n, columns)`, written.
         scales: float32 `(n,)`, written.
 
     Returns:
         False, with the results undefined, where a value is NaN or infinite.
     """
-    assert rows.dtype == scales.dtype == np.float32
+    assert rows.dtype in (np.float32, np.uint16)
     assert packed.dtype == np.int8
+    assert scales.dtype == np.float32
     assert rows.flags.c_contiguous
     assert packed.flags.c_contiguous
     assert rows.shape == packed.shape == (scales.size, rows.shape[1])
     if (library := _compiled()) is not None:
-        return bool(
-            library.pack_int8(rows.ctypes.data, *rows.shape, packed.ctypes.data, scales.ctypes.data)
-        )
+        of_float32 = rows.dtype == np.float32
+        pack = library.pack_int8_float32 if of_float32 else library.pack_int8_bf16
+        return bool(pack(rows.ctypes.data, *rows.shape, packed.ctypes.data, scales.ctypes.data))
+    if rows.dtype == np.uint16:
+        stored, rows = rows, np.empty(rows.shape, np.float32)
+        widen_bf16(stored.reshape(-1), rows.reshape(-1))
     peak = np.maximum(rows.max(axis=1), -rows.min(axis=1))  # NaN spreads through both
     if not np.isfinite(peak).all():
         return False

@@ -38,12 +38,18 @@ class Format:
         """Bytes of a weight of this shape, scales not counted."""
         return int(np.prod(shape)) * _ITEM_SIZE[self.dtype]
 
+    @property
+    def takes_bf16(self) -> bool:
+        """Whether `pack` takes BF16 rows as uint16, which saves widening them."""
+        return self.dtype is DType.INT8
+
     def pack(
         self, rows: np.ndarray, buffer: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Pack float32 rows, `(n, columns)`; they are used as scratch space and lost.
+        """Pack rows, `(n, columns)`; they are used as scratch space and lost.
 
         Args:
+            rows: float32; or uint16 for BF16, where the format `takes_bf16`.
             buffer: int8, of one dimension and large enough, for a result that is int8.
 
         Returns:

@@ -67,14 +67,20 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def read_rows(
-        self, name: str, start: int, stop: int, buffer: np.ndarray | None = None
+        self,
+        name: str,
+        start: int,
+        stop: int,
+        buffer: np.ndarray | None = None,
+        keep_bf16: bool = False,
     ) -> np.ndarray:
         """Read rows `start:stop` of a tensor as float32, shape `(stop - start, columns)`.
 
         A tensor of one dimension is one row: shape `(1, n)`. Never reads more than it returns, and
         may be called from several threads at once. The result lies in `buffer`, float32 and of one
         dimension, where one is given that is large enough: fresh memory costs as much as the
-        reading.
+        reading. With `keep_bf16`, BF16 may come as it is stored, uint16, valid until the thread's
+        next call.
 
         Raises:
             SourceError: the file ended early or changed while it was read.

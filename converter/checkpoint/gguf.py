@@ -72,7 +72,12 @@ class GGUFCheckpoint(Checkpoint):
             raise
 
     def read_rows(
-        self, name: str, start: int, stop: int, buffer: np.ndarray | None = None
+        self,
+        name: str,
+        start: int,
+        stop: int,
+        buffer: np.ndarray | None = None,
+        keep_bf16: bool = False,
     ) -> np.ndarray:
         """Read rows `start:stop` as float32, shape `(stop - start, columns)`; see `Checkpoint`.
 

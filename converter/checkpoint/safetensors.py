@@ -74,7 +74,12 @@ class SafetensorsCheckpoint(Checkpoint):
         self._stored = ThreadBuffer(np.uint16)  # 16-bit elements on their way to float32
 
     def read_rows(
-        self, name: str, start: int, stop: int, buffer: np.ndarray | None = None
+        self,
+        name: str,
+        start: int,
+        stop: int,
+        buffer: np.ndarray | None = None,
+        keep_bf16: bool = False,
     ) -> np.ndarray:
         """Read rows `start:stop` as float32, `(stop - start, columns)`; see `Checkpoint.read_rows`.
 
@@ -98,23 +103,25 @@ class SafetensorsCheckpoint(Checkpoint):
         columns = math.prod(info.shape[1:] if len(info.shape) > 1 else info.shape)
         if not 0 <= start <= stop <= rows:
             raise IndexError(f"rows {start}:{stop} of {name}, which has {rows}")
-        flat = room_for((stop - start) * columns, buffer)
+        count = (stop - start) * columns
         offset = place.begin + start * columns * itemsize
+        flat: np.ndarray
         if info.dtype == "F32":
+            flat = room_for(count, buffer)
             place.file.read_into(offset, _bytes_of(flat))
         else:
-            self._read_16_bit(place.file, offset, info.dtype, flat)
+            stored = self._stored.of_size(count)
+            place.file.read_into(offset, _bytes_of(stored))
+            if info.dtype == "BF16" and keep_bf16:
+                flat = stored
+            elif info.dtype == "BF16":
+                flat = room_for(count, buffer)
+                widen_bf16(stored, flat)
+            else:
+                flat = room_for(count, buffer)
+                flat[:] = stored.view(np.float16)
         place.file.check_unchanged()
         return flat.reshape(stop - start, columns)
-
-    def _read_16_bit(self, file: PositionedFile, offset: int, dtype: str, out: np.ndarray) -> None:
-        """Fill `out` (float32, one dimension) from `BF16` or `F16` elements at `offset`."""
-        stored = self._stored.of_size(out.size)
-        file.read_into(offset, _bytes_of(stored))
-        if dtype == "BF16":
-            widen_bf16(stored, out)
-        else:
-            out[:] = stored.view(np.float16)
 
     def check_unchanged(self) -> None:
         for file in {place.file for place in self._places.values()}:

@@ -52,6 +52,15 @@ def test_pack_int8(columns: int, size: float) -> None:
     np.testing.assert_array_equal(scales, expected_scales)
 
 
+@pytest.mark.parametrize("columns", [1, 7, 64, 1000])
+def test_bf16_is_packed_as_its_float32(columns: int) -> None:
+    values = np.random.default_rng(columns).standard_normal((50, columns)).astype(np.float32)
+    stored = (values.view(np.uint32) >> 16).astype(np.uint16)
+    widened = (stored.astype(np.uint32) << 16).view(np.float32)
+    for ours, theirs in zip(pack(stored), pack(widened), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_ties_go_to_even() -> None:
     """And nothing is contracted: product and sum are rounded one after the other."""
     rows = np.array([[127, 0.5, 1.5, 2.5, -0.5, -1.5, -126.5, 63.5]], np.float32)
@@ -82,6 +91,7 @@ def test_values_that_are_no_numbers(bad: float, place: tuple[int, int]) -> None:
     rows = np.ones((3, 37), np.float32)
     rows[place] = bad
     assert not pack(rows)[0]
+    assert not pack((rows.view(np.uint32) >> 16).astype(np.uint16))[0]
 
 
 def test_no_rows() -> None:
