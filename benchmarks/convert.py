@@ -109,10 +109,7 @@ def main() -> None:
         "litert_lm_cli": __version__,
         "commit": _commit(),
         "machine": machine(*_PACKAGES),
-        "peers": {
-            "litert-torch": " ".join(peers.LITERT_TORCH),
-            "llama.cpp": f"{peers.LLAMA_CPP} ({peers.LLAMA_CPP_VERSION})",
-        },
+        "peers": peers.VERSIONS,
         "job": {
             "quantize": QUANTIZE,
             "prefill_lengths": PREFILL_LADDER,

