@@ -1,7 +1,10 @@
 """`python -m cli`."""
 
+import os
 import sys
 
 from cli.main import main
 
+# Nothing here multiplies with numpy's BLAS, whose idle threads spin and cost a start 0.1 s.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.exit(main())

@@ -20,6 +20,7 @@ _MAGIC = b"LITERTLM"
 _HEADER_END_AT = 24  # where the end of the header is stored, eight bytes
 _HEADER_BEGIN = 32
 _MAX_HEADER = 1 << 24
+_MIN_WEIGHT = 64  # bytes; smaller constants are shapes and axes
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class SignatureSummary:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """The TFLite model: its signatures, and the bytes of its constants by element type."""
+    """The TFLite model: its signatures, and the bytes of its weights by element type."""
 
     signatures: list[SignatureSummary] = field(default_factory=list)
     weight_bytes: dict[str, int] = field(default_factory=dict)
@@ -192,17 +193,20 @@ def summarise(model: memoryview) -> ModelSummary:
     sizes = {}
     for index in range(root.BuffersLength()):
         buffer = root.Buffers(index)
-        sizes[index] = buffer.Size() or buffer.DataLength()
+        nbytes = buffer.Size() or buffer.DataLength()
+        if nbytes >= _MIN_WEIGHT:
+            sizes[index] = nbytes
     weight_bytes: dict[str, int] = {}
-    seen: set[int] = set()
-    for index in range(root.SubgraphsLength()):
+    # From the last, decode, which uses all the weights: then nothing is left to look for.
+    for index in reversed(range(root.SubgraphsLength())):
         subgraph = root.Subgraphs(index)
         for position in range(subgraph.TensorsLength()):
+            if not sizes:
+                break
             tensor = subgraph.Tensors(position)
-            if tensor.Buffer() not in seen and sizes.get(tensor.Buffer()):
-                seen.add(tensor.Buffer())
+            if nbytes := sizes.pop(tensor.Buffer(), 0):
                 dtype = dtypes[tensor.Type()]
-                weight_bytes[dtype] = weight_bytes.get(dtype, 0) + sizes[tensor.Buffer()]
+                weight_bytes[dtype] = weight_bytes.get(dtype, 0) + nbytes
 
     def tensors(signature: Any, subgraph: Any, direction: str) -> list[TensorSummary]:
         maps = [

@@ -17,11 +17,9 @@ from typing import Any
 from converter.checkpoint.base import Checkpoint
 from converter.checkpoint.gguf import GGUFCheckpoint
 from converter.errors import SourceError, UnsupportedError
+from converter.tokenizer_json import HF_KIND, SAVE_AGAIN, TokenizerJson, load_tokenizer_json
 
-HF_KIND = "HF_Tokenizer_Zlib"
 SENTENCEPIECE_KIND = "SP_Tokenizer"
-
-_SAVE_AGAIN = "save it again: AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER)"
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class BundleTokenizer:
     def outline(self, text: str) -> list[int]:
         """Encode with the same special tokens as `encode`, but words in pieces as small as may be.
 
-        For what depends on special tokens alone; see `load_outline`.
+        For what depends on special tokens alone; see `TokenizerJson`.
         """
         return _encode(self.kind, self._outline, text)
 
@@ -72,9 +70,9 @@ class BundleTokenizer:
     def token_id(self, text: str) -> int | None:
         """The id of the token that is written exactly `text`, or None."""
         if self.kind == SENTENCEPIECE_KIND:
-            found = self._outline.piece_to_id(text)
-            return found if self._outline.id_to_piece(found) == text else None
-        return self._outline.token_to_id(text)
+            found = self._engine.piece_to_id(text)
+            return found if self._engine.id_to_piece(found) == text else None
+        return self._engine.token_to_id(text)
 
     def with_outline(self, engine: Any) -> BundleTokenizer:
         """Keep the result of `load_outline`, where it was loaded already."""
@@ -111,50 +109,23 @@ def load_tokenizer(checkpoint: Checkpoint, prefer_sentencepiece: bool = False) -
 
 def load_engine(kind: str, data: bytes, name: str) -> Any:
     """Load `data` with the library that the engine uses, which also proves that it can be."""
+    if kind == HF_KIND:
+        return load_tokenizer_json(data, name)
+    from sentencepiece import SentencePieceProcessor
+
     try:
-        if kind == SENTENCEPIECE_KIND:
-            from sentencepiece import SentencePieceProcessor
-
-            return SentencePieceProcessor(model_proto=data)
-        from tokenizers import Tokenizer  # type: ignore[import-untyped]
-
-        return Tokenizer.from_buffer(data)
-    except Exception as error:  # tokenizers raises bare Exception
-        raise SourceError(name, f"the tokenizer does not load: {error}", _SAVE_AGAIN) from error
+        return SentencePieceProcessor(model_proto=data)
+    except Exception as error:
+        raise SourceError(name, f"the tokenizer does not load: {error}", SAVE_AGAIN) from error
 
 
 def load_outline(kind: str, data: bytes, name: str) -> Any:
-    """Load `data` without the merges of a BPE: all tokens, but words are encoded letter by letter.
-
-    The merges are most of a tokenizer.json. Without them Gemma's loads in a quarter of the time and
-    memory, and the proofs at conversion look at special tokens alone.
-    """
-    if kind == SENTENCEPIECE_KIND:
-        return load_engine(kind, data, name)
-    import msgspec
-
-    try:
-        content = _parts(data)
-        model = _parts(content["model"])
-        if "merges" in model:
-            content["model"] = msgspec.Raw(_joined(model | {"merges": msgspec.Raw(b"[]")}))
-        data = _joined(content)
-    except (msgspec.DecodeError, KeyError) as error:
-        raise SourceError(name, f"the tokenizer does not load: {error}", _SAVE_AGAIN) from error
-    return load_engine(kind, data, name)
-
-
-def _parts(data: Any) -> dict[str, Any]:
-    """The values of a JSON object as they are written; msgspec takes the object apart, no more."""
-    import msgspec
-
-    return msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-
-
-def _joined(parts: dict[str, Any]) -> bytes:
-    import msgspec
-
-    return msgspec.json.encode(parts)
+    """Load what is needed to look at special tokens; see `TokenizerJson`."""
+    return (
+        TokenizerJson(data, None, name).outline
+        if kind == HF_KIND
+        else load_engine(kind, data, name)
+    )
 
 
 def _encode(kind: str, engine: Any, text: str) -> list[int]:
@@ -171,86 +142,25 @@ def _from_folder(checkpoint: Checkpoint, prefer_sentencepiece: bool) -> BundleTo
     json_file, model_file = folder / "tokenizer.json", folder / "tokenizer.model"
     if not json_file.is_file() and not model_file.is_file():
         raise SourceError(
-            str(folder), "no tokenizer: looked for tokenizer.json and tokenizer.model", _SAVE_AGAIN
+            str(folder), "no tokenizer: looked for tokenizer.json and tokenizer.model", SAVE_AGAIN
         )
     settings = _read_json(folder / "tokenizer_config.json")
     template = _folder_template(folder, settings)
     rows = _embedding_rows(checkpoint.config)
-    fast = _FastFile(json_file, rows) if json_file.is_file() else None
+    fast = TokenizerJson(_read(json_file), rows, str(json_file)) if json_file.is_file() else None
     model = None
     if model_file.is_file() and (prefer_sentencepiece or fast is None):
         model = _sentencepiece_file(model_file, settings, template)
     if fast is None:
         if model is None:
             raise UnsupportedError(
-                str(model_file), "not a SentencePiece model, and no tokenizer.json", _SAVE_AGAIN
+                str(model_file), "not a SentencePiece model, and no tokenizer.json", SAVE_AGAIN
             )
         _refuse_lost_tokens(model_file, model, settings)
         return _describe_folder(checkpoint, settings, template, model, None)
     if model and _agree(model, fast, rows):
         return _describe_folder(checkpoint, settings, template, model, fast)
-    fast.prepare()
     return _describe_folder(checkpoint, settings, template, fast, fast)
-
-
-class _FastFile:
-    """A tokenizer.json, loaded.
-
-    Attributes:
-        special: control tokens that the embedding has a row for, text to id.
-    """
-
-    kind = HF_KIND
-
-    def __init__(self, path: Path, rows: int | None) -> None:
-        self.data = _read(path)
-        self.engine = load_outline(HF_KIND, self.data, str(path))
-        self._path = path
-        self._cuts_text = self.engine.truncation is not None or self.engine.padding is not None
-        self.engine.no_truncation()
-        self.engine.no_padding()
-        added = self.engine.get_added_tokens_decoder().items()
-        limit = sys.maxsize if rows is None else rows
-        self._beyond = {str(token.content) for i, token in added if i >= limit}
-        self.special = {str(token.content): i for i, token in added if token.special and i < limit}
-
-    @property
-    def vocab_size(self) -> int:
-        ids = self.engine.get_added_tokens_decoder()
-        # With added tokens counted in, the library builds the whole vocabulary anew.
-        return max([self.engine.get_vocab_size(with_added_tokens=False) - 1, *ids]) + 1
-
-    def prepare(self) -> None:
-        """Take out of `data` what the engine must not do; without such a thing it stays as it is.
-
-        Truncation and padding serve training, and would cut prompts. An added token beyond the
-        embedding's last row, such as Gemma's <image_soft_token> in its text models, would be read
-        from outside it as soon as a user's text holds it; without the token that text is just text.
-        """
-        if not self._cuts_text and not self._beyond:
-            return
-        import msgspec
-
-        content = _parts(self.data)
-        for key in {"truncation", "padding"} & content.keys():
-            content[key] = msgspec.Raw(b"null")
-        if self._beyond:
-            tokens = msgspec.json.decode(content["added_tokens"])
-            kept = [token for token in tokens if token["content"] not in self._beyond]
-            content["added_tokens"] = msgspec.Raw(msgspec.json.encode(kept))
-        self.data = _joined(content)
-        if self._beyond:
-            self.engine = load_outline(HF_KIND, self.data, str(self._path))
-
-    def text(self, token_id: int) -> str | None:
-        return self.engine.id_to_token(token_id)
-
-    def spelling(self, text: str) -> str:
-        """The tokens of `text`, joined."""
-        return "".join(self.engine.encode(text, add_special_tokens=False).tokens)
-
-    def id(self, text: str) -> int | None:
-        return self.engine.token_to_id(text)
 
 
 class _PieceModel:
@@ -260,28 +170,28 @@ class _PieceModel:
 
     def __init__(self, data: bytes, name: str, special: dict[str, int]) -> None:
         self.data = data
-        self.engine = load_engine(SENTENCEPIECE_KIND, data, name)
+        self.outline = load_engine(SENTENCEPIECE_KIND, data, name)
         self.special = special
-        self.vocab_size = int(self.engine.get_piece_size())
+        self.vocab_size = int(self.outline.get_piece_size())
 
     def text(self, token_id: int) -> str | None:
         if token_id < self.vocab_size:
-            return str(self.engine.id_to_piece(token_id))
+            return str(self.outline.id_to_piece(token_id))
         return None
 
     def id(self, text: str) -> int | None:
-        found = int(self.engine.piece_to_id(text))
+        found = int(self.outline.piece_to_id(text))
         return found if self.text(found) == text else None
 
     def spelling(self, text: str) -> str:
         """The pieces of `text`, joined."""
-        return "".join(self.engine.encode(text, out_type=str))
+        return "".join(self.outline.encode(text, out_type=str))
 
     def is_readable(self, text: str) -> bool:
         """Whether `text` is a piece that encoding can give: not a control piece, not unknown."""
         found = self.id(text)
         return found is not None and not (
-            self.engine.is_control(found) or self.engine.is_unknown(found)
+            self.outline.is_control(found) or self.outline.is_unknown(found)
         )
 
 
@@ -289,8 +199,8 @@ def _describe_folder(
     checkpoint: Checkpoint,
     settings: dict[str, Any],
     template: str | None,
-    chosen: _FastFile | _PieceModel,
-    fast: _FastFile | None,
+    chosen: TokenizerJson | _PieceModel,
+    fast: TokenizerJson | None,
 ) -> BundleTokenizer:
     bos, adds_bos = _folder_bos(checkpoint, settings, chosen, fast)
     eos_token = _token_text(settings.get("eos_token"))
@@ -314,14 +224,14 @@ def _describe_folder(
         adds_bos=adds_bos,
         special_tokens=fast.special if fast else chosen.special,
     )
-    return tokenizer.with_outline(chosen.engine)
+    return tokenizer.with_outline(chosen.outline)
 
 
 def _folder_bos(
     checkpoint: Checkpoint,
     settings: dict[str, Any],
-    chosen: _FastFile | _PieceModel,
-    fast: _FastFile | None,
+    chosen: TokenizerJson | _PieceModel,
+    fast: TokenizerJson | None,
 ) -> tuple[str | None, bool]:
     """The start token and whether it is put before plain text.
 
@@ -337,9 +247,9 @@ def _folder_bos(
         return bos, stated and bos is not None
     if fast is None:
         return bos, bos is not None
-    plain = fast.engine.encode("a", add_special_tokens=False).ids
-    full = fast.engine.encode("a").ids
-    added = fast.text(full[0]) if full[:1] != plain[:1] else None
+    plain = fast.outline.encode("a", add_special_tokens=False).tokens
+    full = fast.outline.encode("a").tokens
+    added = full[0] if full[:1] != plain[:1] else None
     if bos is None or added is None:
         return bos or added, added is not None
     return bos, added == bos
@@ -387,7 +297,7 @@ def _refuse_lost_tokens(path: Path, model: _PieceModel, settings: dict[str, Any]
         raise UnsupportedError(
             str(path),
             f"the added tokens {', '.join(lost[:5])} are not in it, and there is no tokenizer.json",
-            _SAVE_AGAIN,
+            SAVE_AGAIN,
         )
 
 
@@ -398,20 +308,18 @@ _PROBES = (
 )
 
 
-def _agree(model: _PieceModel, fast: _FastFile, rows: int | None) -> bool:
+def _agree(model: _PieceModel, fast: TokenizerJson, rows: int | None) -> bool:
     """Whether the SentencePiece model can stand in for tokenizer.json.
 
     It cannot where tokenizer.json has tokens that the model lacks, as fine-tunes add them. A token
     beyond the embedding's last row is no loss: no network could read it.
     """
-    vocabulary = fast.engine.get_vocab()
-    if rows is not None:
-        vocabulary = {text: i for text, i in vocabulary.items() if i < rows}
-    pieces = {str(model.engine.id_to_piece(i)): i for i in range(model.vocab_size)}
-    if pieces != {text.replace(" ", "▁"): i for text, i in vocabulary.items()}:
+    limit = sys.maxsize if rows is None else rows
+    pieces = {str(model.outline.id_to_piece(i)): i for i in range(model.vocab_size)}
+    if pieces != {text.replace(" ", "▁"): i for text, i in fast.ids.items() if i < limit}:
         return False
     readable = (text for text in fast.special if model.is_readable(text))
-    # The pieces differ, as an outline has the smallest; what they spell must not.
+    # The pieces differ, as an outline has letters alone; what they spell must not.
     return all(model.spelling(text) == fast.spelling(text) for text in (*_PROBES, *readable))
 
 
