@@ -49,8 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
-    if sys.stderr is None:  # closed by the caller, as in `2>&-`; print would take stdout instead
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - open until the end
+    # Closed by the caller, as in `2>&-`: print would take the other one instead.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open until the end
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     debug = "--debug" in arguments
     try:
         args = build_parser().parse_args(arguments)

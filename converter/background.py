@@ -25,6 +25,7 @@ def start(function: Callable[[], T]) -> Callable[[], T]:
     receiver, sender = context.Pipe(duplex=False)
 
     def work() -> None:
+        receiver.close()  # else sending would wait for ever once the parent is gone
         try:
             sender.send(function())
         except BaseException:  # the parent finds the pipe closed
@@ -39,6 +40,9 @@ def start(function: Callable[[], T]) -> Callable[[], T]:
             value: T = receiver.recv()
         except EOFError:
             value = function()
+        except BaseException:  # an interrupt
+            process.kill()
+            raise
         finally:
             receiver.close()
             process.join()

@@ -313,6 +313,7 @@ class ModelConverter:
         with ThreadPoolExecutor(self.options.threads) as pool:
             workers = [pool.submit(work) for _ in range(self.options.threads)]
             try:
+                plan.text()  # now, as the workers are busy
                 for worker in workers:
                     worker.result()
             except BaseException:

@@ -20,10 +20,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import flatbuffers
+
 from converter.errors import OutputError
+from converter.schemas import BLOCK_SIZE, HEADER_BEGIN, HEADER_END_AT, MAGIC, VERSION
+from converter.schemas import executor_metadata_pb2 as proto
+from converter.schemas import header as schema
 
 FIRST_SECTION = 16 * 1024  # where it begins: the header, a few hundred bytes, has room before it
 _SYNC_INTERVAL = 0.1  # seconds
+# Bytes per system call. The larger the call, the larger the pieces of memory that Linux wants for its
+# page cache, and a virtual machine's host may have taken those back: 1 MiB at once took up to ten
+# times as long (benchmarks/README.md).
+_WRITE_SIZE = 256 * 1024
 ENGINE_VERSION = "0.18"  # the LiteRT-LM release whose behaviour shared/runtime-contract.md measures
 
 
@@ -58,10 +67,9 @@ def lay_out(sections: Sequence[Section], system: Mapping[str, str]) -> BundleLay
         sections: in file order.
         system: key-value pairs about the whole file.
     """
-    from litert_lm_builder import litertlm_core as core
 
     def aligned(position: int) -> int:
-        return position + -position % core.BLOCK_SIZE
+        return position + -position % BLOCK_SIZE
 
     # The header's size does not depend on the offsets in it, as long as none is 0.
     size = len(_header(sections, [(1, 1)] * len(sections), system))
@@ -79,10 +87,6 @@ def lay_out(sections: Sequence[Section], system: Mapping[str, str]) -> BundleLay
 def _header(
     sections: Sequence[Section], ranges: Sequence[tuple[int, int]], system: Mapping[str, str]
 ) -> bytes:
-    import flatbuffers
-    from litert_lm_builder import litertlm_core as core
-    from litert_lm_builder import litertlm_header_schema_py_generated as schema
-
     def pairs(items: Mapping[str, str]) -> list[schema.KeyValuePairT]:
         return [
             schema.KeyValuePairT(
@@ -108,14 +112,9 @@ def _header(
     builder = flatbuffers.Builder(4096)
     builder.Finish(metadata.Pack(builder))
     packed = bytes(builder.Output())
-    versions = (
-        core.LITERTLM_MAJOR_VERSION,
-        core.LITERTLM_MINOR_VERSION,
-        core.LITERTLM_PATCH_VERSION,
-    )
-    head = core.HEADER_MAGIC_BYTES + b"".join(v.to_bytes(4, "little") for v in versions)
-    head = head.ljust(core.HEADER_END_LOCATION_BYTE_OFFSET, b"\0")
-    end = core.HEADER_BEGIN_BYTE_OFFSET + len(packed)
+    head = MAGIC + b"".join(number.to_bytes(4, "little") for number in VERSION)
+    head = head.ljust(HEADER_END_AT, b"\0")
+    end = HEADER_BEGIN + len(packed)
     return head + end.to_bytes(8, "little") + packed
 
 
@@ -128,8 +127,6 @@ def tokenizer_section(kind: str, data: bytes) -> bytes:
 
 def executor_metadata(num_layers: int, cache_length: int) -> bytes:
     """ExecutorMetadata for the plain layout: one global k and v cache per layer."""
-    from litert_lm_builder.runtime.proto import executor_metadata_pb2 as proto
-
     message = proto.ExecutorMetadata()
     executor = message.llm_executor_metadata
     executor.max_history_size = cache_length
@@ -200,7 +197,7 @@ class AtomicFile:
         view = memoryview(data).cast("B")
         try:
             while view:
-                written = self._pwrite(view, offset)
+                written = self._pwrite(view[:_WRITE_SIZE], offset)
                 view, offset = view[written:], offset + written
         except OSError as error:
             raise self._error(error) from error

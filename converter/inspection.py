@@ -16,9 +16,6 @@ from typing import Any
 
 from converter.errors import SourceError
 
-_MAGIC = b"LITERTLM"
-_HEADER_END_AT = 24  # where the end of the header is stored, eight bytes
-_HEADER_BEGIN = 32
 _MAX_HEADER = 1 << 24
 _MIN_WEIGHT = 64  # bytes; smaller constants are shapes and axes
 
@@ -81,7 +78,8 @@ class Bundle:
             SourceError: it cannot be parsed.
         """
         from google.protobuf.message import DecodeError
-        from litert_lm_builder.runtime.proto import llm_metadata_pb2
+
+        from converter.schemas import llm_metadata_pb2
 
         message = llm_metadata_pb2.LlmMetadata()
         section = self.section("LlmMetadataProto")
@@ -121,18 +119,20 @@ def read_bundle(path: Path) -> Bundle:
     Raises:
         SourceError: no such file, not a `.litertlm` file, or a damaged one.
     """
+    from converter.schemas import HEADER_BEGIN, HEADER_END_AT, MAGIC, VERSION_AT
+
     try:
         nbytes = path.stat().st_size
         with path.open("rb") as file:
-            head = file.read(_HEADER_BEGIN)
-            if len(head) < _HEADER_BEGIN or not head.startswith(_MAGIC):
+            head = file.read(HEADER_BEGIN)
+            if len(head) < HEADER_BEGIN or not head.startswith(MAGIC):
                 raise SourceError(
                     str(path), "not a .litertlm file", "convert a model with litert-lm-cli convert"
                 )
-            (end,) = struct.unpack_from("<Q", head, _HEADER_END_AT)
-            if not _HEADER_BEGIN < end <= min(nbytes, _MAX_HEADER):
+            (end,) = struct.unpack_from("<Q", head, HEADER_END_AT)
+            if not HEADER_BEGIN < end <= min(nbytes, _MAX_HEADER):
                 raise _damaged(path, f"its header claims to end at byte {end} of {nbytes}")
-            packed = file.read(end - _HEADER_BEGIN)
+            packed = file.read(end - HEADER_BEGIN)
     except OSError as error:
         raise SourceError(
             str(path), error.strerror or str(error), "check the path and its permissions"
@@ -146,12 +146,12 @@ def read_bundle(path: Path) -> Bundle:
                 f"section {section.kind} claims bytes {section.offset} to "
                 f"{section.offset + section.nbytes}, the file has {nbytes}",
             )
-    version = ".".join(map(str, struct.unpack_from("<3I", head, len(_MAGIC))))
+    version = ".".join(map(str, struct.unpack_from("<3I", head, VERSION_AT)))
     return Bundle(path, nbytes, version, system, sections)
 
 
 def _parse_header(packed: bytes) -> tuple[dict[str, Any], list[SectionInfo]]:
-    from litert_lm_builder import litertlm_header_schema_py_generated as schema
+    from converter.schemas import header as schema
 
     # Read table by table: the generated object API stops at a misspelt name (0.18.1).
     value_tables = {value: name for name, value in vars(schema.VData).items()}

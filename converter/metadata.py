@@ -50,7 +50,8 @@ def build_llm_metadata(
         SourceError: the tokenizer does not know a token that the template writes.
     """
     from google.protobuf import text_format
-    from litert_lm_builder.runtime.proto import llm_metadata_pb2
+
+    from converter.schemas import llm_metadata_pb2
 
     config = generation_config or {}
     message = llm_metadata_pb2.LlmMetadata()

@@ -69,7 +69,11 @@ class TokenizerJson:
         }
         self.ids.update(numbers)
         if has_letters:
-            letters = {t: i for t, i in self.ids.items() if _is_letter(t) or t == unknown}
+            letters = {
+                text: i
+                for text, i in self.ids.items()
+                if len(text) == 1 or text.startswith("<0x") or text == unknown
+            }
             vocabulary = msgspec.Raw(msgspec.json.encode(letters | numbers))
             outlined = model | {"vocab": vocabulary, "merges": msgspec.Raw(b"[]")}
             parts["model"] = msgspec.Raw(_joined(outlined))
@@ -124,10 +128,6 @@ def _has_letters(model: dict[str, Any]) -> bool:
     """Whether words are built from letters that stand in the vocabulary as such: plain BPE."""
     affixes = ("continuing_subword_prefix", "end_of_word_suffix")
     return "merges" in model and not any(_value(model.get(key)) for key in affixes)
-
-
-def _is_letter(text: str) -> bool:
-    return len(text) == 1 or (len(text) == 6 and text.startswith("<0x"))  # or one byte
 
 
 def _value(raw: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -61,3 +62,20 @@ def test_a_copy_that_is_killed(capfd: pytest.CaptureFixture[str]) -> None:
 
     assert background.start(work)() == 7
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_copy_that_nobody_waits_for_ends_with_us() -> None:
+    script = (
+        "import multiprocessing, os\n"
+        "from converter import background\n"
+        "background.start(lambda: bytes(10_000_000))\n"  # more than a pipe holds
+        "print(multiprocessing.active_children()[0].pid, flush=True)\n"
+        "os._exit(0)\n"
+    )
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    status = Path(f"/proc/{result.stdout.strip()}/status")
+    deadline = time.monotonic() + 30
+    while status.exists() and "State:\tZ" not in status.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
