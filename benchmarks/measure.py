@@ -85,13 +85,16 @@ def run(
 def in_turn(subjects: Mapping[str, Callable[[], Run]], rounds: int) -> dict[str, list[Run]]:
     """Each subject once as a warm-up, then all in turn, so that a noisy minute hits all alike.
 
-    What one leaves to be written to disk is written before the next one starts.
+    Each round begins with another subject, so that none always follows the same one. What one
+    leaves to be written to disk is written before the next one starts.
     """
     results: dict[str, list[Run]] = {name: [] for name in subjects}
-    for _ in range(rounds + 1):
-        for name, subject in subjects.items():
+    names = list(subjects)
+    for round_number in range(rounds + 1):
+        first = round_number % len(names)
+        for name in names[first:] + names[:first]:
             os.sync()
-            results[name].append(subject())
+            results[name].append(subjects[name]())
     return {name: runs[1:] for name, runs in results.items()}
 
 
