@@ -29,9 +29,9 @@ from converter.schemas import header as schema
 
 FIRST_SECTION = 16 * 1024  # where it begins: the header, a few hundred bytes, has room before it
 _SYNC_INTERVAL = 0.1  # seconds
-# Bytes per system call. The larger the call, the larger the pieces of memory that Linux wants for its
-# page cache, and a virtual machine's host may have taken those back: 1 MiB at once took up to ten
-# times as long (benchmarks/README.md).
+# Bytes per system call. The larger the call, the larger the pieces of memory that Linux wants for
+# its page cache, and a virtual machine's host may have taken those back: 1 MiB at once took up to
+# ten times as long (benchmarks/README.md).
 _WRITE_SIZE = 256 * 1024
 ENGINE_VERSION = "0.18"  # the LiteRT-LM release whose behaviour shared/runtime-contract.md measures
 

@@ -440,13 +440,15 @@ class _Packer:
             SignatureDefs=signatures,
         )
         self._builder.Finish(root, b"TFL3")
-        flatbuffer = bytearray(self._builder.Output())
+        self._written.clear()  # this and the builder hold several times the result's memory
+        flatbuffer: bytearray = self._builder.Output()
+        del self._builder
         return self._place_weights(flatbuffer)
 
     def _place_weights(self, flatbuffer: bytearray) -> Layout:
         """Give every weight its offset, and write the offsets into the flatbuffer."""
+        end_of_tables = len(flatbuffer)
         flatbuffer += bytes(-len(flatbuffer) % WEIGHT_ALIGNMENT)
-        end_of_tables = len(self._builder.Output())
         position = len(flatbuffer)
         offsets = {}
         for name, weight in self._model.weights.items():
