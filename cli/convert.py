@@ -62,6 +62,12 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens that the KV cache holds (default: 1280)",
     )
+    parser.add_argument(
+        "--target",
+        choices=("cpu", "gpu"),
+        help="what the model will run on: cpu (default), whose cost follows the context in use, or "
+        "gpu, in the plain layout that GPU delegates take and CPUs run more slowly",
+    )
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
@@ -105,6 +111,7 @@ def _lines(report: PlanReport, force: bool) -> list[str]:
         f"  model: {report.model}",
         f"  family: {report.family}",
         f"  quantization: {report.scheme}",
+        f"  target: {report.target}",
         f"  KV cache: {report.kv_cache_length}",
         f"  threads: {report.threads}",
         "",

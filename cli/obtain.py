@@ -102,6 +102,10 @@ def _chosen_options(args: argparse.Namespace) -> dict[str, Any]:
         chosen["prefill_lengths"] = prefill_lengths(args.prefill_seq_len)
     if args.kv_cache_max_len is not None:
         chosen["cache_length"] = args.kv_cache_max_len
+    if args.target is not None:
+        from converter.graph.attention import Target
+
+        chosen["target"] = Target(args.target)
     return chosen
 
 
@@ -182,8 +186,11 @@ def _convert(
     local: Path, source: Source, output: Path, chosen: dict[str, Any], args: argparse.Namespace
 ) -> None:
     from cli.progress import byte_progress
+    from converter.graph.attention import Target
     from converter.report import weights_bytes
 
+    if getattr(args, "backend", "cpu") == "gpu":
+        chosen = {"target": Target.GPU, **chosen}
     with _planned(local, source, chosen) as (converter, plan):
         _check_disk(plan, output)
         _say(

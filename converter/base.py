@@ -33,6 +33,7 @@ from converter.checkpoint.base import Checkpoint, ThreadBuffer
 from converter.decoder import DecoderSpec
 from converter.errors import OptionError, SourceError, UnsupportedError
 from converter.families.base import Family, WeightSource
+from converter.graph.attention import CacheShape, Target, cache_shape
 from converter.graph.decoder_graph import build_decoder
 from converter.graph.tflite import DType, Layout, Weight
 from converter.metadata import LlmMetadataResult, build_llm_metadata
@@ -59,12 +60,14 @@ class ConvertOptions:
         prefill_lengths: tokens per prefill signature, ascending.
         cache_length: slots in the KV cache; None for the default, or the model's own limit where
             that is lower.
+        target: what the graph is made for.
         threads: workers that stream weights; the result does not depend on it.
     """
 
     quantize: str = DEFAULT_SCHEME
     prefill_lengths: Sequence[int] = PREFILL_LADDER
     cache_length: int | None = None
+    target: Target = Target.CPU
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
 
 
@@ -178,10 +181,12 @@ class ModelConverter:
             )
             for path, shape in shapes.items()
         }
-        model = build_decoder(spec, lengths, cache_length, weights.__getitem__).finish()
+        target = self.options.target
+        model = build_decoder(spec, lengths, cache_length, weights.__getitem__, target).finish()
+        caches = [cache_shape(layer.sliding_window, cache_length, target) for layer in spec.layers]
 
         def text() -> Text:
-            return self._lay_out(model.nbytes, family, scheme, len(spec.layers), *describe())
+            return self._lay_out(model.nbytes, family, scheme, caches, *describe())
 
         return Plan(
             family=family,
@@ -226,7 +231,7 @@ class ModelConverter:
         model_nbytes: int,
         family: Family,
         scheme: Scheme,
-        num_layers: int,
+        caches: Sequence[CacheShape],
         metadata: LlmMetadataResult,
         tokenizer_kind: str,
         tokenizer: bytes,
@@ -234,7 +239,7 @@ class ModelConverter:
         message = metadata.message
         parts: tuple[tuple[str, bytes], ...] = (
             ("LlmMetadataProto", message.SerializeToString(deterministic=True)),
-            ("ExecutorMetadataProto", executor_metadata(num_layers, message.max_num_tokens)),
+            ("ExecutorMetadataProto", executor_metadata(caches, message.max_num_tokens)),
             (tokenizer_kind, tokenizer),
         )
         network = Section("TFLiteModel", model_nbytes, {"model_type": "tf_lite_prefill_decode"})
@@ -246,6 +251,7 @@ class ModelConverter:
                 "model": self.name,
                 "family": family.name,
                 "quantization": scheme.name,
+                "target": self.options.target.value,
             },
         )
         return Text(metadata, sections, bundle)

@@ -23,6 +23,7 @@ from types import TracebackType
 import flatbuffers
 
 from converter.errors import OutputError
+from converter.graph.attention import CacheShape
 from converter.schemas import BLOCK_SIZE, HEADER_BEGIN, HEADER_END_AT, MAGIC, VERSION
 from converter.schemas import executor_metadata_pb2 as proto
 from converter.schemas import header as schema
@@ -125,25 +126,27 @@ def tokenizer_section(kind: str, data: bytes) -> bytes:
     return len(data).to_bytes(8, "little") + zlib.compress(data, level=1)
 
 
-def executor_metadata(num_layers: int, cache_length: int) -> bytes:
-    """ExecutorMetadata for the plain layout: one global k and v cache per layer."""
+def executor_metadata(caches: Sequence[CacheShape], cache_length: int) -> bytes:
+    """ExecutorMetadata: one k and one v cache per layer.
+
+    A ring is called local. Without mask settings the engine makes no mask for it: the graph does.
+    """
     message = proto.ExecutorMetadata()
     executor = message.llm_executor_metadata
     executor.max_history_size = cache_length
-    for layer in range(num_layers):
-        for cache, kind, sequence_axis in (
-            ("k", proto.StateBuffer.TYPE_GLOBAL_KEY_CACHE, 2),
-            ("v", proto.StateBuffer.TYPE_GLOBAL_VALUE_CACHE, 3),
-        ):
+    for layer, shape in enumerate(caches):
+        scope = "LOCAL" if shape.is_ring else "GLOBAL"
+        for cache, kind, sequence_axis in (("k", "KEY", 2), ("v", "VALUE", 3)):
             name = f"kv_cache_{cache}_{layer}"
             executor.state_buffers.add(
                 prefill_input_name=name,
                 prefill_output_name=name,
                 decode_input_name=name,
                 decode_output_name=name,
-                type=kind,
+                type=f"TYPE_{scope}_{kind}_CACHE",
                 sequence_axis=sequence_axis,
-                maximum_sequence_length=cache_length,
+                minimum_sequence_length=shape.window if shape.is_ring else None,
+                maximum_sequence_length=shape.slots,
             )
     return message.SerializeToString(deterministic=True)
 

@@ -51,6 +51,7 @@ class PlanReport:
     model: str
     family: str
     scheme: str
+    target: str
     output: str
     output_exists: bool
     kv_cache_length: int
@@ -78,6 +79,7 @@ def report(converter: ModelConverter, plan: Plan, output: Path) -> PlanReport:
         model=converter.name,
         family=plan.family.name,
         scheme=plan.scheme.name,
+        target=converter.options.target.value,
         output=str(output),
         output_exists=output.exists(),
         kv_cache_length=plan.cache_length,

@@ -1,14 +1,13 @@
 """Turns a `DecoderSpec` into the signatures `prefill_N` and `decode` of a TFLite model.
 
-The layout is the plain static one of `shared/runtime-contract.md`:
-
     tokens (1, N)  input_pos (N,)  mask (1, 1, N, C)
-    kv_cache_k_i (1, kv, C, d)  kv_cache_v_i (1, kv, d, C)
+    kv_cache_k_i (1, kv, S, d)  kv_cache_v_i (1, kv, d, S)
         |
     embedding -> layers -> [decode only: norm -> head -> logits (1, 1, vocabulary)]
 
-with N tokens in this call, C slots in the KV cache, kv key-value heads and d = head_dim. What every
-layer shares (rotary tables, masks, the place to write in the caches) is computed once per call.
+with N tokens in this call, C slots asked for, S in a layer's cache (C but for rings, see
+`attention`), kv key-value heads and d = head_dim. What every layer shares (rotary tables, masks,
+the place to write in the caches) is computed once per call.
 """
 
 from __future__ import annotations
@@ -18,35 +17,38 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from converter.decoder import Activation, DecoderSpec, LayerSpec, Rope
+from converter.graph.attention import CacheShape, Call, PlainCache, Target, cache_shape, make_cache
 from converter.graph.tflite import DType, Model, Tensor, Weight
-
-# Added to the scores of positions outside a window. Large against any score, small enough that
-# two such numbers added up (the runtime's mask and ours) stay finite.
-_MASKED = -1e9
 
 WeightOf = Callable[[str], Weight]
 
 
 def build_decoder(
-    spec: DecoderSpec, prefill_lengths: Sequence[int], cache_length: int, weight_of: WeightOf
+    spec: DecoderSpec,
+    prefill_lengths: Sequence[int],
+    cache_length: int,
+    weight_of: WeightOf,
+    target: Target = Target.CPU,
 ) -> Model:
     """Emit one `prefill_N` for every length, and `decode`.
 
     Args:
         spec: the network.
         prefill_lengths: the Ns, ascending.
-        cache_length: slots in the KV cache, C.
+        cache_length: tokens that the KV cache holds, C.
         weight_of: the stored form of each weight path in `spec.weight_shapes`.
+        target: what it will run on.
     """
     model = Model("litert-lm-cli")
     # Declared first and in order of use, so that the file is read front to back.
     for path, _ in spec.weight_shapes():
         model.weight_buffer(weight_of(path))
+    shape = cache_length, target
     for length in prefill_lengths:
-        _DecoderGraph(model, f"prefill_{length}", spec, length, cache_length, weight_of).build(
+        _DecoderGraph(model, f"prefill_{length}", spec, length, weight_of, *shape).build(
             logits=False
         )
-    _DecoderGraph(model, "decode", spec, 1, cache_length, weight_of).build(logits=True)
+    _DecoderGraph(model, "decode", spec, 1, weight_of, *shape).build(logits=True)
     return model
 
 
@@ -59,50 +61,48 @@ class _DecoderGraph:
         signature: str,
         spec: DecoderSpec,
         length: int,
-        cache_length: int,
         weight_of: WeightOf,
+        cache_length: int,
+        target: Target,
     ) -> None:
+        self.model = model
         self.graph = model.add_graph(signature)
         self.spec = spec
         self.length = length
-        self.cache_length = cache_length
         self.weight_of = weight_of
+        self.cache_length = cache_length
+        self.target = target
         self.widened: dict[str, Tensor] = {}
 
     def build(self, logits: bool) -> None:
-        g, spec, n, c = self.graph, self.spec, self.length, self.cache_length
-        kv, d = spec.num_key_value_heads, spec.head_dim
+        g, spec, n = self.graph, self.spec, self.length
         tokens = g.add_input("tokens", (1, n), DType.INT32)
         self.positions = g.add_input("input_pos", (n,), DType.INT32)
-        self.mask = g.add_input("mask", (1, 1, n, c), DType.FLOAT32)
-        caches = [
-            (
-                g.add_input(f"kv_cache_k_{i}", (1, kv, c, d), DType.FLOAT32),
-                g.add_input(f"kv_cache_v_{i}", (1, kv, d, c), DType.FLOAT32),
-            )
-            for i in range(len(spec.layers))
-        ]
+        mask = g.add_input("mask", (1, 1, n, self.cache_length), DType.FLOAT32)
+        first = g.make_slice("cache/first", self.positions, (0,), (1,))
+        call = Call(self.model, g, spec, n, self.positions, first, mask)
         self.rope_tables = {
             rope: self.make_rope_tables(f"rope_{i}", rope)
             for i, rope in enumerate(dict.fromkeys(layer.rope for layer in spec.layers))
         }
-        self.masks = {
-            window: self.make_mask("mask", window)
-            for window in dict.fromkeys(self.window_of(layer) for layer in spec.layers)
-        }
-        self.k_start, self.v_start = self.make_cache_starts()
+        shapes = dict.fromkeys(map(self.shape_of, spec.layers))
+        self.caches = {shape: make_cache(call, shape, self.target) for shape in shapes}
+        inputs = [self.cache_of(layer).add_inputs(i) for i, layer in enumerate(spec.layers)]
 
         x = self.make_embedding("embedding", tokens)  # (N, hidden)
-        for i, (layer, (k_cache, v_cache)) in enumerate(zip(spec.layers, caches, strict=True)):
+        for i, (layer, (k_cache, v_cache)) in enumerate(zip(spec.layers, inputs, strict=True)):
             name = f"layers.{i}"
             normed = self.make_norm(f"{name}/attention/norm", x, f"{name}.attention.norm")
-            k, v = self.make_keys_and_values(name, layer, normed, k_cache, v_cache)
-            g.add_output(f"kv_cache_k_{i}", k)
-            g.add_output(f"kv_cache_v_{i}", v)
+            k, v = self.make_keys_and_values(name, layer, normed)
+            seen = self.cache_of(layer).extend(f"{name}/attention", k, v, k_cache, v_cache)
+            g.add_output(f"kv_cache_k_{i}", seen.k_cache)
+            g.add_output(f"kv_cache_v_{i}", seen.v_cache)
             if i == len(spec.layers) - 1 and not logits:
                 return  # a prefill is done when its last layer has written the cache
+            q = self.make_queries(name, layer, normed)
+            context = self.cache_of(layer).attend(f"{name}/attention", q, seen)
             x = self.make_residual(
-                f"{name}/attention", x, self.make_attention(name, layer, normed, k, v)
+                f"{name}/attention", x, self.make_attention_output(name, context)
             )
             normed = self.make_norm(f"{name}/mlp/norm", x, f"{name}.mlp.norm")
             x = self.make_residual(f"{name}/mlp", x, self.make_mlp(name, normed))
@@ -143,77 +143,25 @@ class _DecoderGraph:
             g.make_concatenation(f"{name}/sin", (minus, sin), axis=3),
         )
 
-    def make_mask(self, name: str, window: int | None) -> Tensor:
-        """The runtime's causal mask, narrowed to the window, one copy per head in a group.
+    def shape_of(self, layer: LayerSpec) -> CacheShape:
+        return cache_shape(layer.sliding_window, self.cache_length, self.target)
 
-        (1, 1, N, C) -> (1, 1, group * N, C)
-        """
-        g, n, c = self.graph, self.length, self.cache_length
-        mask = self.mask
-        if window is not None:
-            name = f"{name}_{window}"
-            # Slot j holds position j; it is out of sight when position - j >= window.
-            first = g.constant(
-                f"{name}/seen_until", (np.arange(c, dtype=np.int32) + window).reshape(1, 1, 1, c)
-            )
-            position = g.make_reshape(f"{name}/position", self.positions, (1, 1, n, 1))
-            passed = g.make_greater_equal(f"{name}/passed", position, first)
-            masked = g.constant(f"{name}/masked", _MASKED)
-            mask = g.make_select(name, passed, masked, mask)
-        group = self.spec.num_attention_heads // self.spec.num_key_value_heads
-        if group == 1:
-            return mask
-        return g.make_concatenation(f"{name}/grouped", [mask] * group, axis=2)
-
-    def window_of(self, layer: LayerSpec) -> int | None:
-        """The layer's window, or None where the cache is too short for it to matter."""
-        window = layer.sliding_window
-        return window if window is not None and window < self.cache_length else None
-
-    def make_cache_starts(self) -> tuple[Tensor, Tensor]:
-        """Where this call writes in a k cache, (0, 0, p, 0), and in a v cache, (0, 0, 0, p)."""
-        g = self.graph
-        zero = g.constant("cache/zero", [0])
-        first = g.make_slice("cache/first", self.positions, (0,), (1,))
-        return (
-            g.make_concatenation("cache/k_start", (zero, zero, first, zero), axis=0),
-            g.make_concatenation("cache/v_start", (zero, zero, zero, first), axis=0),
-        )
+    def cache_of(self, layer: LayerSpec) -> PlainCache:
+        return self.caches[self.shape_of(layer)]
 
     # Once per layer -----------------------------------------------------------------------------
 
-    def make_keys_and_values(
-        self, layer: str, spec: LayerSpec, x: Tensor, k_cache: Tensor, v_cache: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The caches with this call's keys and values in them.
-
-        x (N, hidden) -> k -> [norm] -> rope -> (1, kv, N, d) -> k cache (1, kv, C, d)
-                      -> v -------------------> (1, kv, d, N) -> v cache (1, kv, d, C)
-        """
-        g, n, kv, d = self.graph, self.length, self.spec.num_key_value_heads, self.spec.head_dim
+    def make_keys_and_values(self, layer: str, spec: LayerSpec, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, hidden) -> keys (1, kv, N, d) and values (1, N, kv, d)."""
+        n, kv, d = self.length, self.spec.num_key_value_heads, self.spec.head_dim
         name = f"{layer}/attention"
         k = self.make_heads(layer, "k", spec, x, kv)  # (1, N, kv, d)
         k = self.make_heads_first(f"{name}/k/heads_first", k)
         v = self.make_projection(f"{name}/v", x, f"{layer}.attention.v", self.spec.qkv_bias)
-        if n == 1:
-            v = g.make_reshape(f"{name}/v/column", v, (1, kv, d, 1))
-        else:
-            v = g.make_reshape(f"{name}/v/heads", v, (1, n, kv, d))
-            v = g.make_transpose(f"{name}/v/columns", v, (0, 2, 3, 1))
-        return (
-            g.make_dynamic_update_slice(f"{name}/k/cache", k_cache, k, self.k_start),
-            g.make_dynamic_update_slice(f"{name}/v/cache", v_cache, v, self.v_start),
-        )
+        return k, self.graph.make_reshape(f"{name}/v/heads", v, (1, n, kv, d))
 
-    def make_attention(
-        self, layer: str, spec: LayerSpec, x: Tensor, k: Tensor, v: Tensor
-    ) -> Tensor:
-        """Grouped-query attention over the whole cache, (N, hidden) -> (N, hidden).
-
-        The heads of a group stand in the rows of one matrix, so keys and values are not repeated:
-
-            q (1, kv, group*N, d) @ k^T -> + mask -> softmax -> @ v -> (1, kv, group*N, d) -> o
-        """
+    def make_queries(self, layer: str, spec: LayerSpec, x: Tensor) -> Tensor:
+        """(N, hidden) -> scaled queries (1, kv, group * N, d)."""
         g, n, d = self.graph, self.length, self.spec.head_dim
         heads, kv = self.spec.num_attention_heads, self.spec.num_key_value_heads
         name = f"{layer}/attention"
@@ -221,11 +169,12 @@ class _DecoderGraph:
         scale = g.constant(f"{name}/scale", self.spec.attention_scale)
         q = g.make_mul(f"{name}/q/scaled", q, scale)
         q = self.make_heads_first(f"{name}/q/heads_first", q)  # (1, heads, N, d)
-        q = g.make_reshape(f"{name}/q/grouped", q, (1, kv, heads // kv * n, d))
-        scores = g.make_batch_matmul(f"{name}/scores", q, k)  # (1, kv, group*N, C)
-        scores = g.make_add(f"{name}/masked", scores, self.masks[self.window_of(spec)])
-        weights = g.make_softmax(f"{name}/softmax", scores)
-        context = g.make_batch_matmul(f"{name}/context", weights, v)  # (1, kv, group*N, d)
+        return g.make_reshape(f"{name}/q/grouped", q, (1, kv, heads // kv * n, d))
+
+    def make_attention_output(self, layer: str, context: Tensor) -> Tensor:
+        """(1, kv, group * N, d) -> (N, hidden)."""
+        g, n, d, heads = self.graph, self.length, self.spec.head_dim, self.spec.num_attention_heads
+        name = f"{layer}/attention"
         if n > 1:
             context = g.make_reshape(f"{name}/context/heads", context, (1, heads, n, d))
             context = g.make_transpose(f"{name}/context/tokens_first", context, (0, 2, 1, 3))

@@ -111,8 +111,9 @@ _broadcast = functools.cache(np.broadcast_shapes)  # the same few shapes, thousa
 class Graph:
     """One subgraph with its signature. Ops are appended in execution order by `make_<op>`."""
 
-    def __init__(self, model: Model, signature: str) -> None:
-        self.signature = signature
+    def __init__(self, model: Model, name: str, is_signature: bool = True) -> None:
+        self.name = name
+        self.is_signature = is_signature
         self._model = model
         # One row per tensor: name, shape, dtype, buffer index, weight (or None).
         self.tensors: list[tuple[str, tuple[int, ...], DType, int, Weight | None]] = []
@@ -134,7 +135,7 @@ class Graph:
         weight: Weight | None = None,
     ) -> Tensor:
         if name in self._names:
-            raise ValueError(f"{self.signature}: two tensors are named {name}")
+            raise ValueError(f"{self.name}: two tensors are named {name}")
         self._names.add(name)
         self.tensors.append((name, tuple(shape), dtype, buffer, weight))
         return Tensor(len(self.tensors) - 1, tuple(shape), dtype)
@@ -196,6 +197,18 @@ class Graph:
         """a * b, with broadcasting."""
         return self._make("MUL", name, (a, b), _broadcast(a.shape, b.shape), a.dtype)
 
+    def make_floor_mod(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        """a modulo b with the sign of b, with broadcasting."""
+        return self._make("FLOOR_MOD", name, (a, b), _broadcast(a.shape, b.shape), a.dtype)
+
+    def make_maximum(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        """The larger one, with broadcasting."""
+        return self._make("MAXIMUM", name, (a, b), _broadcast(a.shape, b.shape), a.dtype)
+
+    def make_minimum(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        """The smaller one, with broadcasting."""
+        return self._make("MINIMUM", name, (a, b), _broadcast(a.shape, b.shape), a.dtype)
+
     def make_neg(self, name: str, x: Tensor) -> Tensor:
         """-x."""
         return self._make("NEG", name, (x,), x.shape)
@@ -239,6 +252,11 @@ class Graph:
         axes = self.constant(f"{name}/axes", [len(x.shape) - 1])
         return self._make("MEAN", name, (x, axes), (*x.shape[:-1], 1), KeepDims=True)
 
+    def make_reduce_max(self, name: str, x: Tensor) -> Tensor:
+        """Maximum over the last axis, which stays with length 1."""
+        axes = self.constant(f"{name}/axes", [len(x.shape) - 1])
+        return self._make("REDUCE_MAX", name, (x, axes), (*x.shape[:-1], 1), x.dtype, KeepDims=True)
+
     def make_reshape(self, name: str, x: Tensor, shape: Sequence[int]) -> Tensor:
         """The same elements in another shape."""
         if np.prod(shape) != np.prod(x.shape):
@@ -263,6 +281,11 @@ class Graph:
         begins = self.constant(f"{name}/begin", begin)
         sizes = self.constant(f"{name}/size", size)
         return self._make("SLICE", name, (x, begins, sizes), size, x.dtype)
+
+    def make_gather(self, name: str, x: Tensor, indices: Tensor, axis: int) -> Tensor:
+        """The slices of x at `indices`, (n,), along `axis`."""
+        shape = (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+        return self._make("GATHER", name, (x, indices), shape, x.dtype, Axis=axis)
 
     def make_greater_equal(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         """Whether a >= b, with broadcasting."""
@@ -300,6 +323,26 @@ class Graph:
         """x with `update` written at `start`, an int32 vector of one index per axis."""
         return self._make("DYNAMIC_UPDATE_SLICE", name, (x, update, start), x.shape, x.dtype)
 
+    def make_if(
+        self, name: str, condition: Tensor, then: Graph, otherwise: Graph, inputs: Sequence[Tensor]
+    ) -> Tensor:
+        """The output of `then` where the condition, (1,), holds, else that of `otherwise`.
+
+        Both are bodies with one input for each of `inputs` and one output of the same shape. The
+        runtime copies the inputs that the chosen body uses.
+        """
+        [result] = then.outputs.values()
+        graphs = self._model.graphs
+        return self._make(
+            "IF",
+            name,
+            (condition, *inputs),
+            result.shape,
+            result.dtype,
+            ThenSubgraphIndex=graphs.index(then),
+            ElseSubgraphIndex=graphs.index(otherwise),
+        )
+
 
 # Operator -> its options table; None where the operator has none.
 _OPTIONS: dict[str, str | None] = {
@@ -311,13 +354,19 @@ _OPTIONS: dict[str, str | None] = {
     "DEQUANTIZE": "DequantizeOptions",
     "DYNAMIC_UPDATE_SLICE": "DynamicUpdateSliceOptions",
     "EMBEDDING_LOOKUP": None,
+    "FLOOR_MOD": "FloorModOptions",
     "FULLY_CONNECTED": "FullyConnectedOptions",
+    "GATHER": "GatherOptions",
     "GELU": "GeluOptions",
     "GREATER_EQUAL": "GreaterEqualOptions",
+    "IF": "IfOptions",
     "LOGISTIC": None,
+    "MAXIMUM": "MaximumMinimumOptions",
     "MEAN": "ReducerOptions",
+    "MINIMUM": "MaximumMinimumOptions",
     "MUL": "MulOptions",
     "NEG": "NegOptions",
+    "REDUCE_MAX": "ReducerOptions",
     "RESHAPE": "ReshapeOptions",
     "RSQRT": None,
     "SELECT_V2": "SelectV2Options",
@@ -344,7 +393,13 @@ class Model:
 
     def add_graph(self, signature: str) -> Graph:
         """Start a subgraph that callers reach as `signature`."""
-        graph = Graph(self, signature)
+        return self._add(Graph(self, signature))
+
+    def add_body(self, name: str) -> Graph:
+        """Start a subgraph that only other subgraphs reach, through `make_if`."""
+        return self._add(Graph(self, name, is_signature=False))
+
+    def _add(self, graph: Graph) -> Graph:
         self.graphs.append(graph)
         return graph
 
@@ -427,7 +482,11 @@ class _Packer:
         buffers = self._offsets([self._buffer(content) for content in self._model._buffers])
         subgraphs = self._offsets([self._subgraph(graph) for graph in self._model.graphs])
         signatures = self._offsets(
-            [self._signature(graph, index) for index, graph in enumerate(self._model.graphs)]
+            [
+                self._signature(graph, index)
+                for index, graph in enumerate(self._model.graphs)
+                if graph.is_signature
+            ]
         )
         codes = self._offsets([self._operator_code(operator) for operator in self._operators])
         root = self._table(
@@ -573,7 +632,7 @@ class _Packer:
             Inputs=self._vector(tuple(tensor.index for tensor in graph.inputs.values())),
             Outputs=self._vector(tuple(tensor.index for tensor in graph.outputs.values())),
             Operators=self._offsets(operators),
-            Name=self._string(graph.signature),
+            Name=self._string(graph.name),
         )
 
     def _tensor(
@@ -625,6 +684,6 @@ class _Packer:
             "SignatureDef",
             Inputs=tensor_maps(graph.inputs),
             Outputs=tensor_maps(graph.outputs),
-            SignatureKey=self._string(graph.signature),
+            SignatureKey=self._string(graph.name),
             SubgraphIndex=index,
         )

@@ -25,6 +25,7 @@ from converter.bundle import (
     tokenizer_section,
 )
 from converter.errors import OutputError
+from converter.graph.attention import CacheShape
 
 ROOT = Path(__file__).parents[2]
 BLOCK = 16 * 1024
@@ -116,7 +117,7 @@ def test_the_file_is_what_the_official_builder_writes(
 
 def test_the_official_reader_reads_it(tmp_path: Path) -> None:
     metadata = llm_metadata_pb2.LlmMetadata(max_num_tokens=77).SerializeToString()
-    executor = executor_metadata(1, 64)
+    executor = executor_metadata([CacheShape(64)], 64)
     path = write(
         tmp_path / "m.litertlm",
         [
@@ -159,9 +160,11 @@ def test_a_sentencepiece_model_is_stored_as_it_is() -> None:
 
 
 def test_executor_metadata_names_every_cache_once() -> None:
-    message = executor_metadata_pb2.ExecutorMetadata.FromString(executor_metadata(2, 640))
+    caches = [CacheShape(640), CacheShape(168, 40, is_ring=True)]
+    message = executor_metadata_pb2.ExecutorMetadata.FromString(executor_metadata(caches, 640))
     executor = message.llm_executor_metadata
     assert executor.max_history_size == 640
+    assert not executor.HasField("attention_mask_settings")  # else the engine feeds local masks
     kinds = executor_metadata_pb2.StateBuffer
     found = []
     for buffer in executor.state_buffers:
@@ -172,13 +175,13 @@ def test_executor_metadata_names_every_cache_once() -> None:
             buffer.decode_output_name,
         }
         assert len(names) == 1
-        assert buffer.maximum_sequence_length == 640
-        found.append((names.pop(), buffer.type, buffer.sequence_axis))
+        lengths = buffer.minimum_sequence_length, buffer.maximum_sequence_length
+        found.append((names.pop(), buffer.type, buffer.sequence_axis, lengths))
     assert found == [
-        ("kv_cache_k_0", kinds.TYPE_GLOBAL_KEY_CACHE, 2),
-        ("kv_cache_v_0", kinds.TYPE_GLOBAL_VALUE_CACHE, 3),
-        ("kv_cache_k_1", kinds.TYPE_GLOBAL_KEY_CACHE, 2),
-        ("kv_cache_v_1", kinds.TYPE_GLOBAL_VALUE_CACHE, 3),
+        ("kv_cache_k_0", kinds.TYPE_GLOBAL_KEY_CACHE, 2, (0, 640)),
+        ("kv_cache_v_0", kinds.TYPE_GLOBAL_VALUE_CACHE, 3, (0, 640)),
+        ("kv_cache_k_1", kinds.TYPE_LOCAL_KEY_CACHE, 2, (40, 168)),
+        ("kv_cache_v_1", kinds.TYPE_LOCAL_VALUE_CACHE, 3, (40, 168)),
     ]
 
 

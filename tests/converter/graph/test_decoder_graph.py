@@ -1,7 +1,9 @@
-"""The emitted graph against transformers: every family, through the whole pipeline, in float32."""
+"""The emitted graph against transformers: every family and target, through the whole pipeline, in
+float32."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from converter.base import PREFILL_LADDER, ConvertOptions, ModelConverter
 from converter.checkpoint.safetensors import open_folder
+from converter.graph.attention import RING_SLACK, CacheShape, Target, cache_shape
 from converter.registry import FAMILIES
 from tests.interpreter import GraphRunner
 from tests.tiny_models import TINY_CONFIGS, make_checkpoint, text_logits
@@ -18,26 +21,48 @@ CACHE_LENGTH = 1280
 DECODE_STEPS = 16
 
 
+Case = tuple[Path, list[int], np.ndarray]
+
+
 @pytest.fixture(scope="module", params=TINY_CONFIGS)
-def case(
+def checkpoint(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[int], np.ndarray]:
-    """(bundle, tokens, transformers' logits of every position)."""
+    """(folder, tokens, transformers' logits of every position)."""
     folder = tmp_path_factory.mktemp(request.param)
-    model = make_checkpoint(request.param, folder / "checkpoint")
-    bundle = folder / "model.litertlm"
-    options = ConvertOptions(quantize="fp32", cache_length=CACHE_LENGTH)
-    with open_folder(folder / "checkpoint") as checkpoint:
-        ModelConverter(checkpoint, "tiny", options).convert(bundle)
-    count = max(PREFILL_LADDER) + DECODE_STEPS
+    model = make_checkpoint(request.param, folder)
+    count = CACHE_LENGTH
     tokens = np.random.default_rng(0).integers(0, 256, count).tolist()
-    return bundle, tokens, text_logits(model, tokens)
+    return folder, tokens, text_logits(model, tokens)
 
 
-def _compare(runner: GraphRunner, tokens: list[int], start: int, expected: np.ndarray) -> None:
+def _convert(folder: Path, bundle: Path, target: Target, cache_length: int) -> None:
+    options = ConvertOptions(quantize="fp32", cache_length=cache_length, target=target)
+    with open_folder(folder) as opened:
+        ModelConverter(opened, "tiny", options).convert(bundle)
+
+
+@pytest.fixture(scope="module", params=Target)
+def case(
+    request: pytest.FixtureRequest, checkpoint: Case, tmp_path_factory: pytest.TempPathFactory
+) -> Case:
+    """(bundle, tokens, transformers' logits of every position)."""
+    folder, tokens, expected = checkpoint
+    bundle = tmp_path_factory.mktemp("bundle") / "model.litertlm"
+    _convert(folder, bundle, request.param, CACHE_LENGTH)
+    return bundle, tokens, expected
+
+
+def _compare(
+    runner: GraphRunner,
+    tokens: list[int],
+    start: int,
+    expected: np.ndarray,
+    steps: int = DECODE_STEPS,
+) -> None:
     """Feed the true tokens one by one from `start` on, and compare all logits."""
     differences = []
-    for position in range(start, start + DECODE_STEPS):
+    for position in range(start, start + steps):
         logits = runner.decode(tokens[position], position)
         differences.append(np.abs(logits - expected[position]))
         assert logits.argmax() == expected[position].argmax(), f"position {position}"
@@ -50,32 +75,92 @@ def test_every_registered_family_is_in_the_table() -> None:
     assert {model_type for model_type, _ in TINY_CONFIGS.values()} == set(FAMILIES)
 
 
-def test_logits_have_a_scale_of_one(case: tuple[Path, list[int], np.ndarray]) -> None:
+def test_logits_have_a_scale_of_one(case: Case) -> None:
     """The tolerance means nothing otherwise."""
     assert 0.5 < case[2].std() < 2
 
 
 @pytest.mark.parametrize("length", PREFILL_LADDER)
-def test_prefill_then_decode(case: tuple[Path, list[int], np.ndarray], length: int) -> None:
+def test_prefill_then_decode(case: Case, length: int) -> None:
     bundle, tokens, expected = case
     runner = GraphRunner(bundle)
     runner.prefill(length, tokens[:length])
     _compare(runner, tokens, length, expected)
 
 
-@pytest.mark.parametrize(("first", "second"), [(64, 64), (128, 8), (64, 37)])
-def test_prefill_in_two_chunks(
-    case: tuple[Path, list[int], np.ndarray], first: int, second: int
-) -> None:
-    """The second chunk sees the first; one that does not fill its signature is padded."""
+def _prefill(runner: GraphRunner, tokens: list[int], start: int, chunks: Sequence[int]) -> int:
+    """Feed chunks, each padded to the shortest signature that holds it; the next position."""
+    for count in chunks:
+        length = min(n for n in runner.prefill_lengths if n >= count)
+        runner.prefill(length, tokens[start : start + count], start=start)
+        start += count
+    return start
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        (64, 64),
+        (128, 8),
+        (64, 37),
+        (3, 3, 3, 64, 7),  # padding at nearly every position of a ring
+        (100, 200, 128, 128, 256, 30),  # past the windows and the rings, and several levels
+        (256, 256, 256, 250),
+        (1024, 128, 100),
+    ],
+)
+def test_prefill_in_chunks(case: Case, chunks: tuple[int, ...]) -> None:
+    """A chunk sees those before it; one that does not fill its signature is padded."""
     bundle, tokens, expected = case
     runner = GraphRunner(bundle)
-    runner.prefill(first, tokens[:first])
-    length = min(n for n in runner.prefill_lengths if n >= second)
-    runner.prefill(length, tokens[first : first + second], start=first)
-    _compare(runner, tokens, first + second, expected)
+    _compare(runner, tokens, _prefill(runner, tokens, 0, chunks), expected)
 
 
-def test_decode_alone(case: tuple[Path, list[int], np.ndarray]) -> None:
+def test_turns_up_to_the_last_slot(case: Case) -> None:
+    """Prefills and decodes in turn, until the cache is full."""
+    bundle, tokens, expected = case
+    runner = GraphRunner(bundle)
+    position = 0
+    for count in (50, 120, 300, 60, 512):
+        position = _prefill(runner, tokens, position, [count])
+        _compare(runner, tokens, position, expected, steps=20)
+        position += 20
+    _compare(runner, tokens, position, expected, steps=CACHE_LENGTH - position)
+
+
+@pytest.mark.parametrize("cache_length", [48, 150, 600])
+def test_caches_about_as_long_as_the_windows(
+    checkpoint: Case, tmp_path: Path, cache_length: int
+) -> None:
+    folder, tokens, expected = checkpoint
+    _convert(folder, tmp_path / "m", Target.CPU, cache_length)
+    runner = GraphRunner(tmp_path / "m")
+    position = _prefill(runner, tokens, 0, (8, 5))
+    _compare(runner, tokens, position, expected)
+    position = _prefill(runner, tokens, position + DECODE_STEPS, (cache_length // 8,))
+    _compare(runner, tokens, position, expected, steps=min(60, cache_length - position))
+
+
+def test_what_the_engine_takes_back_is_still_seen(checkpoint: Case, tmp_path: Path) -> None:
+    """It rewinds over thoughts: as many tokens as a ring has more slots than its window."""
+    folder, tokens, expected = checkpoint
+    _convert(folder, tmp_path / "m", Target.CPU, CACHE_LENGTH)
+    runner = GraphRunner(tmp_path / "m")
+    position = _prefill(runner, tokens, 0, (256,))
+    _prefill(runner, [*tokens[:position], *[7] * RING_SLACK], position, (RING_SLACK,))
+    position = _prefill(runner, tokens, position, (30,))
+    _compare(runner, tokens, position, expected)
+
+
+def test_decode_alone(case: Case) -> None:
     bundle, tokens, expected = case
     _compare(GraphRunner(bundle), tokens, 0, expected)
+
+
+def test_cache_shapes() -> None:
+    cpu, gpu = Target.CPU, Target.GPU
+    assert cache_shape(None, 1280, cpu) == cache_shape(None, 1280, gpu) == CacheShape(1280)
+    assert cache_shape(512, 1280, cpu) == CacheShape(512 + RING_SLACK, 512, is_ring=True)
+    assert cache_shape(512, 1280, gpu) == CacheShape(1280, 512)
+    assert cache_shape(512, 512 + RING_SLACK, cpu) == CacheShape(512 + RING_SLACK, 512)
+    assert cache_shape(512, 512, cpu) == CacheShape(512)
