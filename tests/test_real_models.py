@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from cli.obtain import open_checkpoint
+from converter.base import ConvertOptions, ModelConverter
+from converter.graph.attention import Target
 from converter.inspection import read_bundle
 from converter.tokenizer import load_tokenizer
 from tests.tiny_models import settle_torch
@@ -88,6 +90,42 @@ def test_gemma3_in_fp32_says_what_transformers_says(
     text = greedy(gemma3_fp32_bundle, prompt, TOKENS)
     assert len(text.split()) > TOKENS // 2
     assert text == expected(gemma3_gguf, prompt, TOKENS)
+
+
+def test_a_ring_scores_and_continues_as_the_plain_graph_does(
+    gemma3_gguf: Path, tmp_path: Path
+) -> None:
+    """Past the window of 512 and the ring of 640, over several prefills, in the engine."""
+    import litert_lm
+
+    text = Path(__file__).parent.parent.joinpath("docs/chat-templates.md").read_text()
+    results = []
+    for target in Target:
+        bundle = tmp_path / f"{target.value}.litertlm"
+        options = ConvertOptions(quantize="fp32", prefill_lengths=(64, 256), target=target)
+        with open_checkpoint(gemma3_gguf) as checkpoint:
+            ModelConverter(checkpoint, "gemma", options).convert(bundle)
+        with engine(bundle) as opened:
+            assert 800 < len(opened.tokenize(text[:3200])) < 1100
+            session = opened.create_session(apply_prompt_template=False)
+            session.run_prefill([text[:3200]])
+            [score] = session.run_text_scoring([text[3200:3400]]).scores
+            session.close()
+            session = opened.create_session(
+                apply_prompt_template=False,
+                max_output_tokens=8,
+                sampler_config=litert_lm.SamplerConfig(top_k=1, temperature=1.0),
+            )
+            said = []
+            for start in range(0, 3000, 600):
+                session.run_prefill([text[start : start + 600]])
+                said += session.run_decode().texts
+            session.close()
+        results.append((score, said))
+    (score, said), (plain_score, plain_said) = results
+    assert score == pytest.approx(plain_score, rel=1e-5)
+    assert score < -10  # so many characters cannot be certain
+    assert said == plain_said
 
 
 def test_smollm2_in_int8_knows_paris_and_stops(smollm2_bundle: Path) -> None:

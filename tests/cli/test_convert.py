@@ -579,11 +579,12 @@ def test_a_dry_run(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     path, _ = converted(capsys, llama, "--output-dir", out, "--prefill-seq-len", "8,16",
         "--kv-cache-max-len", "32")  # fmt: skip
     lines = said[0].splitlines()
-    assert lines[:8] == [
+    assert lines[:9] == [
         f"{path}  {size(path.stat().st_size)}",
         "  model: llama",
         "  family: llama",
         "  quantization: dynamic_int8",
+        "  target: cpu",
         "  KV cache: 32",
         f"  threads: {os.cpu_count()}",
         "",
@@ -604,6 +605,19 @@ def test_a_dry_run(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert lines[-1].endswith(" free")
 
 
+@pytest.mark.parametrize(("options", "target"), [((), "cpu"), (("--target", "gpu"), "gpu")])
+def test_inspect_says_the_target(
+    llama: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    target: str,
+) -> None:
+    path, _ = converted(capsys, llama, "--output-dir", tmp_path / "out", *options)
+    assert main(["inspect", "--json", str(path)]) == 0
+    assert json.loads(capsys.readouterr().out)["system"]["target"] == target
+
+
 def test_a_dry_run_as_json(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     text, said = planned(
@@ -612,7 +626,7 @@ def test_a_dry_run_as_json(llama: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert said == ""
     value = json.loads(text)
     assert list(value) == [
-        "model", "family", "scheme", "output", "output_exists", "kv_cache_length",
+        "model", "family", "scheme", "target", "output", "output_exists", "kv_cache_length",
         "prefill_lengths", "signatures", "tensors", "source_bytes", "weights_bytes",
         "output_bytes", "memory_bytes", "disk_needed_bytes", "disk_free_bytes", "threads",
     ]  # fmt: skip
