@@ -10,8 +10,8 @@ and values are not repeated.
 `PlainCache` is the layout that GPU delegates are known to take: static, one mask input, every slot
 read at every call. On a CPU, cost should follow what is used:
 
-* `FullCache` (global layers) reads a prefill's keys only as far as they are written, in steps of
-  `LEVELS`, and lets a decode read the cache where it lies.
+* `FullCache` (global layers) lets a prefill read keys only as far as they are written, in steps of
+  `LEVELS`; a decode reads them all.
 * `RingCache` (local layers) holds the window and no more: position p lies in slot p mod R.
 
 Everything that all layers of a kind share is computed once per call.
@@ -187,17 +187,22 @@ class FullCache(PlainCache):
         self.mask = self.make_mask()
         self.k_start, self.v_start = self.make_starts(self.call.first)
         n = self.length
-        self.prepare_levels(
-            [level for level in sorted({n, *LEVELS}) if n <= level < self.shape.slots],
-            self.graph.make_add(
-                f"{self.name}/end", self.call.first, self.graph.constant("cache/length", [n])
-            ),
-        )
+        if n == 1:  # an IF would copy the whole cache for each token
+            self.prepare_levels([], self.call.first)
+            return
+        levels = [level for level in sorted({n, *LEVELS}) if n <= level < self.shape.slots]
+        self.prepare_levels(levels, self.make_end())
+
+    def make_end(self) -> Tensor:
+        """The position after this call's last, padding included, (1,)."""
+        g = self.graph
+        length = g.constant("cache/length", [self.length])
+        return g.make_add(f"{self.name}/end", self.call.first, length)
 
     def prepare_levels(self, levels: Sequence[int], needed: Tensor) -> None:
         """Decide how many columns are looked at: the first level of at least `needed`, (1,)."""
         g = self.graph
-        self.levels = tuple(levels) if self.length > 1 else ()
+        self.levels = tuple(levels)
         self.bodies: dict[int, tuple[Graph, Graph]] = {}
         self.conditions = [
             g.make_greater_equal(
@@ -205,35 +210,15 @@ class FullCache(PlainCache):
                 g.constant(f"{self.name}/level_{level}", [level]),
                 needed,
             )
-            for level in self.levels
+            for level in levels
         ]
-        self.masks = [self.cut_mask(g, self.mask, level) for level in self.levels]
+        self.first_mask = self.cut_mask(g, self.mask, levels[0]) if levels else None
 
     def attend(self, name: str, q: Tensor, seen: Extended) -> Tensor:
-        if self.length == 1:
-            return self.attend_to_one(name, q, seen)
+        whole = q, seen.keys, seen.values, self.mask
         return self.attend_up_to(
-            self.graph,
-            name,
-            (q, seen.keys, seen.values, self.mask),
-            self.levels,
-            self.conditions,
-            self.masks[:1],
+            self.graph, name, whole, self.levels, self.conditions, self.first_mask
         )
-
-    def attend_to_one(self, name: str, q: Tensor, seen: Extended) -> Tensor:
-        """One token's attention, with keys and values as the left factors.
-
-        The kernels read that side where it lies, and copy the other into an order of their own at
-        each call: three times the memory traffic of a long cache.
-        """
-        g = self.graph
-        scores = g.make_batch_matmul(f"{name}/scores/columns", seen.keys, q)  # (1, kv, S, group)
-        scores = g.make_transpose(f"{name}/scores", scores, (0, 1, 3, 2))
-        scores = g.make_add(f"{name}/masked", scores, self.mask)
-        weights = g.make_softmax(f"{name}/softmax", scores)  # (1, kv, group, S)
-        context = g.make_batch_matmul(f"{name}/context/columns", seen.values, weights)
-        return g.make_transpose(f"{name}/context", context, (0, 1, 3, 2))
 
     def cut_mask(self, g: Graph, mask: Tensor, level: int) -> Tensor:
         return g.make_slice(
@@ -247,7 +232,7 @@ class FullCache(PlainCache):
         whole: tuple[Tensor, Tensor, Tensor, Tensor],
         levels: Sequence[int],
         conditions: Sequence[Tensor],
-        cut_masks: Sequence[Tensor] = (),
+        first_mask: Tensor | None = None,
     ) -> Tensor:
         """Attention over the first of `levels` whose condition holds, or over everything.
 
@@ -256,7 +241,7 @@ class FullCache(PlainCache):
 
         Args:
             whole: queries, keys, values and mask.
-            cut_masks: the mask up to the first level, where it was cut before.
+            first_mask: the mask up to the first level, where it was cut before.
         """
         if not levels:
             return make_attention(g, name, *whole)
@@ -268,7 +253,7 @@ class FullCache(PlainCache):
             "first_values": g.make_slice(
                 f"{name}/v/first", values, (0, 0, 0, 0), (1, kv, d, level)
             ),
-            "first_mask": cut_masks[0] if cut_masks else self.cut_mask(g, mask, level),
+            "first_mask": first_mask or self.cut_mask(g, mask, level),
             "keys": keys,
             "values": values,
             "mask": mask,
@@ -313,12 +298,10 @@ class RingCache(FullCache):
         if n == 1:
             slot = g.make_floor_mod(f"{self.name}/slot", self.call.first, length)
             self.k_start, self.v_start = self.make_starts(slot)
+            self.prepare_levels([], self.call.first)
             return
-        # The first position is 0, or something lies in the ring.
-        self.prepare_levels(
-            [n],
-            g.make_add(f"{self.name}/needed", self.call.first, g.constant("cache/length", [n])),
-        )
+        # This call's own N columns are enough where they end at N: nothing lies in the ring.
+        self.prepare_levels([n], self.make_end())
         # The token that ends up in each slot: the newest position that belongs there, counted from
         # this call's first. Padding has position 0 and is no token, so it is never the newest.
         last = g.make_reduce_max(f"{self.name}/last", self.call.positions)
@@ -396,10 +379,6 @@ class RingCache(FullCache):
             keys,
             values,
         )
-
-    def attend_to_one(self, name: str, q: Tensor, seen: Extended) -> Tensor:
-        """One token's attention; a ring is so short that its copies cost little."""
-        return make_attention(self.graph, name, q, seen.keys, seen.values, self.mask)
 
     def make_blend(self, name: str, old: Tensor, new: Tensor, shape: tuple[int, ...]) -> Tensor:
         """`new` in the slots that are written, `old` in the others: the factors are 0 or 1."""
