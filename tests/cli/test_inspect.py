@@ -46,6 +46,7 @@ def test_text(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "  model: tiny\n"
         "  family: llama\n"
         "  quantization: dynamic_int8\n"
+        "  target: cpu\n"
         "\nSections\n  TFLiteModel "
     )
     for line in (

@@ -75,6 +75,7 @@ def test_what_was_planned_is_what_is_read(converted: tuple[Path, Plan]) -> None:
         "model": "tiny",
         "family": "llama",
         "quantization": "dynamic_int8",
+        "target": "cpu",
     }
     assert [(s.kind, s.offset, s.nbytes, s.items) for s in bundle.sections] == [
         (section.kind, offset, section.nbytes, section.items)
