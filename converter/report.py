@@ -21,8 +21,8 @@ _BASE = 42_000_000  # the interpreter and the libraries that every conversion im
 _PER_VALUE = 11  # of a thread's block: as stored 2, float32 4, reordered 4, packed 1
 _PER_FLATBUFFER_BYTE = 2  # its builder, and the result
 _PER_LAYER = 70_000  # of one signature: its tensors and operators as Python objects
-# Of a tokenizer, as it is loaded and proved: Qwen3's tokenizer.json, Gemma 3's pieces from a GGUF.
-_PER_TOKENIZER_BYTE = {HF_KIND: 7, SENTENCEPIECE_KIND: 18}
+# Of a tokenizer, as it is proved: Gemma 3's tokenizer.json taken apart, its pieces from a GGUF.
+_PER_TOKENIZER_BYTE = {HF_KIND: 4, SENTENCEPIECE_KIND: 18}
 
 
 @dataclass(frozen=True)
