@@ -182,8 +182,11 @@ class ModelConverter:
             for path, shape in shapes.items()
         }
         target = self.options.target
-        model = build_decoder(spec, lengths, cache_length, weights.__getitem__, target).finish()
-        caches = [cache_shape(layer.sliding_window, cache_length, target) for layer in spec.layers]
+        rings = target is Target.CPU and not family.has_thoughts()
+        caches = [cache_shape(layer.sliding_window, cache_length, rings) for layer in spec.layers]
+        model = build_decoder(
+            spec, lengths, cache_length, weights.__getitem__, caches, target
+        ).finish()
 
         def text() -> Text:
             return self._lay_out(model.nbytes, family, scheme, caches, *describe())

@@ -329,6 +329,11 @@ class Family:
         """The family's LlmMetadata in text form: stop tokens, sampler, model type."""
         return (Path(__file__).parent / f"{cls.name}_base_metadata.textproto").read_text("utf-8")
 
+    @classmethod
+    def has_thoughts(cls) -> bool:
+        """Whether the engine may take thoughts out of the history again."""
+        return "is_reasoning_channel: true" in cls.base_metadata()
+
 
 def _checked(family: str, field: dataclasses.Field[Any], value: Any) -> Any:
     """The value of a config key, if it has the type that the field declares."""

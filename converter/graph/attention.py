@@ -60,12 +60,17 @@ class CacheShape:
     is_ring: bool = False
 
 
-def cache_shape(sliding_window: int | None, cache_length: int, target: Target) -> CacheShape:
-    """The caches of a layer with this window, where `cache_length` tokens are asked for."""
+def cache_shape(sliding_window: int | None, cache_length: int, rings: bool) -> CacheShape:
+    """The caches of a layer with this window, where `cache_length` tokens are asked for.
+
+    Args:
+        rings: whether a ring may be taken. It has forgotten what left its window, so not where the
+            engine takes back more than `RING_SLACK` tokens, as it does with a model's thoughts.
+    """
     if sliding_window is None or sliding_window >= cache_length:
         return CacheShape(cache_length)
     ring = sliding_window + RING_SLACK
-    if target is Target.GPU or ring >= cache_length:
+    if not rings or ring >= cache_length:
         return CacheShape(cache_length, sliding_window)
     return CacheShape(ring, sliding_window, is_ring=True)
 

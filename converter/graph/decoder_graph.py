@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from converter.decoder import Activation, DecoderSpec, LayerSpec, Rope
-from converter.graph.attention import CacheShape, Call, PlainCache, Target, cache_shape, make_cache
+from converter.graph.attention import CacheShape, Call, Target, make_cache
 from converter.graph.tflite import DType, Model, Tensor, Weight
 
 WeightOf = Callable[[str], Weight]
@@ -28,7 +28,8 @@ def build_decoder(
     prefill_lengths: Sequence[int],
     cache_length: int,
     weight_of: WeightOf,
-    target: Target = Target.CPU,
+    caches: Sequence[CacheShape],
+    target: Target,
 ) -> Model:
     """Emit one `prefill_N` for every length, and `decode`.
 
@@ -37,18 +38,19 @@ def build_decoder(
         prefill_lengths: the Ns, ascending.
         cache_length: tokens that the KV cache holds, C.
         weight_of: the stored form of each weight path in `spec.weight_shapes`.
+        caches: of each layer.
         target: what it will run on.
     """
     model = Model("litert-lm-cli")
     # Declared first and in order of use, so that the file is read front to back.
     for path, _ in spec.weight_shapes():
         model.weight_buffer(weight_of(path))
-    shape = cache_length, target
+    layout = cache_length, caches, target
     for length in prefill_lengths:
-        _DecoderGraph(model, f"prefill_{length}", spec, length, weight_of, *shape).build(
+        _DecoderGraph(model, f"prefill_{length}", spec, length, weight_of, *layout).build(
             logits=False
         )
-    _DecoderGraph(model, "decode", spec, 1, weight_of, *shape).build(logits=True)
+    _DecoderGraph(model, "decode", spec, 1, weight_of, *layout).build(logits=True)
     return model
 
 
@@ -63,6 +65,7 @@ class _DecoderGraph:
         length: int,
         weight_of: WeightOf,
         cache_length: int,
+        shapes: Sequence[CacheShape],
         target: Target,
     ) -> None:
         self.model = model
@@ -71,6 +74,7 @@ class _DecoderGraph:
         self.length = length
         self.weight_of = weight_of
         self.cache_length = cache_length
+        self.shapes = shapes
         self.target = target
         self.widened: dict[str, Tensor] = {}
 
@@ -85,22 +89,24 @@ class _DecoderGraph:
             rope: self.make_rope_tables(f"rope_{i}", rope)
             for i, rope in enumerate(dict.fromkeys(layer.rope for layer in spec.layers))
         }
-        shapes = dict.fromkeys(map(self.shape_of, spec.layers))
-        self.caches = {shape: make_cache(call, shape, self.target) for shape in shapes}
-        inputs = [self.cache_of(layer).add_inputs(i) for i, layer in enumerate(spec.layers)]
+        caches = {
+            shape: make_cache(call, shape, self.target) for shape in dict.fromkeys(self.shapes)
+        }
+        self.caches = [caches[shape] for shape in self.shapes]
+        inputs = [cache.add_inputs(i) for i, cache in enumerate(self.caches)]
 
         x = self.make_embedding("embedding", tokens)  # (N, hidden)
         for i, (layer, (k_cache, v_cache)) in enumerate(zip(spec.layers, inputs, strict=True)):
             name = f"layers.{i}"
             normed = self.make_norm(f"{name}/attention/norm", x, f"{name}.attention.norm")
             k, v = self.make_keys_and_values(name, layer, normed)
-            seen = self.cache_of(layer).extend(f"{name}/attention", k, v, k_cache, v_cache)
+            seen = self.caches[i].extend(f"{name}/attention", k, v, k_cache, v_cache)
             g.add_output(f"kv_cache_k_{i}", seen.k_cache)
             g.add_output(f"kv_cache_v_{i}", seen.v_cache)
             if i == len(spec.layers) - 1 and not logits:
                 return  # a prefill is done when its last layer has written the cache
             q = self.make_queries(name, layer, normed)
-            context = self.cache_of(layer).attend(f"{name}/attention", q, seen)
+            context = self.caches[i].attend(f"{name}/attention", q, seen)
             x = self.make_residual(
                 f"{name}/attention", x, self.make_attention_output(name, context)
             )
@@ -142,12 +148,6 @@ class _DecoderGraph:
             g.make_concatenation(f"{name}/cos", (cos, cos), axis=3),
             g.make_concatenation(f"{name}/sin", (minus, sin), axis=3),
         )
-
-    def shape_of(self, layer: LayerSpec) -> CacheShape:
-        return cache_shape(layer.sliding_window, self.cache_length, self.target)
-
-    def cache_of(self, layer: LayerSpec) -> PlainCache:
-        return self.caches[self.shape_of(layer)]
 
     # Once per layer -----------------------------------------------------------------------------
 

@@ -264,3 +264,11 @@ def test_every_command_is_tried_here() -> None:
 
     assert [command.__name__ for command in _COMMANDS] == [f"cli.{name}" for name in COMMANDS]
     assert inspect in _COMMANDS
+
+
+def test_a_closed_stdout_is_no_error() -> None:
+    command = f'exec "{sys.executable}" -m cli list >&-'
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

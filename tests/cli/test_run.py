@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from cli.main import build_parser, main
+from converter.inspection import read_bundle
 from tests.edited_bundle import always_thinks, edited_bundle
+from tests.tiny_models import make_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -212,3 +214,12 @@ def test_help_names_every_option() -> None:
         "model", "prompt", "system", "raw", "thinking", "max_tokens", "temperature", "top_k",
         "top_p", "seed", "backend", "threads", "stats", "verbose", "quantize", "kv_cache_max_len",
     }  # fmt: skip
+
+
+def test_a_conversion_for_the_gpu_backend_is_for_a_gpu(tmp_path: Path) -> None:
+    make_checkpoint("llama", tmp_path / "tiny")
+    done = run(str(tmp_path / "tiny"), "--backend", "gpu", "--prompt", "Hi", "--max-tokens", "1",
+               LITERT_LM_MODELS=str(tmp_path / "models"))  # fmt: skip
+    assert "Traceback" not in done.stderr  # with a GPU it answers, without one it says so
+    [bundle] = (tmp_path / "models").rglob("*.litertlm")
+    assert read_bundle(bundle).system["target"] == "gpu"

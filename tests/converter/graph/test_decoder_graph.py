@@ -12,6 +12,7 @@ import pytest
 from converter.base import PREFILL_LADDER, ConvertOptions, ModelConverter
 from converter.checkpoint.safetensors import open_folder
 from converter.graph.attention import RING_SLACK, CacheShape, Target, cache_shape
+from converter.inspection import read_bundle
 from converter.registry import FAMILIES
 from tests.interpreter import GraphRunner
 from tests.tiny_models import TINY_CONFIGS, make_checkpoint, text_logits
@@ -158,9 +159,26 @@ def test_decode_alone(case: Case) -> None:
 
 
 def test_cache_shapes() -> None:
-    cpu, gpu = Target.CPU, Target.GPU
-    assert cache_shape(None, 1280, cpu) == cache_shape(None, 1280, gpu) == CacheShape(1280)
-    assert cache_shape(512, 1280, cpu) == CacheShape(512 + RING_SLACK, 512, is_ring=True)
-    assert cache_shape(512, 1280, gpu) == CacheShape(1280, 512)
-    assert cache_shape(512, 512 + RING_SLACK, cpu) == CacheShape(512 + RING_SLACK, 512)
-    assert cache_shape(512, 512, cpu) == CacheShape(512)
+    ring = 512 + RING_SLACK
+    assert cache_shape(None, 1280, True) == cache_shape(None, 1280, False) == CacheShape(1280)
+    assert cache_shape(512, 1280, True) == CacheShape(ring, 512, is_ring=True)
+    assert cache_shape(512, 1280, False) == CacheShape(1280, 512)
+    assert cache_shape(512, ring, True) == CacheShape(ring, 512)
+    assert cache_shape(512, 512, True) == CacheShape(512)
+
+
+@pytest.mark.parametrize(
+    ("test_id", "target", "slots"),
+    [
+        ("gemma3_text", Target.CPU, {40 + RING_SLACK, CACHE_LENGTH}),
+        ("gemma3_text", Target.GPU, {CACHE_LENGTH}),
+        ("qwen2-window", Target.CPU, {CACHE_LENGTH}),  # R1-Distill is of this family, and thinks
+    ],
+)
+def test_rings_are_for_models_whose_thoughts_are_not_taken_back(
+    tmp_path: Path, test_id: str, target: Target, slots: set[int]
+) -> None:
+    make_checkpoint(test_id, tmp_path / "checkpoint")
+    _convert(tmp_path / "checkpoint", tmp_path / "m", target, CACHE_LENGTH)
+    decode = next(s for s in read_bundle(tmp_path / "m").model.signatures if s.name == "decode")
+    assert {t.shape[2] for t in decode.inputs if t.name.startswith("kv_cache_k_")} == slots
