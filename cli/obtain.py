@@ -103,7 +103,7 @@ def _chosen_options(args: argparse.Namespace) -> dict[str, Any]:
     if args.kv_cache_max_len is not None:
         chosen["cache_length"] = args.kv_cache_max_len
     if args.target is not None:
-        from converter.graph.attention import Target
+        from converter.graph.kv_cache import Target
 
         chosen["target"] = Target(args.target)
     return chosen
@@ -186,7 +186,7 @@ def _convert(
     local: Path, source: Source, output: Path, chosen: dict[str, Any], args: argparse.Namespace
 ) -> None:
     from cli.progress import byte_progress
-    from converter.graph.attention import Target
+    from converter.graph.kv_cache import Target
     from converter.report import weights_bytes
 
     if getattr(args, "backend", "cpu") == "gpu":

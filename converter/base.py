@@ -33,9 +33,10 @@ from converter.checkpoint.base import Checkpoint, ThreadBuffer
 from converter.decoder import DecoderSpec
 from converter.errors import OptionError, SourceError, UnsupportedError
 from converter.families.base import Family, WeightSource
-from converter.graph.attention import CacheShape, Target, cache_shape
 from converter.graph.decoder_graph import build_decoder
-from converter.graph.tflite import DType, Layout, Weight
+from converter.graph.kv_cache import CacheShape, Target, cache_shape
+from converter.graph.tflite import DType, Weight
+from converter.graph.tflite_writer import Layout, write
 from converter.metadata import LlmMetadataResult, build_llm_metadata
 from converter.quantization import DEFAULT_SCHEME, Format, Scheme, ValueRangeError, get_scheme
 from converter.registry import family_of
@@ -182,11 +183,13 @@ class ModelConverter:
             for path, shape in shapes.items()
         }
         target = self.options.target
-        rings = target is Target.CPU and not family.has_thoughts()
-        caches = [cache_shape(layer.sliding_window, cache_length, rings) for layer in spec.layers]
-        model = build_decoder(
-            spec, lengths, cache_length, weights.__getitem__, caches, target
-        ).finish()
+        rings = not family.has_thoughts()
+        caches = [
+            cache_shape(layer.sliding_window, cache_length, target, rings) for layer in spec.layers
+        ]
+        model = write(
+            build_decoder(spec, lengths, cache_length, weights.__getitem__, caches, target)
+        )
 
         def text() -> Text:
             return self._lay_out(model.nbytes, family, scheme, caches, *describe())

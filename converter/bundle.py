@@ -23,7 +23,7 @@ from types import TracebackType
 import flatbuffers
 
 from converter.errors import OutputError
-from converter.graph.attention import CacheShape
+from converter.graph.kv_cache import CacheShape
 from converter.schemas import BLOCK_SIZE, HEADER_BEGIN, HEADER_END_AT, MAGIC, VERSION
 from converter.schemas import executor_metadata_pb2 as proto
 from converter.schemas import header as schema
@@ -136,7 +136,7 @@ def executor_metadata(caches: Sequence[CacheShape], cache_length: int) -> bytes:
     executor.max_history_size = cache_length
     for layer, shape in enumerate(caches):
         scope = "LOCAL" if shape.is_ring else "GLOBAL"
-        for cache, kind, sequence_axis in (("k", "KEY", 2), ("v", "VALUE", 3)):
+        for cache, kind, sequence_axis in (("k", "KEY", 2), ("v", "VALUE", shape.v_axis)):
             name = f"kv_cache_{cache}_{layer}"
             executor.state_buffers.add(
                 prefill_input_name=name,

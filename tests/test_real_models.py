@@ -18,7 +18,7 @@ import pytest
 
 from cli.obtain import open_checkpoint
 from converter.base import ConvertOptions, ModelConverter
-from converter.graph.attention import Target
+from converter.graph.kv_cache import Target
 from converter.inspection import read_bundle
 from converter.tokenizer import load_tokenizer
 from tests.tiny_models import settle_torch

@@ -1,13 +1,13 @@
 """Turns a `DecoderSpec` into the signatures `prefill_N` and `decode` of a TFLite model.
 
     tokens (1, N)  input_pos (N,)  mask (1, 1, N, C)
-    kv_cache_k_i (1, kv, S, d)  kv_cache_v_i (1, kv, d, S)
+    kv_cache_k_i  kv_cache_v_i
         |
     embedding -> layers -> [decode only: norm -> head -> logits (1, 1, vocabulary)]
 
-with N tokens in this call, C slots asked for, S in a layer's cache (C but for rings, see
-`attention`), kv key-value heads and d = head_dim. What every layer shares (rotary tables, masks,
-the place to write in the caches) is computed once per call.
+with N tokens in this call, C slots asked for, kv key-value heads and d = head_dim; the caches'
+shapes stand in `kv_cache`. What every layer shares (rotary tables, masks, the place to write in the
+caches) is computed once per call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from converter.decoder import Activation, DecoderSpec, LayerSpec, Rope
-from converter.graph.attention import CacheShape, Call, Target, make_cache
+from converter.graph.kv_cache import CacheShape, Call, Target, make_cache, make_heads_first
 from converter.graph.tflite import DType, Model, Tensor, Weight
 
 WeightOf = Callable[[str], Weight]
@@ -152,11 +152,10 @@ class _DecoderGraph:
     # Once per layer -----------------------------------------------------------------------------
 
     def make_keys_and_values(self, layer: str, spec: LayerSpec, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, hidden) -> keys (1, kv, N, d) and values (1, N, kv, d)."""
+        """(N, hidden) -> keys and values, (1, N, kv, d)."""
         n, kv, d = self.length, self.spec.num_key_value_heads, self.spec.head_dim
         name = f"{layer}/attention"
-        k = self.make_heads(layer, "k", spec, x, kv)  # (1, N, kv, d)
-        k = self.make_heads_first(f"{name}/k/heads_first", k)
+        k = self.make_heads(layer, "k", spec, x, kv)
         v = self.make_projection(f"{name}/v", x, f"{layer}.attention.v", self.spec.qkv_bias)
         return k, self.graph.make_reshape(f"{name}/v/heads", v, (1, n, kv, d))
 
@@ -168,7 +167,7 @@ class _DecoderGraph:
         q = self.make_heads(layer, "q", spec, x, heads)  # (1, N, heads, d)
         scale = g.constant(f"{name}/scale", self.spec.attention_scale)
         q = g.make_mul(f"{name}/q/scaled", q, scale)
-        q = self.make_heads_first(f"{name}/q/heads_first", q)  # (1, heads, N, d)
+        q = make_heads_first(g, f"{name}/q/heads_first", q)  # (1, heads, N, d)
         return g.make_reshape(f"{name}/q/grouped", q, (1, kv, heads // kv * n, d))
 
     def make_attention_output(self, layer: str, context: Tensor) -> Tensor:
@@ -223,13 +222,6 @@ class _DecoderGraph:
             g.make_mul(f"{name}/cos", x, cos),
             g.make_mul(f"{name}/sin", swapped, sin),
         )
-
-    def make_heads_first(self, name: str, x: Tensor) -> Tensor:
-        """(1, N, heads, d) -> (1, heads, N, d); with one token that moves nothing."""
-        _, n, heads, d = x.shape
-        if n == 1:
-            return self.graph.make_reshape(name, x, (1, heads, 1, d))
-        return self.graph.make_transpose(name, x, (0, 2, 1, 3))
 
     def make_norm(self, name: str, x: Tensor, path: str) -> Tensor:
         """RMSNorm over the last axis: x / sqrt(mean(x^2) + epsilon) * weight.

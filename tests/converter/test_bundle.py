@@ -25,7 +25,7 @@ from converter.bundle import (
     tokenizer_section,
 )
 from converter.errors import OutputError
-from converter.graph.attention import CacheShape
+from converter.graph.kv_cache import CacheShape
 
 ROOT = Path(__file__).parents[2]
 BLOCK = 16 * 1024
@@ -160,7 +160,7 @@ def test_a_sentencepiece_model_is_stored_as_it_is() -> None:
 
 
 def test_executor_metadata_names_every_cache_once() -> None:
-    caches = [CacheShape(640), CacheShape(168, 40, is_ring=True)]
+    caches = [CacheShape(640, v_axis=3), CacheShape(168, 40, is_ring=True)]
     message = executor_metadata_pb2.ExecutorMetadata.FromString(executor_metadata(caches, 640))
     executor = message.llm_executor_metadata
     assert executor.max_history_size == 640
@@ -181,7 +181,7 @@ def test_executor_metadata_names_every_cache_once() -> None:
         ("kv_cache_k_0", kinds.TYPE_GLOBAL_KEY_CACHE, 2, (0, 640)),
         ("kv_cache_v_0", kinds.TYPE_GLOBAL_VALUE_CACHE, 3, (0, 640)),
         ("kv_cache_k_1", kinds.TYPE_LOCAL_KEY_CACHE, 2, (40, 168)),
-        ("kv_cache_v_1", kinds.TYPE_LOCAL_VALUE_CACHE, 3, (40, 168)),
+        ("kv_cache_v_1", kinds.TYPE_LOCAL_VALUE_CACHE, 2, (40, 168)),
     ]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from converter.base import PREFILL_LADDER, ConvertOptions, ModelConverter
 from converter.checkpoint.safetensors import open_folder
-from converter.graph.attention import RING_SLACK, CacheShape, Target, cache_shape
+from converter.graph.kv_cache import RING_SLACK, CacheShape, Target, cache_shape
 from converter.inspection import read_bundle
 from converter.registry import FAMILIES
 from tests.interpreter import GraphRunner
@@ -117,6 +117,18 @@ def test_prefill_in_chunks(case: Case, chunks: tuple[int, ...]) -> None:
     _compare(runner, tokens, _prefill(runner, tokens, 0, chunks), expected)
 
 
+@pytest.mark.parametrize("chunks", [(300, 600, 100), (1024, 200, 40), (1000, 270, 2)])
+def test_padding_beyond_the_end_of_the_cache(
+    checkpoint: Case, tmp_path: Path, chunks: tuple[int, ...]
+) -> None:
+    """The runtime moves a block that does not fit over keys that are in use."""
+    folder, tokens, expected = checkpoint
+    _convert(folder, tmp_path / "m", Target.CPU, CACHE_LENGTH)
+    runner = GraphRunner(tmp_path / "m")
+    position = _prefill(runner, tokens, 0, chunks)
+    _compare(runner, tokens, position, expected, steps=min(DECODE_STEPS, CACHE_LENGTH - position))
+
+
 def test_turns_up_to_the_last_slot(case: Case) -> None:
     """Prefills and decodes in turn, until the cache is full."""
     bundle, tokens, expected = case
@@ -160,11 +172,13 @@ def test_decode_alone(case: Case) -> None:
 
 def test_cache_shapes() -> None:
     ring = 512 + RING_SLACK
-    assert cache_shape(None, 1280, True) == cache_shape(None, 1280, False) == CacheShape(1280)
-    assert cache_shape(512, 1280, True) == CacheShape(ring, 512, is_ring=True)
-    assert cache_shape(512, 1280, False) == CacheShape(1280, 512)
-    assert cache_shape(512, ring, True) == CacheShape(ring, 512)
-    assert cache_shape(512, 512, True) == CacheShape(512)
+    cpu, gpu = Target.CPU, Target.GPU
+    assert cache_shape(None, 1280, cpu, True) == CacheShape(1280)
+    assert cache_shape(512, 1280, cpu, True) == CacheShape(ring, 512, is_ring=True)
+    assert cache_shape(512, 1280, cpu, False) == CacheShape(1280, 512)
+    assert cache_shape(512, ring, cpu, True) == CacheShape(ring, 512)
+    assert cache_shape(512, 512, cpu, True) == CacheShape(512)
+    assert cache_shape(512, 1280, gpu, True) == CacheShape(1280, 512, v_axis=3)
 
 
 @pytest.mark.parametrize(
