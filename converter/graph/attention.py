@@ -1,26 +1,120 @@
-"""Attention: softmax(q @ keys^T + mask) @ values, over as many columns as are in use.
+"""Attention: softmax(q @ keys^T + mask) @ values, over no more columns than are in use.
 
-N tokens in this call, kv key-value heads, group = attention heads / kv, d = head_dim. Queries are
-(1, kv, group * N, d): the heads of a group stand in the rows of one matrix, so that keys and values
-are not repeated.
+N tokens in this call, heads in groups that share a key-value head: kv * group heads, d = head_dim.
+The queries of a group stand in the rows of one matrix, (1, kv, group * N, d), so that keys and
+values are not repeated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from converter.graph.tflite import Graph, Model, Tensor
 
-# A call attends to the first of these numbers of columns that holds all it sees, where there are
-# more: at most half as many again as are in use, but for the shortest.
-LEVELS = (128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576)
+# How many columns may be read instead of all. More steps would read less, but the runtime prepares
+# the bodies that are not taken anew at every call, for every layer.
+LEVELS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 # Cutting columns off copies them; to read more than this share of all, read all.
 _WORTH_CUTTING = 0.7
+# A prefill's rows are taken so many at once: early ones need not look at the columns of late ones.
+ROWS_AT_ONCE = 256
+# The keys of a decode are taken so many bytes at once: cut off, packed and multiplied in the
+# processor's cache. And not in more pieces than this.
+_TILE_BYTES = 1 << 20
+_TILES = 8
+_JOINED_AT_ONCE = 4  # the delegate takes no more
 
 
-def levels_below(columns: int, least: int) -> list[int]:
-    """How many columns, at least `least`, may be read instead of all of them."""
-    return [level for level in LEVELS if least <= level <= _WORTH_CUTTING * columns]
+@dataclass(frozen=True)
+class Columns:
+    """Columns that may be looked at.
+
+    Attributes:
+        holds: with how many columns in use these are enough.
+    """
+
+    holds: int
+    start: int
+    stop: int
+
+
+def first_columns(rows: int, everything: int) -> tuple[Columns, ...]:
+    """The choices where columns are used from the first one on."""
+    most = _WORTH_CUTTING * everything
+    levels = [level for level in LEVELS if rows <= level <= most]
+    return tuple(Columns(level, 0, level) for level in (*levels, everything))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a call that look at the same columns.
+
+    Attributes:
+        start: the first of them.
+        mask: (1, 1, rows, columns).
+        needed: how many columns are in use, (1,).
+        choices: ascending by what they hold; the last is taken when none is enough.
+    """
+
+    start: int
+    mask: Tensor
+    needed: Tensor
+    choices: tuple[Columns, ...]
+
+
+class AttentionByRows:
+    """The attention of one kind of layer in one call: for each of `rows` the fitting columns.
+
+    Each choice of columns has a body of its own, behind nested IFs: a binary search. All layers and
+    signatures share the bodies. They are handed all keys and values, which the runtime does not
+    copy, and cut off what they read.
+    """
+
+    def __init__(self, model: Model, graph: Graph, name: str, rows: Sequence[Rows]) -> None:
+        self.model = model
+        self.graph = graph
+        self.name = name
+        self.rows = rows
+
+    def attend(self, name: str, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """One layer's attention: (1, N, heads, d) -> the same shape."""
+        parts = []
+        for rows in self.rows:
+            part = f"{name}/{rows.start}"
+            own = cut(self.graph, f"{part}/q", q, 1, rows.start, rows.mask.shape[2])
+            inputs = (own, keys, values, rows.mask, rows.needed)
+            parts.append(self._choose(self.graph, part, rows.choices, inputs))
+        return _join(self.graph, f"{name}/rows", parts, axis=1)
+
+    def _choose(
+        self, g: Graph, name: str, choices: tuple[Columns, ...], inputs: Sequence[Tensor]
+    ) -> Tensor:
+        """Attention over the first of `choices` that is enough."""
+        q, keys, values, mask, needed = inputs
+        if len(choices) == 1:
+            return make_attention(g, name, q, keys, values, mask, choices[0])
+        lower, upper = choices[: len(choices) // 2], choices[len(choices) // 2 :]
+        holds = g.constant(f"{name}/holds_{lower[-1].holds}", [lower[-1].holds])
+        is_enough = g.make_greater_equal(f"{name}/is_enough", holds, needed)
+        then, otherwise = self._body(lower, inputs), self._body(upper, inputs)
+        return g.make_if(f"{name}/context", is_enough, then, otherwise, inputs)
+
+    def _body(self, choices: tuple[Columns, ...], inputs: Sequence[Tensor]) -> Graph:
+        """The branch in which one of `choices` is taken."""
+        rows, columns = inputs[3].shape[2:]
+        span = f"{choices[0].start}:{choices[0].stop}-{choices[-1].start}:{choices[-1].stop}"
+        name = f"{self.name}/{rows}_rows/{columns}_columns/{span}"
+        body = self.model.bodies.get(name)
+        if body is None:
+            body = self.model.add_body(name)
+            names = ("q", "keys", "values", "mask", "needed")
+            copies = [
+                body.add_input(part, tensor.shape, tensor.dtype)
+                for part, tensor in zip(names, inputs, strict=True)
+            ]
+            body.add_output("context", self._choose(body, "attention", choices, copies))
+        return body
 
 
 def make_attention(
@@ -30,104 +124,81 @@ def make_attention(
     keys: Tensor,
     values: Tensor,
     mask: Tensor,
-    are_columns: bool = False,
+    columns: Columns | None = None,
+    values_axis: int = 2,
 ) -> Tensor:
-    """softmax(q @ keys^T + mask) @ values, the shape of q.
+    """softmax(q @ keys^T + mask) @ values: (1, N, heads, d) -> the same shape.
 
     Args:
-        q: (1, kv, group * N, d).
         keys, values: (1, kv, columns, d).
-        mask: (1, 1, group * N, columns), or (1, 1, N, columns) for all the heads of a group.
-        are_columns: whether values are (1, kv, d, columns).
+        mask: (1, 1, N, columns), or (1, 1, group * N, columns): repeated for the heads of a group.
+        columns: look at these alone.
+        values_axis: 3 where values are (1, kv, d, columns).
     """
-    _, kv, rows, _ = q.shape
-    n, columns = mask.shape[2:]
-    scores = g.make_batch_matmul(f"{name}/scores", q, keys)
-    if n != rows:
-        scores = g.make_reshape(f"{name}/scores/groups", scores, (kv, rows // n, n, columns))
-    scores = g.make_add(f"{name}/masked", scores, mask)
-    weights = g.make_softmax(f"{name}/softmax", scores)
-    if n != rows:
-        weights = g.make_reshape(f"{name}/softmax/rows", weights, (1, kv, rows, columns))
-    return g.make_batch_matmul(f"{name}/attended", weights, values, transposed=are_columns)
+    _, n, heads, d = q.shape
+    _, kv, everything, _ = keys.shape
+    start, stop = (columns.start, columns.stop) if columns else (0, everything)
+    count, rows = stop - start, heads // kv * n
+    width = count
+    if n == 1 and count < everything:  # with more rows, scores outweigh keys
+        width = max(_TILE_BYTES // (4 * kv * d), -(-count // _TILES))
+    tiles = [(at, min(width, stop - at)) for at in range(start, stop, width)]
+
+    q = g.make_reshape(
+        f"{name}/q/grouped", make_heads_first(g, f"{name}/q/heads_first", q), (1, kv, rows, d)
+    )
+    scores = []
+    for at, size in tiles:
+        part = cut(g, f"{name}/keys/{at}", keys, 2, at, size)
+        scores.append(g.make_batch_matmul(f"{name}/scores/{at}", q, part))
+    score = _join(g, f"{name}/scores", scores, axis=3)
+    repeated = mask.shape[2] == rows
+    if not repeated:
+        score = g.make_reshape(f"{name}/scores/groups", score, (kv, heads // kv, n, count))
+    seen = cut(g, f"{name}/mask", mask, 3, start, count)
+    weights = g.make_softmax(f"{name}/softmax", g.make_add(f"{name}/masked", score, seen))
+    if not repeated:
+        weights = g.make_reshape(f"{name}/softmax/rows", weights, (1, kv, rows, count))
+    context: Tensor | None = None
+    for at, size in tiles:
+        weight = cut(g, f"{name}/weights/{at}", weights, 3, at - start, size)
+        part = cut(g, f"{name}/values/{at}", values, values_axis, at, size)
+        product = g.make_batch_matmul(
+            f"{name}/attended/{at}", weight, part, transposed=values_axis == 3
+        )
+        context = product if context is None else g.make_add(f"{name}/sum/{at}", context, product)
+    assert context is not None  # there is at least one column
+    context = g.make_reshape(f"{name}/heads", context, (1, heads, n, d))
+    if n == 1:
+        return g.make_reshape(f"{name}/tokens_first", context, (1, n, heads, d))
+    return g.make_transpose(f"{name}/tokens_first", context, (0, 2, 1, 3))
 
 
-class AttentionByLevel:
-    """Attention over the first columns that are in use, up to the next level.
+def make_heads_first(g: Graph, name: str, x: Tensor) -> Tensor:
+    """(1, N, heads, d) -> (1, heads, N, d); with one token that moves nothing."""
+    _, n, heads, d = x.shape
+    if n == 1:
+        return g.make_reshape(name, x, (1, heads, 1, d))
+    return g.make_transpose(name, x, (0, 2, 1, 3))
 
-    Each level has a body of its own, behind nested IFs: a binary search. The bodies serve all
-    layers. They are handed all keys and values, which the runtime does not copy, and cut off what
-    they read.
-    """
 
-    def __init__(
-        self,
-        model: Model,
-        graph: Graph,
-        name: str,
-        mask: Tensor,
-        needed: Tensor,
-        levels: Sequence[int],
-    ) -> None:
-        """Prepare what all layers share.
+def cut(g: Graph, name: str, x: Tensor, axis: int, start: int, size: int) -> Tensor:
+    """`size` of x along an axis; x itself if that is all of it."""
+    if size == x.shape[axis]:
+        return x
+    begin, sizes = [0] * len(x.shape), list(x.shape)
+    begin[axis], sizes[axis] = start, size
+    return g.make_slice(name, x, begin, sizes)
 
-        Args:
-            mask: over all columns, (1, 1, N, columns).
-            needed: how many of the columns are in use, (1,); may be more than there are.
-            levels: ascending; to read all columns is one more.
-        """
-        self.model = model
-        self.graph = graph
-        self.name = name
-        self.mask = mask
-        self.needed = needed
-        self.levels = (*levels, mask.shape[-1])
-        self.bodies: dict[tuple[int, ...], Graph] = {}
 
-    def attend(self, name: str, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """One layer's attention, as `make_attention`."""
-        inputs = (q, keys, values, self.mask, self.needed)
-        return self._attend(self.graph, name, self.levels, inputs)
-
-    def _attend(
-        self, g: Graph, name: str, levels: tuple[int, ...], inputs: Sequence[Tensor]
-    ) -> Tensor:
-        """Attention over the first of `levels` that is enough."""
-        q, keys, values, mask, needed = inputs
-        if len(levels) == 1:
-            return self._attend_to(g, name, levels[0], q, keys, values, mask)
-        lower, upper = levels[: len(levels) // 2], levels[len(levels) // 2 :]
-        most = g.constant(f"{name}/most_{lower[-1]}", [lower[-1]])
-        is_enough = g.make_greater_equal(f"{name}/up_to_{lower[-1]}", most, needed)
-        then, otherwise = self._body(lower, inputs), self._body(upper, inputs)
-        return g.make_if(name, is_enough, then, otherwise, inputs)
-
-    def _body(self, levels: tuple[int, ...], inputs: Sequence[Tensor]) -> Graph:
-        """The branch in which one of `levels` is read."""
-        if levels not in self.bodies:
-            body = self.model.add_body(f"{self.graph.name}/{self.name}/{levels[0]}-{levels[-1]}")
-            names = ("q", "keys", "values", "mask", "needed")
-            copies = [
-                body.add_input(name, tensor.shape, tensor.dtype)
-                for name, tensor in zip(names, inputs, strict=True)
-            ]
-            body.add_output("context", self._attend(body, "attention", levels, copies))
-            self.bodies[levels] = body
-        return self.bodies[levels]
-
-    def _attend_to(
-        self,
-        g: Graph,
-        name: str,
-        columns: int,
-        q: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        mask: Tensor,
-    ) -> Tensor:
-        if columns < mask.shape[-1]:
-            start, (_, kv, _, d) = (0, 0, 0, 0), keys.shape
-            keys = g.make_slice(f"{name}/keys", keys, start, (1, kv, columns, d))
-            values = g.make_slice(f"{name}/values", values, start, (1, kv, columns, d))
-            mask = g.make_slice(f"{name}/mask", mask, start, (*mask.shape[:3], columns))
-        return make_attention(g, name, q, keys, values, mask)
+def _join(g: Graph, name: str, parts: Sequence[Tensor], axis: int) -> Tensor:
+    """The parts one after another along an axis."""
+    parts, at = list(parts), _JOINED_AT_ONCE
+    while len(parts) > 1:
+        parts = [
+            g.make_concatenation(f"{name}/{len(parts)}_{i}", parts[i : i + at], axis)
+            if len(parts[i : i + at]) > 1
+            else parts[i]
+            for i in range(0, len(parts), at)
+        ]
+    return parts[0]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from converter.decoder import Activation, DecoderSpec, LayerSpec, Rope
-from converter.graph.kv_cache import CacheShape, Call, Target, make_cache, make_heads_first
+from converter.graph.kv_cache import CacheShape, Call, Target, make_cache
 from converter.graph.tflite import DType, Model, Tensor, Weight
 
 WeightOf = Callable[[str], Weight]
@@ -84,7 +84,8 @@ class _DecoderGraph:
         self.positions = g.add_input("input_pos", (n,), DType.INT32)
         mask = g.add_input("mask", (1, 1, n, self.cache_length), DType.FLOAT32)
         first = g.make_slice("cache/first", self.positions, (0,), (1,))
-        call = Call(self.model, g, spec, n, self.positions, first, mask)
+        last = g.make_reduce_max("cache/last", self.positions)
+        call = Call(self.model, g, spec, n, self.positions, first, last, mask)
         self.rope_tables = {
             rope: self.make_rope_tables(f"rope_{i}", rope)
             for i, rope in enumerate(dict.fromkeys(layer.rope for layer in spec.layers))
@@ -160,23 +161,15 @@ class _DecoderGraph:
         return k, self.graph.make_reshape(f"{name}/v/heads", v, (1, n, kv, d))
 
     def make_queries(self, layer: str, spec: LayerSpec, x: Tensor) -> Tensor:
-        """(N, hidden) -> scaled queries (1, kv, group * N, d)."""
-        g, n, d = self.graph, self.length, self.spec.head_dim
-        heads, kv = self.spec.num_attention_heads, self.spec.num_key_value_heads
-        name = f"{layer}/attention"
-        q = self.make_heads(layer, "q", spec, x, heads)  # (1, N, heads, d)
+        """(N, hidden) -> scaled queries (1, N, heads, d)."""
+        g, name = self.graph, f"{layer}/attention"
+        q = self.make_heads(layer, "q", spec, x, self.spec.num_attention_heads)
         scale = g.constant(f"{name}/scale", self.spec.attention_scale)
-        q = g.make_mul(f"{name}/q/scaled", q, scale)
-        q = make_heads_first(g, f"{name}/q/heads_first", q)  # (1, heads, N, d)
-        return g.make_reshape(f"{name}/q/grouped", q, (1, kv, heads // kv * n, d))
+        return g.make_mul(f"{name}/q/scaled", q, scale)
 
     def make_attention_output(self, layer: str, context: Tensor) -> Tensor:
-        """(1, kv, group * N, d) -> (N, hidden)."""
-        g, n, d, heads = self.graph, self.length, self.spec.head_dim, self.spec.num_attention_heads
-        name = f"{layer}/attention"
-        if n > 1:
-            context = g.make_reshape(f"{name}/context/heads", context, (1, heads, n, d))
-            context = g.make_transpose(f"{name}/context/tokens_first", context, (0, 2, 1, 3))
+        """(1, N, heads, d) -> (N, hidden)."""
+        g, (_, n, heads, d), name = self.graph, context.shape, f"{layer}/attention"
         context = g.make_reshape(f"{name}/context/flat", context, (n, heads * d))
         return self.make_projection(f"{name}/o", context, f"{layer}.attention.o", self.spec.o_bias)
 

@@ -20,7 +20,16 @@ from enum import Enum
 import numpy as np
 
 from converter.decoder import DecoderSpec
-from converter.graph.attention import AttentionByLevel, levels_below, make_attention
+from converter.graph.attention import (
+    ROWS_AT_ONCE,
+    AttentionByRows,
+    Columns,
+    Rows,
+    cut,
+    first_columns,
+    make_attention,
+    make_heads_first,
+)
 from converter.graph.tflite import DType, Graph, Model, Tensor
 
 # Added to the scores of positions out of sight. Large against any score, small enough that two such
@@ -78,7 +87,7 @@ class Call:
 
     Attributes:
         positions: (N,), position 0 for the padding at a prefill's end.
-        first: the first of them, (1,).
+        first, last: the first of them, and the last that is not padding, (1,).
         mask: the runtime's causal mask, (1, 1, N, C).
     """
 
@@ -88,6 +97,7 @@ class Call:
     length: int
     positions: Tensor
     first: Tensor
+    last: Tensor
     mask: Tensor
 
 
@@ -128,7 +138,7 @@ class KVCache:
         raise NotImplementedError
 
     def attend(self, name: str, q: Tensor, seen: Extended) -> Tensor:
-        """(1, kv, group * N, d) -> the same shape."""
+        """(1, N, heads, d) -> the same shape."""
         raise NotImplementedError
 
     def add_inputs(self, layer: int) -> tuple[Tensor, Tensor]:
@@ -187,9 +197,7 @@ class PlainCache(KVCache):
         return Extended(k, v, k, v)
 
     def attend(self, name: str, q: Tensor, seen: Extended) -> Tensor:
-        return make_attention(
-            self.graph, name, q, seen.keys, seen.values, self.mask, are_columns=True
-        )
+        return make_attention(self.graph, name, q, seen.keys, seen.values, self.mask, values_axis=3)
 
 
 class FullCache(KVCache):
@@ -198,25 +206,39 @@ class FullCache(KVCache):
     def prepare(self) -> None:
         g, slots = self.graph, self.shape.slots
         self.start = self.make_start("start", self.call.first, axis=2)
-        levels = levels_below(slots, self.length)
-        self.attention = self.make_attention(self.make_window_mask(), levels)
+        self.attention = self.make_attention(self.make_window_mask())
         if self.length == 1:
             return
         # The padding of a last prefill may reach beyond the cache. DYNAMIC_UPDATE_SLICE then moves
         # the block back, over keys that are in use: it is to begin with these.
-        name, end = f"{self.name}/end", g.constant(f"{self.name}/slots", [slots])
-        self.fits = g.make_greater_equal(f"{name}/fits", end, self.attention.needed)
-        moved = g.make_sub(f"{name}/moved", self.attention.needed, end)
-        places = g.constant(f"{name}/places", np.arange(self.length, dtype=np.int32))
+        name, n = f"{self.name}/end", self.length
+        latest = g.constant(f"{name}/latest_start", [slots - n])
+        self.fits = g.make_greater_equal(f"{name}/fits", latest, self.call.first)
+        moved = g.make_sub(f"{name}/moved", self.call.first, latest)
+        places = g.constant(f"{name}/places", np.arange(n, dtype=np.int32))
         self.places = self.make_places(name, g.make_sub(f"{name}/token", places, moved))
-        self.block_bodies: tuple[Graph, Graph] | None = None
 
-    def make_attention(self, mask: Tensor, levels: list[int]) -> AttentionByLevel:
-        g, call = self.graph, self.call
-        length = g.constant("cache/length", [self.length])
-        # Up to this call's last token, padding included.
-        needed = g.make_add(f"{self.name}/needed", call.first, length)
-        return AttentionByLevel(call.model, g, self.name, mask, needed, levels)
+    def columns_of(self, start: int, stop: int) -> tuple[Columns, ...]:
+        """What these rows of a call may look at, by the position after the last of them."""
+        return first_columns(stop - start, self.shape.slots)
+
+    def make_attention(self, mask: Tensor) -> AttentionByRows:
+        """Attention in which the first tokens of a call do not look where only later ones do."""
+        g, call, all_rows = self.graph, self.call, []
+        for start in range(0, self.length, ROWS_AT_ONCE):
+            stop = min(start + ROWS_AT_ONCE, self.length)
+            name = f"{self.name}/rows_{start}"
+            length = g.constant(f"{name}/stop", [stop])
+            needed = g.make_add(f"{name}/end", call.first, length)
+            if start:  # rows that are all padding need nothing
+                at = g.constant(f"{name}/start", [start])
+                begin = g.make_add(f"{name}/begin", call.first, at)
+                is_used = g.make_greater_equal(f"{name}/is_used", self.call.last, begin)
+                used = g.make_cast(f"{name}/used", is_used, DType.INT32)
+                needed = g.make_mul(f"{name}/needed", needed, used)
+            rows = cut(g, f"{name}/mask", mask, 2, start, stop - start)
+            all_rows.append(Rows(start, rows, needed, self.columns_of(start, stop)))
+        return AttentionByRows(call.model, g, self.name, all_rows)
 
     def make_places(self, name: str, token: Tensor) -> tuple[Tensor, Tensor]:
         """Which of this call's tokens goes to each place; none where it is negative, (places,)."""
@@ -241,19 +263,19 @@ class FullCache(KVCache):
 
     def make_block(self, name: str, new: Tensor, cache: Tensor) -> Tensor:
         """This call's tokens alone, or after the cache's last ones if they do not fit."""
+        model, prefix = self.call.model, f"{self.name}/{self.length}_tokens"
         inputs = (new, cache, *self.places)
-        if self.block_bodies is None:  # for all layers
-            model, prefix = self.call.model, f"{self.graph.name}/{self.name}"
-            self.block_bodies = model.add_body(f"{prefix}/fits"), model.add_body(f"{prefix}/moved")
-            for body in self.block_bodies:
-                for part, tensor in zip(("new", "cache", "tokens", "written"), inputs, strict=True):
-                    body.add_input(part, tensor.shape, tensor.dtype)
-            fits, moved = self.block_bodies
-            fits.add_output("block", fits.inputs["new"])
+        if f"{prefix}/fit" not in model.bodies:  # for all layers
+            fit, moved = model.add_body(f"{prefix}/fit"), model.add_body(f"{prefix}/moved")
+            for part, tensor in zip(("new", "cache", "tokens", "written"), inputs, strict=True):
+                fit.add_input(part, tensor.shape, tensor.dtype)
+                moved.add_input(part, tensor.shape, tensor.dtype)
+            fit.add_output("block", fit.inputs["new"])
             own, old, *places = moved.inputs.values()
-            last = moved.make_slice("last", old, (0, 0, old.shape[2] - self.length, 0), own.shape)
+            last = cut(moved, "last", old, 2, old.shape[2] - self.length, self.length)
             moved.add_output("block", make_blend(moved, "block", last, own, *places))
-        return self.graph.make_if(name, self.fits, *self.block_bodies, inputs)
+        fit, moved = model.bodies[f"{prefix}/fit"], model.bodies[f"{prefix}/moved"]
+        return self.graph.make_if(name, self.fits, fit, moved, inputs)
 
     def attend(self, name: str, q: Tensor, seen: Extended) -> Tensor:
         return self.attention.attend(f"{name}/context", q, seen.keys, seen.values)
@@ -262,8 +284,8 @@ class FullCache(KVCache):
 class RingCache(FullCache):
     """Position p lies in slot p mod R; R is the window and `RING_SLACK`.
 
-    A prefill looks at its own N keys, then at the ring as it was before them. A prompt's first call
-    has nothing before it, and looks at its own alone.
+    A prefill looks at the ring as it was before it, then at its own N keys. A prompt's first call
+    has nothing before it, and later rows of a long call no longer see it: they look at its own.
     """
 
     def prepare(self) -> None:
@@ -272,16 +294,26 @@ class RingCache(FullCache):
             length = g.constant(f"{self.name}/slots", [slots])
             slot = g.make_floor_mod(f"{self.name}/slot", self.call.first, length)
             self.start = self.make_start("start", slot, axis=2)
-            self.attention = self.make_attention(self.make_decode_mask(), levels_below(slots, 1))
+            self.attention = self.make_attention(self.make_decode_mask())
             return
-        # This call's own N columns are enough where they end at N: nothing lies in the ring.
-        self.attention = self.make_attention(self.make_prefill_mask(), [n])
+        self.attention = self.make_attention(self.make_prefill_mask())
         # The token that ends up in each slot: the newest position that belongs there, counted from
         # this call's first. Padding has position 0 and is no token, so it is never the newest.
-        last = g.make_reduce_max(f"{self.name}/last", self.call.positions)
-        newest = g.make_sub(f"{self.name}/newest", last, self.make_age(f"{self.name}/age", last))
+        age = self.make_age(f"{self.name}/age", self.call.last)
+        newest = g.make_sub(f"{self.name}/newest", self.call.last, age)
         token = g.make_sub(f"{self.name}/token", newest, self.call.first)
         self.places = self.make_places(self.name, token)
+
+    def columns_of(self, start: int, stop: int) -> tuple[Columns, ...]:
+        """In a prefill its own columns follow the ring's; row i sees i - window + 1 to i."""
+        if self.length == 1:
+            return super().columns_of(start, stop)
+        slots, first_seen = self.shape.slots, start - self.window + 1
+        own = Columns(stop, slots + max(first_seen, 0), slots + stop)
+        if first_seen >= 0:
+            return (own,)
+        # Its own are enough where it ends at its length: nothing lies in the ring.
+        return own, Columns(slots + stop, 0, slots + stop)
 
     def make_age(self, name: str, newest: Tensor) -> Tensor:
         """How long before position `newest`, (1,), the one in each slot is, (R,)."""
@@ -305,7 +337,7 @@ class RingCache(FullCache):
         return g.make_reshape(name, row, (1, 1, 1, self.shape.slots))
 
     def make_prefill_mask(self) -> Tensor:
-        """(1, 1, N, N + R) over this call's keys and the ring before it."""
+        """(1, 1, N, R + N) over the ring and this call's keys."""
         g, n, window, first = self.graph, self.length, self.window, self.call.first
         name, one = f"{self.name}/mask", g.constant(f"{self.name}/mask/one", [1])
         age = self.make_age(f"{name}/age", g.make_sub(f"{name}/newest", first, one))
@@ -330,7 +362,7 @@ class RingCache(FullCache):
         masked, seen = g.constant(f"{name}/masked", _MASKED), g.constant(f"{name}/seen", 0.0)
         own = g.make_select(f"{name}/causal", is_past, seen, masked)
         own = g.make_select(f"{name}/own", is_far, masked, own)
-        return g.make_concatenation(name, (own, ring), axis=3)
+        return g.make_concatenation(name, (ring, own), axis=3)
 
     @property
     def window(self) -> int:
@@ -351,22 +383,14 @@ class RingCache(FullCache):
         return Extended(k_cache, v_cache, keys, values)
 
     def write_ring(self, name: str, new: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
-        """This call's rows before the old ring's, and the new ring."""
+        """The old ring's rows before this call's, and the new ring."""
         g = self.graph
         new = make_heads_first(g, f"{name}/heads_first", new)
-        seen = g.make_concatenation(f"{name}/seen", (new, cache), axis=2)
+        seen = g.make_concatenation(f"{name}/seen", (cache, new), axis=2)
         # The engine lays the new cache over the old one. The old one is taken from the copy, so
         # that nothing is written before the copy is made.
-        old = g.make_slice(f"{name}/old", seen, (0, 0, self.length, 0), cache.shape)
+        old = cut(g, f"{name}/old", seen, 2, 0, cache.shape[2])
         return seen, make_blend(g, f"{name}/cache", old, new, *self.places)
-
-
-def make_heads_first(g: Graph, name: str, x: Tensor) -> Tensor:
-    """(1, N, heads, d) -> (1, heads, N, d); with one token that moves nothing."""
-    _, n, heads, d = x.shape
-    if n == 1:
-        return g.make_reshape(name, x, (1, heads, 1, d))
-    return g.make_transpose(name, x, (0, 2, 1, 3))
 
 
 def make_blend(

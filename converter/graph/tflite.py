@@ -312,6 +312,7 @@ class Model:
     def __init__(self, description: str) -> None:
         self.description = description
         self.graphs: list[Graph] = []
+        self.bodies: dict[str, Graph] = {}
         self.weights: dict[str, Weight] = {}
         # Buffer 0 is the empty one that every activation refers to (schema.fbs).
         self.buffers: list[Weight | bytes] = [b""]
@@ -323,7 +324,9 @@ class Model:
 
     def add_body(self, name: str) -> Graph:
         """Start a subgraph that only other subgraphs reach, through `make_if`."""
-        return self._add(Graph(self, name, is_signature=False))
+        body = self._add(Graph(self, name, is_signature=False))
+        self.bodies[name] = body
+        return body
 
     def _add(self, graph: Graph) -> Graph:
         self.graphs.append(graph)
