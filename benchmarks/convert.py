@@ -13,7 +13,6 @@ the README's table and plot of it.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import shutil
@@ -30,8 +29,8 @@ import numpy as np
 
 from benchmarks import peers
 from benchmarks.checkpoints import SHAPES
-from benchmarks.measure import Run, free_memory, in_turn, machine, medians, run
-from benchmarks.plot import tables
+from benchmarks.convert_report import tables
+from benchmarks.measure import Run, commit, free_memory, in_turn, machine, medians, run
 from benchmarks.sources import GEMMA3_270M
 from converter.base import DEFAULT_CACHE_LENGTH, PREFILL_LADDER
 from converter.registry import family_of
@@ -107,7 +106,7 @@ def main() -> None:
     document: dict[str, Any] = {
         "benchmark": "convert",
         "litert_lm_cli": __version__,
-        "commit": _commit(),
+        "commit": commit(),
         "machine": machine(*_PACKAGES),
         "peers": peers.VERSIONS,
         "job": {
@@ -325,13 +324,6 @@ def _need_disk(work: Path, nbytes: float) -> None:
 
 def _gib(nbytes: float) -> str:
     return f"{nbytes / 2**30:.0f} GiB"
-
-
-def _commit() -> str:
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return "unknown"
 
 
 def _note(text: str) -> None:

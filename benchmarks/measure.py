@@ -134,3 +134,12 @@ def machine(*packages: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {package: importlib.metadata.version(package) for package in packages},
     }
+
+
+def commit() -> str:
+    """Which commit of this project is measured."""
+    root = Path(__file__).resolve().parent.parent
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return "unknown"

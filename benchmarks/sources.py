@@ -2,12 +2,13 @@
 
     python -m benchmarks.sources shape qwen3-0.6b FOLDER
     python -m benchmarks.sources gemma3-270m FOLDER
+    python -m benchmarks.sources smollm2-135m FOLDER
     python -m benchmarks.sources gguf FOLDER FILE
 
-Gemma 3 270M is published as safetensors only behind a licence page, but its GGUF is in a package
-registry: `gemma3-270m` widens that to BF16, so that the same model can be read in both formats.
+Gemma 3 270M and SmolLM2-135M-Instruct are in package registries as GGUF alone: `gemma3-270m` and
+`smollm2-135m` widen that to BF16 safetensors, so that the same model can be read in both formats.
 `gguf` writes a folder as a GGUF of BF16 weights, the input of llama.cpp's quantiser; it holds no
-tokenizer, which that quantiser would only copy.
+tokenizer, which that quantiser would only copy and llama-bench does not need.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,10 @@ import gguf
 import numpy as np
 
 from benchmarks.checkpoints import SHAPES, make_checkpoint
-from converter.checkpoint.gguf import open_gguf
+from converter.checkpoint.gguf import GGUFCheckpoint, open_gguf
 from converter.checkpoint.safetensors import open_folder
 from converter.families.base import Family
+from converter.gguf_tokenizer import rebuild_tokenizer
 from converter.registry import family_of
 from tests.conftest import real_model
 
@@ -52,6 +55,26 @@ GEMMA3_270M: dict[str, Any] = {
     "bos_token_id": 2,
     "eos_token_id": 1,
     "pad_token_id": 0,
+    "dtype": "bfloat16",
+}
+SMOLLM2_135M: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "hidden_act": "silu",
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 100000.0,
+    "attention_bias": False,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
     "dtype": "bfloat16",
 }
 _ROWS = 4096  # of a matrix at once: memory stays far below that of what is measured
@@ -96,6 +119,21 @@ def widen_gguf(source: Path, config: dict[str, Any], tokenizer: Path, folder: Pa
                     out.write(bfloat16(values - np.float32(less)).tobytes())
 
 
+def write_tokenizer(source: Path, folder: Path) -> None:
+    """Write the tokenizer that a GGUF holds as Hugging Face's files."""
+    with open_gguf(source) as checkpoint:
+        assert isinstance(checkpoint, GGUFCheckpoint)
+        tokenizer = rebuild_tokenizer(checkpoint)
+    (folder / "tokenizer.json").write_bytes(tokenizer.data)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": tokenizer.bos_token,
+        "eos_token": tokenizer.eos_token,
+        "chat_template": tokenizer.chat_template,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
 def write_gguf(folder: Path, file: Path) -> None:
     """Write a folder of safetensors as a GGUF: matrices in BF16, vectors in F32, as llama.cpp's
     own converter does."""
@@ -115,6 +153,7 @@ def write_gguf(folder: Path, file: Path) -> None:
         writer.add_layer_norm_rms_eps(spec.norm_epsilon)
         writer.add_rope_freq_base(family.rope_theta)
         writer.add_vocab_size(spec.vocab_size)
+        writer.add_tokenizer_model("no_vocab")
         writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
         for path, shape in spec.weight_shapes():
             width = 2 if len(shape) > 1 else 4
@@ -158,6 +197,8 @@ def main() -> None:
     shape.add_argument("folder", type=Path)
     gemma = kinds.add_parser("gemma3-270m", help="Gemma 3 270M as BF16 safetensors")
     gemma.add_argument("folder", type=Path)
+    smollm2 = kinds.add_parser("smollm2-135m", help="SmolLM2-135M-Instruct as BF16 safetensors")
+    smollm2.add_argument("folder", type=Path)
     other = kinds.add_parser("gguf", help="a folder of safetensors as a BF16 GGUF")
     other.add_argument("folder", type=Path)
     other.add_argument("file", type=Path)
@@ -167,6 +208,11 @@ def main() -> None:
     elif args.kind == "gemma3-270m":
         model = real_model("gemma3-270m-q4_k_m.gguf")
         widen_gguf(model, GEMMA3_270M, real_model("gemma3-tokenizer"), args.folder)
+    elif args.kind == "smollm2-135m":
+        model = real_model("smollm2-135m-instruct-q4_1.gguf")
+        with tempfile.TemporaryDirectory() as tokenizer:
+            write_tokenizer(model, Path(tokenizer))
+            widen_gguf(model, SMOLLM2_135M, Path(tokenizer), args.folder)
     else:
         write_gguf(args.folder, args.file)
 

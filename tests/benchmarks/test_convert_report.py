@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.plot import read, svg, tables
+from benchmarks.convert_report import svg, tables
+from benchmarks.plot import read
 
 
 def _figures(seconds: float, peak: float) -> dict[str, float]:

@@ -1,0 +1,338 @@
+"""How fast models run: prefill and decode against the context used, ours and others side by side.
+
+    venv/bin/python -m benchmarks.run | tee RESULT.txt    # all of it: an hour, and the first time
+                                                          # two more for litert-torch's exports
+    venv/bin/python -m benchmarks.run --quick             # a minute: ours against the plain graph
+    venv/bin/python -m benchmarks.run --only gemma3-270m --peers llama.cpp --rounds 3
+
+Every figure is a process of its own, with two threads; subjects take turns, and the best of the
+rounds counts: what disturbs a shared machine only ever slows it down. The machine's read bandwidth
+is measured between them, because reading the weights is the least that a decoded token costs. The
+last line is one JSON document; `benchmarks.plot` makes the table and the plot of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import peers
+from benchmarks.checkpoints import SHAPES
+from benchmarks.engine import THREADS
+from benchmarks.measure import Run, commit, in_turn, machine, run
+from benchmarks.run_report import tables
+from benchmarks.sources import GEMMA3_270M, SMOLLM2_135M
+from converter.base import DEFAULT_CACHE_LENGTH, PREFILL_LADDER
+from converter.registry import family_of
+from converter.version import __version__
+from tests.conftest import real_model
+
+ROOT = Path(__file__).resolve().parent.parent
+CLI = ROOT / "litert-lm-cli"
+QUANTIZE = "dynamic_int8"
+CACHE_LENGTH = 4096
+LONG_CACHE_LENGTH = 32768
+PEERS = ("litert-torch", "llama.cpp")
+_PACKAGES = ("litert-lm-api", "ai-edge-litert")
+_TIMEOUT = 1800.0
+# What --quick must find at least, ours over the plain graph: about half of what it finds.
+_QUICK = {"prefill": 1.5, "decode": 1.25}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is run.
+
+    Attributes:
+        config: as in config.json.
+        make: arguments of `benchmarks.sources` that make its folder.
+        cases: prompt tokens and new tokens, with a KV cache of `CACHE_LENGTH`.
+        gguf: the real GGUF of the same weights, where the folder was made from one.
+        long_cases: prompt and new tokens, ours and llama.cpp alone, with `LONG_CACHE_LENGTH`.
+    """
+
+    title: str
+    config: dict[str, Any]
+    make: tuple[str, ...]
+    cases: tuple[tuple[int, int], ...]
+    gguf: str | None = None
+    long_cases: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of the weights that a decoded token reads, in int8 with a float32 scale per row."""
+        spec = family_of(self.config).spec()
+        matrices = [(path, s) for path, s in spec.weight_shapes() if len(s) == 2]
+        if not spec.tied_head:  # one row of it is looked up
+            matrices = [(path, s) for path, s in matrices if path != "embedding"]
+        return sum(int(np.prod(shape)) + 4 * shape[0] for _, shape in matrices)
+
+
+MODELS = {
+    "gemma3-270m": Model(
+        "Gemma 3 270M",
+        GEMMA3_270M,
+        ("gemma3-270m",),
+        ((50, 64), (200, 200), (1000, 64), (3000, 64)),
+        "gemma3-270m-q4_k_m.gguf",
+        ((200, 64), (30000, 32)),
+    ),
+    "qwen3-0.6b": Model(
+        "Qwen3-0.6B shape",
+        SHAPES["qwen3-0.6b"],
+        ("shape", "qwen3-0.6b"),
+        ((50, 32), (200, 64), (1000, 32), (1800, 32)),
+    ),
+    "smollm2-135m": Model(
+        "SmolLM2-135M",
+        SMOLLM2_135M,
+        ("smollm2-135m",),
+        ((50, 64), (200, 200), (1000, 64), (3000, 64)),
+        "smollm2-135m-instruct-q4_1.gguf",
+        ((200, 64),),
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="only guard against getting slower")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: 5")
+    parser.add_argument("--only", action="append", choices=MODELS, help="may be given again")
+    parser.add_argument(
+        "--peers",
+        default=",".join(PEERS),
+        type=lambda names: [name for name in names.split(",") if name],
+        help="comma-separated (default: all)",
+    )
+    args = parser.parse_args()
+    if args.quick:
+        sys.exit(_quick())
+    document: dict[str, Any] = {
+        "benchmark": "run",
+        "litert_lm_cli": __version__,
+        "commit": commit(),
+        "machine": machine(*_PACKAGES),
+        "peers": {**peers.VERSIONS, "llama.cpp": f"{peers.LLAMA_CPP_SOURCE}, Q8_0"},
+        "job": {"quantize": QUANTIZE, "kv_cache_max_len": CACHE_LENGTH, "threads": THREADS},
+        "rounds": args.rounds,
+        "models": {},
+    }
+    for name in args.only or MODELS:
+        with tempfile.TemporaryDirectory(prefix="litert-lm-bench-") as work:
+            bench = _Bench(name, MODELS[name], Path(work), args.rounds)
+            document["models"][name] = bench.measure(args.peers)
+        # An hour's figures outlive a run that is cut off.
+        print(json.dumps({name: document["models"][name]}), file=sys.stderr, flush=True)
+    print(tables(document))
+    print(json.dumps(document))
+
+
+def _quick() -> int:
+    """Exit code 1 where ours is hardly faster than the plain graph any more."""
+    model = MODELS["smollm2-135m"]
+    with tempfile.TemporaryDirectory(prefix="litert-lm-bench-") as work:
+        bench = _Bench("smollm2-135m", model, Path(work), rounds=3)
+        assert model.gguf is not None
+        bench.source = real_model(model.gguf)
+        bundles = {target: bench.convert(target, CACHE_LENGTH) for target in ("cpu", "gpu")}
+        [case] = bench.cases(((200, 64),), {t: _engine(bundles[t]) for t in bundles})
+    ours, plain = case["subjects"]["cpu"], case["subjects"]["gpu"]
+    ratios = {rate: ours[rate] / plain[rate] for rate in _QUICK}
+    said = [f"{rate} {ratios[rate]:.2f} x (at least {least} x)" for rate, least in _QUICK.items()]
+    print(f"ours over the plain graph: {', '.join(said)}", file=sys.stderr)
+    print(json.dumps({"benchmark": "run --quick", "machine": machine(*_PACKAGES), **ratios}))
+    return int(any(ratios[rate] < least for rate, least in _QUICK.items()))
+
+
+Measure = Callable[[int, int], Run]
+
+
+class _Bench:
+    """Everything about one model; what it needs is made in `work`."""
+
+    def __init__(self, name: str, model: Model, work: Path, rounds: int) -> None:
+        self.name = name
+        self.model = model
+        self.work = work
+        self.rounds = rounds
+        self.source = work / name
+        self.bandwidths: list[float] = []
+
+    def measure(self, wanted: Sequence[str]) -> dict[str, Any]:
+        _note(f"{self.model.title}: making its files")
+        _make(*self.model.make, self.source)
+        subjects = {
+            "ours": _engine(self.convert("cpu", CACHE_LENGTH)),
+            "plain": _engine(self.convert("gpu", CACHE_LENGTH)),
+        }
+        left_out = {}
+        for peer, make in (("litert-torch", self.litert_torch), ("llama.cpp", self.llama_cpp)):
+            if peer in wanted:
+                try:
+                    subjects[peer] = make()
+                except peers.PeerUnavailableError as reason:
+                    left_out[peer] = str(reason)
+        result = {
+            "title": self.model.title,
+            "bytes_per_token": self.model.bytes_per_token,
+            "left_out": left_out,
+            "cases": self.cases(self.model.cases, subjects),
+        }
+        if self.model.long_cases:
+            lengths = DEFAULT_CACHE_LENGTH, LONG_CACHE_LENGTH
+            ours = {str(c): _engine(self.convert("cpu", c)) for c in lengths}
+            short, *rest = self.model.long_cases
+            result["allocated"] = self.cases((short,), ours)[0]
+            others = {"ours": ours[str(LONG_CACHE_LENGTH)]}
+            if "llama.cpp" in subjects:
+                others["llama.cpp"] = subjects["llama.cpp"]
+            result["long_cases"] = self.cases(tuple(rest), others, rounds=1)
+        result["read_gb_per_second"] = max(self.bandwidths)
+        return result
+
+    def cases(
+        self,
+        cases: Sequence[tuple[int, int]],
+        subjects: dict[str, Measure],
+        rounds: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """All subjects in turn, for each case."""
+        results = []
+        for prompt, new in cases:
+            _note(f"{self.model.title}: {prompt} + {new} tokens, {', '.join(subjects)}")
+            self.bandwidths += [_read_bandwidth() for _ in range(3)]
+            runs = in_turn(
+                {n: lambda m=m, p=prompt, d=new: m(p, d) for n, m in subjects.items()},  # type: ignore[misc]
+                rounds or self.rounds,
+            )
+            figures = {name: _best(measured) for name, measured in runs.items()}
+            results.append({"prompt": prompt, "new": new, "subjects": figures})
+        return results
+
+    def convert(self, target: str, cache_length: int) -> Path:
+        """Our bundle for a target."""
+        output = self.work / f"{target}-{cache_length}"
+        options = ["--target", target, "--kv-cache-max-len", str(cache_length)]
+        options += ["--quantize", QUANTIZE, "--prefill-seq-len", ",".join(map(str, PREFILL_LADDER))]
+        run([CLI, "convert", self.source, "--output-dir", output, "--quiet", *options])
+        [bundle] = output.glob("*.litertlm")
+        return bundle
+
+    def litert_torch(self) -> Measure:
+        _note(f"{self.model.title}: litert-torch's export, unless it is there")
+        return _engine(
+            peers.litert_torch_bundle(self.name, self.source, PREFILL_LADDER, CACHE_LENGTH)
+        )
+
+    def llama_cpp(self) -> Measure:
+        programs = peers.llama_cpp_programs()
+        source, output = self.work / "source.gguf", self.work / "q8_0.gguf"
+        if self.model.gguf is None:
+            _make("gguf", self.source, source)
+        else:
+            source.symlink_to(real_model(self.model.gguf))
+        quantize: list[str | Path] = [
+            programs / "llama-quantize",
+            "--allow-requantize",
+            source,
+            output,
+            "Q8_0",
+        ]
+        run([*quantize, str(THREADS)])
+        bench: list[str | Path] = [
+            programs / "llama-bench",
+            "-m",
+            output,
+            "-t",
+            str(THREADS),
+            "-r",
+            "1",
+        ]
+
+        def measure(prompt: int, new: int) -> Run:
+            # The second test decodes behind a prompt that it has prefilled, as the engine does.
+            options = ["-oe", "jsonl", "-p", str(prompt), "-n", "0"]
+            prefill = run([*bench, *options], timeout=_TIMEOUT)
+            options = ["-oe", "jsonl", "-p", "0", "-n", str(new), "-d", str(prompt)]
+            decode = run([*bench, *options], timeout=_TIMEOUT)
+            rates = {"prefill": _llama_rate(prefill), "decode": _llama_rate(decode)}
+            peak = max(prefill.peak_bytes, decode.peak_bytes)
+            return Run(prefill.seconds + decode.seconds, peak, json.dumps(rates))
+
+        return measure
+
+
+def _engine(bundle: Path) -> Measure:
+    """Measures a bundle in Google's engine."""
+
+    def measure(prompt: int, new: int) -> Run:
+        command: list[str | Path] = [sys.executable, "-m", "benchmarks.engine", bundle]
+        return run([*command, str(prompt), str(new)], {"PYTHONPATH": str(ROOT)}, timeout=_TIMEOUT)
+
+    return measure
+
+
+def _best(runs: Sequence[Run]) -> dict[str, float]:
+    """The best rates, the median ones, and the largest memory."""
+    figures: dict[str, float] = {"peak_mib": max(one.peak_bytes for one in runs) / 2**20}
+    said = [json.loads(one.said.strip().splitlines()[-1]) for one in runs]
+    for rate in ("prefill", "decode"):
+        figures[rate] = max(one[rate] for one in said)
+        figures[f"{rate}_median"] = statistics.median(one[rate] for one in said)
+    return figures
+
+
+def _llama_rate(measured: Run) -> float:
+    line = next(line for line in measured.said.splitlines() if line.startswith("{"))
+    return float(json.loads(line)["avg_ts"])
+
+
+def _read_bandwidth(nbytes: int = 1 << 28) -> float:
+    """GB per second that two threads read from memory, each its own half.
+
+    They look for a byte that is not there: the C library does so as fast as memory gives.
+    """
+    memory = np.zeros(nbytes, np.uint8)
+    memory.fill(1)
+    find = ctypes.CDLL(None).memchr
+    find.argtypes, find.restype = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t), ctypes.c_void_p
+    part = nbytes // THREADS
+    threads = [
+        threading.Thread(target=find, args=(memory.ctypes.data + i * part, 0, part))
+        for i in range(THREADS)
+    ]
+    begin = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return nbytes / (time.perf_counter() - begin) / 1e9
+
+
+def _make(*arguments: str | Path) -> None:
+    run([sys.executable, "-m", "benchmarks.sources", *arguments], {"PYTHONPATH": str(ROOT)})
+
+
+def _note(said: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {said}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"{error}\n{error.stderr}")
