@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from converter.inspection import Bundle, SignatureSummary
 
 
+# What a target means, below its line.
+_WHY = {
+    "cpu": "every call reads no more of the KV cache than is in use; branches, so not for GPUs",
+    "gpu": "no branches, as GPU delegates need it; every call reads the whole KV cache",
+}
+
+
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "inspect",
@@ -60,7 +67,10 @@ def _lines(bundle: Bundle) -> list[str]:
     from google.protobuf import text_format
 
     lines = [f"{bundle.path}  {size(bundle.nbytes)}, format {bundle.version}"]
-    lines += [f"  {key}: {value}" for key, value in bundle.system.items()]
+    for key, value in bundle.system.items():
+        lines.append(f"  {key}: {value}")
+        if key == "target" and value in _WHY:
+            lines.append(f"    {_WHY[value]}")
     lines += ["", "Sections"]
     for section in bundle.sections:
         items = "  ".join(f"{key}={value}" for key, value in section.items.items())

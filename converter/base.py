@@ -34,7 +34,7 @@ from converter.decoder import DecoderSpec
 from converter.errors import OptionError, SourceError, UnsupportedError
 from converter.families.base import Family, WeightSource
 from converter.graph.decoder_graph import build_decoder
-from converter.graph.kv_cache import CacheShape, Target, cache_shape
+from converter.graph.kv_cache import CacheShape, Target, cache_shape, oldest_engine
 from converter.graph.tflite import DType, Weight
 from converter.graph.tflite_writer import Layout, write
 from converter.metadata import LlmMetadataResult, build_llm_metadata
@@ -169,7 +169,11 @@ class ModelConverter:
         sources = family.weight_sources(list(self.checkpoint.tensors), self.checkpoint.format)
         shapes = dict(spec.weight_shapes())
         self._check_shapes(shapes, sources)
-        describe = background.start(lambda: self._describe(family, spec, cache_length))
+        target, rings = self.options.target, not family.has_thoughts()
+        caches = [
+            cache_shape(layer.sliding_window, cache_length, target, rings) for layer in spec.layers
+        ]
+        describe = background.start(lambda: self._describe(family, spec, cache_length, caches))
 
         formats = {path: scheme.format_of(shape) for path, shape in shapes.items()}
         weights = {
@@ -182,11 +186,6 @@ class ModelConverter:
             )
             for path, shape in shapes.items()
         }
-        target = self.options.target
-        rings = not family.has_thoughts()
-        caches = [
-            cache_shape(layer.sliding_window, cache_length, target, rings) for layer in spec.layers
-        ]
         model = write(
             build_decoder(spec, lengths, cache_length, weights.__getitem__, caches, target)
         )
@@ -211,7 +210,7 @@ class ModelConverter:
         )
 
     def _describe(
-        self, family: Family, spec: DecoderSpec, cache_length: int
+        self, family: Family, spec: DecoderSpec, cache_length: int, caches: Sequence[CacheShape]
     ) -> tuple[LlmMetadataResult, str, bytes]:
         """The metadata, and the kind and the bytes of the tokenizer's section."""
         tokenizer = load_tokenizer(
@@ -227,6 +226,7 @@ class ModelConverter:
             family.base_metadata(),
             tokenizer,
             max_num_tokens=cache_length,
+            min_runtime_version=oldest_engine(caches),
             name=family.name,
             generation_config=self.checkpoint.generation_config,
         )

@@ -34,6 +34,7 @@ def build_llm_metadata(
     base: str,
     tokenizer: BundleTokenizer,
     max_num_tokens: int,
+    min_runtime_version: str,
     name: str,
     generation_config: dict[str, Any] | None = None,
 ) -> LlmMetadataResult:
@@ -42,6 +43,7 @@ def build_llm_metadata(
     Args:
         base: text of the family's base textproto.
         max_num_tokens: slots in the KV cache; the runtime stops there.
+        min_runtime_version: the oldest LiteRT-LM that runs the network rightly.
         name: the family's name, which also selects the family's own templates.
         generation_config: the source's generation_config.json, where it has one.
 
@@ -67,6 +69,7 @@ def build_llm_metadata(
 
     message.jinja_prompt_template = report.template
     message.max_num_tokens = max_num_tokens
+    message.min_runtime_version = min_runtime_version
     message.ClearField("start_token")
     if _needs_start_token(report, tokenizer):
         message.start_token.token_ids.ids.append(tokenizer.bos_token_id)

@@ -14,6 +14,7 @@ d = head_dim. What all layers of a kind share is computed once per call.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -79,6 +80,11 @@ def cache_shape(
     if window and rings and window + RING_SLACK < cache_length:
         return CacheShape(window + RING_SLACK, window, is_ring=True)
     return CacheShape(cache_length, window)
+
+
+def oldest_engine(caches: Sequence[CacheShape]) -> str:
+    """The oldest LiteRT-LM that runs a network with these caches rightly (docs/runtime.md)."""
+    return "0.17.0" if any(shape.is_ring for shape in caches) else "0.11.0"
 
 
 @dataclass(frozen=True)

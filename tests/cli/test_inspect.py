@@ -47,6 +47,7 @@ def test_text(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "  family: llama\n"
         "  quantization: dynamic_int8\n"
         "  target: cpu\n"
+        "    every call reads no more of the KV cache than is in use; branches, so not for GPUs\n"
         "\nSections\n  TFLiteModel "
     )
     for line in (
@@ -54,9 +55,10 @@ def test_text(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "    in      tokens          int32 [1, 8]",
         "    in      mask            float32 [1, 1, 16, 32]",
         "    in+out  kv_cache_k_*    float32 [1, 2, 32, 16]  x2",
-        "    in+out  kv_cache_v_*    float32 [1, 2, 16, 32]  x2",
+        "    in+out  kv_cache_v_*    float32 [1, 2, 32, 16]  x2",
         "    out     logits          float32 [1, 1, 320]",
         "  max_num_tokens: 32",
+        '  min_runtime_version: "0.11.0"',
         "Chat template",
     ):
         assert f"\n{line}\n" in text

@@ -67,7 +67,12 @@ def build(
     source: BundleTokenizer, family: str = "llama", config: dict[str, Any] | None = None
 ) -> LlmMetadataResult:
     return build_llm_metadata(
-        base_text(family), source, max_num_tokens=512, name=family, generation_config=config
+        base_text(family),
+        source,
+        max_num_tokens=512,
+        min_runtime_version="0.11.0",
+        name=family,
+        generation_config=config,
     )
 
 
