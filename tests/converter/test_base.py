@@ -364,7 +364,7 @@ def test_a_plan_reads_no_weights(llama: Path, monkeypatch: pytest.MonkeyPatch) -
         plan = ModelConverter(checkpoint, "tiny", ConvertOptions()).plan()
     assert len(plan.weights) == 21
     assert (plan.scheme.name, plan.cache_length) == ("dynamic_int8", 1280)
-    assert plan.prefill_lengths == (8, 64, 128, 256, 512, 1024)
+    assert plan.prefill_lengths == (8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 def test_a_tied_embedding_is_stored_once(llama: Path, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_signatures_and_weights(converted: tuple[Path, Plan]) -> None:
     caches = [
         TensorSummary(f"kv_cache_{cache}_{layer}", shape, "float32")
         for layer in range(2)
-        for cache, shape in (("k", [1, 2, 32, 16]), ("v", [1, 2, 16, 32]))
+        for cache, shape in (("k", [1, 2, 32, 16]), ("v", [1, 2, 32, 16]))
     ]
 
     def by_name(tensors: list[TensorSummary]) -> list[TensorSummary]:
