@@ -82,7 +82,9 @@ def run(
     return Run(seconds, peak * (1 if platform.system() == "Darwin" else 1024), said)
 
 
-def in_turn(subjects: Mapping[str, Callable[[], Run]], rounds: int) -> dict[str, list[Run]]:
+def in_turn(
+    subjects: Mapping[str, Callable[[], Run]], rounds: int, warm_up: bool = True
+) -> dict[str, list[Run]]:
     """Each subject once as a warm-up, then all in turn, so that a noisy minute hits all alike.
 
     Each round begins with another subject, so that none always follows the same one. What one
@@ -90,12 +92,12 @@ def in_turn(subjects: Mapping[str, Callable[[], Run]], rounds: int) -> dict[str,
     """
     results: dict[str, list[Run]] = {name: [] for name in subjects}
     names = list(subjects)
-    for round_number in range(rounds + 1):
+    for round_number in range(rounds + warm_up):
         first = round_number % len(names)
         for name in names[first:] + names[:first]:
             os.sync()
             results[name].append(subjects[name]())
-    return {name: runs[1:] for name, runs in results.items()}
+    return {name: runs[warm_up:] for name, runs in results.items()}
 
 
 def medians(runs: Sequence[Run]) -> dict[str, float]:

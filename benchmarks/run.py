@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,17 @@ class Model:
     gguf: str | None = None
     long_cases: tuple[tuple[int, int], ...] = ()
 
+    def only(self, prompts: str | None) -> Model:
+        """The model with some of its cases."""
+        if prompts is None:
+            return self
+        wanted = [int(count) for count in prompts.split(",")]
+        return replace(
+            self,
+            cases=tuple(case for case in self.cases if case[0] in wanted),
+            long_cases=tuple(case for case in self.long_cases if case[0] in wanted),
+        )
+
     @property
     def bytes_per_token(self) -> int:
         """Of the weights that a decoded token reads, in int8 with a float32 scale per row."""
@@ -115,6 +126,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: 5")
     parser.add_argument("--only", action="append", choices=MODELS, help="may be given again")
     parser.add_argument(
+        "--prompts", metavar="N,N", help="only cases of so many prompt tokens (default: all)"
+    )
+    parser.add_argument(
         "--peers",
         default=",".join(PEERS),
         type=lambda names: [name for name in names.split(",") if name],
@@ -135,10 +149,8 @@ def main() -> None:
     }
     for name in args.only or MODELS:
         with tempfile.TemporaryDirectory(prefix="litert-lm-bench-") as work:
-            bench = _Bench(name, MODELS[name], Path(work), args.rounds)
+            bench = _Bench(name, MODELS[name].only(args.prompts), Path(work), args.rounds)
             document["models"][name] = bench.measure(args.peers)
-        # An hour's figures outlive a run that is cut off.
-        print(json.dumps({name: document["models"][name]}), file=sys.stderr, flush=True)
     print(tables(document))
     print(json.dumps(document))
 
@@ -220,9 +232,12 @@ class _Bench:
             runs = in_turn(
                 {n: lambda m=m, p=prompt, d=new: m(p, d) for n, m in subjects.items()},  # type: ignore[misc]
                 rounds or self.rounds,
+                warm_up=False,  # the best counts
             )
             figures = {name: _best(measured) for name, measured in runs.items()}
             results.append({"prompt": prompt, "new": new, "subjects": figures})
+            # An hour's figures outlive a run that is cut off.
+            print(json.dumps({self.name: results[-1]}), file=sys.stderr, flush=True)
         return results
 
     def convert(self, target: str, cache_length: int) -> Path:
