@@ -53,7 +53,10 @@ def rates(document: dict[str, Any]) -> str:
             row = [model["title"], f"{case['prompt']} + {case['new']}"]
             for subject in _SUBJECTS:
                 figures = case["subjects"].get(subject)
-                row.append(f"{figures['prefill']:.0f} / {figures['decode']:.1f}" if figures else "")
+                if figures:
+                    row.append(f"{figures['prefill']:.0f} / {figures['decode']:.1f}")
+                else:  # a peer that could not run says why
+                    row.append(model.get("left_out", {}).get(subject, ""))
             rows.append(row)
     names = [name for name, _, _ in _SUBJECTS.values()]
     return table(["prefill / decode, tok/s", "prompt + new tokens", *names], rows)

@@ -80,6 +80,13 @@ def test_tables_name_every_figure_and_what_was_missed(document: dict[str, Any]) 
     }
 
 
+def test_a_peer_that_could_not_run_says_why(document: dict[str, Any]) -> None:
+    model = document["models"]["gemma3-270m"]
+    del model["cases"][0]["subjects"]["llama.cpp"]
+    model["left_out"] = {"llama.cpp": "install ninja"}
+    assert "500 / 40.0 | install ninja |" in tables(document)
+
+
 def test_the_plot_has_a_point_for_every_figure(document: dict[str, Any]) -> None:
     picture = ET.fromstring(svg(document))
     labels = [title.text for title in picture.iter("{http://www.w3.org/2000/svg}title")]
