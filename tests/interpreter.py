@@ -13,8 +13,8 @@ from converter.inspection import read_bundle
 class GraphRunner:
     """One conversation with the model inside a `.litertlm` file.
 
-    The caches live outside the graph, masks are additive and prefills are padded with zeros, as in
-    the engine.
+    The caches live outside the graph, masks are additive and made only where the graph takes them,
+    and prefills are padded with zeros, as in the engine.
     """
 
     def __init__(self, bundle: Path) -> None:
@@ -35,7 +35,7 @@ class GraphRunner:
             for tensor in decode.inputs
             if tensor.name.startswith("kv_cache_")
         }
-        self.cache_length = next(t.shape[3] for t in decode.inputs if t.name == "mask")
+        self._masked = next((t.shape[3] for t in decode.inputs if t.name == "mask"), None)
         self.prefill_lengths = sorted(
             int(name.split("_")[1]) for name in self._runners if name.startswith("prefill_")
         )
@@ -53,13 +53,18 @@ class GraphRunner:
     ) -> dict[str, np.ndarray]:
         padding = length - len(tokens)
         positions = [*range(start, start + len(tokens)), *[0] * padding]
-        mask = np.full((1, 1, length, self.cache_length), -0.7 * np.finfo(np.float32).max)
-        for row, position in enumerate(positions[: len(tokens)]):
-            mask[0, 0, row, : position + 1] = 0
+        masks = {}
+        if self._masked:
+            mask = np.full(
+                (1, 1, length, self._masked), -0.7 * np.finfo(np.float32).max, np.float32
+            )
+            for row, position in enumerate(positions[: len(tokens)]):
+                mask[0, 0, row, : position + 1] = 0
+            masks["mask"] = mask
         result: dict[str, np.ndarray] = self._runners[signature](
             tokens=np.array([[*tokens, *[0] * padding]], np.int32),
             input_pos=np.array(positions, np.int32),
-            mask=mask.astype(np.float32),
+            **masks,
             **self._caches,
         )
         for name in self._caches:

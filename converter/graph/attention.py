@@ -2,7 +2,8 @@
 
 N tokens in this call, heads in groups that share a key-value head: kv * group heads, d = head_dim.
 The queries of a group stand in the rows of one matrix, (1, kv, group * N, d), so that keys and
-values are not repeated.
+values are not repeated. Rows and columns are told by their positions in the text, as floats, which
+the runtime's delegate computes with: exact up to 2^24.
 """
 
 from __future__ import annotations
@@ -12,9 +13,15 @@ from dataclasses import dataclass
 
 from converter.graph.tflite import Graph, Model, Tensor
 
+# Added to the scores of columns out of sight, times how far they are.
+_HIDDEN = 1e9
+# The position of a column that holds nothing: in the future of every row.
+NOWHERE = 1 << 23
 # How many columns may be read instead of all. More steps would read less, but the runtime prepares
 # the bodies that are not taken anew at every call, for every layer.
 LEVELS = (256, 512, 1024, 2048, 4096, 8192, 16384)
+# A call of so many tokens has a level for itself: the first one of a prompt.
+_LONG_CALL = 64
 # Cutting columns off copies them; to read more than this share of all, read all.
 _WORTH_CUTTING = 0.7
 # A prefill's rows are taken so many at once: early ones need not look at the columns of late ones.
@@ -38,12 +45,20 @@ class Columns:
     start: int
     stop: int
 
+    @property
+    def count(self) -> int:
+        return self.stop - self.start
+
 
 def first_columns(rows: int, everything: int) -> tuple[Columns, ...]:
     """The choices where columns are used from the first one on."""
     most = _WORTH_CUTTING * everything
-    levels = [level for level in LEVELS if rows <= level <= most]
-    return tuple(Columns(level, 0, level) for level in (*levels, everything))
+    levels = {rows} if rows >= _LONG_CALL else set()
+    levels |= {level for level in LEVELS if level >= rows}
+    return tuple(
+        Columns(level, 0, level)
+        for level in (*sorted(level for level in levels if level <= most), everything)
+    )
 
 
 @dataclass(frozen=True)
@@ -52,13 +67,13 @@ class Rows:
 
     Attributes:
         start: the first of them.
-        mask: (1, 1, rows, columns).
+        positions: (1, 1, rows, 1), float32.
         needed: how many columns are in use, (1,).
         choices: ascending by what they hold; the last is taken when none is enough.
     """
 
     start: int
-    mask: Tensor
+    positions: Tensor
     needed: Tensor
     choices: tuple[Columns, ...]
 
@@ -71,19 +86,34 @@ class AttentionByRows:
     copy, and cut off what they read.
     """
 
-    def __init__(self, model: Model, graph: Graph, name: str, rows: Sequence[Rows]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        graph: Graph,
+        name: str,
+        rows: Sequence[Rows],
+        columns: Tensor,
+        window: int | None,
+    ) -> None:
+        """
+        Args:
+            columns: positions of the keys, (1, 1, 1, columns), float32.
+            window: how many positions a row sees, itself included; None for all before it.
+        """
         self.model = model
         self.graph = graph
         self.name = name
         self.rows = rows
+        self.columns = columns
+        self.window = window
 
     def attend(self, name: str, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """One layer's attention: (1, N, heads, d) -> the same shape."""
         parts = []
         for rows in self.rows:
             part = f"{name}/{rows.start}"
-            own = cut(self.graph, f"{part}/q", q, 1, rows.start, rows.mask.shape[2])
-            inputs = (own, keys, values, rows.mask, rows.needed)
+            own = cut(self.graph, f"{part}/q", q, 1, rows.start, rows.positions.shape[2])
+            inputs = (own, keys, values, rows.positions, self.columns, rows.needed)
             parts.append(self._choose(self.graph, part, rows.choices, inputs))
         return _join(self.graph, f"{name}/rows", parts, axis=1)
 
@@ -91,9 +121,14 @@ class AttentionByRows:
         self, g: Graph, name: str, choices: tuple[Columns, ...], inputs: Sequence[Tensor]
     ) -> Tensor:
         """Attention over the first of `choices` that is enough."""
-        q, keys, values, mask, needed = inputs
+        q, keys, values, rows, columns, needed = inputs
         if len(choices) == 1:
-            return make_attention(g, name, q, keys, values, mask, choices[0])
+            [chosen] = choices
+            seen = cut(g, f"{name}/columns", columns, 3, chosen.start, chosen.count)
+            # Where all that is used is no longer than the window, nothing has left it.
+            window = self.window if self.window and self.window < chosen.holds else None
+            mask = make_mask(g, f"{name}/mask", rows, seen, window)
+            return make_attention(g, name, q, keys, values, mask, chosen)
         lower, upper = choices[: len(choices) // 2], choices[len(choices) // 2 :]
         holds = g.constant(f"{name}/holds_{lower[-1].holds}", [lower[-1].holds])
         is_enough = g.make_greater_equal(f"{name}/is_enough", holds, needed)
@@ -102,19 +137,40 @@ class AttentionByRows:
 
     def _body(self, choices: tuple[Columns, ...], inputs: Sequence[Tensor]) -> Graph:
         """The branch in which one of `choices` is taken."""
-        rows, columns = inputs[3].shape[2:]
+        _, keys, _, rows, *_ = inputs
         span = f"{choices[0].start}:{choices[0].stop}-{choices[-1].start}:{choices[-1].stop}"
-        name = f"{self.name}/{rows}_rows/{columns}_columns/{span}"
+        name = f"{self.name}/{rows.shape[2]}_rows/{keys.shape[2]}_columns/{span}"
         body = self.model.bodies.get(name)
         if body is None:
             body = self.model.add_body(name)
-            names = ("q", "keys", "values", "mask", "needed")
+            names = ("q", "keys", "values", "rows", "columns", "needed")
             copies = [
                 body.add_input(part, tensor.shape, tensor.dtype)
                 for part, tensor in zip(names, inputs, strict=True)
             ]
             body.add_output("context", self._choose(body, "attention", choices, copies))
         return body
+
+
+def make_mask(g: Graph, name: str, rows: Tensor, columns: Tensor, window: int | None) -> Tensor:
+    """0 where a row sees a column, else at most -1e9: (1, 1, rows, columns).
+
+    A row at position p sees the positions p - window + 1 to p. Differences, not comparisons: the
+    runtime's delegate computes these.
+
+    Args:
+        rows: (1, 1, rows, 1), float32.
+        columns: (1, 1, 1, columns), float32.
+        window: None for all before p.
+    """
+    ago = g.make_sub(f"{name}/ago", rows, columns)
+    zero = g.constant(f"{name}/zero", 0.0)
+    hidden = g.make_minimum(f"{name}/future", ago, zero)
+    if window is not None:
+        oldest = g.constant(f"{name}/oldest", float(window - 1))
+        past = g.make_minimum(f"{name}/past", g.make_sub(f"{name}/left", oldest, ago), zero)
+        hidden = g.make_add(f"{name}/hidden", hidden, past)
+    return g.make_mul(name, hidden, g.constant(f"{name}/scale", _HIDDEN))
 
 
 def make_attention(
@@ -130,16 +186,16 @@ def make_attention(
     """softmax(q @ keys^T + mask) @ values: (1, N, heads, d) -> the same shape.
 
     Args:
-        keys, values: (1, kv, columns, d).
+        keys, values: (1, kv, all columns, d).
         mask: (1, 1, N, columns), or (1, 1, group * N, columns): repeated for the heads of a group.
         columns: look at these alone.
-        values_axis: 3 where values are (1, kv, d, columns).
+        values_axis: 3 where values are (1, kv, d, all columns).
     """
     _, n, heads, d = q.shape
     _, kv, everything, _ = keys.shape
-    start, stop = (columns.start, columns.stop) if columns else (0, everything)
-    count, rows = stop - start, heads // kv * n
-    width = count
+    columns = columns or Columns(everything, 0, everything)
+    start, stop, count = columns.start, columns.stop, columns.count
+    rows, width = heads // kv * n, count
     if n == 1 and count < everything:  # with more rows, scores outweigh keys
         width = max(_TILE_BYTES // (4 * kv * d), -(-count // _TILES))
     tiles = [(at, min(width, stop - at)) for at in range(start, stop, width)]
@@ -155,8 +211,7 @@ def make_attention(
     repeated = mask.shape[2] == rows
     if not repeated:
         score = g.make_reshape(f"{name}/scores/groups", score, (kv, heads // kv, n, count))
-    seen = cut(g, f"{name}/mask", mask, 3, start, count)
-    weights = g.make_softmax(f"{name}/softmax", g.make_add(f"{name}/masked", score, seen))
+    weights = g.make_softmax(f"{name}/softmax", g.make_add(f"{name}/masked", score, mask))
     if not repeated:
         weights = g.make_reshape(f"{name}/softmax/rows", weights, (1, kv, rows, count))
     context: Tensor | None = None

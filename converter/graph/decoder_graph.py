@@ -1,6 +1,6 @@
 """Turns a `DecoderSpec` into the signatures `prefill_N` and `decode` of a TFLite model.
 
-    tokens (1, N)  input_pos (N,)  mask (1, 1, N, C)
+    tokens (1, N)  input_pos (N,)  [gpu only: mask (1, 1, N, C)]
     kv_cache_k_i  kv_cache_v_i
         |
     embedding -> layers -> [decode only: norm -> head -> logits (1, 1, vocabulary)]
@@ -82,7 +82,9 @@ class _DecoderGraph:
         g, spec, n = self.graph, self.spec, self.length
         tokens = g.add_input("tokens", (1, n), DType.INT32)
         self.positions = g.add_input("input_pos", (n,), DType.INT32)
-        mask = g.add_input("mask", (1, 1, n, self.cache_length), DType.FLOAT32)
+        mask = None
+        if self.target is Target.GPU:
+            mask = g.add_input("mask", (1, 1, n, self.cache_length), DType.FLOAT32)
         first = g.make_slice("cache/first", self.positions, (0,), (1,))
         last = g.make_reduce_max("cache/last", self.positions)
         call = Call(self.model, g, spec, n, self.positions, first, last, mask)

@@ -8,8 +8,9 @@ d = head_dim. What all layers of a kind share is computed once per call.
 * `PlainCache`, for GPU delegates, is the layout that they are known to take: static, one mask
   input, every slot read at every call. k is (1, kv, S, d), v is (1, kv, d, S).
 * On a CPU cost should follow what is used. k and v are (1, kv, S, d): a call's tokens lie together.
-  `FullCache` (layers that see everything) reads as many slots as are in use, `RingCache` (layers
-  with a window) holds the window and no more.
+  There is no mask input, which the runtime would fill for all C slots: who sees whom follows from
+  positions. `FullCache` (layers that see everything) reads as many slots as are in use; a ring
+  (layers with a window) holds little more than the window: `RingCache`, `LongRingCache`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 import numpy as np
 
 from converter.decoder import DecoderSpec
 from converter.graph.attention import (
+    NOWHERE,
     ROWS_AT_ONCE,
     AttentionByRows,
     Columns,
@@ -33,11 +36,15 @@ from converter.graph.attention import (
 )
 from converter.graph.tflite import DType, Graph, Model, Tensor
 
-# Added to the scores of positions out of sight. Large against any score, small enough that two such
-# numbers added up (the runtime's mask and ours) stay finite.
+# Added to the scores of positions that left the window. Large against any score, small enough that
+# two such numbers added up (the runtime's mask and ours) stay finite.
 _MASKED = -1e9
-# Slots of a ring beyond the window: as many tokens the engine may take back between two turns.
-RING_SLACK = 128
+# How many tokens the engine may take back between two turns.
+REWIND = 120
+# A call may leave so much padding in a ring: what the shortest signature of the ladder has.
+_PADDING = 8
+# Slots of a ring beyond the window. A call of so many tokens overwrites nothing that it looks at.
+RING_SLACK = REWIND + _PADDING
 
 
 class Target(str, Enum):
@@ -72,7 +79,7 @@ def cache_shape(
 
     Args:
         rings: whether a ring may be taken. It has forgotten what left its window, so not where the
-            engine takes back more than `RING_SLACK` tokens, as it does with a model's thoughts.
+            engine takes back more than `REWIND` tokens, as it does with a model's thoughts.
     """
     window = sliding_window if sliding_window and sliding_window < cache_length else None
     if target is Target.GPU:
@@ -94,7 +101,7 @@ class Call:
     Attributes:
         positions: (N,), position 0 for the padding at a prefill's end.
         first, last: the first of them, and the last that is not padding, (1,).
-        mask: the runtime's causal mask, (1, 1, N, C).
+        mask: the runtime's causal mask, (1, 1, N, C); None on a CPU.
     """
 
     model: Model
@@ -104,7 +111,7 @@ class Call:
     positions: Tensor
     first: Tensor
     last: Tensor
-    mask: Tensor
+    mask: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -117,11 +124,30 @@ class Extended:
     values: Tensor
 
 
+class Write(NamedTuple):
+    """Writing a call's keys or values into a cache.
+
+    Attributes:
+        new: (1, kv, N, d).
+        cache: (1, kv, S, d).
+        start: where `new` goes, (4,).
+        tokens, written: see `make_blend`.
+    """
+
+    new: Tensor
+    cache: Tensor
+    start: Tensor
+    tokens: Tensor
+    written: Tensor
+
+
 def make_cache(call: Call, shape: CacheShape, target: Target) -> KVCache:
     """The graph of one kind of cache, with what its layers share."""
     if target is Target.GPU:
         return PlainCache(call, shape)
-    return RingCache(call, shape) if shape.is_ring else FullCache(call, shape)
+    if not shape.is_ring:
+        return FullCache(call, shape)
+    return RingCache(call, shape) if call.length <= RING_SLACK else LongRingCache(call, shape)
 
 
 class KVCache:
@@ -158,20 +184,6 @@ class KVCache:
             self.graph.add_input(f"kv_cache_v_{layer}", v_shape, DType.FLOAT32),
         )
 
-    def make_window_mask(self) -> Tensor:
-        """(1, 1, N, C): the runtime's mask, narrowed to the window."""
-        g, window, slots = self.graph, self.shape.window, self.shape.slots
-        if window is None:
-            return self.call.mask
-        # Slot j holds position j; it is out of sight when position - j >= window.
-        name = f"{self.name}/mask"
-        until = np.arange(slots, dtype=np.int32).reshape(1, 1, 1, slots) + window
-        position = g.make_reshape(f"{name}/position", self.call.positions, (1, 1, self.length, 1))
-        passed = g.make_greater_equal(
-            f"{name}/passed", position, g.constant(f"{name}/seen_until", until)
-        )
-        return g.make_select(name, passed, g.constant(f"{name}/masked", _MASKED), self.call.mask)
-
     def make_start(self, name: str, slot: Tensor, axis: int) -> Tensor:
         """Where a call writes in a cache with its slots along `axis`, (4,)."""
         parts = [self.graph.constant("cache/zero", [0])] * 4
@@ -205,6 +217,21 @@ class PlainCache(KVCache):
     def attend(self, name: str, q: Tensor, seen: Extended) -> Tensor:
         return make_attention(self.graph, name, q, seen.keys, seen.values, self.mask, values_axis=3)
 
+    def make_window_mask(self) -> Tensor:
+        """(1, 1, N, C): the runtime's mask, narrowed to the window."""
+        g, window, slots, mask = self.graph, self.shape.window, self.shape.slots, self.call.mask
+        assert mask is not None  # it is an input of this target
+        if window is None:
+            return mask
+        # Slot j holds position j; it is out of sight when position - j >= window.
+        name = f"{self.name}/mask"
+        until = np.arange(slots, dtype=np.int32).reshape(1, 1, 1, slots) + window
+        position = g.make_reshape(f"{name}/position", self.call.positions, (1, 1, self.length, 1))
+        passed = g.make_greater_equal(
+            f"{name}/passed", position, g.constant(f"{name}/seen_until", until)
+        )
+        return g.make_select(name, passed, g.constant(f"{name}/masked", _MASKED), mask)
+
 
 class FullCache(KVCache):
     """Position p lies in slot p; a call reads as many slots as are in use."""
@@ -212,7 +239,8 @@ class FullCache(KVCache):
     def prepare(self) -> None:
         g, slots = self.graph, self.shape.slots
         self.start = self.make_start("start", self.call.first, axis=2)
-        self.attention = self.make_attention(self.make_window_mask())
+        columns = np.arange(slots, dtype=np.float32).reshape(1, 1, 1, slots)
+        self.attention = self.make_attention(g.constant(f"{self.name}/columns", columns))
         if self.length == 1:
             return
         # The padding of a last prefill may reach beyond the cache. DYNAMIC_UPDATE_SLICE then moves
@@ -228,9 +256,14 @@ class FullCache(KVCache):
         """What these rows of a call may look at, by the position after the last of them."""
         return first_columns(stop - start, self.shape.slots)
 
-    def make_attention(self, mask: Tensor) -> AttentionByRows:
-        """Attention in which the first tokens of a call do not look where only later ones do."""
+    def make_attention(self, columns: Tensor) -> AttentionByRows:
+        """Attention in which the first tokens of a call do not look where only later ones do.
+
+        Args:
+            columns: positions of the keys, (1, 1, 1, columns), float32.
+        """
         g, call, all_rows = self.graph, self.call, []
+        positions = self.make_positions(f"{self.name}/rows", (1, 1, self.length, 1))
         for start in range(0, self.length, ROWS_AT_ONCE):
             stop = min(start + ROWS_AT_ONCE, self.length)
             name = f"{self.name}/rows_{start}"
@@ -242,9 +275,17 @@ class FullCache(KVCache):
                 is_used = g.make_greater_equal(f"{name}/is_used", self.call.last, begin)
                 used = g.make_cast(f"{name}/used", is_used, DType.INT32)
                 needed = g.make_mul(f"{name}/needed", needed, used)
-            rows = cut(g, f"{name}/mask", mask, 2, start, stop - start)
+            rows = cut(g, f"{name}/positions", positions, 2, start, stop - start)
             all_rows.append(Rows(start, rows, needed, self.columns_of(start, stop)))
-        return AttentionByRows(call.model, g, self.name, all_rows)
+        return AttentionByRows(call.model, g, self.name, all_rows, columns, self.shape.window)
+
+    def make_positions(self, name: str, shape: Sequence[int]) -> Tensor:
+        """Where this call's tokens stand in the text, float32; padding goes on from them."""
+        g = self.graph
+        numbers = g.constant(f"{name}/numbers", np.arange(self.length, dtype=np.int32))
+        position = g.make_add(f"{name}/int32", self.call.first, numbers)
+        column = g.make_cast(f"{name}/float32", position, DType.FLOAT32)
+        return g.make_reshape(f"{name}/positions", column, shape)
 
     def make_places(self, name: str, token: Tensor) -> tuple[Tensor, Tensor]:
         """Which of this call's tokens goes to each place; none where it is negative, (places,)."""
@@ -264,24 +305,32 @@ class FullCache(KVCache):
         """A cache with this call's tokens, (1, N, kv, d)."""
         block = make_heads_first(self.graph, f"{name}/heads_first", new)
         if self.length > 1:
-            block = self.make_block(f"{name}/block", block, cache)
+            block = self.make_either(f"{name}/block", block, cache)
         return self.graph.make_dynamic_update_slice(f"{name}/cache", cache, block, self.start)
 
-    def make_block(self, name: str, new: Tensor, cache: Tensor) -> Tensor:
-        """This call's tokens alone, or after the cache's last ones if they do not fit."""
+    def make_either(self, name: str, new: Tensor, cache: Tensor) -> Tensor:
+        """`add_fit` where this call's tokens fit as they are, else `add_moved`."""
         model, prefix = self.call.model, f"{self.name}/{self.length}_tokens"
-        inputs = (new, cache, *self.places)
-        if f"{prefix}/fit" not in model.bodies:  # for all layers
-            fit, moved = model.add_body(f"{prefix}/fit"), model.add_body(f"{prefix}/moved")
-            for part, tensor in zip(("new", "cache", "tokens", "written"), inputs, strict=True):
-                fit.add_input(part, tensor.shape, tensor.dtype)
-                moved.add_input(part, tensor.shape, tensor.dtype)
-            fit.add_output("block", fit.inputs["new"])
-            own, old, *places = moved.inputs.values()
-            last = cut(moved, "last", old, 2, old.shape[2] - self.length, self.length)
-            moved.add_output("block", make_blend(moved, "block", last, own, *places))
-        fit, moved = model.bodies[f"{prefix}/fit"], model.bodies[f"{prefix}/moved"]
+        inputs = Write(new, cache, self.start, *self.places)
+        ways = {f"{prefix}/fit": self.add_fit, f"{prefix}/moved": self.add_moved}
+        for body_name, add in ways.items():
+            if body_name not in model.bodies:  # for all layers
+                body = model.add_body(body_name)
+                parts = inputs._asdict().items()
+                add(body, Write(*(body.add_input(part, x.shape, x.dtype) for part, x in parts)))
+        fit, moved = (model.bodies[body_name] for body_name in ways)
         return self.graph.make_if(name, self.fits, fit, moved, inputs)
+
+    def add_fit(self, body: Graph, write: Write) -> None:
+        """The block to be written is what is new."""
+        body.add_output("block", write.new)
+
+    def add_moved(self, body: Graph, write: Write) -> None:
+        """It ends where the cache does."""
+        first = write.cache.shape[2] - self.length
+        last = cut(body, "last", write.cache, 2, first, self.length)
+        block = make_blend(body, "block", last, write.new, write.tokens, write.written)
+        body.add_output("block", block)
 
     def attend(self, name: str, q: Tensor, seen: Extended) -> Tensor:
         return self.attention.attend(f"{name}/context", q, seen.keys, seen.values)
@@ -290,105 +339,105 @@ class FullCache(KVCache):
 class RingCache(FullCache):
     """Position p lies in slot p mod R; R is the window and `RING_SLACK`.
 
-    A prefill looks at the ring as it was before it, then at its own N keys. A prompt's first call
-    has nothing before it, and later rows of a long call no longer see it: they look at its own.
+    A short call writes, then looks: what it overwrites has left the window of its first row.
     """
 
     def prepare(self) -> None:
-        g, n, slots = self.graph, self.length, self.shape.slots
+        g, n, slots, call = self.graph, self.length, self.shape.slots, self.call
+        self.slots = g.constant(f"{self.name}/slots", [slots])
+        slot = g.make_floor_mod(f"{self.name}/slot", call.first, self.slots)
+        self.start = self.make_start("start", slot, axis=2)
+        self.attention = self.make_attention(self.make_columns(f"{self.name}/columns", call.last))
         if n == 1:
-            length = g.constant(f"{self.name}/slots", [slots])
-            slot = g.make_floor_mod(f"{self.name}/slot", self.call.first, length)
-            self.start = self.make_start("start", slot, axis=2)
-            self.attention = self.make_attention(self.make_decode_mask())
             return
-        self.attention = self.make_attention(self.make_prefill_mask())
-        # The token that ends up in each slot: the newest position that belongs there, counted from
-        # this call's first. Padding has position 0 and is no token, so it is never the newest.
-        age = self.make_age(f"{self.name}/age", self.call.last)
-        newest = g.make_sub(f"{self.name}/newest", self.call.last, age)
+        name = f"{self.name}/fits"
+        to_the_end = g.constant(f"{name}/latest_start", [slots - n])
+        room = g.make_sub(f"{name}/room", to_the_end, slot)
+        tokens = g.make_sub(f"{name}/tokens", call.last, call.first)
+        least = g.constant(f"{name}/least", [n - 1 - _PADDING])
+        unpadded = g.make_sub(f"{name}/unpadded", tokens, least)
+        spare = g.make_minimum(f"{name}/spare", room, unpadded)
+        self.fits = g.make_greater_equal(name, spare, g.constant("cache/zero", [0]))
+        self.places = self.make_newest_places()
+
+    def make_age(self, name: str, newest: Tensor) -> Tensor:
+        """How long before position `newest`, (1,), the one in each slot is, (R,)."""
+        g = self.graph
+        slot = g.constant(f"{self.name}/numbers", np.arange(self.shape.slots, dtype=np.int32))
+        back = g.make_sub(f"{name}/back", newest, slot)
+        return g.make_floor_mod(name, back, self.slots)
+
+    def make_columns(self, name: str, newest: Tensor) -> Tensor:
+        """The position in each slot when `newest` was the last to be written, (1, 1, 1, R)."""
+        g, zero = self.graph, self.graph.constant("cache/zero", [0])
+        position = g.make_sub(f"{name}/all", newest, self.make_age(f"{name}/age", newest))
+        is_used = g.make_greater_equal(f"{name}/is_used", position, zero)
+        nowhere = g.constant(f"{name}/nowhere", [NOWHERE])
+        position = g.make_select(f"{name}/used", is_used, position, nowhere)
+        column = g.make_cast(f"{name}/float32", position, DType.FLOAT32)
+        return g.make_reshape(name, column, (1, 1, 1, self.shape.slots))
+
+    def make_newest_places(self) -> tuple[Tensor, Tensor]:
+        """Which of this call's tokens goes to each slot: the newest position that belongs there.
+
+        Padding has position 0 and is no token, so it is never the newest.
+        """
+        g, last = self.graph, self.call.last
+        newest = g.make_sub(f"{self.name}/newest", last, self.make_age(f"{self.name}/age", last))
         token = g.make_sub(f"{self.name}/token", newest, self.call.first)
-        self.places = self.make_places(self.name, token)
+        return self.make_places(self.name, token)
+
+    def write(self, name: str, new: Tensor, cache: Tensor) -> Tensor:
+        if self.length == 1:
+            return super().write(name, new, cache)
+        new = make_heads_first(self.graph, f"{name}/heads_first", new)
+        return self.make_either(f"{name}/cache", new, cache)
+
+    def add_fit(self, body: Graph, write: Write) -> None:
+        """The ring with a block in it."""
+        ring = body.make_dynamic_update_slice("ring", write.cache, write.new, write.start)
+        body.add_output("ring", ring)
+
+    def add_moved(self, body: Graph, write: Write) -> None:
+        """The ring with tokens at its end and at its beginning, or without their padding."""
+        ring = make_blend(body, "ring", write.cache, write.new, write.tokens, write.written)
+        body.add_output("ring", ring)
+
+
+class LongRingCache(RingCache):
+    """A ring in a call of more tokens, which looks at the ring as it was and at its own N keys.
+
+    A prompt's first call has nothing before it, and later rows of a long call no longer see it:
+    they look at its own.
+    """
+
+    def prepare(self) -> None:
+        g, call = self.graph, self.call
+        self.slots = g.constant(f"{self.name}/slots", [self.shape.slots])
+        one = g.constant(f"{self.name}/one", [1])
+        before = g.make_sub(f"{self.name}/before", call.first, one)
+        ring = self.make_columns(f"{self.name}/ring", before)
+        own = self.make_positions(f"{self.name}/own", (1, 1, 1, self.length))
+        columns = g.make_concatenation(f"{self.name}/columns", (ring, own), axis=3)
+        self.attention = self.make_attention(columns)
+        self.places = self.make_newest_places()
 
     def columns_of(self, start: int, stop: int) -> tuple[Columns, ...]:
-        """In a prefill its own columns follow the ring's; row i sees i - window + 1 to i."""
-        if self.length == 1:
-            return super().columns_of(start, stop)
-        slots, first_seen = self.shape.slots, start - self.window + 1
+        """Its own columns follow the ring's; row i sees i - window + 1 to i."""
+        assert self.shape.window is not None  # a ring has one
+        slots, first_seen = self.shape.slots, start - self.shape.window + 1
         own = Columns(stop, slots + max(first_seen, 0), slots + stop)
         if first_seen >= 0:
             return (own,)
         # Its own are enough where it ends at its length: nothing lies in the ring.
         return own, Columns(slots + stop, 0, slots + stop)
 
-    def make_age(self, name: str, newest: Tensor) -> Tensor:
-        """How long before position `newest`, (1,), the one in each slot is, (R,)."""
-        g, slots = self.graph, self.shape.slots
-        slot = g.constant(f"{self.name}/slot_numbers", np.arange(slots, dtype=np.int32))
-        back = g.make_sub(f"{name}/back", newest, slot)
-        return g.make_floor_mod(name, back, g.constant(f"{self.name}/slots", [slots]))
-
-    # The runtime's mask knows nothing of rings.
-
-    def make_decode_mask(self) -> Tensor:
-        """(1, 1, 1, R)."""
-        g, name, first = self.graph, f"{self.name}/mask", self.call.first
-        age = self.make_age(f"{name}/age", first)
-        one = g.constant(f"{name}/one", [1])
-        before = g.make_add(f"{name}/before", first, one)  # positions up to this one
-        widest = g.constant(f"{name}/window", [self.window])
-        until = g.make_minimum(f"{name}/until", before, widest)
-        hidden = g.make_greater_equal(f"{name}/hidden", age, until)
-        row = self.make_hiding(f"{name}/row", hidden)
-        return g.make_reshape(name, row, (1, 1, 1, self.shape.slots))
-
-    def make_prefill_mask(self) -> Tensor:
-        """(1, 1, N, R + N) over the ring and this call's keys."""
-        g, n, window, first = self.graph, self.length, self.window, self.call.first
-        name, one = f"{self.name}/mask", g.constant(f"{self.name}/mask/one", [1])
-        age = self.make_age(f"{name}/age", g.make_sub(f"{name}/newest", first, one))
-        never = g.make_greater_equal(f"{name}/never_written", age, first)
-        widest = g.constant(f"{name}/window", [window])
-        age = g.make_select(f"{name}/age_or_never", never, widest, age)
-        age = g.make_reshape(f"{name}/age_row", age, (1, 1, 1, self.shape.slots))
-        # Row i is i + 1 positions after the newest in the ring.
-        rows = np.arange(n, dtype=np.int32).reshape(1, 1, n, 1)
-        limit = g.constant(f"{name}/limit", window - 1 - rows)
-        ring = self.make_hiding(
-            f"{name}/ring", g.make_greater_equal(f"{name}/ring_hidden", age, limit)
-        )
-        # Of its own keys, column j is seen by the rows j to j + window - 1. Computed: as a constant
-        # it would be N * N numbers in the file.
-        row = g.constant(f"{name}/row_numbers", rows)
-        columns = rows.reshape(1, 1, 1, n)
-        is_past = g.make_greater_equal(f"{name}/is_past", row, g.constant(f"{name}/from", columns))
-        is_far = g.make_greater_equal(
-            f"{name}/is_far", row, g.constant(f"{name}/to", columns + np.int32(window))
-        )
-        masked, seen = g.constant(f"{name}/masked", _MASKED), g.constant(f"{name}/seen", 0.0)
-        own = g.make_select(f"{name}/causal", is_past, seen, masked)
-        own = g.make_select(f"{name}/own", is_far, masked, own)
-        return g.make_concatenation(name, (ring, own), axis=3)
-
-    @property
-    def window(self) -> int:
-        assert self.shape.window is not None  # a ring has one
-        return self.shape.window
-
-    def make_hiding(self, name: str, hidden: Tensor) -> Tensor:
-        """What is added to the scores, given whether each is hidden."""
-        g = self.graph
-        masked, seen = g.constant(f"{name}/masked", _MASKED), g.constant(f"{name}/seen", 0.0)
-        return g.make_select(name, hidden, masked, seen)
-
     def extend(self, name: str, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Extended:
-        if self.length == 1:
-            return super().extend(name, k, v, k_cache, v_cache)
-        keys, k_cache = self.write_ring(f"{name}/k", k, k_cache)
-        values, v_cache = self.write_ring(f"{name}/v", v, v_cache)
+        keys, k_cache = self.write_after(f"{name}/k", k, k_cache)
+        values, v_cache = self.write_after(f"{name}/v", v, v_cache)
         return Extended(k_cache, v_cache, keys, values)
 
-    def write_ring(self, name: str, new: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+    def write_after(self, name: str, new: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
         """The old ring's rows before this call's, and the new ring."""
         g = self.graph
         new = make_heads_first(g, f"{name}/heads_first", new)

@@ -11,7 +11,7 @@ import pytest
 
 from converter.base import PREFILL_LADDER, ConvertOptions, ModelConverter
 from converter.checkpoint.safetensors import open_folder
-from converter.graph.kv_cache import RING_SLACK, CacheShape, Target, cache_shape
+from converter.graph.kv_cache import REWIND, RING_SLACK, CacheShape, Target, cache_shape
 from converter.inspection import read_bundle
 from converter.registry import FAMILIES
 from tests.interpreter import GraphRunner
@@ -155,12 +155,12 @@ def test_caches_about_as_long_as_the_windows(
 
 
 def test_what_the_engine_takes_back_is_still_seen(checkpoint: Case, tmp_path: Path) -> None:
-    """It rewinds over thoughts: as many tokens as a ring has more slots than its window."""
+    """It rewinds over thoughts; a ring has more slots than its window for this."""
     folder, tokens, expected = checkpoint
     _convert(folder, tmp_path / "m", Target.CPU, CACHE_LENGTH)
     runner = GraphRunner(tmp_path / "m")
     position = _prefill(runner, tokens, 0, (256,))
-    _prefill(runner, [*tokens[:position], *[7] * RING_SLACK], position, (RING_SLACK,))
+    _prefill(runner, [*tokens[:position], *[7] * REWIND], position, (REWIND,))
     position = _prefill(runner, tokens, position, (30,))
     _compare(runner, tokens, position, expected)
 
