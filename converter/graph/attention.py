@@ -8,7 +8,7 @@ the runtime's delegate computes with: exact up to 2^24.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from converter.graph.tflite import Graph, Model, Tensor
@@ -31,6 +31,13 @@ ROWS_AT_ONCE = 256
 _TILE_BYTES = 1 << 20
 _TILES = 8
 _JOINED_AT_ONCE = 4  # the delegate takes no more
+# If they are many, a prefill's columns are taken so many at once, lest its memory grow with them.
+_MANY_COLUMNS = 2048
+_MERGED_COLUMNS = 1024
+
+# A mask from the first column and their number: (1, 1, N, columns), or (1, 1, group * N, columns)
+# where it is repeated for the heads of a group.
+MaskOf = Callable[[int, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,10 @@ class Columns:
     @property
     def count(self) -> int:
         return self.stop - self.start
+
+    def tiles(self, width: int) -> list[tuple[int, int]]:
+        """(start, size) of the pieces that are `width` wide; the last may be narrower."""
+        return [(at, min(width, self.stop - at)) for at in range(self.start, self.stop, width)]
 
 
 def first_columns(rows: int, everything: int) -> tuple[Columns, ...]:
@@ -124,11 +135,14 @@ class AttentionByRows:
         q, keys, values, rows, columns, needed = inputs
         if len(choices) == 1:
             [chosen] = choices
-            seen = cut(g, f"{name}/columns", columns, 3, chosen.start, chosen.count)
             # Where all that is used is no longer than the window, nothing has left it.
             window = self.window if self.window and self.window < chosen.holds else None
-            mask = make_mask(g, f"{name}/mask", rows, seen, window)
-            return make_attention(g, name, q, keys, values, mask, chosen)
+
+            def mask_of(at: int, size: int) -> Tensor:
+                part = cut(g, f"{name}/columns/{at}", columns, 3, at, size)
+                return make_mask(g, f"{name}/mask/{at}", rows, part, window)
+
+            return make_attention(g, name, q, keys, values, mask_of, chosen)
         lower, upper = choices[: len(choices) // 2], choices[len(choices) // 2 :]
         holds = g.constant(f"{name}/holds_{lower[-1].holds}", [lower[-1].holds])
         is_enough = g.make_greater_equal(f"{name}/is_enough", holds, needed)
@@ -179,7 +193,7 @@ def make_attention(
     q: Tensor,
     keys: Tensor,
     values: Tensor,
-    mask: Tensor,
+    mask_of: MaskOf,
     columns: Columns | None = None,
     values_axis: int = 2,
 ) -> Tensor:
@@ -187,46 +201,133 @@ def make_attention(
 
     Args:
         keys, values: (1, kv, all columns, d).
-        mask: (1, 1, N, columns), or (1, 1, group * N, columns): repeated for the heads of a group.
-        columns: look at these alone.
+        mask_of: makes the mask of some columns.
+        columns: look at these alone, by pieces where that is cheaper; None for all at once.
         values_axis: 3 where values are (1, kv, d, all columns).
     """
     _, n, heads, d = q.shape
     _, kv, everything, _ = keys.shape
-    columns = columns or Columns(everything, 0, everything)
-    start, stop, count = columns.start, columns.stop, columns.count
-    rows, width = heads // kv * n, count
-    if n == 1 and count < everything:  # with more rows, scores outweigh keys
-        width = max(_TILE_BYTES // (4 * kv * d), -(-count // _TILES))
-    tiles = [(at, min(width, stop - at)) for at in range(start, stop, width)]
-
-    q = g.make_reshape(
-        f"{name}/q/grouped", make_heads_first(g, f"{name}/q/heads_first", q), (1, kv, rows, d)
-    )
-    scores = []
-    for at, size in tiles:
-        part = cut(g, f"{name}/keys/{at}", keys, 2, at, size)
-        scores.append(g.make_batch_matmul(f"{name}/scores/{at}", q, part))
-    score = _join(g, f"{name}/scores", scores, axis=3)
-    repeated = mask.shape[2] == rows
-    if not repeated:
-        score = g.make_reshape(f"{name}/scores/groups", score, (kv, heads // kv, n, count))
-    weights = g.make_softmax(f"{name}/softmax", g.make_add(f"{name}/masked", score, mask))
-    if not repeated:
-        weights = g.make_reshape(f"{name}/softmax/rows", weights, (1, kv, rows, count))
-    context: Tensor | None = None
-    for at, size in tiles:
-        weight = cut(g, f"{name}/weights/{at}", weights, 3, at - start, size)
-        part = cut(g, f"{name}/values/{at}", values, values_axis, at, size)
-        product = g.make_batch_matmul(
-            f"{name}/attended/{at}", weight, part, transposed=values_axis == 3
-        )
-        context = product if context is None else g.make_add(f"{name}/sum/{at}", context, product)
-    assert context is not None  # there is at least one column
+    rows = heads // kv * n
+    heads_first = make_heads_first(g, f"{name}/q/heads_first", q)
+    q = g.make_reshape(f"{name}/q/grouped", heads_first, (1, kv, rows, d))
+    pieces = _Pieces(g, name, q, keys, values, mask_of, values_axis, n)
+    if columns is None:
+        context = pieces.join([(0, everything)])
+    elif n > 1 and columns.count > _MANY_COLUMNS:
+        context = pieces.merge(columns.tiles(_MERGED_COLUMNS))
+    elif n == 1 and columns.count < everything:  # with more rows, scores outweigh keys
+        width = max(_TILE_BYTES // (4 * kv * d), -(-columns.count // _TILES))
+        context = pieces.join(columns.tiles(width))
+    else:
+        context = pieces.join(columns.tiles(columns.count))
     context = g.make_reshape(f"{name}/heads", context, (1, heads, n, d))
     if n == 1:
         return g.make_reshape(f"{name}/tokens_first", context, (1, n, heads, d))
     return g.make_transpose(f"{name}/tokens_first", context, (0, 2, 1, 3))
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """Attention over columns that are taken some at once; `tiles` are their (start, size).
+
+    Attributes:
+        q: (1, kv, group * N, d).
+        keys, values, mask_of, values_axis: see `make_attention`.
+        n: tokens of this call, N.
+    """
+
+    g: Graph
+    name: str
+    q: Tensor
+    keys: Tensor
+    values: Tensor
+    mask_of: MaskOf
+    values_axis: int
+    n: int
+
+    def join(self, tiles: Sequence[tuple[int, int]]) -> Tensor:
+        """One softmax over all scores: (1, kv, group * N, d)."""
+        g, name, start = self.g, self.name, tiles[0][0]
+        count = sum(size for _, size in tiles)
+        score = _join(g, f"{name}/scores", [self.scores(*tile) for tile in tiles], axis=3)
+        weights = g.make_softmax(f"{name}/softmax", self.masked(score, start, count))
+        weights = self.in_rows(f"{name}/weights", weights)
+        context: Tensor | None = None
+        for at, size in tiles:
+            weight = cut(g, f"{name}/weights/{at}", weights, 3, at - start, size)
+            part = self.weighted(weight, at, size)
+            context = part if context is None else g.make_add(f"{name}/sum/{at}", context, part)
+        assert context is not None  # there is at least one column
+        return context
+
+    def merge(self, tiles: Sequence[tuple[int, int]]) -> Tensor:
+        """The same without holding all scores, (1, kv, group * N, d): they would be most of a long
+        prompt's memory.
+
+        As in online softmax (Milakov and Gimelshein, 2018): of each tile the highest score, the sum
+        of exp(score - highest) and the values weighted so; they are merged by their highest scores.
+        """
+        g, merged = self.g, None
+        for at, size in tiles:
+            name = f"{self.name}/piece_{at}"
+            score = self.masked(self.scores(at, size), at, size)
+            highest = g.make_reduce_max(f"{name}/highest", score)
+            weight = g.make_exp(f"{name}/exp", g.make_sub(f"{name}/below", score, highest))
+            total = self.in_rows(f"{name}/total", g.make_sum(f"{name}/sum", weight))
+            part = self.weighted(self.in_rows(f"{name}/weights", weight), at, size)
+            piece = self.in_rows(f"{name}/highest/rows", highest), total, part
+            merged = piece if merged is None else self._merge_two(f"{name}/merged", merged, piece)
+        assert merged is not None  # there is at least one column
+        _, total, context = merged
+        return g.make_div(f"{self.name}/context", context, total)
+
+    def _merge_two(
+        self, name: str, a: tuple[Tensor, Tensor, Tensor], b: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of (highest, total, context), both over the same rows."""
+        g = self.g
+        highest = g.make_maximum(f"{name}/highest", a[0], b[0])
+        parts = []
+        for side, (own, total, context) in (("a", a), ("b", b)):
+            factor = g.make_exp(
+                f"{name}/{side}/factor", g.make_sub(f"{name}/{side}/below", own, highest)
+            )
+            parts.append(
+                (
+                    g.make_mul(f"{name}/{side}/total", total, factor),
+                    g.make_mul(f"{name}/{side}/context", context, factor),
+                )
+            )
+        (total_a, context_a), (total_b, context_b) = parts
+        return (
+            highest,
+            g.make_add(f"{name}/total", total_a, total_b),
+            g.make_add(f"{name}/context", context_a, context_b),
+        )
+
+    def scores(self, at: int, size: int) -> Tensor:
+        """(1, kv, group * N, size)."""
+        part = cut(self.g, f"{self.name}/keys/{at}", self.keys, 2, at, size)
+        return self.g.make_batch_matmul(f"{self.name}/scores/{at}", self.q, part)
+
+    def masked(self, score: Tensor, at: int, size: int) -> Tensor:
+        """Scores + mask, (kv, group, N, size) where one mask serves all heads."""
+        g, (_, kv, rows, _), mask = self.g, score.shape, self.mask_of(at, size)
+        if mask.shape[2] != rows:
+            shape = kv, rows // self.n, self.n, size
+            score = g.make_reshape(f"{self.name}/scores/{at}/groups", score, shape)
+        return g.make_add(f"{self.name}/masked/{at}", score, mask)
+
+    def in_rows(self, name: str, x: Tensor) -> Tensor:
+        """(kv, group, N, any) -> (1, kv, group * N, any)."""
+        shape = *self.q.shape[:3], x.shape[3]
+        return x if x.shape == shape else self.g.make_reshape(name, x, shape)
+
+    def weighted(self, weights: Tensor, at: int, size: int) -> Tensor:
+        """weights @ values, (1, kv, group * N, d)."""
+        part = cut(self.g, f"{self.name}/values/{at}", self.values, self.values_axis, at, size)
+        name, transposed = f"{self.name}/attended/{at}", self.values_axis == 3
+        return self.g.make_batch_matmul(name, weights, part, transposed)
 
 
 def make_heads_first(g: Graph, name: str, x: Tensor) -> Tensor:

@@ -215,7 +215,10 @@ class PlainCache(KVCache):
         return Extended(k, v, k, v)
 
     def attend(self, name: str, q: Tensor, seen: Extended) -> Tensor:
-        return make_attention(self.graph, name, q, seen.keys, seen.values, self.mask, values_axis=3)
+        def mask_of(at: int, size: int) -> Tensor:
+            return cut(self.graph, f"{name}/mask/{at}", self.mask, 3, at, size)
+
+        return make_attention(self.graph, name, q, seen.keys, seen.values, mask_of, values_axis=3)
 
     def make_window_mask(self) -> Tensor:
         """(1, 1, N, C): the runtime's mask, narrowed to the window."""

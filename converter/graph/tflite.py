@@ -158,6 +158,10 @@ class Graph:
         """a * b, with broadcasting."""
         return self._make("MUL", name, (a, b), _broadcast(a.shape, b.shape), a.dtype)
 
+    def make_div(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        """a / b, with broadcasting."""
+        return self._make("DIV", name, (a, b), _broadcast(a.shape, b.shape), a.dtype)
+
     def make_floor_mod(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         """a modulo b with the sign of b, with broadcasting."""
         return self._make("FLOOR_MOD", name, (a, b), _broadcast(a.shape, b.shape), a.dtype)
@@ -194,6 +198,10 @@ class Graph:
         """GELU in its tanh approximation."""
         return self._make("GELU", name, (x,), x.shape, Approximate=True)
 
+    def make_exp(self, name: str, x: Tensor) -> Tensor:
+        """e to the power of x."""
+        return self._make("EXP", name, (x,), x.shape)
+
     def make_softmax(self, name: str, x: Tensor) -> Tensor:
         """Softmax over the last axis."""
         return self._make("SOFTMAX", name, (x,), x.shape, Beta=1.0)
@@ -212,6 +220,11 @@ class Graph:
         """Mean over the last axis, which stays with length 1."""
         axes = self.constant(f"{name}/axes", [len(x.shape) - 1])
         return self._make("MEAN", name, (x, axes), (*x.shape[:-1], 1), KeepDims=True)
+
+    def make_sum(self, name: str, x: Tensor) -> Tensor:
+        """Sum over the last axis, which stays with length 1."""
+        axes = self.constant(f"{name}/axes", [len(x.shape) - 1])
+        return self._make("SUM", name, (x, axes), (*x.shape[:-1], 1), KeepDims=True)
 
     def make_reduce_max(self, name: str, x: Tensor) -> Tensor:
         """Maximum over the last axis, which stays with length 1."""

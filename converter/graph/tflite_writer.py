@@ -38,8 +38,10 @@ _OPTIONS: dict[str, str | None] = {
     "CONCATENATION": "ConcatenationOptions",
     "COS": "CosOptions",
     "DEQUANTIZE": "DequantizeOptions",
+    "DIV": "DivOptions",
     "DYNAMIC_UPDATE_SLICE": "DynamicUpdateSliceOptions",
     "EMBEDDING_LOOKUP": None,
+    "EXP": "ExpOptions",
     "FLOOR_MOD": "FloorModOptions",
     "FULLY_CONNECTED": "FullyConnectedOptions",
     "GATHER": "GatherOptions",
@@ -60,6 +62,7 @@ _OPTIONS: dict[str, str | None] = {
     "SLICE": "SliceOptions",
     "SOFTMAX": "SoftmaxOptions",
     "SUB": "SubOptions",
+    "SUM": "ReducerOptions",
     "TRANSPOSE": "TransposeOptions",
 }
 # An old reader takes this number for "the operator is in the newer field" (schema.fbs).

@@ -53,7 +53,7 @@ def test_text(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for line in (
         "  prefill_8",
         "    in      tokens          int32 [1, 8]",
-        "    in      mask            float32 [1, 1, 16, 32]",
+        "    in      input_pos       int32 [8]",
         "    in+out  kv_cache_k_*    float32 [1, 2, 32, 16]  x2",
         "    in+out  kv_cache_v_*    float32 [1, 2, 32, 16]  x2",
         "    out     logits          float32 [1, 1, 320]",

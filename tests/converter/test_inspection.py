@@ -108,7 +108,6 @@ def test_signatures_and_weights(converted: tuple[Path, Plan]) -> None:
             [
                 TensorSummary("tokens", [1, length], "int32"),
                 TensorSummary("input_pos", [length], "int32"),
-                TensorSummary("mask", [1, 1, length, 32], "float32"),
                 *caches,
             ]
         )

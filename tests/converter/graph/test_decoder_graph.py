@@ -199,3 +199,24 @@ def test_rings_are_for_models_whose_thoughts_are_not_taken_back(
     oldest = "0.17.0" if len(slots) > 1 else "0.11.0"  # older engines misread rings
     assert bundle.metadata.min_runtime_version == oldest
     assert {t.shape[2] for t in decode.inputs if t.name.startswith("kv_cache_k_")} == slots
+
+
+@pytest.mark.parametrize("test_id", ["gemma3_text", "qwen2-window"])
+def test_so_many_columns_that_a_prefill_takes_them_by_pieces(tmp_path: Path, test_id: str) -> None:
+    model = make_checkpoint(test_id, tmp_path / "checkpoint")
+    tokens = np.random.default_rng(0).integers(0, 256, 2500).tolist()
+    expected = text_logits(model, tokens)
+    _convert(tmp_path / "checkpoint", tmp_path / "m", Target.CPU, cache_length=2600)
+    runner = GraphRunner(tmp_path / "m")
+    position = _prefill(runner, tokens, 0, (1024, 1024, 300, 77))
+    _compare(runner, tokens, position, expected)
+
+
+@pytest.mark.parametrize(("target", "masks"), [(Target.CPU, 0), (Target.GPU, 1)])
+def test_a_mask_is_asked_for_where_it_is_needed(
+    checkpoint: Case, tmp_path: Path, target: Target, masks: int
+) -> None:
+    """The runtime would fill it for every slot, used or not."""
+    _convert(checkpoint[0], tmp_path / "m", target, CACHE_LENGTH)
+    for signature in read_bundle(tmp_path / "m").model.signatures:
+        assert [t.name for t in signature.inputs].count("mask") == masks
