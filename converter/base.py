@@ -34,7 +34,7 @@ from converter.decoder import DecoderSpec
 from converter.errors import OptionError, SourceError, UnsupportedError
 from converter.families.base import Family, WeightSource
 from converter.graph.decoder_graph import build_decoder
-from converter.graph.kv_cache import CacheShape, Target, cache_shape, oldest_engine
+from converter.graph.kv_cache import CacheShape, Target, cache_shape
 from converter.graph.tflite import DType, Weight
 from converter.graph.tflite_writer import Layout, write
 from converter.metadata import LlmMetadataResult, build_llm_metadata
@@ -228,7 +228,6 @@ class ModelConverter:
             family.base_metadata(),
             tokenizer,
             max_num_tokens=cache_length,
-            min_runtime_version=oldest_engine(caches),
             name=family.name,
             generation_config=self.checkpoint.generation_config,
         )

@@ -16,6 +16,9 @@ from converter.errors import SourceError, UnsupportedError
 if TYPE_CHECKING:
     from converter.tokenizer import BundleTokenizer
 
+# The oldest LiteRT-LM that runs our networks (docs/runtime.md); nobody enforces it yet.
+OLDEST_ENGINE = "0.11.0"
+
 
 @dataclass(frozen=True)
 class LlmMetadataResult:
@@ -34,7 +37,6 @@ def build_llm_metadata(
     base: str,
     tokenizer: BundleTokenizer,
     max_num_tokens: int,
-    min_runtime_version: str,
     name: str,
     generation_config: dict[str, Any] | None = None,
 ) -> LlmMetadataResult:
@@ -43,7 +45,6 @@ def build_llm_metadata(
     Args:
         base: text of the family's base textproto.
         max_num_tokens: slots in the KV cache; the runtime stops there.
-        min_runtime_version: the oldest LiteRT-LM that runs the network rightly.
         name: the family's name, which also selects the family's own templates.
         generation_config: the source's generation_config.json, where it has one.
 
@@ -69,7 +70,7 @@ def build_llm_metadata(
 
     message.jinja_prompt_template = report.template
     message.max_num_tokens = max_num_tokens
-    message.min_runtime_version = min_runtime_version
+    message.min_runtime_version = OLDEST_ENGINE
     message.ClearField("start_token")
     if _needs_start_token(report, tokenizer):
         message.start_token.token_ids.ids.append(tokenizer.bos_token_id)

@@ -89,11 +89,6 @@ def cache_shape(
     return CacheShape(cache_length, window)
 
 
-def oldest_engine(caches: Sequence[CacheShape]) -> str:
-    """The oldest LiteRT-LM that runs a network with these caches rightly (docs/runtime.md)."""
-    return "0.17.0" if any(shape.is_ring for shape in caches) else "0.11.0"
-
-
 @dataclass(frozen=True)
 class Call:
     """One signature and the inputs that its layers share.

@@ -70,7 +70,6 @@ def build(
         base_text(family),
         source,
         max_num_tokens=512,
-        min_runtime_version="0.11.0",
         name=family,
         generation_config=config,
     )
