@@ -93,9 +93,13 @@ def _chosen_options(args: argparse.Namespace) -> dict[str, Any]:
     """Fields of `ConvertOptions` from the command line; bad ones are refused before any work."""
     chosen: dict[str, Any] = {}
     if args.quantize is not None:
-        from converter.quantization import get_scheme
+        from converter.quantization import parse_quantization
 
-        chosen["quantize"] = get_scheme(args.quantize).name
+        chosen["quantize"] = parse_quantization(args.quantize).name
+    if args.clip is not None:
+        from converter.quantization import Clip
+
+        chosen["clip"] = Clip(args.clip)
     if args.prefill_seq_len is not None:
         from cli.convert import prefill_lengths
 
@@ -195,7 +199,7 @@ def _convert(
         _check_disk(plan, output)
         _say(
             args,
-            f"{source.name}: {plan.family.name}, {plan.scheme.name}, "
+            f"{source.name}: {plan.family.name}, {plan.quantization.name}, "
             f"KV cache {plan.cache_length}, {plan.model.nbytes / 1e6:.0f} MB -> {output}",
         )
         with byte_progress(weights_bytes(plan), args.quiet) as progress:

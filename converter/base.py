@@ -38,7 +38,14 @@ from converter.graph.kv_cache import CacheShape, Target, cache_shape
 from converter.graph.tflite import DType, Weight
 from converter.graph.tflite_writer import Layout, write
 from converter.metadata import LlmMetadataResult, build_llm_metadata
-from converter.quantization import DEFAULT_SCHEME, Format, Scheme, ValueRangeError, get_scheme
+from converter.quantization import (
+    DEFAULT_SCHEME,
+    Clip,
+    Format,
+    Quantization,
+    ValueRangeError,
+    parse_quantization,
+)
 from converter.registry import family_of
 from converter.tokenizer import load_tokenizer
 from converter.version import __version__
@@ -59,7 +66,8 @@ class ConvertOptions:
     """What the user may choose.
 
     Attributes:
-        quantize: name of a scheme.
+        quantize: name of a scheme, and rules for parts (`parse_quantization`).
+        clip: how the scales of int4 blocks are chosen.
         prefill_lengths: tokens per prefill signature, ascending.
         cache_length: slots in the KV cache; None for the default, or the model's own limit where
             that is lower.
@@ -68,6 +76,7 @@ class ConvertOptions:
     """
 
     quantize: str = DEFAULT_SCHEME
+    clip: Clip = Clip.MSE
     prefill_lengths: Sequence[int] = PREFILL_LADDER
     cache_length: int | None = None
     target: Target = Target.CPU
@@ -80,13 +89,21 @@ class PlannedWeight:
 
     Attributes:
         offset: bytes from the start of the file.
+        scales_offset: the same of its blocks' scales, where it has blocks.
     """
 
     path: str
     source: WeightSource
     shape: tuple[int, ...]
     format: Format
+    stored: Weight
     offset: int
+    scales_offset: int | None
+
+    @property
+    def nbytes(self) -> int:
+        """What is streamed: its data, and the scales of its blocks."""
+        return self.stored.nbytes + (self.stored.scales.nbytes if self.stored.scales else 0)
 
 
 @dataclass(frozen=True)
@@ -112,7 +129,7 @@ class Plan:
 
     family: Family
     spec: DecoderSpec
-    scheme: Scheme
+    quantization: Quantization
     cache_length: int
     prefill_lengths: tuple[int, ...]
     weights: tuple[PlannedWeight, ...]
@@ -163,9 +180,10 @@ class ModelConverter:
 
     def plan(self) -> Plan:
         """Validate, emit the graph and fix the place of every weight."""
-        scheme = get_scheme(self.options.quantize)
+        quantization = parse_quantization(self.options.quantize)
         family = family_of(self.checkpoint.config)
         spec = family.spec()
+        quantization.check(spec)
         cache_length = self._cache_length(family)
         lengths = self._prefill_lengths(cache_length)
         sources = family.weight_sources(list(self.checkpoint.tensors), self.checkpoint.format)
@@ -177,33 +195,32 @@ class ModelConverter:
         ]
         describe = background.start(lambda: self._describe(family, spec, cache_length, caches))
 
-        formats = {path: scheme.format_of(shape) for path, shape in shapes.items()}
-        weights = {
-            path: Weight(
-                path,
-                shape,
-                formats[path].dtype,
-                formats[path].nbytes(shape),
-                formats[path].quantized,
-            )
-            for path, shape in shapes.items()
-        }
+        formats = {path: quantization.format_of(path, shape) for path, shape in shapes.items()}
+        weights = {path: formats[path].weight(path, shape) for path, shape in shapes.items()}
         model = write(
             build_decoder(spec, lengths, cache_length, weights.__getitem__, caches, target)
         )
 
         def text() -> Text:
-            return self._lay_out(model.nbytes, family, scheme, caches, *describe())
+            return self._lay_out(model.nbytes, family, quantization, caches, *describe())
 
         return Plan(
             family=family,
             spec=spec,
-            scheme=scheme,
+            quantization=quantization,
             cache_length=cache_length,
             prefill_lengths=lengths,
             weights=tuple(
                 PlannedWeight(
-                    path, sources[path], shape, formats[path], FIRST_SECTION + model.offsets[path]
+                    path,
+                    sources[path],
+                    shape,
+                    formats[path],
+                    weights[path],
+                    FIRST_SECTION + model.offsets[path],
+                    FIRST_SECTION + model.offsets[scales.name]
+                    if (scales := weights[path].scales)
+                    else None,
                 )
                 for path, shape in shapes.items()
             ),
@@ -237,7 +254,7 @@ class ModelConverter:
         self,
         model_nbytes: int,
         family: Family,
-        scheme: Scheme,
+        quantization: Quantization,
         caches: Sequence[CacheShape],
         metadata: LlmMetadataResult,
         tokenizer_kind: str,
@@ -257,7 +274,7 @@ class ModelConverter:
                 "producer": f"litert-lm-cli {__version__}",
                 "model": self.name,
                 "family": family.name,
-                "quantization": scheme.name,
+                "quantization": quantization.name,
                 "target": self.options.target.value,
             },
         )
@@ -364,7 +381,9 @@ class ModelConverter:
         if source.interleaved_head_dim:
             rows = _halves_from_pairs(rows, source.interleaved_head_dim)
         try:
-            packed, scales = weight.format.pack(rows, self._packed.of_size(count))
+            packed, scales = weight.format.pack(
+                rows, self._packed.of_size(count), self.options.clip
+            )
         except ValueRangeError as error:
             wider = ", or try --quantize fp32" if weight.format.dtype is DType.FLOAT16 else ""
             raise UnsupportedError(
@@ -372,11 +391,14 @@ class ModelConverter:
                 f"{error} (rows {start} to {stop - 1})",
                 f"the checkpoint is damaged: fetch or make it again{wider}",
             ) from error
-        if scales is not None:
+        file.write_at(weight.offset + start * packed[0].nbytes, packed.data)
+        if scales is None:
+            return packed.nbytes
+        if weight.scales_offset is None:
             plan.model.scales(weight.path)[start:stop] = scales
-        row_bytes = weight.format.nbytes((1, columns))
-        file.write_at(weight.offset + start * row_bytes, packed.data)
-        return packed.nbytes
+            return packed.nbytes
+        file.write_at(weight.scales_offset + start * scales[0].nbytes, scales.data)
+        return packed.nbytes + scales.nbytes
 
     # Package --------------------------------------------------------------------------------------
 

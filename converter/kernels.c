@@ -17,6 +17,7 @@
 /* Adding it leaves no bits for a fraction: the sum is rounded to nearest, ties to even, and its
    lowest byte is the integer in two's complement. */
 #define ROUND 12582912.0f
+#define SMALLEST_HALF 1 /* the bits of 2^-24 */
 
 INLINED float float_of(uint32_t bits)
 {
@@ -38,13 +39,20 @@ INLINED uint32_t bits_at(const void *values, int is_bf16, size_t i)
     return is_bf16 ? (uint32_t)((const uint16_t *)values)[i] << 16 : ((const uint32_t *)values)[i];
 }
 
-INLINED int pack_row(const void *values, int is_bf16, size_t columns, int8_t *packed, float *scale)
+/* The bits of the largest magnitude: without their sign, floats are ordered as their bits are. */
+INLINED uint32_t peak_of(const void *values, int is_bf16, size_t count)
 {
-    uint32_t peak = 0; /* without their sign, floats are ordered as their bits are */
-    for (size_t i = 0; i < columns; i++) {
+    uint32_t peak = 0;
+    for (size_t i = 0; i < count; i++) {
         uint32_t bits = bits_at(values, is_bf16, i) & 0x7fffffffu;
         peak = bits > peak ? bits : peak;
     }
+    return peak;
+}
+
+INLINED int pack_row(const void *values, int is_bf16, size_t columns, int8_t *packed, float *scale)
+{
+    uint32_t peak = peak_of(values, is_bf16, columns);
     if (peak >= INFINITY_BITS)
         return 0;
     *scale = float_of(peak) / 127.0f;
@@ -70,6 +78,107 @@ EACH_PROCESSOR int pack_int8_bf16(const uint16_t *values, size_t rows, size_t co
 {
     for (size_t r = 0; r < rows; r++)
         if (!pack_row(values + r * columns, 1, columns, packed + r * columns, scales + r))
+            return 0;
+    return 1;
+}
+
+/* Eight numbers at once. Sums run in these lanes and then in the order of `sum_of`, so that numpy
+   can do the same. */
+#define LANES 8
+typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t Masks __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+INLINED float sum_of(const Lanes *lanes)
+{
+    const float *l = (const float *)lanes;
+    return ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
+}
+
+INLINED void choose(Lanes *values, Masks where, Lanes other)
+{
+    *values = (Lanes)(((Masks)*values & ~where) | ((Masks)other & where));
+}
+
+/* To the nearest of -8 to 7, ties to even. */
+INLINED void to_int4(Lanes *values)
+{
+    const Lanes most = (Lanes){0} + 7.0f, least = (Lanes){0} - 8.0f;
+    choose(values, *values > most, most);
+    choose(values, *values < least, least);
+    *values = (*values + ROUND) - ROUND;
+}
+
+/* A positive float32 as float16, to nearest, ties to even; infinite beyond its range. */
+INLINED uint16_t half_of(float value)
+{
+    uint32_t bits = bits_of(value);
+    if (bits >= 0x477ff000u)
+        return 0x7c00;
+    if (bits < 0x38800000u) /* subnormal: one step is 2^-24, as that of 0.5f is */
+        return (uint16_t)(bits_of(value + 0.5f) - 0x3f000000u);
+    bits += 0xfffu + (bits >> 13 & 1u);
+    return (uint16_t)((bits - 0x38000000u) >> 13);
+}
+
+INLINED float float_of_half(uint16_t half)
+{
+    if (half < 0x400)
+        return (float)half * 0x1p-24f;
+    return float_of(((uint32_t)half << 13) + 0x38000000u);
+}
+
+/* One block: see `pack_int4` in kernels.py. */
+INLINED int pack_block(const float *values, size_t size, const float *reaches, size_t count,
+                       uint8_t *packed, uint16_t *scale)
+{
+    uint32_t peak_bits = peak_of(values, 0, size);
+    if (peak_bits >= INFINITY_BITS)
+        return 0;
+    float peak = float_of(peak_bits);
+    if (peak < FLT_MIN) {
+        *scale = SMALLEST_HALF;
+        memset(packed, 0, size / 2);
+        return 1;
+    }
+    const Lanes *lanes = (const Lanes *)values;
+    float unit = 1.0f / peak, best = -1.0f, factor = 1.0f / 7.0f;
+    for (size_t c = 0; c < count; c++) {
+        Lanes products = {0}, squares = {0};
+        for (size_t i = 0; i < size / LANES; i++) {
+            Lanes value = lanes[i] * unit, q = value * reaches[c];
+            to_int4(&q);
+            products += value * q;
+            squares += q * q;
+        }
+        float product = sum_of(&products), square = sum_of(&squares);
+        float gain = product * product / square;
+        if (gain > best) {
+            best = gain;
+            factor = product / square;
+        }
+    }
+    *scale = half_of(peak * factor);
+    if (*scale >= 0x7c00)
+        return 0;
+    if (*scale == 0)
+        *scale = SMALLEST_HALF;
+    float inverse = 1.0f / float_of_half(*scale);
+    for (size_t i = 0; i < size / LANES; i++) {
+        Lanes q = lanes[i] * inverse;
+        to_int4(&q);
+        Masks bits = (Masks)(q + ROUND) & 15;
+        const int32_t *b = (const int32_t *)&bits;
+        for (size_t l = 0; l < LANES; l += 2)
+            *packed++ = (uint8_t)(b[l] | b[l + 1] << 4);
+    }
+    return 1;
+}
+
+EACH_PROCESSOR int pack_int4(const float *values, size_t blocks, size_t size, const float *reaches,
+                             size_t count, uint8_t *packed, uint16_t *scales)
+{
+    for (size_t b = 0; b < blocks; b++)
+        if (!pack_block(values + b * size, size, reaches, count, packed + b * size / 2, scales + b))
             return 0;
     return 1;
 }

@@ -9,12 +9,16 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 INT8_MAX = 127  # symmetric: -128 is not used, as the TFLite quantisation specification asks
 _SMALLEST_NORMAL = np.finfo(np.float32).tiny
+_SMALLEST_HALF = np.finfo(np.float16).smallest_subnormal
+INT4_MIN, INT4_MAX = -8, 7
+_LANES = 8  # in which kernels.c adds up
 
 
 @functools.cache
@@ -29,6 +33,8 @@ def _compiled() -> ctypes.CDLL | None:
     for pack in (library.pack_int8_float32, library.pack_int8_bf16):
         pack.argtypes = [pointer, size, size, pointer, pointer]
         pack.restype = ctypes.c_int
+    library.pack_int4.argtypes = [pointer, size, size, pointer, size, pointer, pointer]
+    library.pack_int4.restype = ctypes.c_int
     return library
 
 
@@ -78,3 +84,80 @@ def pack_int8(rows: np.ndarray, packed: np.ndarray, scales: np.ndarray) -> bool:
     np.rint(rows, out=rows)
     np.copyto(packed, rows, casting="unsafe")
     return True
+
+
+def pack_int4(
+    rows: np.ndarray, block: int, reaches: Sequence[float], packed: np.ndarray, scales: np.ndarray
+) -> bool:
+    """Symmetric int4 with a float16 scale for each block: `q = round(w / scale)` in -8 to 7.
+
+    The scale of least squared error, searched: each of `reaches` is where the block's largest
+    magnitude is taken to; the q that follow have one best scale, `sum(w q) / sum(q q)`. The best of
+    these is rounded to float16, and the q are found anew for it. A block that lies on such a grid
+    already, as those of a GGUF may, is met exactly. Without `reaches`, the scale is
+    `max|w| / 7`.
+
+    Args:
+        rows: float32 `(n, columns)`, contiguous.
+        block: columns that share a scale; a divisor of `columns` and a multiple of 8.
+        packed: uint8 `(n, columns / 2)`, written: two values a byte, the first in its lower half.
+        scales: float16 `(n, columns / block)`, written; at least 2^-24, as XNNPACK refuses 0.
+
+    Returns:
+        False, with the results undefined, where a value is NaN or infinite, or a scale too large
+        for float16.
+    """
+    assert rows.dtype == np.float32
+    assert rows.flags.c_contiguous
+    assert rows.shape[1] % block == block % _LANES == 0
+    assert packed.dtype == np.uint8
+    assert packed.flags.c_contiguous
+    assert packed.size * 2 == rows.size
+    assert scales.dtype == np.float16
+    assert scales.flags.c_contiguous
+    assert scales.size * block == rows.size
+    candidates = np.array(reaches, np.float32)
+    if (library := _compiled()) is not None:
+        arguments = rows.ctypes.data, scales.size, block, candidates.ctypes.data, candidates.size
+        return bool(library.pack_int4(*arguments, packed.ctypes.data, scales.ctypes.data))
+    blocks = rows.reshape(-1, block)
+    peak = np.abs(blocks).max(axis=1)  # NaN spreads
+    if not np.isfinite(peak).all():
+        return False
+    empty = peak < _SMALLEST_NORMAL
+    unit = np.float32(1) / np.where(empty, np.float32(1), peak)
+    values = blocks * unit[:, None]
+    best = np.full(len(blocks), -1, np.float32)
+    factor = np.full(len(blocks), np.float32(1) / np.float32(7))
+    for reach in candidates:
+        q = _int4(values * reach)
+        product, square = _lane_sum(values * q), _lane_sum(q * q)
+        square[empty] = 1
+        gain = product * product / square
+        better = gain > best
+        best[better], factor[better] = gain[better], (product / square)[better]
+    with np.errstate(over="ignore"):
+        found = (peak * factor).astype(np.float16)
+    if np.isinf(found).any():
+        return False
+    np.maximum(found, _SMALLEST_HALF, out=scales.reshape(-1))
+    q = _int4(blocks * (np.float32(1) / scales.reshape(-1).astype(np.float32))[:, None])
+    q[empty] = 0
+    halves = q.astype(np.int8).reshape((*packed.shape, 2)) & 15
+    np.copyto(packed, halves[..., 0] | halves[..., 1] << 4, casting="unsafe")
+    return True
+
+
+def _int4(values: np.ndarray) -> np.ndarray:
+    """The nearest integers from -8 to 7, float32, ties to even."""
+    return np.rint(np.clip(values, np.float32(INT4_MIN), np.float32(INT4_MAX)))
+
+
+def _lane_sum(values: np.ndarray) -> np.ndarray:
+    """Sums over the last axis in the order of kernels.c, `(n,)`."""
+    lanes = np.zeros((len(values), _LANES), np.float32)
+    for start in range(0, values.shape[1], _LANES):
+        lanes += values[:, start : start + _LANES]
+    lanes = lanes[:, :4] + lanes[:, 4:]
+    lanes = lanes[:, :2] + lanes[:, 2:]
+    return lanes[:, 0] + lanes[:, 1]

@@ -6,16 +6,34 @@ depends on that row alone, so the bytes do not depend on block size or number of
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
+import numpy.typing as npt
 
-from converter.errors import OptionError
-from converter.graph.tflite import DType
-from converter.kernels import pack_int8
+from converter.decoder import DecoderSpec
+from converter.errors import OptionError, UnsupportedError
+from converter.graph.tflite import DType, Weight
+from converter.kernels import pack_int4, pack_int8
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 _NOT_FINITE = "holds NaN or infinite values"
+# Integers to which a block's largest magnitude is taken while its scale is searched. Beyond 8 it is
+# clipped. With four times as many the error falls by half a percent (benchmarks/README.md).
+_REACHES = (9.0, 8.5, 8.0, 7.5, 7.0, 6.5, 6.0, 5.0)
+
+
+class Clip(str, Enum):
+    """How the scale of an int4 block is chosen: `--clip`.
+
+    An int8 row always takes its largest magnitude to 127: with so many steps, clipping gains
+    nothing that can be measured (benchmarks/README.md).
+    """
+
+    MSE = "mse"
+    MAX = "max"
 
 
 class ValueRangeError(ValueError):
@@ -28,15 +46,36 @@ class Format:
 
     Attributes:
         dtype: element type in the model.
-        quantized: whether each row has a float32 scale.
+        block: columns that share a scale in int4, a float16; in int8 a row has one float32.
+        is_widened: whether the graph makes float32 of it, and multiplies by that.
     """
 
     dtype: DType
-    quantized: bool = False
+    block: int | None = None
+    is_widened: bool = False
 
-    def nbytes(self, shape: tuple[int, ...]) -> int:
-        """Bytes of a weight of this shape, scales not counted."""
-        return int(np.prod(shape)) * _ITEM_SIZE[self.dtype]
+    @property
+    def quantized(self) -> bool:
+        """Whether each row has a float32 scale."""
+        return self.dtype is DType.INT8
+
+    def weight(self, path: str, shape: tuple[int, ...]) -> Weight:
+        """A weight of this format.
+
+        Raises:
+            UnsupportedError: blocks do not divide its rows.
+        """
+        if self.block is None:
+            return Weight(path, shape, self.dtype, self.quantized, is_widened=self.is_widened)
+        rows, columns = shape
+        if columns % self.block:
+            raise UnsupportedError(
+                path,
+                f"has {columns} columns, which blocks of {self.block} do not divide",
+                f"choose another scheme for this part: --quantize ...,{part_of(path)}=dynamic_int8",
+            )
+        scales = Weight(f"{path}.scales", (rows, columns // self.block), DType.FLOAT16)
+        return Weight(path, shape, self.dtype, scales=scales)
 
     @property
     def takes_bf16(self) -> bool:
@@ -44,54 +83,72 @@ class Format:
         return self.dtype is DType.INT8
 
     def pack(
-        self, rows: np.ndarray, buffer: np.ndarray | None = None
+        self, rows: np.ndarray, buffer: np.ndarray | None = None, clip: Clip = Clip.MSE
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Pack rows, `(n, columns)`; they are used as scratch space and lost.
 
         Args:
             rows: float32; or uint16 for BF16, where the format `takes_bf16`.
-            buffer: int8, of one dimension and large enough, for a result that is int8.
+            buffer: int8, of one dimension and large enough, for a result that is int8 or int4.
+            clip: how the scales of int4 blocks are chosen.
 
         Returns:
-            The packed rows, `(n, columns)`, and their scales, `(n,)`, or None.
+            The packed rows, `(n, columns)`, or `(n, columns / 2)` in int4; and their scales, `(n,)`
+            or `(n, blocks)`, or None.
 
         Raises:
             ValueRangeError: a value is NaN or infinite, or too large for float16.
         """
         if self.dtype is DType.INT8:
-            flat = buffer if buffer is not None else np.empty(rows.size, np.int8)
-            packed = flat[: rows.size].reshape(rows.shape)
+            packed = _room(buffer, rows.shape, np.int8)
             scales = np.empty(len(rows), np.float32)
             if not pack_int8(rows, packed, scales):
                 raise ValueRangeError(_NOT_FINITE)
             return packed, scales
+        if self.block is not None:
+            packed = _room(buffer, (len(rows), rows.shape[1] // 2), np.uint8)
+            scales = np.empty((len(rows), rows.shape[1] // self.block), np.float16)
+            reaches = _REACHES if clip is Clip.MSE else ()
+            if pack_int4(rows, self.block, reaches, packed, scales):
+                return packed, scales
         peak = max(rows.max(initial=0), -rows.min(initial=0))  # NaN spreads through both
         if not np.isfinite(peak):
             raise ValueRangeError(_NOT_FINITE)
-        if self.dtype is DType.FLOAT16 and peak > _FLOAT16_MAX:
+        if self.dtype is not DType.FLOAT32 and peak > _FLOAT16_MAX:
             raise ValueRangeError(f"holds {peak:.3g}, beyond float16's {_FLOAT16_MAX:.0f}")
         return rows.astype(_NUMPY[self.dtype], copy=False), None
 
 
-FLOAT32 = Format(DType.FLOAT32)
-FLOAT16 = Format(DType.FLOAT16)
-INT8 = Format(DType.INT8, quantized=True)
+def _room(buffer: np.ndarray | None, shape: tuple[int, int], dtype: npt.DTypeLike) -> np.ndarray:
+    """An array for packed values, in `buffer` where there is one."""
+    count = shape[0] * shape[1]
+    flat = buffer if buffer is not None else np.empty(count, np.int8)
+    return flat[:count].view(dtype).reshape(shape)
 
-_ITEM_SIZE = {DType.FLOAT32: 4, DType.FLOAT16: 2, DType.INT8: 1}
+
+FLOAT32 = Format(DType.FLOAT32)
+FLOAT16 = Format(DType.FLOAT16, is_widened=True)
+INT8 = Format(DType.INT8)
+INT8_WEIGHT_ONLY = Format(DType.INT8, is_widened=True)
+INT4_BLOCK32 = Format(DType.INT4, block=32)
+INT4_BLOCK128 = Format(DType.INT4, block=128)
+
 _NUMPY = {DType.FLOAT32: np.float32, DType.FLOAT16: np.float16}
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """What `--quantize` names. Vectors (norms, biases) stay float32: they are tiny and matter."""
+    """A word that `--quantize` takes.
+
+    Attributes:
+        matrix: format of all matrices.
+        embedding: another one for the embedding, where the scheme is for the whole model.
+    """
 
     name: str
     matrix: Format
     summary: str
-
-    def format_of(self, shape: tuple[int, ...]) -> Format:
-        """The format of a weight with this shape."""
-        return self.matrix if len(shape) > 1 else FLOAT32
+    embedding: Format | None = None
 
 
 SCHEMES = {
@@ -100,20 +157,130 @@ SCHEMES = {
         Scheme(
             "dynamic_int8", INT8, "int8 weights, one scale per row; activations int8 on the fly"
         ),
+        Scheme(
+            "dynamic_int4",
+            INT4_BLOCK32,
+            "int4 weights in blocks of 32, embedding int8; activations int8 on the fly",
+            INT8,
+        ),
+        Scheme(
+            "dynamic_int4_block128",
+            INT4_BLOCK128,
+            "int4 weights in blocks of 128, embedding int8; activations int8 on the fly",
+            INT8,
+        ),
+        Scheme("int8", INT8_WEIGHT_ONLY, "int8 weights, one scale per row; float32 arithmetic"),
         Scheme("fp16", FLOAT16, "float16 weights, float32 arithmetic"),
         Scheme("fp32", FLOAT32, "float32 weights and arithmetic"),
     )
 }
 DEFAULT_SCHEME = "dynamic_int8"
+PARTS = ("embedding", "attention", "ffn", "head")
+_RULE = re.compile(r"(?:layers\.(\d+)(?:-(\d+))?\.)?([a-z]+)=(.+)")
 
 
-def get_scheme(name: str) -> Scheme:
-    """The scheme called `name`.
+def part_of(path: str) -> str:
+    """`layers.0.mlp.up` -> `ffn`; see `DecoderSpec.weight_shapes`."""
+    if not path.startswith("layers."):
+        return path
+    return "ffn" if ".mlp." in path else "attention"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One part in another format, in all layers or in some of them.
+
+    Attributes:
+        text: as it was given.
+        layers: the first and the last; None for all.
+    """
+
+    text: str
+    part: str
+    layers: tuple[int, int] | None
+    format: Format
+
+    def holds_for(self, path: str) -> bool:
+        if part_of(path) != self.part:
+            return False
+        return self.layers is None or self.layers[0] <= int(path.split(".")[1]) <= self.layers[1]
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """All that `--quantize` says: a scheme, and rules of which the last that holds counts.
+
+    Attributes:
+        name: as it was given.
+    """
+
+    name: str
+    scheme: Scheme
+    rules: tuple[Rule, ...]
+
+    def format_of(self, path: str, shape: tuple[int, ...]) -> Format:
+        """The format of a weight. Vectors (norms, biases) stay float32: tiny, and they matter."""
+        if len(shape) == 1:
+            return FLOAT32
+        for rule in reversed(self.rules):
+            if rule.holds_for(path):
+                return rule.format
+        if path == "embedding" and self.scheme.embedding is not None:
+            return self.scheme.embedding
+        return self.scheme.matrix
+
+    def check(self, spec: DecoderSpec) -> None:
+        """Make sure that every rule is about something that the model has.
+
+        Raises:
+            OptionError: one is not.
+        """
+        for rule in self.rules:
+            if rule.part == "head" and spec.tied_head:
+                raise OptionError(
+                    f"--quantize {rule.text}",
+                    "this model's head is its embedding table",
+                    "say embedding= instead",
+                )
+            if rule.layers and rule.layers[1] >= len(spec.layers):
+                raise OptionError(
+                    f"--quantize {rule.text}",
+                    f"this model's layers are 0 to {len(spec.layers) - 1}",
+                    "choose layers among them",
+                )
+
+
+def parse_quantization(text: str) -> Quantization:
+    """`SCHEME` or `SCHEME,PART=SCHEME,layers.A-B.PART=SCHEME`.
 
     Raises:
-        OptionError: there is none.
+        OptionError: it names no scheme or part that there is.
     """
+    first, *others = text.split(",")
+    return Quantization(text, _scheme(first), tuple(map(_rule, others)))
+
+
+def _scheme(name: str) -> Scheme:
     if name not in SCHEMES:
         known = ", ".join(SCHEMES)
         raise OptionError(f"--quantize {name}", "no such scheme", f"choose one of: {known}")
     return SCHEMES[name]
+
+
+def _rule(text: str) -> Rule:
+    match = _RULE.fullmatch(text)
+    if match is None or match[3] not in PARTS:
+        raise OptionError(
+            f"--quantize ...,{text}",
+            "is not PART=SCHEME",
+            f"parts are {', '.join(PARTS)}, with layers.A-B. before attention or ffn if wanted",
+        )
+    first, last, part, scheme = match.groups()
+    layers = (int(first), int(last or first)) if first else None
+    if layers and (part not in ("attention", "ffn") or layers[0] > layers[1]):
+        raise OptionError(
+            f"--quantize ...,{text}",
+            "names layers that are none",
+            "write layers.A-B.attention= or layers.A-B.ffn= with A not above B",
+        )
+    return Rule(text, part, layers, _scheme(scheme).matrix)

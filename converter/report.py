@@ -41,7 +41,7 @@ class PlanReport:
 
     Attributes:
         source_bytes: what is read of the checkpoint's tensors.
-        weights_bytes: what they are packed into, scales not counted.
+        weights_bytes: what they are packed into, scales of rows not counted.
         output_bytes: size of the finished file.
         memory_bytes: most memory that the conversion holds, about; independent of the weights.
         disk_needed_bytes: what must be free. An output that is replaced stays until the new one is
@@ -78,7 +78,7 @@ def report(converter: ModelConverter, plan: Plan, output: Path) -> PlanReport:
     return PlanReport(
         model=converter.name,
         family=plan.family.name,
-        scheme=plan.scheme.name,
+        scheme=plan.quantization.name,
         target=converter.options.target.value,
         output=str(output),
         output_exists=output.exists(),
@@ -100,7 +100,7 @@ def report(converter: ModelConverter, plan: Plan, output: Path) -> PlanReport:
 
 def weights_bytes(plan: Plan) -> int:
     """The bytes of all packed weights, which is what a conversion's progress adds up to."""
-    return sum(weight.format.nbytes(weight.shape) for weight in plan.weights)
+    return sum(weight.nbytes for weight in plan.weights)
 
 
 def disk_needed(plan: Plan) -> int:
@@ -127,7 +127,7 @@ def _groups(weights: Iterable[PlannedWeight]) -> list[TensorGroup]:
     groups: dict[tuple[str, str], list[int]] = {}
     for weight in weights:
         key = (_kind(weight.path), weight.format.dtype.name.lower())
-        groups.setdefault(key, []).append(weight.format.nbytes(weight.shape))
+        groups.setdefault(key, []).append(weight.nbytes)
     return [
         TensorGroup(kind, dtype, len(sizes), sum(sizes)) for (kind, dtype), sizes in groups.items()
     ]

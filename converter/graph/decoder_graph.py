@@ -44,7 +44,7 @@ def build_decoder(
     model = Model("litert-lm-cli")
     # Declared first and in order of use, so that the file is read front to back.
     for path, _ in spec.weight_shapes():
-        model.weight_buffer(weight_of(path))
+        model.declare(weight_of(path))
     layout = cache_length, caches, target
     for length in prefill_lengths:
         _DecoderGraph(model, f"prefill_{length}", spec, length, weight_of, *layout).build(
@@ -125,7 +125,7 @@ class _DecoderGraph:
         """(1, N) -> (N, hidden), times the family's scale."""
         g = self.graph
         ids = g.make_reshape(f"{name}/ids", tokens, (self.length,))
-        x = g.make_embedding_lookup(f"{name}/rows", ids, self.float_or_int8("embedding"))
+        x = g.make_embedding_lookup(f"{name}/rows", ids, self.matrix("embedding", is_table=True))
         if self.spec.embedding_scale is None:
             return x
         return g.make_mul(name, x, g.constant(f"{name}/scale", self.spec.embedding_scale))
@@ -233,13 +233,17 @@ class _DecoderGraph:
     def make_projection(self, name: str, x: Tensor, path: str, bias: bool = False) -> Tensor:
         """x @ weight.T [+ bias], (N, in) -> (N, out)."""
         bias_tensor = self.graph.weight(self.weight_of(f"{path}.bias")) if bias else None
-        return self.graph.make_fully_connected(name, x, self.float_or_int8(path), bias_tensor)
+        return self.graph.make_fully_connected(name, x, self.matrix(path), bias_tensor)
 
-    def float_or_int8(self, path: str) -> Tensor:
-        """A matrix in a form that the kernels take: float16 is widened, once per graph."""
+    def matrix(self, path: str, is_table: bool = False) -> Tensor:
+        """A matrix in a form that the kernels take: some are widened, once per graph.
+
+        Args:
+            is_table: rows are looked up, which works in all formats but float16.
+        """
         weight = self.weight_of(path)
         tensor = self.graph.weight(weight)
-        if weight.dtype is not DType.FLOAT16:
+        if not weight.is_widened or (is_table and weight.dtype is not DType.FLOAT16):
             return tensor
         name = f"{weight.name}/float32"
         if name not in self.widened:

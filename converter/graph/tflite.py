@@ -6,10 +6,11 @@ This module and `tflite_writer`, which makes a file of it, know nothing of langu
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,8 +23,21 @@ class DType(IntEnum):
     INT32 = 2
     BOOL = 6
     INT8 = 9
+    INT4 = 17
+
+    def nbytes(self, count: int) -> int:
+        """Bytes that so many elements take; two int4 share a byte."""
+        return (count * _BITS[self] + 7) // 8
 
 
+_BITS = {
+    DType.FLOAT32: 32,
+    DType.FLOAT16: 16,
+    DType.INT32: 32,
+    DType.BOOL: 8,
+    DType.INT8: 8,
+    DType.INT4: 4,
+}
 _NUMPY_TO_DTYPE = {
     np.dtype(np.float32): DType.FLOAT32,
     np.dtype(np.int32): DType.INT32,
@@ -36,17 +50,24 @@ class Weight:
 
     Attributes:
         name: unique path, such as `layers.0.attention.q`.
-        shape: rows first; a quantised weight has one scale per row.
+        shape: rows first.
         dtype: stored element type.
-        nbytes: size of its data.
         quantized: whether it carries per-row float32 scales (zero points are all 0).
+        scales: float16, (rows, blocks), where a row has one scale for each block of its columns.
+        is_widened: whether those who multiply by it are to take it as float32 (`make_dequantize`).
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: DType
-    nbytes: int
     quantized: bool = False
+    scales: Weight | None = None
+    is_widened: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Size of its data."""
+        return self.dtype.nbytes(math.prod(self.shape))
 
 
 @dataclass(frozen=True)
@@ -56,6 +77,17 @@ class Tensor:
     index: int
     shape: tuple[int, ...]
     dtype: DType
+
+
+class Declared(NamedTuple):
+    """A tensor of a graph: buffer 0 is that of activations; `scales` is a tensor's index."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+    buffer: int = 0
+    weight: Weight | None = None
+    scales: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,8 +108,7 @@ class Graph:
         self.name = name
         self.is_signature = is_signature
         self._model = model
-        # One row per tensor: name, shape, dtype, buffer index, weight (or None).
-        self.tensors: list[tuple[str, tuple[int, ...], DType, int, Weight | None]] = []
+        self.tensors: list[Declared] = []
         self.inputs: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
         self.ops: list[Op] = []
@@ -94,11 +125,12 @@ class Graph:
         dtype: DType,
         buffer: int = 0,
         weight: Weight | None = None,
+        scales: int | None = None,
     ) -> Tensor:
         if name in self._names:
             raise ValueError(f"{self.name}: two tensors are named {name}")
         self._names.add(name)
-        self.tensors.append((name, tuple(shape), dtype, buffer, weight))
+        self.tensors.append(Declared(name, tuple(shape), dtype, buffer, weight, scales))
         return Tensor(len(self.tensors) - 1, tuple(shape), dtype)
 
     def add_input(self, name: str, shape: Sequence[int], dtype: DType) -> Tensor:
@@ -125,8 +157,9 @@ class Graph:
         """A streamed weight. The same weight is the same tensor wherever it is used."""
         if weight.name not in self._weights:
             buffer = self._model.weight_buffer(weight)
+            scales = self.weight(weight.scales).index if weight.scales else None
             self._weights[weight.name] = self._tensor(
-                f"{weight.name}.weight", weight.shape, weight.dtype, buffer, weight
+                f"{weight.name}.weight", weight.shape, weight.dtype, buffer, weight, scales
             )
         return self._weights[weight.name]
 
@@ -213,7 +246,7 @@ class Graph:
         )
 
     def make_dequantize(self, name: str, x: Tensor) -> Tensor:
-        """float16 to float32."""
+        """float16, or int8 with its scales, to float32."""
         return self._make("DEQUANTIZE", name, (x,), x.shape)
 
     def make_mean(self, name: str, x: Tensor) -> Tensor:
@@ -352,6 +385,12 @@ class Model:
             self._buffer_of[key] = len(self.buffers)
             self.buffers.append(key[2])
         return self._buffer_of[key]
+
+    def declare(self, weight: Weight) -> None:
+        """Give a weight its place in the file, and its scales theirs after it."""
+        self.weight_buffer(weight)
+        if weight.scales is not None:
+            self.weight_buffer(weight.scales)
 
     def weight_buffer(self, weight: Weight) -> int:
         """Index of the weight's buffer; the first use of a weight fixes its place in the file."""

@@ -25,7 +25,7 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from converter.graph.tflite import DType, Graph, Model, Op, Tensor, Weight
+from converter.graph.tflite import Declared, Graph, Model, Op, Tensor, Weight
 
 WEIGHT_ALIGNMENT = 64  # bytes; what XNNPACK and memory mapping like best, and a multiple of 16
 _CONSTANT_ALIGNMENT = 16  # bytes; the runtime requires it of data inside the flatbuffer
@@ -292,8 +292,19 @@ class _Packer:
             )
         return self._written[key]
 
+    def _blocks(self, tensor: Declared) -> int:
+        """Scales of blocks lie in a tensor of the same graph."""
+        assert tensor.weight is not None
+        assert tensor.weight.scales is not None
+        size = tensor.shape[1] // tensor.weight.scales.shape[1]
+        kind = schema.QuantizationDetails.BlockwiseQuantization
+        details = self._table(
+            "BlockwiseQuantization", Scales=tensor.scales, ZeroPoints=-1, BlockSize=size
+        )
+        return self._table("QuantizationParameters", Details=details, DetailsType=kind)
+
     def _subgraph(self, graph: Graph) -> int:
-        tensors = [self._tensor(*tensor) for tensor in graph.tensors]
+        tensors = [self._tensor(tensor) for tensor in graph.tensors]
         operators = [self._operator(op) for op in graph.ops]
         return self._table(
             "SubGraph",
@@ -304,20 +315,21 @@ class _Packer:
             Name=self._string(graph.name),
         )
 
-    def _tensor(
-        self, name: str, shape: tuple[int, ...], dtype: DType, buffer: int, weight: Weight | None
-    ) -> int:
-        if weight is None or not weight.quantized:
-            return self._record(
-                _TENSOR, self._vector(shape), buffer, self._string(name), int(dtype), True
-            )
+    def _tensor(self, tensor: Declared) -> int:
+        shape, name = self._vector(tensor.shape), self._string(tensor.name)
+        if tensor.scales is not None:
+            quantization = self._blocks(tensor)
+        elif tensor.weight is not None and tensor.weight.quantized:
+            quantization = self._quantization(tensor.weight)
+        else:
+            return self._record(_TENSOR, shape, tensor.buffer, name, int(tensor.dtype), True)
         return self._table(
             "Tensor",
-            Shape=self._vector(shape),
-            Type=int(dtype),
-            Buffer=buffer,
-            Name=self._string(name),
-            Quantization=self._quantization(weight),
+            Shape=shape,
+            Type=int(tensor.dtype),
+            Buffer=tensor.buffer,
+            Name=name,
+            Quantization=quantization,
             HasRank=True,
         )
 

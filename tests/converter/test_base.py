@@ -353,9 +353,9 @@ def test_the_plan_is_the_file(llama: Path, tmp_path: Path, scheme: str) -> None:
     for weight in sorted(plan.weights, key=lambda weight: weight.offset):
         assert weight.offset >= end  # no two overlap
         assert (weight.offset - model.offset) % 16 == 0
-        end = weight.offset + weight.format.nbytes(weight.shape)
+        end = weight.offset + weight.stored.nbytes
     assert end <= model.offset + model.nbytes
-    assert sum(written) == sum(weight.format.nbytes(weight.shape) for weight in plan.weights)
+    assert sum(written) == sum(weight.nbytes for weight in plan.weights)
 
 
 def test_a_plan_reads_no_weights(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,11 +30,11 @@ def test_mistakes_raise() -> None:
     with pytest.raises(ValueError, match="cannot be reshaped"):
         graph.make_reshape("r", x, (4,))
     with pytest.raises(ValueError, match="does not fit the weight"):
-        graph.make_fully_connected("fc", x, graph.weight(Weight("w", (5, 4), DType.FLOAT32, 80)))
+        graph.make_fully_connected("fc", x, graph.weight(Weight("w", (5, 4), DType.FLOAT32)))
     with pytest.raises(ValueError, match="cannot be multiplied"):
         graph.make_batch_matmul("bmm", x, graph.constant("c", np.zeros((2, 2), np.float32)))
     with pytest.raises(ValueError, match="two different weights are named w"):
-        model.add_graph("h").weight(Weight("w", (5, 4), DType.FLOAT16, 40))
+        model.add_graph("h").weight(Weight("w", (5, 4), DType.FLOAT16))
 
 
 # Ops whose meaning is not plain from their use in the decoder ------------------------------------
