@@ -35,6 +35,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--force", action="store_true", help="replace an existing output")
     add_conversion_options(parser)
     parser.add_argument(
+        "--check",
+        action="store_true",
+        help="then load it and ask eight easy questions (a base model reads a text instead); exit "
+        "with 1 where it makes no sense",
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="print what would be done, and the memory and disk that it needs; write nothing",
@@ -90,9 +96,22 @@ def main(args: argparse.Namespace) -> None:
     from cli.obtain import obtain
 
     output = obtain(args, args.output_dir, args.force, announce_kept=True)
+    if args.check:
+        _check(output, args.quiet)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a path is bytes: out as they came in
     print(output)
+
+
+def _check(output: Path, quiet: bool) -> None:
+    from runner.check import require
+    from runner.engine import Model
+    from runner.evaluation import TEXT
+
+    with Model(output) as model:
+        summary = require(model, TEXT.read_text(encoding="utf-8"))
+        if not quiet:
+            print(f"litert-lm-cli: checked: {summary}", file=sys.stderr)
 
 
 def _dry_run(args: argparse.Namespace) -> None:

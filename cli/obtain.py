@@ -89,6 +89,26 @@ def preview(args: argparse.Namespace, output_dir: Path | None = None) -> PlanRep
         return report(converter, plan, source.output_path(output_dir))
 
 
+def in_float(model: str, folder: Path, args: argparse.Namespace) -> Path:
+    """MODEL as a `.litertlm` file in fp32, made in `folder`; a `.litertlm` file as it is.
+
+    Args:
+        args: holds `revision` and `quiet`.
+
+    Raises:
+        LiteRTLMError: see `converter.errors`.
+    """
+    from converter.sources import models_dir, parse_model
+
+    source = parse_model(model, models_dir())
+    local = _fetch(source, args, prefer_converted=False)
+    if local.suffix.lower() == ".litertlm":
+        return local
+    output = folder / "float.litertlm"
+    _convert(local, source, output, {"quantize": "fp32", "prefill_lengths": (8,)}, args)
+    return output
+
+
 def _chosen_options(args: argparse.Namespace) -> dict[str, Any]:
     """Fields of `ConvertOptions` from the command line; bad ones are refused before any work."""
     chosen: dict[str, Any] = {}

@@ -24,7 +24,7 @@ from converter.base import ConvertOptions, ModelConverter, Plan
 from converter.errors import LiteRTLMError, OptionError, SourceError, UnsupportedError
 from converter.inspection import read_bundle
 from converter.quantization import SCHEMES
-from tests.interpreter import GraphRunner
+from runner.interpreter import GraphRunner
 from tests.small_tokenizers import SMALL_BPE
 from tests.tiny_models import make_checkpoint
 

@@ -14,7 +14,7 @@ from converter.checkpoint.safetensors import open_folder
 from converter.graph.kv_cache import REWIND, RING_SLACK, CacheShape, Target, cache_shape
 from converter.inspection import read_bundle
 from converter.registry import FAMILIES
-from tests.interpreter import GraphRunner
+from runner.interpreter import GraphRunner
 from tests.tiny_models import TINY_CONFIGS, make_checkpoint, text_logits
 
 TOLERANCE = 1e-3  # of logits whose standard deviation is about 1

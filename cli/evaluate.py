@@ -1,0 +1,137 @@
+"""`litert-lm-cli eval`: what did conversion cost?"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converter.errors import OptionError, SourceError
+
+if TYPE_CHECKING:
+    from runner.evaluation import Divergence, Perplexity, Sample
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "eval",
+        help="measure what conversion cost: perplexity, and the distance from the source",
+        description="Measure a .litertlm file in the engine: perplexity on a text, a greedy "
+        "sample, speed; and with --against how far each next token's distribution is from the "
+        "source's in float.",
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="a .litertlm file")
+    parser.add_argument(
+        "--against",
+        metavar="SOURCE",
+        help="compare with this model in float: whatever convert takes, or a .litertlm file",
+    )
+    parser.add_argument(
+        "--text",
+        type=Path,
+        metavar="FILE",
+        help="a text in UTF-8 (default: the beginning of William Morris, News from Nowhere)",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="default: the engine's choice")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--revision", metavar="REV", help="of SOURCE: branch, tag or commit")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    from runner.engine import Model
+    from runner.evaluation import TEXT, compared_tokens, measure_perplexity, sample
+
+    text = _read(args.text or TEXT)
+    if not args.file.is_file():
+        raise SourceError(str(args.file), "there is no such file", "convert a model first")
+    with Model(args.file, threads=args.threads, benchmark=True) as model:
+        perplexity = measure_perplexity(model, text, _progress("scoring", args))
+        said = sample(model, text)
+        tokens = compared_tokens(model, args.file, text)
+    divergence = _divergence(args, tokens) if args.against else None
+    if args.json:
+        import json
+
+        print(json.dumps(_as_json(perplexity, said, divergence)))
+    else:
+        print("\n".join(_lines(args, perplexity, said, divergence)))
+
+
+def _divergence(args: argparse.Namespace, tokens: list[int]) -> Divergence:
+    import tempfile
+
+    from cli.obtain import in_float
+    from converter.inspection import read_bundle
+    from runner.evaluation import measure_divergence
+
+    with tempfile.TemporaryDirectory(prefix="litert-lm-eval-") as folder:
+        reference = in_float(args.against, Path(folder), args)
+        limit = read_bundle(reference).metadata.max_num_tokens or len(tokens)
+        return measure_divergence(
+            args.file, reference, tokens[:limit], _progress("comparing", args)
+        )
+
+
+def _as_json(
+    perplexity: Perplexity, said: Sample, divergence: Divergence | None
+) -> dict[str, float | int]:
+    found: dict[str, float | int] = {
+        "perplexity": perplexity.perplexity,
+        "tokens": perplexity.tokens,
+        "repetition": said.repetition,
+        "prefill_tokens_per_second": said.prefill_rate,
+        "decode_tokens_per_second": said.decode_rate,
+    }
+    if divergence is not None:
+        found |= {
+            "kl_mean": divergence.kl_mean,
+            "kl_max": divergence.kl_max,
+            "top1_agreement": divergence.top1_agreement,
+            "positions": divergence.positions,
+        }
+    return found
+
+
+def _lines(
+    args: argparse.Namespace,
+    perplexity: Perplexity,
+    said: Sample,
+    divergence: Divergence | None,
+) -> list[str]:
+    from cli.inspect import printable
+
+    lines = [
+        f"perplexity  {perplexity.perplexity:.3f} over {perplexity.tokens} tokens",
+        f"speed       prefill {said.prefill_rate:.0f}, decode {said.decode_rate:.1f} tokens/s",
+        f"repetition  {said.repetition:.0%} of what it says greedily:",
+        f"  {printable(' '.join(said.text.split()))}",
+    ]
+    if divergence is not None:
+        lines += [
+            f"against {printable(args.against)} in float, {divergence.positions} positions",
+            f"  KL divergence  {divergence.kl_mean:.4f} mean, {divergence.kl_max:.3f} largest",
+            f"  same likeliest token  {divergence.top1_agreement:.1%}",
+        ]
+    return lines
+
+
+def _progress(what: str, args: argparse.Namespace) -> Any:
+    """Tells of every step on a terminal, in one line."""
+
+    def tell(done: int, everything: int) -> None:
+        if not args.quiet and sys.stderr.isatty():
+            end = "\r" if done + 1 < everything else "\r\033[K"
+            print(f"{what} {done + 1}/{everything}", end=end, file=sys.stderr, flush=True)
+
+    return tell
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "is not UTF-8"
+        raise OptionError(f"--text {path}", why, "give a text file in UTF-8") from error

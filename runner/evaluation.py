@@ -1,0 +1,180 @@
+"""What a conversion has kept of its model, in numbers.
+
+Perplexity comes from the engine's own scoring of a text. The distance from the source, token by
+token, needs whole distributions, which the engine does not give: two bundles' graphs run side by
+side in the ai-edge-litert interpreter, with the engine's kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from converter.errors import OptionError
+from converter.inspection import read_bundle
+from runner.engine import Model, Sampling
+
+# The beginning of William Morris, News from Nowhere (1890); in the public domain.
+TEXT = Path(__file__).with_name("evaluation_text.txt")
+# Characters of a passage, and of its beginning, which is read and not scored.
+_PASSAGE, _GIVEN = 1600, 160
+# Positions over which two bundles are compared.
+_COMPARED = 512
+_GREEDY_TOKENS = 64
+_CHAT_PROMPT = "Describe a river in five sentences."
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp(-mean log likelihood) of so many tokens of a text."""
+
+    perplexity: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a model says greedily.
+
+    Attributes:
+        repetition: the share of its words, in threes, that were said before: 0 to 1.
+        prefill_rate, decode_rate: tokens per second.
+    """
+
+    text: str
+    repetition: float
+    prefill_rate: float
+    decode_rate: float
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far one model's next-token distributions are from another's.
+
+    Attributes:
+        kl_mean, kl_max: KL divergence of the model from its reference in nats, over the positions.
+        top1_agreement: the share of positions at which both have the same likeliest token.
+    """
+
+    kl_mean: float
+    kl_max: float
+    top1_agreement: float
+    positions: int
+
+
+def measure_perplexity(
+    model: Model, text: str, progress: Progress = lambda _done, _all: None
+) -> Perplexity:
+    """Score a text in passages that fit the context, each without those before it.
+
+    Raises:
+        OptionError: the text is too short.
+        EngineError: the engine failed.
+    """
+    passages = list(_passages(model, text))
+    total, count = 0.0, 0
+    for done, (given, scored) in enumerate(passages):
+        progress(done, len(passages))
+        try:
+            with model.engine.create_session(apply_prompt_template=False) as session:
+                session.run_prefill([given])
+                [scores] = session.run_text_scoring([scored]).token_scores
+        except RuntimeError as error:
+            raise model.failure(f"{model.path.name}: scoring a text", error) from error
+        total += sum(scores)
+        count += len(scores)
+    if not count:
+        raise OptionError("--text", "holds too little to score", "take a text of some paragraphs")
+    return Perplexity(math.exp(min(-total / count, 700.0)), count)
+
+
+def _passages(model: Model, text: str) -> Iterator[tuple[str, str]]:
+    """(given, scored) parts of a text; they are cut at spaces where there are some."""
+    limit = (model.context_length or _PASSAGE) - 2  # a start token, and one that stays free
+    while text.strip():
+        length = _PASSAGE
+        while len(model.tokenize(_cut(text, length))) > limit and length > 2:
+            length //= 2
+        passage = _cut(text, length)
+        text = text[len(passage) :]
+        given = _cut(passage, len(passage) * _GIVEN // _PASSAGE)
+        if given.strip() and passage[len(given) :].strip():
+            yield given, passage[len(given) :]
+
+
+def _cut(text: str, length: int) -> str:
+    """About the first `length` characters, up to a space if one is near."""
+    if len(text) <= length:
+        return text
+    at = text.rfind(" ", length // 2, length)
+    return text[: at if at > 0 else length]
+
+
+def sample(model: Model, text: str) -> Sample:
+    """Let a model speak: answer a question, or go on with a text where it is a base model."""
+    greedy = {"sampling": Sampling(temperature=0), "max_tokens": _GREEDY_TOKENS}
+    if model.is_chat:
+        conversation = model.conversation(**greedy)  # type: ignore[arg-type]
+        prompt = _CHAT_PROMPT
+    else:
+        conversation = model.completion(**greedy)  # type: ignore[arg-type]
+        prompt = _cut(text, _GIVEN)
+    said = "".join(piece.text for piece in conversation.ask(prompt))
+    rates = conversation.statistics
+    return Sample(
+        said,
+        repetition(said),
+        rates.prefill_rate if rates else 0.0,
+        rates.decode_rate if rates else 0.0,
+    )
+
+
+def repetition(text: str) -> float:
+    """The share of a text's words, in threes, that it holds already: 0 to 1."""
+    words = text.split()
+    threes = list(zip(words, words[1:], words[2:], strict=False))
+    return 1 - len(set(threes)) / len(threes) if threes else 0.0
+
+
+def measure_divergence(
+    bundle: Path,
+    reference: Path,
+    tokens: list[int],
+    progress: Progress = lambda _done, _all: None,
+) -> Divergence:
+    """Compare two bundles of one model over the same tokens, each position seeing the true ones."""
+    # Imported late: the interpreter costs a third of a second.
+    from runner.interpreter import GraphRunner
+
+    runners = GraphRunner(bundle), GraphRunner(reference)
+    divergences, agreed = [], 0
+    for position, token in enumerate(tokens):
+        progress(position, len(tokens))
+        ours, theirs = (_log_softmax(runner.decode(token, position)) for runner in runners)
+        divergences.append(float((np.exp(theirs) * (theirs - ours)).sum()))
+        agreed += int(ours.argmax() == theirs.argmax())
+    return Divergence(
+        float(np.mean(divergences)), max(divergences), agreed / len(tokens), len(tokens)
+    )
+
+
+def compared_tokens(model: Model, reference: Path, text: str) -> list[int]:
+    """The tokens over which two bundles are compared: the beginning of a text."""
+    start = list(model.metadata.start_token.token_ids.ids)
+    limit = min(
+        _COMPARED,
+        model.context_length or _COMPARED,
+        read_bundle(reference).metadata.max_num_tokens or _COMPARED,
+    )
+    return [*start, *model.tokenize(_cut(text, 8 * limit))][:limit]
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max()
+    return shifted - np.log(np.exp(shifted).sum())
