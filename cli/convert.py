@@ -59,6 +59,11 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
         "(embedding, attention, ffn, head)",
     )
     parser.add_argument(
+        "--lora",
+        metavar="ADAPTER",
+        help="merge a LoRA adapter: a PEFT folder, or an id on the hub (org/name)",
+    )
+    parser.add_argument(
         "--clip",
         choices=("mse", "max"),
         help="the scales of int4 blocks: those of least squared error (mse, default), or those "

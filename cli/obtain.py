@@ -41,7 +41,7 @@ def obtain(
     from converter.sources import models_dir, parse_model
 
     chosen = _chosen_options(args)
-    source = parse_model(args.model, models_dir())
+    source = _with_adapter(parse_model(args.model, models_dir()), chosen)
     output = source.output_path(output_dir)
     if source.kind == "litertlm":
         if force or output_dir is not None or chosen:
@@ -54,6 +54,8 @@ def obtain(
         return output
 
     local = _fetch(source, args, prefer_converted=not chosen)
+    if "lora" in chosen:
+        chosen["lora"] = _fetch_adapter(chosen["lora"], args)
     if local.suffix != ".litertlm":
         _convert(local, source, output, chosen, args)
     elif chosen:
@@ -77,7 +79,9 @@ def preview(args: argparse.Namespace, output_dir: Path | None = None) -> PlanRep
     from converter.sources import models_dir, parse_model
 
     chosen = _chosen_options(args)
-    source = parse_model(args.model, models_dir())
+    source = _with_adapter(parse_model(args.model, models_dir()), chosen)
+    if "lora" in chosen:
+        chosen["lora"] = Path(chosen["lora"])
     local = _fetched_before(source, args, prefer_converted=not chosen)
     if local.suffix.lower() == ".litertlm":
         raise OptionError(
@@ -120,6 +124,8 @@ def _chosen_options(args: argparse.Namespace) -> dict[str, Any]:
         from converter.quantization import Clip
 
         chosen["clip"] = Clip(args.clip)
+    if args.lora is not None:
+        chosen["lora"] = args.lora
     if args.prefill_seq_len is not None:
         from cli.convert import prefill_lengths
 
@@ -131,6 +137,31 @@ def _chosen_options(args: argparse.Namespace) -> dict[str, Any]:
 
         chosen["target"] = Target(args.target)
     return chosen
+
+
+def _with_adapter(source: Source, chosen: dict[str, Any]) -> Source:
+    """The source under a name of its own, where an adapter makes another model of it."""
+    if "lora" not in chosen:
+        return source
+    from dataclasses import replace
+
+    adapter = Path(chosen["lora"].rstrip("/")).name
+    return replace(source, name=f"{source.name}-{adapter}")
+
+
+def _fetch_adapter(text: str, args: argparse.Namespace) -> Path:
+    """The folder of an adapter, downloaded where it is remote."""
+    from converter.sources import models_dir, parse_adapter
+
+    path, repo_id = parse_adapter(text)
+    if path is not None:
+        return path
+    from converter.checkpoint.hub import download
+
+    assert repo_id is not None
+    _say(args, f"Downloading the adapter {repo_id} ...")
+    folder = models_dir().joinpath(*repo_id.split("/"), "adapter")
+    return download(repo_id, folder, quiet=args.quiet, is_adapter=True).path
 
 
 def _converted_already(model: str) -> OptionError:

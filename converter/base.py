@@ -37,6 +37,7 @@ from converter.graph.decoder_graph import build_decoder
 from converter.graph.kv_cache import CacheShape, Target, cache_shape
 from converter.graph.tflite import DType, Weight
 from converter.graph.tflite_writer import Layout, write
+from converter.lora import Update, open_adapter
 from converter.metadata import LlmMetadataResult, build_llm_metadata
 from converter.quantization import (
     DEFAULT_SCHEME,
@@ -72,6 +73,7 @@ class ConvertOptions:
         cache_length: slots in the KV cache; None for the default, or the model's own limit where
             that is lower.
         target: what the graph is made for.
+        lora: folder of a LoRA adapter to merge.
         threads: workers that stream weights; the result does not depend on it.
     """
 
@@ -80,6 +82,7 @@ class ConvertOptions:
     prefill_lengths: Sequence[int] = PREFILL_LADDER
     cache_length: int | None = None
     target: Target = Target.CPU
+    lora: Path | None = None
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
 
 
@@ -90,6 +93,7 @@ class PlannedWeight:
     Attributes:
         offset: bytes from the start of the file.
         scales_offset: the same of its blocks' scales, where it has blocks.
+        update: what an adapter adds to it.
     """
 
     path: str
@@ -99,6 +103,7 @@ class PlannedWeight:
     stored: Weight
     offset: int
     scales_offset: int | None
+    update: Update | None = None
 
     @property
     def nbytes(self) -> int:
@@ -189,6 +194,9 @@ class ModelConverter:
         sources = family.weight_sources(list(self.checkpoint.tensors), self.checkpoint.format)
         shapes = dict(spec.weight_shapes())
         self._check_shapes(shapes, sources)
+        updates = {}
+        if self.options.lora is not None:
+            updates = open_adapter(self.options.lora).updates(family.paths(), shapes)
         target, rings = self.options.target, not family.has_thoughts()
         caches = [
             cache_shape(layer.sliding_window, cache_length, target, rings) for layer in spec.layers
@@ -221,6 +229,7 @@ class ModelConverter:
                     FIRST_SECTION + model.offsets[scales.name]
                     if (scales := weights[path].scales)
                     else None,
+                    updates.get(path),
                 )
                 for path, shape in shapes.items()
             ),
@@ -374,12 +383,14 @@ class ModelConverter:
             start,
             stop,
             buffer=self._floats.of_size(count),
-            keep_bf16=weight.format.takes_bf16 and not source.add,
+            keep_bf16=weight.format.takes_bf16 and not source.add and weight.update is None,
         )
         if source.add:
             rows += np.float32(source.add)
         if source.interleaved_head_dim:
             rows = _halves_from_pairs(rows, source.interleaved_head_dim)
+        if weight.update is not None:
+            weight.update.add_to(rows, start)
         try:
             packed, scales = weight.format.pack(
                 rows, self._packed.of_size(count), self.options.clip

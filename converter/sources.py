@@ -109,6 +109,18 @@ def parse_model(text: str, models_dir: Path) -> Source:
     return _hub(text, models_dir)
 
 
+def parse_adapter(text: str) -> tuple[Path | None, str | None]:
+    """What `--lora` was given: a folder that is here, or else an id on the hub.
+
+    Raises:
+        SourceError: it is neither.
+    """
+    path = _existing(text)
+    if path is not None or _looks_like_a_path(text):
+        return Path(text).expanduser(), None
+    return None, _hub(text, models_dir()).repo_id
+
+
 def shown(text: str) -> str:
     """Return the user's text fit for an error message: one line, no control characters."""
     return text if text.isprintable() and text.strip() else ascii(text)

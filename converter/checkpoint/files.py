@@ -18,6 +18,8 @@ from converter.errors import LiteRTLMError, SourceError, UnsupportedError
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+# Of a LoRA adapter in the format of PEFT.
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint.files import (
+    ADAPTER_FILES,
     INDEX_NAME,
     SINGLE_NAME,
     is_plain_name,
@@ -38,6 +39,7 @@ _SIDE_FILES = (
 _NOT_GENERIC = re.compile(
     r"gpu|npu|web|qualcomm|mediatek|tensor_g|intel|exynos|sm[78]\d|qcs|mt6", re.IGNORECASE
 )
+_FOLDERS = ("safetensors", "adapter")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -68,6 +70,7 @@ def download(
     file: str | None = None,
     prefer_converted: bool = True,
     check_config: Callable[[dict[str, Any]], object] | None = None,
+    is_adapter: bool = False,
 ) -> HubDownload:
     """Bring a model's files into the folder `target`, or find that they are there already.
 
@@ -78,6 +81,7 @@ def download(
         quiet: no progress on stderr.
         file: the one .gguf or .litertlm file to take.
         prefer_converted: take a .litertlm where the repository has one, even beside weights.
+        is_adapter: take a LoRA adapter and nothing else.
         check_config: called with the parsed config.json before anything big is fetched; what it
             raises ends the download.
 
@@ -105,8 +109,11 @@ def download(
         (target / WORK).mkdir(parents=True, exist_ok=True)
         with WeakFileLock(target / WORK / "lock"):  # a second process waits, then finds it done
             repository = Repository(request, token, target)
-            kind, names, notes = choose_files(
-                repo_id, list(repository.files), file, prefer_converted
+            listed = list(repository.files)
+            kind, names, notes = (
+                choose_adapter(repo_id, listed)
+                if is_adapter
+                else choose_files(repo_id, listed, file, prefer_converted)
             )
             repository.begin(kind)
             if kind == "safetensors":
@@ -119,8 +126,22 @@ def download(
                 return local
         # The client's own error would show headers and signed addresses in a traceback.
         raise hub_errors.explain(error, request) from None
-    path = target if kind == "safetensors" else target / names[0]
+    path = target if kind in _FOLDERS else target / names[0]
     return HubDownload(kind, path, repo_id, repository.commit, tuple(notes))
+
+
+def choose_adapter(repo_id: str, listed: list[str]) -> tuple[str, list[str], list[str]]:
+    """The same as `choose_files` of a repository that holds a LoRA adapter.
+
+    Raises:
+        SourceError: it holds none.
+    """
+    missing = [name for name in ADAPTER_FILES if name not in listed]
+    if missing:
+        raise SourceError(
+            f"--lora {repo_id}", f"it has no {' and no '.join(missing)}", "check the name"
+        )
+    return "adapter", list(ADAPTER_FILES), []
 
 
 def choose_files(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,19 @@ class SafetensorsCheckpoint(Checkpoint):
         self._places = places
         self._resources = resources
         self._stored = ThreadBuffer(np.uint16)  # 16-bit elements on their way to float32
+
+    @classmethod
+    def of_file(
+        cls,
+        path: Path,
+        file: PositionedFile,
+        entries: Iterable[tuple[TensorInfo, int]],
+        resources: ExitStack,
+    ) -> SafetensorsCheckpoint:
+        """The tensors of one open file, `entries` of `read_header`, without a config."""
+        tensors = {info.name: info for info, _ in entries}
+        places = {info.name: _Place(file, begin) for info, begin in entries}
+        return cls(path, {}, {}, tensors, places, resources)
 
     def read_rows(
         self,

@@ -288,7 +288,7 @@ class Family:
         table = {row[0]: row[column] for row in self.names}
         available: dict[str, str] = {}
         for tensor in tensors:
-            plain = _without_wrappers(tensor)
+            plain = without_wrappers(tensor)
             if plain in available:
                 raise SourceError(
                     f"{self.name} checkpoint",
@@ -317,6 +317,11 @@ class Family:
                 "check that model_type in config.json is right; an adapter has to be merged first",
             )
         return {path: self.source_of(path, available[name], fmt) for path, name in wanted.items()}
+
+    def paths(self) -> dict[str, str]:
+        """Path of every weight by its name in safetensors, wrappers removed."""
+        table = {path: name for path, name, _ in self.names}
+        return {_name_of(path, table): path for path, _ in self.spec().weight_shapes()}
 
     def source_of(self, path: str, tensor: str, fmt: str) -> WeightSource:
         """How a weight is stored in a checkpoint of format `fmt`; most are stored as they are."""
@@ -354,7 +359,7 @@ def _checked(family: str, field: dataclasses.Field[Any], value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _without_wrappers(tensor: str) -> str:
+def without_wrappers(tensor: str) -> str:
     while tensor.startswith(_WRAPPERS):
         tensor = tensor.split(".", 1)[1]
     return tensor
