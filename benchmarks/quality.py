@@ -1,0 +1,191 @@
+"""What each scheme costs and gives: size, perplexity, distance from the source in float, speed.
+
+    venv/bin/python -m benchmarks.quality | tee RESULT.txt          # about half an hour
+    venv/bin/python -m benchmarks.quality --only smollm2-135m --peers "" --text SHORT.txt
+
+Real weights: SmolLM2-135M-Instruct and Gemma 3 270M. The reference is the fp32 bundle of the same
+source. litert-torch's export is the one that `benchmarks.run` keeps. llama.cpp's weights are
+measured in our fp32 graph, so what they lose to its own int8 activations is not counted against
+them. The last line is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import peers
+from benchmarks.engine import THREADS
+from benchmarks.measure import commit, machine, run
+from benchmarks.run import CACHE_LENGTH, LITERT_TORCH_LADDER, MODELS
+from converter.quantization import SCHEMES
+from converter.version import __version__
+from runner.engine import Model
+from runner.evaluation import TEXT, compared_tokens, measure_divergence, measure_perplexity
+from tests.conftest import real_model
+
+ROOT = Path(__file__).resolve().parent.parent
+CLI = ROOT / "litert-lm-cli"
+REFERENCE = "fp32"
+# Beside the schemes: parts, and what clipping is worth.
+_VARIANTS = {
+    "dynamic_int8,ffn=dynamic_int4": ("dynamic_int8,ffn=dynamic_int4", "mse"),
+    "dynamic_int4,embedding=dynamic_int4": ("dynamic_int4,embedding=dynamic_int4", "mse"),
+    "dynamic_int4 --clip max": ("dynamic_int4", "max"),
+}
+_LLAMA_CPP = ("Q8_0", "Q4_0")
+_PEERS = ("litert-torch", "llama.cpp")
+_PROMPT, _NEW, _ROUNDS = 200, 64, 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    names = [name for name, model in MODELS.items() if model.gguf]
+    parser.add_argument("--only", action="append", choices=names, help="may be given again")
+    parser.add_argument("--text", type=Path, default=TEXT, metavar="FILE")
+    parser.add_argument("--positions", type=int, default=512, metavar="N", help="default: 512")
+    parser.add_argument(
+        "--peers",
+        default=",".join(_PEERS),
+        type=lambda names: [name for name in names.split(",") if name],
+        help="comma-separated (default: all)",
+    )
+    args = parser.parse_args()
+    document: dict[str, Any] = {
+        "benchmark": "quality",
+        "litert_lm_cli": __version__,
+        "commit": commit(),
+        "machine": machine("litert-lm-api", "ai-edge-litert"),
+        "peers": peers.VERSIONS,
+        "text": args.text.name,
+        "models": {},
+    }
+    text = args.text.read_text(encoding="utf-8")
+    for name in args.only or names:
+        with tempfile.TemporaryDirectory(prefix="litert-lm-bench-") as work:
+            bench = _Bench(name, Path(work), text, args.positions)
+            document["models"][name] = bench.measure(args.peers)
+    print(table(document))
+    print(json.dumps(document))
+
+
+def table(document: dict[str, Any]) -> str:
+    """The result in Markdown."""
+    lines = [
+        "| | size | perplexity | KL divergence, mean | same likeliest token | prefill / decode |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model in document["models"].values():
+        lines.append(f"| **{model['title']}** | | | | | |")
+        for name, found in model["subjects"].items():
+            rates = "" if found["prefill"] is None else f"{found['prefill']:.0f}"
+            rates += "" if found["prefill"] is None else f" / {found['decode']:.1f}"
+            lines.append(
+                f"| {name} | {found['bytes'] / 1e6:.0f} MB | {found['perplexity']:.2f} "
+                f"| {found['kl_mean']:.4f} | {found['top1_agreement']:.1%} | {rates} |"
+            )
+        for peer, why in model["left_out"].items():
+            lines.append(f"| {peer} | {why} | | | | |")
+    return "\n".join(lines)
+
+
+class _Bench:
+    """One model; what it needs is made in `work`."""
+
+    def __init__(self, name: str, work: Path, text: str, positions: int) -> None:
+        self.name = name
+        self.model = MODELS[name]
+        self.work = work
+        self.text = text
+        self.positions = positions
+        assert self.model.gguf is not None
+        self.source = real_model(self.model.gguf)
+        self.reference = self.convert(self.source, REFERENCE, REFERENCE)
+
+    def measure(self, wanted: Sequence[str]) -> dict[str, Any]:
+        subjects, left_out = {}, {}
+        subjects[REFERENCE] = self.figures(REFERENCE, self.reference)
+        others = {name: (name, "mse") for name in SCHEMES if name != REFERENCE}
+        for label, (scheme, clip) in {**others, **_VARIANTS}.items():
+            bundle = self.convert(self.source, scheme, label, "--clip", clip)
+            subjects[label] = self.figures(label, bundle)
+            bundle.unlink()
+        for peer, measure in (("litert-torch", self.litert_torch), ("llama.cpp", self.llama_cpp)):
+            if peer in wanted:
+                try:
+                    subjects |= measure()
+                except peers.PeerUnavailableError as reason:
+                    left_out[peer] = str(reason)
+        return {"title": self.model.title, "subjects": subjects, "left_out": left_out}
+
+    def figures(self, label: str, bundle: Path, runs: bool = True) -> dict[str, Any]:
+        """All about one bundle; without speeds where it only carries another program's weights."""
+        _note(f"{self.model.title}: {label}")
+        with Model(bundle, threads=THREADS) as model:
+            perplexity = measure_perplexity(model, self.text)
+            tokens = compared_tokens(model, self.reference, self.text)[: self.positions]
+        divergence = measure_divergence(bundle, self.reference, tokens)
+        rates = [self.rates(bundle) for _ in range(_ROUNDS if runs else 0)]
+        found = {
+            "bytes": bundle.stat().st_size,
+            "perplexity": perplexity.perplexity,
+            "tokens": perplexity.tokens,
+            "kl_mean": divergence.kl_mean,
+            "kl_max": divergence.kl_max,
+            "top1_agreement": divergence.top1_agreement,
+            "positions": divergence.positions,
+            "prefill": max((one["prefill"] for one in rates), default=None),
+            "decode": max((one["decode"] for one in rates), default=None),
+        }
+        print(json.dumps({label: found}), file=sys.stderr, flush=True)
+        return found
+
+    def rates(self, bundle: Path) -> dict[str, float]:
+        command: list[str | Path] = [sys.executable, "-m", "benchmarks.engine", bundle]
+        done = run([*command, str(_PROMPT), str(_NEW)], {"PYTHONPATH": str(ROOT)}, timeout=1800)
+        rates: dict[str, float] = json.loads(done.said.strip().splitlines()[-1])
+        return rates
+
+    def convert(self, source: Path, scheme: str, label: str, *options: str) -> Path:
+        output = self.work / label.replace(" ", "_")
+        command: list[str | Path] = [CLI, "convert", source, "--output-dir", output, "--quiet"]
+        run([*command, "--quantize", scheme, *options])
+        [bundle] = output.glob("*.litertlm")
+        return bundle
+
+    def litert_torch(self) -> dict[str, Any]:
+        folder = self.work / "folder"
+        run([sys.executable, "-m", "benchmarks.sources", *self.model.make, folder])
+        bundle = peers.litert_torch_bundle(self.name, folder, LITERT_TORCH_LADDER, CACHE_LENGTH)
+        return {"litert-torch dynamic_wi8_afp32": self.figures("litert-torch", bundle)}
+
+    def llama_cpp(self) -> dict[str, Any]:
+        found = {}
+        quantize = peers.llama_cpp_programs() / "llama-quantize"
+        for kind in _LLAMA_CPP:
+            gguf = self.work / f"{kind}.gguf"
+            run([quantize, "--allow-requantize", self.source, gguf, kind, str(THREADS)])
+            bundle = self.convert(gguf, REFERENCE, f"llama-{kind}")
+            label = f"llama.cpp {kind} (its weights in our fp32 graph)"
+            found[label] = self.figures(label, bundle, runs=False)
+            found[label]["bytes"] = gguf.stat().st_size
+            bundle.unlink()
+        return found
+
+
+def _note(said: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {said}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"{error}\n{error.stderr}")
