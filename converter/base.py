@@ -45,7 +45,9 @@ from converter.quantization import (
     Format,
     Quantization,
     ValueRangeError,
+    blocks_met,
     parse_quantization,
+    part_of,
 )
 from converter.registry import family_of
 from converter.tokenizer import load_tokenizer
@@ -117,11 +119,13 @@ class Text:
 
     Attributes:
         sections: all sections in file order; the network's own content is None.
+        system: what the header says about the whole file, before weights were streamed.
     """
 
     metadata: LlmMetadataResult
     sections: tuple[tuple[Section, bytes | None], ...]
     bundle: BundleLayout
+    system: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,7 @@ class ModelConverter:
         self.options = options
         self._floats = ThreadBuffer(np.float32)
         self._packed = ThreadBuffer(np.int8)
+        self._met: list[tuple[str, int, int]] = []  # path; blocks met exactly, and all of them
 
     def convert(self, output: Path, progress: Progress = lambda _: None) -> Plan:
         """Write `output`; `progress` is told the number of bytes after each block written."""
@@ -277,17 +282,16 @@ class ModelConverter:
         )
         network = Section("TFLiteModel", model_nbytes, {"model_type": "tf_lite_prefill_decode"})
         sections = ((network, None), *((Section(k, len(d), {}), d) for k, d in parts))
-        bundle = lay_out(
-            [section for section, _ in sections],
-            {
-                "producer": f"litert-lm-cli {__version__}",
-                "model": self.name,
-                "family": family.name,
-                "quantization": quantization.name,
-                "target": self.options.target.value,
-            },
+        system = {
+            "producer": f"litert-lm-cli {__version__}",
+            "model": self.name,
+            "family": family.name,
+            "quantization": quantization.name,
+            "target": self.options.target.value,
+        }
+        return Text(
+            metadata, sections, lay_out([section for section, _ in sections], system), system
         )
-        return Text(metadata, sections, bundle)
 
     def _cache_length(self, family: Family) -> int:
         limit = family.max_position_embeddings
@@ -408,6 +412,8 @@ class ModelConverter:
         if weight.scales_offset is None:
             plan.model.scales(weight.path)[start:stop] = scales
             return packed.nbytes
+        if self.checkpoint.tensors[source.tensor].dtype in _INT4_BLOCKS:
+            self._met.append((weight.path, blocks_met(rows, packed, scales), scales.size))
         file.write_at(weight.scales_offset + start * scales[0].nbytes, scales.data)
         return packed.nbytes + scales.nbytes
 
@@ -416,9 +422,46 @@ class ModelConverter:
     def package(self, plan: Plan, file: AtomicFile) -> None:
         """Write what is not weights: header, metadata, tokenizer, and the graph with its scales."""
         self.checkpoint.check_unchanged()
-        file.write_at(0, plan.bundle.header)
+        sections = [section for section, _ in plan.sections]
+        # The network begins at a fixed place, so that what was found out fits before it.
+        said = lay_out(sections, plan.text().system | self._provenance(plan))
+        assert said.offsets == plan.bundle.offsets
+        file.write_at(0, said.header)
         for (_, data), offset in zip(plan.sections, plan.bundle.offsets, strict=True):
             file.write_at(offset, plan.model.flatbuffer if data is None else data)
+
+    def _provenance(self, plan: Plan) -> dict[str, str]:
+        """What became of each part's matrices, for `inspect`."""
+        found: dict[str, dict[str, list[str]]] = {}
+        for weight in plan.weights:
+            if len(weight.shape) > 1:
+                stored = self.checkpoint.tensors[weight.source.tensor].dtype
+                became = f"{stored} -> {weight.format.dtype.name.lower()}"
+                found.setdefault(part_of(weight.path), {}).setdefault(became, []).append(
+                    weight.path
+                )
+        return {
+            f"{part} weights": "; ".join(
+                f"{became}{self._losses(became, set(paths))}" for became, paths in kinds.items()
+            )
+            for part, kinds in found.items()
+        }
+
+    def _losses(self, became: str, paths: set[str]) -> str:
+        """Whether numbers that were quantised before were rounded a second time."""
+        stored, _, dtype = became.partition(" -> ")
+        if dtype == "float32" or (stored, dtype) == ("F16", "float16"):
+            return ", as they were"
+        met = [counts for path, *counts in self._met if path in paths]
+        if met:
+            share = sum(exact for exact, _ in met) / sum(count for _, count in met)
+            return f", {share:.1%} of the blocks as they were, the others rounded again"
+        return "" if stored in _FLOATS else ", rounded again"
+
+
+# Stored types whose blocks of int4 with a float16 scale may go in without a second rounding.
+_INT4_BLOCKS = ("Q4_0",)
+_FLOATS = ("F32", "F16", "BF16")
 
 
 def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:

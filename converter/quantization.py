@@ -119,6 +119,20 @@ class Format:
         return rows.astype(_NUMPY[self.dtype], copy=False), None
 
 
+def blocks_met(rows: np.ndarray, packed: np.ndarray, scales: np.ndarray) -> int:
+    """How many int4 blocks are, bit for bit, what was packed into them.
+
+    Args:
+        rows: `(n, columns)`.
+        packed: `(n, columns / 2)`.
+        scales: `(n, blocks)`.
+    """
+    low, high = packed << 4, packed & 0xF0  # each value in the upper half, with its sign
+    values = np.stack([low, high], axis=-1).view(np.int8).reshape(*scales.shape, -1)
+    found = values.astype(np.float32) * (scales.astype(np.float32) / 16)[..., None]
+    return int((found == rows.reshape(found.shape)).all(axis=-1).sum())
+
+
 def _room(buffer: np.ndarray | None, shape: tuple[int, int], dtype: npt.DTypeLike) -> np.ndarray:
     """An array for packed values, in `buffer` where there is one."""
     count = shape[0] * shape[1]

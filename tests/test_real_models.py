@@ -20,7 +20,10 @@ from cli.obtain import open_checkpoint
 from converter.base import ConvertOptions, ModelConverter
 from converter.graph.kv_cache import Target
 from converter.inspection import read_bundle
+from converter.quantization import SCHEMES
 from converter.tokenizer import load_tokenizer
+from runner.engine import Model
+from runner.evaluation import TEXT, measure_perplexity
 from tests.tiny_models import settle_torch
 
 TOKENS = 32
@@ -178,3 +181,22 @@ def test_official_client_runs_our_files(smollm2_bundle: Path, tmp_path: Path) ->
     bundle = shutil.copy(smollm2_bundle, tmp_path)  # the client leaves its caches beside the model
     answer = _official_client("run", bundle, "--prompt", "Why is the sky blue?", "--top-k", "1")
     assert "light" in answer
+
+
+@pytest.mark.parametrize("scheme", [name for name in SCHEMES if name != "fp32"])
+def test_every_scheme_runs_and_stays_near_float(
+    gemma3_gguf: Path, gemma3_fp32_bundle: Path, tmp_path: Path, scheme: str
+) -> None:
+    """In the engine, with real weights whose rows blocks of 128 divide."""
+    bundle = tmp_path / "m.litertlm"
+    options = ConvertOptions(quantize=scheme, prefill_lengths=(8, 64))
+    with open_checkpoint(gemma3_gguf) as checkpoint:
+        ModelConverter(checkpoint, "gemma", options).convert(bundle)
+    text = TEXT.read_text(encoding="utf-8")[:1500]
+    found = []
+    for path in (bundle, gemma3_fp32_bundle):
+        with Model(path) as model:
+            found.append(measure_perplexity(model, text).perplexity)
+    print(f"{scheme}: perplexity {found[0]:.2f}, fp32 {found[1]:.2f}")
+    most = 2.0 if "int4" in scheme else 1.1
+    assert 0.8 < found[0] / found[1] < most

@@ -47,7 +47,7 @@ def reported(source: Path, output: Path, **options: Any) -> tuple[PlanReport, in
     return before, done
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", [s for s in SCHEMES if s != "dynamic_int4_block128"])
 @pytest.mark.parametrize("name", TINY_CONFIGS)
 def test_the_numbers_are_those_of_the_conversion(
     checkpoints: Path, tmp_path: Path, name: str, scheme: str
