@@ -63,6 +63,7 @@ def filled(page: str) -> str:
         "schemes": schemes,
         "run": lambda: options("run"),
         "convert": lambda: options("convert"),
+        "eval": lambda: options("eval"),
         "inspect": lambda: options("inspect"),
     }
 
