@@ -105,3 +105,32 @@ def test_widen_bf16() -> None:
     np.testing.assert_array_equal(values.view(np.uint32), stored.astype(np.uint32) << 16)
     kernels.widen_bf16(stored[3:10], values[:7])
     np.testing.assert_array_equal(values[:7].view(np.uint32), stored[3:10].astype(np.uint32) << 16)
+
+
+@pytest.mark.parametrize("block", [8, 32, 128])
+@pytest.mark.parametrize("reaches", [(9.0, 8.5, 8.0, 7.5, 7.0, 6.5, 6.0, 5.0), ()])
+def test_pack_int4_is_the_same_in_both(
+    body: str, monkeypatch: pytest.MonkeyPatch, block: int, reaches: tuple[float, ...]
+) -> None:
+    rows = np.random.default_rng(block).standard_normal((300, 256)).astype(np.float32)
+    rows *= np.geomspace(1e-9, 1e4, 300, dtype=np.float32)[:, None]
+    rows[:5] = 0
+    rows[5] = 1e-40
+    found = []
+    for _ in range(2):
+        packed = np.full((300, 128), 99, np.uint8)
+        scales = np.full((300, 256 // block), -1, np.float16)
+        assert kernels.pack_int4(rows.copy(), block, reaches, packed, scales)
+        assert (scales > 0).all()
+        found.append((packed, scales))
+        monkeypatch.setattr(kernels, "_compiled", lambda: None)
+    for ours, numpy in zip(*found, strict=True):
+        np.testing.assert_array_equal(ours, numpy)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e9])
+def test_pack_int4_refuses_what_it_cannot_hold(bad: float) -> None:
+    rows = np.ones((2, 64), np.float32)
+    rows[1, 40] = bad
+    packed, scales = np.zeros((2, 32), np.uint8), np.zeros((2, 2), np.float16)
+    assert not kernels.pack_int4(rows, 32, (8.0, 7.0), packed, scales)
