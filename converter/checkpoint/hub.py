@@ -92,7 +92,7 @@ def download(
         OutputError: the disk is full or the folder cannot be written.
     """
     if revision is not None and _COMMIT.fullmatch(revision):  # a commit never changes
-        local = local_copy(repo_id, target, revision, file, prefer_converted)
+        local = local_copy(repo_id, target, revision, file, prefer_converted, is_adapter)
         if local is not None:
             return local
 
@@ -121,7 +121,7 @@ def download(
             repository.bring(kind, names, quiet)
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         if hub_errors.is_unreachable(error):
-            local = local_copy(repo_id, target, revision, file, prefer_converted)
+            local = local_copy(repo_id, target, revision, file, prefer_converted, is_adapter)
             if local is not None:
                 return local
         # The client's own error would show headers and signed addresses in a traceback.
@@ -239,12 +239,14 @@ def local_copy(
     revision: str | None = None,
     file: str | None = None,
     prefer_converted: bool = True,
+    is_adapter: bool = False,
 ) -> HubDownload | None:
     """Return what an earlier run completed in `target`, if it is what `download` is asked for."""
     from converter.checkpoint.hub_repository import has_size, read_record
 
     weights = ("safetensors", "gguf")
-    for kind in ("litertlm", *weights) if prefer_converted else (*weights, "litertlm"):
+    kinds = ("litertlm", *weights) if prefer_converted else (*weights, "litertlm")
+    for kind in ("adapter",) if is_adapter else kinds:
         record = read_record(target, kind)
         if record is None or not record.complete or record.repo_id != repo_id:
             continue
@@ -255,7 +257,7 @@ def local_copy(
             has_size(target / name, size) for name, size in record.files.items()
         ):
             continue
-        path = target if kind == "safetensors" else target / names[0]
+        path = target if kind in _FOLDERS else target / names[0]
         pinned = revision == record.commit
         note = f"the hub cannot be reached: using {repo_id} as it was fetched before"
         return HubDownload(kind, path, repo_id, record.commit, () if pinned else (note,))

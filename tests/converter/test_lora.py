@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from cli.main import main
 from cli.obtain import open_checkpoint
 from converter.base import ConvertOptions, ModelConverter
 from converter.errors import LiteRTLMError, SourceError, UnsupportedError
+from converter.inspection import read_bundle
 from runner.interpreter import GraphRunner
+from tests.converter.test_base import write_llama_gguf
 from tests.tiny_models import make_checkpoint, text_logits
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -136,3 +139,32 @@ def test_half_an_update_is_refused(adapter: Path) -> None:
 def test_a_folder_without_an_adapter_is_refused(adapter: Path) -> None:
     (adapter / "adapter_model.safetensors").unlink()
     assert "it has no adapter_model.safetensors" in str(refusal(adapter))
+
+
+def test_a_gguf_gets_the_same_update(adapter: Path) -> None:
+    """Its queries and keys stand in another order, and its names are others."""
+    folder = adapter.parent
+    gguf = write_llama_gguf(folder / "base", folder / "base.gguf")
+    found = []
+    for source in (folder / "base", gguf):
+        bundle = convert(source, adapter, folder / f"{source.stem}{source.suffix}.litertlm")
+        section = read_bundle(bundle).section("TFLiteModel")
+        assert section is not None
+        found.append(bundle.read_bytes()[section.offset : section.offset + section.nbytes])
+    assert found[0] == found[1]
+
+
+def test_on_the_command_line(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The result has a name of its own, so that the plain model beside it stays what it is."""
+    folder = adapter.parent
+    options = ["--output-dir", str(folder / "out"), "--lora", str(adapter), "--quiet"]
+    assert main(["convert", str(folder / "base"), *options]) == 0
+    assert capsys.readouterr().out == f"{folder}/out/base-adapter.litertlm\n"
+    assert main(["convert", str(folder / "base"), *options, "--dry-run"]) == 0
+    assert "base-adapter.litertlm" in capsys.readouterr().out
+    options[3] = str(folder / "nothing")
+    assert main(["convert", str(folder / "base"), *options]) == 1
+    assert capsys.readouterr().err == (
+        f"error: --lora {folder}/nothing, it has no adapter_config.json and no "
+        "adapter_model.safetensors, pass a PEFT adapter's folder, or its id on the hub\n"
+    )

@@ -320,6 +320,26 @@ def test_what_is_not_a_model(names: list[str], kind: type[LiteRTLMError], said: 
     assert said in str(caught.value)
 
 
+def test_an_adapter_is_two_files(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = {"adapter_config.json": b"{}", "adapter_model.safetensors": SAFETENSORS}
+    publish(hub, "org/lora", {**adapter, "README.md": b"#", "optimizer.pt": b"x" * 9000})
+    result = download("org/lora", tmp_path / "out", quiet=True, is_adapter=True)
+    assert (result.kind, result.path) == ("adapter", tmp_path / "out")
+    assert files_in(result.path) == set(adapter)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    again = download("org/lora", tmp_path / "out", quiet=True, is_adapter=True)
+    assert again.path == result.path
+    assert "cannot be reached" in again.notes[0]
+
+
+def test_a_model_is_no_adapter(hub: HubServer, tmp_path: Path) -> None:
+    publish(hub, "org/m", model())
+    error = refusal(hub, tmp_path / "out", is_adapter=True)
+    assert "it has no adapter_config.json and no adapter_model.safetensors" in str(error)
+
+
 def test_unknown_model_and_private_model(hub: HubServer, tmp_path: Path) -> None:
     publish(hub, "org/secret", model())
     hub.private.add("org/secret")
