@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from typing import Any
 
 from benchmarks import peers
 from benchmarks.engine import THREADS
-from benchmarks.measure import commit, machine, run
+from benchmarks.measure import Run, commit, in_turn, machine, run
 from benchmarks.run import CACHE_LENGTH, LITERT_TORCH_LADDER, MODELS
 from converter.quantization import SCHEMES
 from converter.version import __version__
@@ -43,6 +44,7 @@ _VARIANTS = {
 _LLAMA_CPP = ("Q8_0", "Q4_0")
 _PEERS = ("litert-torch", "llama.cpp")
 _PROMPT, _NEW, _ROUNDS = 200, 64, 3
+_TIMED = 5  # rounds of conversions
 
 
 def main() -> None:
@@ -72,8 +74,27 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="litert-lm-bench-") as work:
             bench = _Bench(name, Path(work), text, args.positions)
             document["models"][name] = bench.measure(args.peers)
+    document["conversion"] = _conversion_times()
     print(table(document))
     print(json.dumps(document))
+
+
+def _conversion_times() -> dict[str, dict[str, float]]:
+    """Seconds of a whole conversion of Qwen3-0.6B's shape, medians, and times dynamic_int8's."""
+    schemes = ("dynamic_int8", "dynamic_int4", "dynamic_int4_block128")
+    with tempfile.TemporaryDirectory(prefix="litert-lm-bench-") as work:
+        folder = Path(work) / "source"
+        run([sys.executable, "-m", "benchmarks.sources", "shape", "qwen3-0.6b", folder])
+
+        def convert(scheme: str) -> Run:
+            output = Path(work) / scheme
+            options = ["--output-dir", output, "--quiet", "--force", "--quantize", scheme]
+            return run([CLI, "convert", folder, *options])
+
+        runs = in_turn({s: lambda s=s: convert(s) for s in schemes}, _TIMED)  # type: ignore[misc]
+    seconds = {s: statistics.median(one.seconds for one in found) for s, found in runs.items()}
+    base = seconds["dynamic_int8"]
+    return {s: {"seconds": taken, "times": taken / base} for s, taken in seconds.items()}
 
 
 def table(document: dict[str, Any]) -> str:
@@ -93,6 +114,9 @@ def table(document: dict[str, Any]) -> str:
             )
         for peer, why in model["left_out"].items():
             lines.append(f"| {peer} | {why} | | | | |")
+    lines += ["", "| Qwen3-0.6B shape, BF16 | conversion | |", "|---|---|---|"]
+    for name, found in document["conversion"].items():
+        lines.append(f"| {name} | {found['seconds']:.2f} s | {found['times']:.1f} x |")
     return "\n".join(lines)
 
 
