@@ -88,8 +88,8 @@ def _conversion_times() -> dict[str, dict[str, float]]:
 
         def convert(scheme: str) -> Run:
             output = Path(work) / scheme
-            options = ["--output-dir", output, "--quiet", "--force", "--quantize", scheme]
-            return run([CLI, "convert", folder, *options])
+            command: list[str | Path] = [CLI, "convert", folder, "--output-dir", output]
+            return run([*command, "--quiet", "--force", "--quantize", scheme])
 
         runs = in_turn({s: lambda s=s: convert(s) for s in schemes}, _TIMED)  # type: ignore[misc]
     seconds = {s: statistics.median(one.seconds for one in found) for s, found in runs.items()}
