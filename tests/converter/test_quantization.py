@@ -21,6 +21,7 @@ from converter.quantization import (
     ValueRangeError,
     parse_quantization,
 )
+from tests.stored_weights import int4_values
 
 
 def test_int8_by_hand() -> None:
@@ -79,12 +80,6 @@ def test_float16_refuses_what_it_cannot_hold() -> None:
     packed, scales = FLOAT16.pack(np.array([[1.0, -65504.0]], np.float32))
     assert scales is None
     assert packed.tolist() == [[1.0, -65504.0]]
-
-
-def int4_values(packed: np.ndarray) -> np.ndarray:
-    """`(n, columns / 2)` bytes -> `(n, columns)`, -8 to 7; the lower half of a byte is first."""
-    halves = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1).astype(np.int8)
-    return np.where(halves > 7, halves - 16, halves)
 
 
 def unpacked(fmt: Format, rows: np.ndarray, clip: Clip = Clip.MSE) -> np.ndarray:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from cli.obtain import open_checkpoint
-from converter.base import ConvertOptions, ModelConverter, Plan
-from converter.graph.tflite import DType
+from converter.base import ConvertOptions, ModelConverter
 from converter.quantization import SCHEMES
 from runner.interpreter import GraphRunner
+from tests.stored_weights import stored_matrix
 from tests.tiny_models import text_logits, write_tokenizer
 
 TOKENS = np.random.default_rng(0).integers(0, 256, 40).tolist()
@@ -43,25 +43,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     model.save_pretrained(folder)
     write_tokenizer(folder)
     return folder, model
-
-
-def stored_matrix(content: bytes, plan: Plan, weight: Any) -> np.ndarray:
-    """A matrix as the file holds it, in float32."""
-    rows, columns = weight.shape
-    dtype, block = weight.format.dtype, weight.format.block
-    count = rows * columns
-    if dtype is DType.INT4:
-        packed = np.frombuffer(content, np.uint8, count // 2, weight.offset)
-        halves = np.stack([packed & 15, packed >> 4], axis=-1).astype(np.int8)
-        values = np.where(halves > 7, halves - 16, halves).reshape(-1, block)
-        scales = np.frombuffer(content, np.float16, count // block, weight.scales_offset)
-        return (values * scales.astype(np.float32)[:, None]).reshape(rows, columns)
-    if dtype is DType.INT8:
-        packed = np.frombuffer(content, np.int8, count, weight.offset).reshape(rows, columns)
-        return packed * plan.model.scales(weight.path)[:, None]
-    kind = np.float16 if dtype is DType.FLOAT16 else np.float32
-    found = np.frombuffer(content, kind, count, weight.offset).reshape(rows, columns)
-    return found.astype(np.float32)
 
 
 @pytest.mark.parametrize("scheme", [*SCHEMES, MIXED])

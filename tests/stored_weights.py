@@ -1,0 +1,33 @@
+"""Reads weights back from a bundle, as the runtime understands them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from converter.base import Plan, PlannedWeight
+from converter.graph.tflite import DType
+
+_FLOATS = {DType.FLOAT16: np.float16, DType.FLOAT32: np.float32}
+
+
+def int4_values(packed: np.ndarray) -> np.ndarray:
+    """`(..., n)` bytes -> `(..., 2 n)` from -8 to 7; the lower half of a byte is first."""
+    halves = np.stack([packed & 15, packed >> 4], axis=-1).astype(np.int8)
+    return np.where(halves > 7, halves - 16, halves).reshape(*packed.shape[:-1], -1)
+
+
+def stored_matrix(content: bytes, plan: Plan, weight: PlannedWeight) -> np.ndarray:
+    """A matrix as the file holds it, in float32."""
+    rows, columns = weight.shape
+    dtype, block, count = weight.format.dtype, weight.format.block, rows * columns
+    if block is not None:
+        assert weight.scales_offset is not None
+        packed = np.frombuffer(content, np.uint8, count // 2, weight.offset)
+        scales = np.frombuffer(content, np.float16, count // block, weight.scales_offset)
+        values = int4_values(packed).reshape(-1, block) * scales.astype(np.float32)[:, None]
+        return values.reshape(rows, columns)
+    if dtype is DType.INT8:
+        values = np.frombuffer(content, np.int8, count, weight.offset).reshape(rows, columns)
+        return values * plan.model.scales(weight.path)[:, None]
+    found = np.frombuffer(content, _FLOATS[dtype], count, weight.offset)
+    return found.reshape(rows, columns).astype(np.float32)
