@@ -93,6 +93,8 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     if args.dry_run:
+        if args.check:
+            raise OptionError("--check", "has no effect with --dry-run", "leave one of them out")
         _dry_run(args)
         return
     if args.json:
