@@ -183,20 +183,29 @@ def test_official_client_runs_our_files(smollm2_bundle: Path, tmp_path: Path) ->
     assert "light" in answer
 
 
+PROSE = TEXT.read_text(encoding="utf-8")[:800]
+
+
+def perplexity(bundle: Path) -> float:
+    with Model(bundle) as model:
+        return measure_perplexity(model, PROSE).perplexity
+
+
+@pytest.fixture(scope="module")
+def perplexity_in_float(gemma3_fp32_bundle: Path) -> float:
+    return perplexity(gemma3_fp32_bundle)
+
+
 @pytest.mark.parametrize("scheme", [name for name in SCHEMES if name != "fp32"])
 def test_every_scheme_runs_and_stays_near_float(
-    gemma3_gguf: Path, gemma3_fp32_bundle: Path, tmp_path: Path, scheme: str
+    gemma3_gguf: Path, perplexity_in_float: float, tmp_path: Path, scheme: str
 ) -> None:
     """In the engine, with real weights whose rows blocks of 128 divide."""
     bundle = tmp_path / "m.litertlm"
     options = ConvertOptions(quantize=scheme, prefill_lengths=(8, 64))
     with open_checkpoint(gemma3_gguf) as checkpoint:
         ModelConverter(checkpoint, "gemma", options).convert(bundle)
-    text = TEXT.read_text(encoding="utf-8")[:1500]
-    found = []
-    for path in (bundle, gemma3_fp32_bundle):
-        with Model(path) as model:
-            found.append(measure_perplexity(model, text).perplexity)
-    print(f"{scheme}: perplexity {found[0]:.2f}, fp32 {found[1]:.2f}")
+    found = perplexity(bundle)
+    print(f"{scheme}: perplexity {found:.2f}, fp32 {perplexity_in_float:.2f}")
     most = 2.0 if "int4" in scheme else 1.1
-    assert 0.8 < found[0] / found[1] < most
+    assert 0.8 < found / perplexity_in_float < most
