@@ -26,9 +26,10 @@ _LONG_CALL = 64
 _WORTH_CUTTING = 0.7
 # A prefill's rows are taken so many at once: early ones need not look at the columns of late ones.
 ROWS_AT_ONCE = 256
-# The keys of a decode are taken so many bytes at once: cut off, packed and multiplied in the
-# processor's cache. And not in more pieces than this.
+# The keys of a decode are taken so many bytes at once, and no more columns: cut off, packed and
+# multiplied in the processor's cache. And not in more pieces than this.
 _TILE_BYTES = 1 << 20
+_TILE_COLUMNS = 512
 _TILES = 8
 _JOINED_AT_ONCE = 4  # the delegate takes no more
 # If they are many, a prefill's columns are taken so many at once, lest its memory grow with them.
@@ -216,7 +217,8 @@ def make_attention(
     elif n > 1 and columns.count > _MANY_COLUMNS:
         context = pieces.merge(columns.tiles(_MERGED_COLUMNS))
     elif n == 1 and columns.count < everything:  # with more rows, scores outweigh keys
-        width = max(_TILE_BYTES // (4 * kv * d), -(-columns.count // _TILES))
+        width = min(_TILE_BYTES // (4 * kv * d), _TILE_COLUMNS)
+        width = max(width, -(-columns.count // _TILES))
         context = pieces.join(columns.tiles(width))
     else:
         context = pieces.join(columns.tiles(columns.count))
