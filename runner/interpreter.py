@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
@@ -25,10 +26,7 @@ class GraphRunner:
             file.seek(section.offset)
             model = file.read(section.nbytes)
         self._interpreter = Interpreter(model_content=model)
-        self._runners = {
-            signature.name: self._interpreter.get_signature_runner(signature.name)
-            for signature in info.model.signatures
-        }
+        self._runners: dict[str, Any] = {}  # made when they are used: each takes a second
         decode = next(s for s in info.model.signatures if s.name == "decode")
         self._caches = {
             tensor.name: np.zeros(tensor.shape, np.float32)
@@ -37,7 +35,9 @@ class GraphRunner:
         }
         self._masked = next((t.shape[3] for t in decode.inputs if t.name == "mask"), None)
         self.prefill_lengths = sorted(
-            int(name.split("_")[1]) for name in self._runners if name.startswith("prefill_")
+            int(signature.name.split("_")[1])
+            for signature in info.model.signatures
+            if signature.name.startswith("prefill_")
         )
 
     def prefill(self, length: int, tokens: list[int], start: int = 0) -> None:
@@ -61,6 +61,8 @@ class GraphRunner:
             for row, position in enumerate(positions[: len(tokens)]):
                 mask[0, 0, row, : position + 1] = 0
             masks["mask"] = mask
+        if signature not in self._runners:
+            self._runners[signature] = self._interpreter.get_signature_runner(signature)
         result: dict[str, np.ndarray] = self._runners[signature](
             tokens=np.array([[*tokens, *[0] * padding]], np.int32),
             input_pos=np.array(positions, np.int32),
