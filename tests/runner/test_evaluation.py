@@ -36,19 +36,20 @@ def test_the_text_is_some_thousand_tokens(smollm2: Model) -> None:
     assert 2500 < len(smollm2.tokenize(TEXT.read_text(encoding="utf-8"))) < 5000
 
 
-def test_perplexity_is_near_that_of_the_logits(smollm2: Model, smollm2_bundle: Path) -> None:
-    """The engine's scores are not quite those of the graph's logits (docs/runtime.md)."""
-    found = measure_perplexity(smollm2, PROSE[:400])
-    runner = GraphRunner(smollm2_bundle)
-    tokens = smollm2.tokenize(PROSE[:400])
+def test_perplexity_is_that_of_the_logits(smollm2_fp32_bundle: Path) -> None:
+    """Fails with an engine that no longer misses a token: then it need not be given twice."""
+    with Model(smollm2_fp32_bundle) as model:
+        found = measure_perplexity(model, PROSE[:400])
+        tokens = model.tokenize(PROSE[:400])
+    runner = GraphRunner(smollm2_fp32_bundle)
     likelihoods = []
     for position, token in enumerate(tokens[:-1]):
         logits = runner.decode(token, position).astype(np.float64)
         shifted = logits - logits.max()
         likelihoods.append(shifted[tokens[position + 1]] - math.log(np.exp(shifted).sum()))
-    assert 60 < found.tokens < len(tokens)  # the beginning is given, not scored
+    assert 50 < found.tokens < len(tokens)  # the beginning is given, not scored
     expected = math.exp(-np.mean(likelihoods[-found.tokens :]))
-    assert found.perplexity == pytest.approx(expected, rel=0.15)
+    assert found.perplexity == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_text_longer_than_the_context_is_scored_in_passages(
