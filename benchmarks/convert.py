@@ -30,9 +30,10 @@ import numpy as np
 from benchmarks import peers
 from benchmarks.checkpoints import SHAPES
 from benchmarks.convert_report import tables
-from benchmarks.measure import Run, commit, free_memory, in_turn, machine, medians, run
+from benchmarks.measure import Run, commit, in_turn, machine, medians, run
 from benchmarks.sources import GEMMA3_270M
 from converter.base import DEFAULT_CACHE_LENGTH, PREFILL_LADDER
+from converter.reference import BYTES_PER_PARAMETER, free_memory
 from converter.registry import family_of
 from converter.version import __version__
 from tests.conftest import real_model
@@ -248,7 +249,7 @@ def _measure_commands(work: Path) -> dict[str, Any]:
 
 
 def _litert_torch(folder: Path, model: Model, work: Path) -> dict[str, Any]:
-    needed = peers.LITERT_TORCH_BYTES_PER_PARAMETER * model.parameters
+    needed = BYTES_PER_PARAMETER * model.parameters
     available = free_memory()
     if available is not None and available < needed:
         raise NoFiguresError(f"needs about {_gib(needed)} of memory, {_gib(available)} are free")

@@ -112,15 +112,6 @@ def medians(runs: Sequence[Run]) -> dict[str, float]:
     }
 
 
-def free_memory() -> int | None:
-    """Bytes that new processes may use without swapping; None where the system does not say."""
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return None
-    fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024
-
-
 def machine(*packages: str) -> dict[str, Any]:
     """What the figures were taken on, and with which versions."""
     model = ""

@@ -1,6 +1,6 @@
-"""Other converters, each in an environment of its own, made once and kept in a cache folder.
+"""Other converters: litert-torch in `venv-reference`, llama.cpp in a cache folder, made once.
 
-The folder is $LITERT_LM_BENCH_CACHE, or ~/.cache/litert-lm-cli-bench. Everything is pinned.
+The cache folder is $LITERT_LM_BENCH_CACHE, or ~/.cache/litert-lm-cli-bench. Everything is pinned.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-LITERT_TORCH = ("litert-torch==0.9.4", "transformers==5.14.1", "torch==2.13.0")
+from converter import reference
+from converter.errors import EngineError
+
+# Its names for int8 per channel and for int4 in blocks of 32, activations quantised on the fly.
+LITERT_TORCH_INT8, LITERT_TORCH_INT4 = "dynamic_wi8_afp32", "dynamic_wi4b32_afp32"
 # The only registry package found with llama.cpp's quantiser inside that runs on Debian 12.
 LLAMA_CPP = "@node-llama-cpp/linux-x64@3.22.1"
 _LLAMA_CPP_SHA256 = "0d953e1503d5ab4608d8ed5b739132308c81ac05ffeb760d2a7f30e08a9f90e0"
@@ -42,8 +46,6 @@ VERSIONS = {
     "litert-torch": "0.9.4 (with transformers 5.14.1, torch 2.13.0)",
     "llama.cpp": f"v0.5.0 (in {LLAMA_CPP})",
 }
-# Measured: 6.3 GB for 270M, 9.7 GB for 0.6B.
-LITERT_TORCH_BYTES_PER_PARAMETER = 15
 
 
 class PeerUnavailableError(Exception):
@@ -51,9 +53,13 @@ class PeerUnavailableError(Exception):
 
 
 def litert_torch_command(
-    folder: Path, output: Path, prefill_lengths: Sequence[int], cache_length: int
+    folder: Path,
+    output: Path,
+    prefill_lengths: Sequence[int],
+    cache_length: int,
+    recipe: str = LITERT_TORCH_INT8,
 ) -> list[str | Path]:
-    """litert-torch's own export of a folder: dynamic int8 per channel, packed as .litertlm."""
+    """litert-torch's own export of a folder, packed as .litertlm."""
     return [
         _litert_torch(),
         "export_hf",
@@ -61,7 +67,7 @@ def litert_torch_command(
         f"--output_dir={output}",
         f"--prefill_lengths=[{','.join(map(str, prefill_lengths))}]",
         f"--cache_length={cache_length}",
-        "--quantization_recipe=dynamic_wi8_afp32",
+        f"--quantization_recipe={recipe}",
         "--bundle_litert_lm=True",
     ]
 
@@ -73,15 +79,19 @@ def llama_cpp_command(source: Path, output: Path) -> list[str | Path]:
 
 
 def litert_torch_bundle(
-    name: str, folder: Path, prefill_lengths: Sequence[int], cache_length: int
+    name: str,
+    folder: Path,
+    prefill_lengths: Sequence[int],
+    cache_length: int,
+    recipe: str = LITERT_TORCH_INT8,
 ) -> Path:
     """The same, kept in the cache folder: it takes from ten minutes to an hour."""
     lengths = "-".join(map(str, prefill_lengths))
-    home = _cache() / f"{name}-{LITERT_TORCH[0].replace('==', '-')}-{cache_length}-{lengths}"
+    home = _cache() / f"{name}-litert-torch-0.9.4-{recipe}-{cache_length}-{lengths}"
     if not home.exists():
         with tempfile.TemporaryDirectory(dir=_cache()) as work:
             output = Path(work) / "out"
-            command = litert_torch_command(folder, output, prefill_lengths, cache_length)
+            command = litert_torch_command(folder, output, prefill_lengths, cache_length, recipe)
             _do(*command, environment={"HF_HUB_OFFLINE": "1"})
             [bundle] = output.glob("*.litertlm")
             (output / "kept").mkdir()
@@ -134,14 +144,13 @@ def _cache() -> Path:
 
 
 def _litert_torch() -> Path:
-    home = _cache() / LITERT_TORCH[0].replace("==", "-")
-    complete = home / ".complete"
-    if not complete.exists():
-        shutil.rmtree(home, ignore_errors=True)
-        _do(sys.executable, "-m", "venv", home)
-        _do(home / "bin" / "python", "-m", "pip", "install", "--quiet", *LITERT_TORCH)
-        complete.touch()
-    return home / "bin" / "litert-torch"
+    """The exporter in the project's own `venv-reference`."""
+    if not reference.is_installed():
+        try:
+            reference.install()
+        except EngineError as error:
+            raise PeerUnavailableError(str(error)) from error
+    return reference.ENVIRONMENT / "bin" / "litert-torch"
 
 
 def _llama_cpp() -> Path:

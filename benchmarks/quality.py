@@ -29,7 +29,13 @@ from benchmarks.run import CACHE_LENGTH, LITERT_TORCH_LADDER, MODELS
 from converter.quantization import SCHEMES
 from converter.version import __version__
 from runner.engine import Model
-from runner.evaluation import TEXT, compared_tokens, measure_divergence, measure_perplexity
+from runner.evaluation import (
+    TEXT,
+    compared_tokens,
+    graph_logits,
+    measure_divergence,
+    measure_perplexity,
+)
 from tests.conftest import real_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -159,8 +165,8 @@ class _Bench:
         _note(f"{self.model.title}: {label}")
         with Model(bundle, threads=THREADS) as model:
             perplexity = measure_perplexity(model, self.text)
-            tokens = compared_tokens(model, self.reference, self.text)[: self.positions]
-        divergence = measure_divergence(bundle, self.reference, tokens)
+            tokens = compared_tokens(model, self.text)[: self.positions]
+        divergence = measure_divergence(bundle, graph_logits(self.reference, tokens), tokens)
         rates = [self.rates(bundle) for _ in range(_ROUNDS if runs else 0)]
         found = {
             "bytes": bundle.stat().st_size,
@@ -192,8 +198,13 @@ class _Bench:
     def litert_torch(self) -> dict[str, Any]:
         folder = self.work / "folder"
         run([sys.executable, "-m", "benchmarks.sources", *self.model.make, folder])
-        bundle = peers.litert_torch_bundle(self.name, folder, LITERT_TORCH_LADDER, CACHE_LENGTH)
-        return {"litert-torch dynamic_wi8_afp32": self.figures("litert-torch", bundle)}
+        found = {}
+        for recipe in (peers.LITERT_TORCH_INT8, peers.LITERT_TORCH_INT4):
+            bundle = peers.litert_torch_bundle(
+                self.name, folder, LITERT_TORCH_LADDER, CACHE_LENGTH, recipe
+            )
+            found[f"litert-torch {recipe}"] = self.figures(f"litert-torch {recipe}", bundle)
+        return found
 
     def llama_cpp(self) -> dict[str, Any]:
         found = {}

@@ -87,6 +87,12 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
         help="what the model will run on: cpu (default), whose cost follows the context in use, or "
         "gpu, in the plain layout that GPU delegates take and CPUs run more slowly",
     )
+    parser.add_argument(
+        "--engine",
+        choices=("direct", "torch"),
+        help="direct (default), or torch: PyTorch's own export by litert-torch, in the layout for "
+        "gpu; it takes minutes, 15 bytes of memory per parameter, and ./setup --reference",
+    )
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cli.run import MAX_THREADS, integer
 from converter.errors import OptionError, SourceError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from runner.evaluation import Divergence, Perplexity, Sample
 
 
@@ -28,12 +32,21 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="compare with this model in float: whatever convert takes, or a .litertlm file",
     )
     parser.add_argument(
+        "--engine",
+        choices=("direct", "torch"),
+        default="direct",
+        help="what runs SOURCE: our fp32 graph (direct, default), or transformers (torch; needs "
+        "./setup --reference)",
+    )
+    parser.add_argument(
         "--text",
         type=Path,
         metavar="FILE",
         help="a text in UTF-8 (default: the beginning of William Morris, News from Nowhere)",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="default: the engine's choice")
+    parser.add_argument(
+        "--threads", type=integer(1, MAX_THREADS), metavar="N", help="default: the engine's choice"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--revision", metavar="REV", help="of SOURCE: branch, tag or commit")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -44,13 +57,15 @@ def main(args: argparse.Namespace) -> None:
     from runner.engine import Model
     from runner.evaluation import TEXT, compared_tokens, measure_perplexity, sample
 
+    if args.engine == "torch" and not args.against:
+        raise OptionError("--engine torch", "has no effect without --against", "name the source")
     text = _read(args.text or TEXT)
     if not args.file.is_file():
         raise SourceError(str(args.file), "there is no such file", "convert a model first")
     with Model(args.file, threads=args.threads, benchmark=True) as model:
         perplexity = measure_perplexity(model, text, _progress("scoring", args))
         said = sample(model, text)
-        tokens = compared_tokens(model, args.file, text)
+        tokens = compared_tokens(model, text)
     divergence = _divergence(args, tokens) if args.against else None
     if args.json:
         import json
@@ -63,16 +78,38 @@ def main(args: argparse.Namespace) -> None:
 def _divergence(args: argparse.Namespace, tokens: list[int]) -> Divergence:
     import tempfile
 
-    from cli.obtain import in_float
-    from converter.inspection import read_bundle
     from runner.evaluation import measure_divergence
 
     with tempfile.TemporaryDirectory(prefix="litert-lm-eval-") as folder:
-        reference = in_float(args.against, Path(folder), args)
-        limit = read_bundle(reference).metadata.max_num_tokens or len(tokens)
-        return measure_divergence(
-            args.file, reference, tokens[:limit], _progress("comparing", args)
-        )
+        reference = _torch_logits if args.engine == "torch" else _float_logits
+        tokens, logits = reference(args, tokens, Path(folder))
+        return measure_divergence(args.file, logits, tokens, _progress("comparing", args))
+
+
+def _float_logits(
+    args: argparse.Namespace, tokens: list[int], folder: Path
+) -> tuple[list[int], Iterable[np.ndarray]]:
+    """As many tokens as fit the source's fp32 bundle, and what its graph says after each."""
+    from cli.obtain import in_float
+    from converter.inspection import read_bundle
+    from runner.evaluation import graph_logits
+
+    reference = in_float(args.against, folder, args)
+    tokens = tokens[: read_bundle(reference).metadata.max_num_tokens or len(tokens)]
+    return tokens, graph_logits(reference, tokens)
+
+
+def _torch_logits(
+    args: argparse.Namespace, tokens: list[int], folder: Path
+) -> tuple[list[int], Iterable[np.ndarray]]:
+    """The tokens, and what transformers' model of the source says after each."""
+    from cli.obtain import require_reference, source_checkpoint
+    from cli.progress import stage_progress
+    from converter.reference import next_token_logits
+
+    require_reference(args)
+    with source_checkpoint(args.against, args) as checkpoint, stage_progress(args.quiet) as tell:
+        return tokens, next_token_logits(checkpoint, args.against, tokens, folder, tell)
 
 
 def _as_json(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,8 @@ def obtain(
 
     chosen = _chosen_options(args)
     source = _with_adapter(parse_model(args.model, models_dir()), chosen)
+    if "engine" in chosen:
+        require_reference(args)
     output = source.output_path(output_dir)
     if source.kind == "litertlm":
         if force or output_dir is not None or chosen:
@@ -79,6 +81,10 @@ def preview(args: argparse.Namespace, output_dir: Path | None = None) -> PlanRep
     from converter.sources import models_dir, parse_model
 
     chosen = _chosen_options(args)
+    if "engine" in chosen:
+        raise OptionError(
+            "--dry-run", "plans for the direct engine alone", "leave it or --engine torch out"
+        )
     source = _with_adapter(parse_model(args.model, models_dir()), chosen)
     if "lora" in chosen:
         chosen["lora"] = Path(chosen["lora"])
@@ -91,6 +97,32 @@ def preview(args: argparse.Namespace, output_dir: Path | None = None) -> PlanRep
         )
     with _planned(local, source, chosen) as (converter, plan):
         return report(converter, plan, source.output_path(output_dir))
+
+
+def require_reference(args: argparse.Namespace) -> None:
+    """Make sure that the torch engine can run; where it cannot, offer to install it.
+
+    Raises:
+        LiteRTLMError: it is not installed, and nobody said yes.
+    """
+    from converter import reference
+
+    if reference.is_installed():
+        return
+    if sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty() and not args.quiet:
+        print(
+            "litert-lm-cli: --engine torch needs PyTorch and litert-torch in "
+            f"{reference.ENVIRONMENT} (2 GB or more). Install them now? [y/N] ",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
+        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            reference.install()
+            return
+    raise OptionError(
+        "--engine torch", "PyTorch and litert-torch are not installed", "run ./setup --reference"
+    )
 
 
 def in_float(model: str, folder: Path, args: argparse.Namespace) -> Path:
@@ -113,8 +145,30 @@ def in_float(model: str, folder: Path, args: argparse.Namespace) -> Path:
     return output
 
 
+@contextmanager
+def source_checkpoint(model: str, args: argparse.Namespace) -> Iterator[Checkpoint]:
+    """MODEL's own weights, open; downloaded where they are remote.
+
+    Args:
+        args: holds `revision` and `quiet`.
+
+    Raises:
+        LiteRTLMError: see `converter.errors`.
+    """
+    from converter.sources import models_dir, parse_model
+
+    local = _fetch(parse_model(model, models_dir()), args, prefer_converted=False)
+    if local.suffix.lower() == ".litertlm":
+        raise SourceError(model, "it is converted already", "name the model that it was made of")
+    with open_checkpoint(local) as checkpoint:
+        yield checkpoint
+
+
 def _chosen_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Fields of `ConvertOptions` from the command line; bad ones are refused before any work."""
+    """What shapes the result: fields of `ConvertOptions`, and `engine` where it is not ours.
+
+    Bad ones are refused before any work.
+    """
     chosen: dict[str, Any] = {}
     if args.quantize is not None:
         from converter.quantization import parse_quantization
@@ -136,6 +190,8 @@ def _chosen_options(args: argparse.Namespace) -> dict[str, Any]:
         from converter.graph.kv_cache import Target
 
         chosen["target"] = Target(args.target)
+    if args.engine == "torch":
+        chosen["engine"] = args.engine
     return chosen
 
 
@@ -240,20 +296,24 @@ def _adopt(file: Path, output: Path) -> None:
 def _convert(
     local: Path, source: Source, output: Path, chosen: dict[str, Any], args: argparse.Namespace
 ) -> None:
-    from cli.progress import byte_progress
+    from cli.progress import byte_progress, stage_progress
     from converter.graph.kv_cache import Target
     from converter.report import weights_bytes
 
-    if getattr(args, "backend", "cpu") == "gpu":
+    if getattr(args, "backend", "cpu") == "gpu" or "engine" in chosen:
         chosen = {"target": Target.GPU, **chosen}
-    with _planned(local, source, chosen) as (converter, plan):
-        _check_disk(plan, output)
+    with (
+        stage_progress(args.quiet) as tell,
+        _planned(local, source, chosen, tell) as (converter, plan),
+    ):
+        _check_disk(converter, plan, output)
         _say(
             args,
             f"{source.name}: {plan.family.name}, {plan.quantization.name}, "
             f"KV cache {plan.cache_length}, {plan.model.nbytes / 1e6:.0f} MB -> {output}",
         )
-        with byte_progress(weights_bytes(plan), args.quiet) as progress:
+        # The torch engine tells its stages instead.
+        with byte_progress(weights_bytes(plan), args.quiet or "engine" in chosen) as progress:
             converter.write(plan, output, progress)
     for note in plan.metadata.notes:
         _say(args, note)
@@ -261,29 +321,39 @@ def _convert(
 
 @contextmanager
 def _planned(
-    local: Path, source: Source, chosen: dict[str, Any]
+    local: Path,
+    source: Source,
+    chosen: dict[str, Any],
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Iterator[tuple[ModelConverter, Plan]]:
-    """The converter of an open checkpoint, and its plan."""
+    """The converter of an open checkpoint, and its plan; `tell` is told the stages of slow ones."""
     from converter.base import ConvertOptions, ModelConverter
 
     if source.kind == "demo":
         # So small a model that int8 activations change what it says (CONVERSION_STATUS.md).
         chosen = {"quantize": "fp16", **chosen}
+    options = ConvertOptions(**{key: chosen[key] for key in chosen if key != "engine"})
     with open_checkpoint(local) as checkpoint:
-        converter = ModelConverter(checkpoint, source.name, ConvertOptions(**chosen))
+        if "engine" in chosen:
+            from converter.reference import ReferenceConverter
+
+            converter: ModelConverter = ReferenceConverter(checkpoint, source.name, options, tell)
+        else:
+            converter = ModelConverter(checkpoint, source.name, options)
         yield converter, converter.plan()
 
 
-def _check_disk(plan: Plan, output: Path) -> None:
+def _check_disk(converter: ModelConverter, plan: Plan, output: Path) -> None:
     """Raise OutputError if the disk has no room for the result."""
     from converter.report import disk_free, disk_needed
 
     free = disk_free(output)
-    if free >= plan.model.nbytes + _TEXT_ROOM:  # then there is no need to wait for the exact size
+    # If so, there is no need to wait for the exact size.
+    if free >= plan.model.nbytes + _TEXT_ROOM + converter.scratch_bytes(plan):
         return
     from cli.inspect import size
 
-    needed = disk_needed(plan)
+    needed = disk_needed(converter, plan)
     if needed > free:
         raise OutputError(
             str(output),

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 _SECONDS_BETWEEN_LINES = 2.0
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
@@ -18,7 +18,7 @@ def byte_progress(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
     """Report work on `total` bytes: call what is yielded with the bytes of each finished piece."""
     if quiet:
         yield lambda _: None
-    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":  # which cannot redraw a bar
+    elif _redraws():
         from converter.checkpoint.progress import byte_bars
 
         with byte_bars(transient=True) as bars:
@@ -26,6 +26,35 @@ def byte_progress(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
             yield lambda count: bars.advance(task, count)
     else:
         yield Lines(total).advance
+
+
+@contextmanager
+def stage_progress(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Show the stage of slow work: call what is yielded with its name. Only on a terminal."""
+    if quiet or not _redraws():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(stderr=True)
+    with ExitStack() as stack:
+        status = console.status("")
+        started = False
+
+        def tell(stage: str) -> None:
+            nonlocal started
+            status.update(escape(stage))
+            if not started:
+                stack.enter_context(status)
+                started = True
+
+        yield tell
+
+
+def _redraws() -> bool:
+    """Whether stderr can redraw a line."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 class Lines:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from runner.engine import Model
 
 _INT32_MAX = 2**31 - 1  # what the engine's C interface takes
-_MAX_THREADS = 256
+MAX_THREADS = 256
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -45,7 +45,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     sampling = parser.add_argument_group("sampling", "what is left out comes from the model's file")
     sampling.add_argument(
         "--max-tokens",
-        type=_integer(1, _INT32_MAX),
+        type=integer(1, _INT32_MAX),
         metavar="N",
         help="most tokens of an answer; thoughts are not counted",
     )
@@ -53,7 +53,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--temperature", type=_real(0, math.inf), metavar="T", help="0 always takes the likeliest"
     )
     sampling.add_argument(
-        "--top-k", type=_integer(1, _INT32_MAX), metavar="K", help="choose among the K likeliest"
+        "--top-k", type=integer(1, _INT32_MAX), metavar="K", help="choose among the K likeliest"
     )
     sampling.add_argument(
         "--top-p",
@@ -62,13 +62,13 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="choose among the likeliest whose probabilities add up to P",
     )
     sampling.add_argument(
-        "--seed", type=_integer(0, _INT32_MAX), metavar="N", help="the same seed, the same text"
+        "--seed", type=integer(0, _INT32_MAX), metavar="N", help="the same seed, the same text"
     )
     engine = parser.add_argument_group("engine")
     engine.add_argument(
         "--backend", choices=("cpu", "gpu"), default="cpu", help="cpu (default) or gpu"
     )
-    engine.add_argument("--threads", type=_integer(1, _MAX_THREADS), metavar="N", help="for cpu")
+    engine.add_argument("--threads", type=integer(1, MAX_THREADS), metavar="N", help="for cpu")
     engine.add_argument("--stats", action="store_true", help="speed of each answer, on stderr")
     engine.add_argument("--verbose", action="store_true", help="the engine's own log, on stderr")
     add_conversion_options(parser)
@@ -139,7 +139,7 @@ def _check_combinations(args: argparse.Namespace) -> None:
         raise OptionError("--prompt", "is empty", "give it a text")
 
 
-def _integer(low: int, high: int) -> Callable[[str], int]:
+def integer(low: int, high: int) -> Callable[[str], int]:
     """An argparse type: a whole number in a range."""
 
     def parse(text: str) -> int:

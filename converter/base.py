@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,6 +134,9 @@ class Plan:
 
     The network lies first in the file, so that its weights have their places while the tokenizer
     and the template are still being proved: `metadata`, `sections` and `bundle` wait for that.
+
+    Attributes:
+        text_for: what stands beside a network of so many bytes.
     """
 
     family: Family
@@ -143,7 +146,11 @@ class Plan:
     prefill_lengths: tuple[int, ...]
     weights: tuple[PlannedWeight, ...]
     model: Layout
-    text: Callable[[], Text]
+    text_for: Callable[[int], Text]
+
+    def text(self) -> Text:
+        """What stands beside this plan's network; made once."""
+        return self.text_for(self.model.nbytes)
 
     @property
     def metadata(self) -> LlmMetadataResult:
@@ -165,6 +172,8 @@ class ModelConverter:
         OptionError, SourceError, UnsupportedError, OutputError: see `converter.errors`.
     """
 
+    producer = f"litert-lm-cli {__version__}"
+
     def __init__(self, checkpoint: Checkpoint, name: str, options: ConvertOptions) -> None:
         self.checkpoint = checkpoint
         self.name = name
@@ -185,6 +194,10 @@ class ModelConverter:
             self.stream_weights(plan, file, progress)
             self.package(plan, file)
             file.commit()
+
+    def scratch_bytes(self, plan: Plan) -> int:
+        """Of disk that carrying out a plan needs beside its result."""
+        return 0
 
     # Plan -----------------------------------------------------------------------------------------
 
@@ -214,8 +227,8 @@ class ModelConverter:
             build_decoder(spec, lengths, cache_length, weights.__getitem__, caches, target)
         )
 
-        def text() -> Text:
-            return self._lay_out(model.nbytes, family, quantization, caches, *describe())
+        def text_for(network_nbytes: int) -> Text:
+            return self._lay_out(network_nbytes, family, quantization, caches, *describe())
 
         return Plan(
             family=family,
@@ -239,7 +252,7 @@ class ModelConverter:
                 for path, shape in shapes.items()
             ),
             model=model,
-            text=functools.cache(text),
+            text_for=functools.cache(text_for),
         )
 
     def _describe(
@@ -266,7 +279,7 @@ class ModelConverter:
 
     def _lay_out(
         self,
-        model_nbytes: int,
+        network_nbytes: int,
         family: Family,
         quantization: Quantization,
         caches: Sequence[CacheShape],
@@ -280,10 +293,10 @@ class ModelConverter:
             ("ExecutorMetadataProto", executor_metadata(caches, message.max_num_tokens)),
             (tokenizer_kind, tokenizer),
         )
-        network = Section("TFLiteModel", model_nbytes, {"model_type": "tf_lite_prefill_decode"})
+        network = Section("TFLiteModel", network_nbytes, {"model_type": "tf_lite_prefill_decode"})
         sections = ((network, None), *((Section(k, len(d), {}), d) for k, d in parts))
         system = {
-            "producer": f"litert-lm-cli {__version__}",
+            "producer": self.producer,
             "model": self.name,
             "family": family.name,
             "quantization": quantization.name,
@@ -392,7 +405,7 @@ class ModelConverter:
         if source.add:
             rows += np.float32(source.add)
         if source.interleaved_head_dim:
-            rows = _halves_from_pairs(rows, source.interleaved_head_dim)
+            rows = halves_from_pairs(rows, source.interleaved_head_dim)
         if weight.update is not None:
             weight.update.add_to(rows, start)
         try:
@@ -421,14 +434,26 @@ class ModelConverter:
 
     def package(self, plan: Plan, file: AtomicFile) -> None:
         """Write what is not weights: header, metadata, tokenizer, and the graph with its scales."""
-        self.checkpoint.check_unchanged()
         sections = [section for section, _ in plan.sections]
         # The network begins at a fixed place, so that what was found out fits before it.
         said = lay_out(sections, plan.text().system | self._provenance(plan))
         assert said.offsets == plan.bundle.offsets
-        file.write_at(0, said.header)
-        for (_, data), offset in zip(plan.sections, plan.bundle.offsets, strict=True):
-            file.write_at(offset, plan.model.flatbuffer if data is None else data)
+        self.write_sections(file, said, plan.sections, [plan.model.flatbuffer])
+
+    def write_sections(
+        self,
+        file: AtomicFile,
+        bundle: BundleLayout,
+        sections: Sequence[tuple[Section, bytes | None]],
+        network: Iterable[bytes | bytearray],
+    ) -> None:
+        """Write the header and every section; the network comes in pieces, from its beginning."""
+        self.checkpoint.check_unchanged()
+        file.write_at(0, bundle.header)
+        for (_, data), offset in zip(sections, bundle.offsets, strict=True):
+            for piece in network if data is None else (data,):
+                file.write_at(offset, piece)
+                offset += len(piece)
 
     def _provenance(self, plan: Plan) -> dict[str, str]:
         """What became of each part's matrices, for `inspect`."""
@@ -469,9 +494,9 @@ def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     return (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1])
 
 
-def _halves_from_pairs(rows: np.ndarray, head_dim: int) -> np.ndarray:
+def halves_from_pairs(rows: np.ndarray, head_dim: int) -> np.ndarray:
     """Per head, rows (0, d/2), (1, d/2 + 1), ... back to 0..d/2, d/2..d; (heads * d, columns)."""
     if rows.shape[0] == 1:  # a bias: its values are the rows
-        return _halves_from_pairs(rows.reshape(-1, 1), head_dim).reshape(1, -1)
+        return halves_from_pairs(rows.reshape(-1, 1), head_dim).reshape(1, -1)
     heads = rows.reshape(-1, head_dim // 2, 2, rows.shape[1])
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows.shape)

@@ -92,7 +92,7 @@ def report(converter: ModelConverter, plan: Plan, output: Path) -> PlanReport:
         weights_bytes=weights_bytes(plan),
         output_bytes=plan.bundle.nbytes,
         memory_bytes=_memory(plan, threads),
-        disk_needed_bytes=disk_needed(plan),
+        disk_needed_bytes=disk_needed(converter, plan),
         disk_free_bytes=disk_free(output),
         threads=threads,
     )
@@ -103,9 +103,9 @@ def weights_bytes(plan: Plan) -> int:
     return sum(weight.nbytes for weight in plan.weights)
 
 
-def disk_needed(plan: Plan) -> int:
+def disk_needed(converter: ModelConverter, plan: Plan) -> int:
     """Bytes that must be free: all of the file, as it is complete before it replaces another."""
-    return plan.bundle.nbytes
+    return plan.bundle.nbytes + converter.scratch_bytes(plan)
 
 
 def disk_free(output: Path) -> int:

@@ -8,14 +8,13 @@ side in the ai-edge-litert interpreter, with the engine's kernels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from converter.errors import OptionError
-from converter.inspection import read_bundle
 from runner.engine import Model, Sampling
 
 # The beginning of William Morris, News from Nowhere (1890); in the public domain.
@@ -101,14 +100,18 @@ def _passages(model: Model, text: str) -> Iterator[tuple[str, str]]:
     # A start token, the last one that is given again, and one that stays free.
     limit = (model.context_length or _PASSAGE) - 3
     while text.strip():
-        length = _PASSAGE
-        while len(model.tokenize(_cut(text, length))) > limit and length > 2:
-            length //= 2
-        passage = _cut(text, length)
+        passage = _fitting(model, text, _PASSAGE, limit)
         text = text[len(passage) :]
         given = _cut(passage, len(passage) * _GIVEN // _PASSAGE)
         if given.strip() and passage[len(given) :].strip():
             yield given, passage[len(given) :]
+
+
+def _fitting(model: Model, text: str, length: int, limit: int) -> str:
+    """The beginning of a text: at most `length` characters and, if it can be, `limit` tokens."""
+    while len(model.tokenize(_cut(text, length))) > limit and length > 2:
+        length //= 2
+    return _cut(text, length)
 
 
 def _with_last_token_twice(model: Model, given: str) -> str:
@@ -144,7 +147,7 @@ def sample(model: Model, text: str) -> Sample:
         prompt = _CHAT_PROMPT
     else:
         conversation = model.completion(**greedy)  # type: ignore[arg-type]
-        prompt = _cut(text, _GIVEN)
+        prompt = _fitting(model, text, _GIVEN, (model.context_length or _GIVEN) // 2)
     said = "".join(piece.text for piece in conversation.ask(prompt))
     rates = conversation.statistics
     return Sample(
@@ -164,19 +167,20 @@ def repetition(text: str) -> float:
 
 def measure_divergence(
     bundle: Path,
-    reference: Path,
-    tokens: list[int],
+    reference: Iterable[np.ndarray],
+    tokens: Sequence[int],
     progress: Progress = lambda _done, _all: None,
 ) -> Divergence:
-    """Compare two bundles of one model over the same tokens, each position seeing the true ones."""
-    # Imported late: the interpreter costs a third of a second.
-    from runner.interpreter import GraphRunner
+    """Compare a bundle with its source over some tokens, each position seeing the true ones.
 
-    runners = GraphRunner(bundle), GraphRunner(reference)
+    Args:
+        reference: the source's logits after each token, `(vocabulary,)`.
+    """
     divergences, agreed = [], 0
-    for position, token in enumerate(tokens):
+    pairs = zip(graph_logits(bundle, tokens), reference, strict=True)
+    for position, logits in enumerate(pairs):
         progress(position, len(tokens))
-        ours, theirs = (_log_softmax(runner.decode(token, position)) for runner in runners)
+        ours, theirs = map(_log_softmax, logits)
         divergences.append(float((np.exp(theirs) * (theirs - ours)).sum()))
         agreed += int(ours.argmax() == theirs.argmax())
     return Divergence(
@@ -184,14 +188,20 @@ def measure_divergence(
     )
 
 
-def compared_tokens(model: Model, reference: Path, text: str) -> list[int]:
-    """The tokens over which two bundles are compared: the beginning of a text."""
+def graph_logits(bundle: Path, tokens: Sequence[int]) -> Iterator[np.ndarray]:
+    """What a bundle's graph says after each of some tokens, `(vocabulary,)`."""
+    # Imported late: the interpreter costs a third of a second.
+    from runner.interpreter import GraphRunner
+
+    runner = GraphRunner(bundle)
+    for position, token in enumerate(tokens):
+        yield runner.decode(token, position)
+
+
+def compared_tokens(model: Model, text: str) -> list[int]:
+    """The tokens over which a bundle is compared: the beginning of a text."""
     start = list(model.metadata.start_token.token_ids.ids)
-    limit = min(
-        _COMPARED,
-        model.context_length or _COMPARED,
-        read_bundle(reference).metadata.max_num_tokens or _COMPARED,
-    )
+    limit = min(_COMPARED, model.context_length or _COMPARED)
     return [*start, *model.tokenize(_cut(text, 8 * limit))][:limit]
 
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from benchmarks.checkpoints import SHAPES, make_checkpoint
-from benchmarks.sources import GEMMA3_270M, bfloat16, name_of, widen_gguf, write_gguf
+from benchmarks.sources import GEMMA3_270M, SMOLLM2_135M, bfloat16, name_of, widen_gguf, write_gguf
 from converter.checkpoint.gguf import open_gguf
 from converter.checkpoint.safetensors import open_folder
 from converter.registry import family_of
+from runner.interpreter import GraphRunner
+from tests.tiny_models import text_logits
 
 GEMMA_TINY = {
     **GEMMA3_270M,
@@ -80,3 +82,18 @@ def test_gemma_there_and_back_is_the_same(tmp_path: Path, tokenizer: Path) -> No
             rows = values.shape[0] if values.ndim > 1 else 1
             found = second.read_rows(name, 0, rows)
             np.testing.assert_array_equal(found, values.reshape(found.shape), err_msg=name)
+
+
+def test_smollm2_widened_is_the_same_model(
+    smollm2_gguf: Path, smollm2_fp32_bundle: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    """llama.cpp stores the rows of q and k in pairs, Hugging Face in halves."""
+    from transformers import AutoModelForCausalLM
+
+    widen_gguf(smollm2_gguf, SMOLLM2_135M, tokenizer, tmp_path / "folder")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "folder", dtype="float32").eval()
+    tokens = [504, 3575, 282, 4649, 314]
+    runner = GraphRunner(smollm2_fp32_bundle)
+    ours = np.stack([runner.decode(token, i) for i, token in enumerate(tokens)])
+    # BF16 rounds what was a Q4_1.
+    np.testing.assert_allclose(ours, text_logits(model, tokens), atol=0.5)
