@@ -37,10 +37,12 @@ from converter.graph.decoder_graph import build_decoder
 from converter.graph.kv_cache import CacheShape, Target, cache_shape
 from converter.graph.tflite import DType, Weight
 from converter.graph.tflite_writer import Layout, write
+from converter.importance import integer_product, measure_importance, to_integers
 from converter.lora import Update, open_adapter
 from converter.metadata import LlmMetadataResult, build_llm_metadata
 from converter.quantization import (
     DEFAULT_SCHEME,
+    INT8,
     Clip,
     Format,
     Quantization,
@@ -181,6 +183,8 @@ class ModelConverter:
         self._floats = ThreadBuffer(np.float32)
         self._packed = ThreadBuffer(np.int8)
         self._met: list[tuple[str, int, int]] = []  # path; blocks met exactly, and all of them
+        self._importance: dict[str, np.ndarray] = {}  # of a matrix's columns
+        self._measured: set[str] = set()  # paths that were read once before
 
     def convert(self, output: Path, progress: Progress = lambda _: None) -> Plan:
         """Write `output`; `progress` is told the number of bytes after each block written."""
@@ -191,6 +195,7 @@ class ModelConverter:
     def write(self, plan: Plan, output: Path, progress: Progress = lambda _: None) -> None:
         """Carry out a plan: the file appears under its name when it is complete."""
         with AtomicFile(output) as file:
+            self.measure_importance(plan, progress)
             self.stream_weights(plan, file, progress)
             self.package(plan, file)
             file.commit()
@@ -344,6 +349,42 @@ class ModelConverter:
                 "check that config.json belongs to these weights",
             )
 
+    # Measure --------------------------------------------------------------------------------------
+
+    def measure_importance(self, plan: Plan, progress: Progress) -> None:
+        """Find out which columns matter, where a format makes use of it (`converter.importance`).
+
+        The progress of a weight that is read here is divided between this time and the next.
+        """
+        if self.options.clip is not Clip.MSE or not any(w.format.block for w in plan.weights):
+            return
+        weights = {weight.path: weight for weight in plan.weights}
+
+        def row(path: str, index: int = 0) -> np.ndarray:
+            return self._read(weights[path], index, index + 1)[0].copy()
+
+        def rows_of(tokens: np.ndarray) -> np.ndarray:
+            return np.stack([row("embedding", token) for token in tokens.tolist()])
+
+        with ThreadPoolExecutor(self.options.threads) as pool:
+
+            def product(path: str, x: np.ndarray) -> np.ndarray:
+                weight = weights[path]
+                integers, x_scales = to_integers(x)
+                result = np.empty((len(x), weight.shape[0]), np.float32)
+
+                def work(start: int, stop: int) -> None:
+                    _, packed, scales = self._pack(weight, INT8, start, stop)
+                    result[:, start:stop] = integer_product(integers, packed) * x_scales * scales
+
+                for worker in [pool.submit(work, *block) for block in _row_blocks(weight)]:
+                    worker.result()
+                progress(weight.nbytes // 2)
+                self._measured.add(path)
+                return result
+
+            self._importance = measure_importance(plan.spec, rows_of, row, product)
+
     # Stream ---------------------------------------------------------------------------------------
 
     def stream_weights(self, plan: Plan, file: AtomicFile, progress: Progress) -> None:
@@ -379,19 +420,50 @@ class ModelConverter:
     def _blocks(self, plan: Plan) -> Iterator[tuple[PlannedWeight, int, int]]:
         """(weight, first row, row after the last), over all weights in file order."""
         for weight in plan.weights:
-            rows, columns = _as_matrix(weight.shape)
-            step = max(1, BLOCK_VALUES // columns)
-            if weight.source.interleaved_head_dim:
-                head_dim = weight.source.interleaved_head_dim
-                step = -(-step // head_dim) * head_dim
-            if len(weight.shape) == 1:
-                step = rows
-            for start in range(0, rows, step):
-                yield weight, start, min(start + step, rows)
+            for start, stop in _row_blocks(weight):
+                yield weight, start, stop
 
     def _stream_block(
         self, plan: Plan, file: AtomicFile, weight: PlannedWeight, start: int, stop: int
     ) -> int:
+        rows, packed, scales = self._pack(weight, weight.format, start, stop)
+        file.write_at(weight.offset + start * packed[0].nbytes, packed.data)
+        written = packed.nbytes
+        if scales is not None and weight.scales_offset is None:
+            plan.model.scales(weight.path)[start:stop] = scales
+        elif scales is not None:
+            assert weight.scales_offset is not None
+            if self.checkpoint.tensors[weight.source.tensor].dtype in _INT4_BLOCKS:
+                self._met.append((weight.path, blocks_met(rows, packed, scales), scales.size))
+            file.write_at(weight.scales_offset + start * scales[0].nbytes, scales.data)
+            written += scales.nbytes
+        return written - written // 2 if weight.path in self._measured else written
+
+    def _pack(
+        self, weight: PlannedWeight, form: Format, start: int, stop: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Rows of a weight, as they are read and as they are packed, with their scales."""
+        rows = self._read(weight, start, stop, form.takes_bf16)
+        try:
+            packed, scales = form.pack(
+                rows,
+                self._packed.of_size(rows.size),
+                self.options.clip,
+                self._importance.get(weight.path),
+            )
+        except ValueRangeError as error:
+            wider = ", or try --quantize fp32" if form.dtype is DType.FLOAT16 else ""
+            raise UnsupportedError(
+                f"{self.name}: {weight.source.tensor}",
+                f"{error} (rows {start} to {stop - 1})",
+                f"the checkpoint is damaged: fetch or make it again{wider}",
+            ) from error
+        return rows, packed, scales
+
+    def _read(
+        self, weight: PlannedWeight, start: int, stop: int, keep_bf16: bool = False
+    ) -> np.ndarray:
+        """Rows of a weight as the network has it, valid until the thread's next call."""
         source = weight.source
         columns = weight.shape[-1]
         count = columns if len(weight.shape) == 1 else (stop - start) * columns
@@ -400,7 +472,7 @@ class ModelConverter:
             start,
             stop,
             buffer=self._floats.of_size(count),
-            keep_bf16=weight.format.takes_bf16 and not source.add and weight.update is None,
+            keep_bf16=keep_bf16 and not source.add and weight.update is None,
         )
         if source.add:
             rows += np.float32(source.add)
@@ -408,27 +480,7 @@ class ModelConverter:
             rows = halves_from_pairs(rows, source.interleaved_head_dim)
         if weight.update is not None:
             weight.update.add_to(rows, start)
-        try:
-            packed, scales = weight.format.pack(
-                rows, self._packed.of_size(count), self.options.clip
-            )
-        except ValueRangeError as error:
-            wider = ", or try --quantize fp32" if weight.format.dtype is DType.FLOAT16 else ""
-            raise UnsupportedError(
-                f"{self.name}: {source.tensor}",
-                f"{error} (rows {start} to {stop - 1})",
-                f"the checkpoint is damaged: fetch or make it again{wider}",
-            ) from error
-        file.write_at(weight.offset + start * packed[0].nbytes, packed.data)
-        if scales is None:
-            return packed.nbytes
-        if weight.scales_offset is None:
-            plan.model.scales(weight.path)[start:stop] = scales
-            return packed.nbytes
-        if self.checkpoint.tensors[source.tensor].dtype in _INT4_BLOCKS:
-            self._met.append((weight.path, blocks_met(rows, packed, scales), scales.size))
-        file.write_at(weight.scales_offset + start * scales[0].nbytes, scales.data)
-        return packed.nbytes + scales.nbytes
+        return rows
 
     # Package --------------------------------------------------------------------------------------
 
@@ -487,6 +539,19 @@ class ModelConverter:
 # Stored types whose blocks of int4 with a float16 scale may go in without a second rounding.
 _INT4_BLOCKS = ("Q4_0",)
 _FLOATS = ("F32", "F16", "BF16")
+
+
+def _row_blocks(weight: PlannedWeight) -> Iterator[tuple[int, int]]:
+    """(first row, row after the last) of pieces that are worked on at once: whole heads."""
+    rows, columns = _as_matrix(weight.shape)
+    step = max(1, BLOCK_VALUES // columns)
+    if weight.source.interleaved_head_dim:
+        head_dim = weight.source.interleaved_head_dim
+        step = -(-step // head_dim) * head_dim
+    if len(weight.shape) == 1:
+        step = rows
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
 
 
 def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -129,7 +129,7 @@ INLINED float float_of_half(uint16_t half)
 
 /* One block: see `pack_int4` in kernels.py. */
 INLINED int pack_block(const float *values, size_t size, const float *reaches, size_t count,
-                       uint8_t *packed, uint16_t *scale)
+                       const float *importance, uint8_t *packed, uint16_t *scale)
 {
     uint32_t peak_bits = peak_of(values, 0, size);
     if (peak_bits >= INFINITY_BITS)
@@ -140,15 +140,15 @@ INLINED int pack_block(const float *values, size_t size, const float *reaches, s
         memset(packed, 0, size / 2);
         return 1;
     }
-    const Lanes *lanes = (const Lanes *)values;
+    const Lanes *lanes = (const Lanes *)values, *costs = (const Lanes *)importance;
     float unit = 1.0f / peak, best = -1.0f, factor = 1.0f / 7.0f;
     for (size_t c = 0; c < count; c++) {
         Lanes products = {0}, squares = {0};
         for (size_t i = 0; i < size / LANES; i++) {
             Lanes value = lanes[i] * unit, q = value * reaches[c];
             to_int4(&q);
-            products += value * q;
-            squares += q * q;
+            products += value * costs[i] * q;
+            squares += costs[i] * q * q;
         }
         float product = sum_of(&products), square = sum_of(&squares);
         float gain = product * product / square;
@@ -174,12 +174,14 @@ INLINED int pack_block(const float *values, size_t size, const float *reaches, s
     return 1;
 }
 
-EACH_PROCESSOR int pack_int4(const float *values, size_t blocks, size_t size, const float *reaches,
-                             size_t count, uint8_t *packed, uint16_t *scales)
+EACH_PROCESSOR int pack_int4(const float *values, size_t rows, size_t columns, size_t size,
+                             const float *reaches, size_t count, const float *importance,
+                             uint8_t *packed, uint16_t *scales)
 {
-    for (size_t b = 0; b < blocks; b++)
-        if (!pack_block(values + b * size, size, reaches, count, packed + b * size / 2, scales + b))
-            return 0;
+    for (const float *end = values + rows * columns; values < end; values += columns)
+        for (size_t at = 0; at < columns; at += size, packed += size / 2)
+            if (!pack_block(values + at, size, reaches, count, importance + at, packed, scales++))
+                return 0;
     return 1;
 }
 

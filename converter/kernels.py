@@ -33,7 +33,7 @@ def _compiled() -> ctypes.CDLL | None:
     for pack in (library.pack_int8_float32, library.pack_int8_bf16):
         pack.argtypes = [pointer, size, size, pointer, pointer]
         pack.restype = ctypes.c_int
-    library.pack_int4.argtypes = [pointer, size, size, pointer, size, pointer, pointer]
+    library.pack_int4.argtypes = [pointer, *[size] * 3, pointer, size, *[pointer] * 3]
     library.pack_int4.restype = ctypes.c_int
     return library
 
@@ -87,19 +87,26 @@ def pack_int8(rows: np.ndarray, packed: np.ndarray, scales: np.ndarray) -> bool:
 
 
 def pack_int4(
-    rows: np.ndarray, block: int, reaches: Sequence[float], packed: np.ndarray, scales: np.ndarray
+    rows: np.ndarray,
+    block: int,
+    reaches: Sequence[float],
+    importance: np.ndarray,
+    packed: np.ndarray,
+    scales: np.ndarray,
 ) -> bool:
     """Symmetric int4 with a float16 scale for each block: `q = round(w / scale)` in -8 to 7.
 
-    The scale of least squared error, searched: each of `reaches` is where the block's largest
-    magnitude is taken to; the q that follow have one best scale, `sum(w q) / sum(q q)`. The best of
-    these is rounded to float16, and the q are found anew for it. A block that lies on such a grid
+    The scale of least squared error, weighted with the columns' importance `m`, is searched: each
+    of `reaches` is where the block's largest magnitude is taken to; the q that follow have one best
+    scale, `sum(m w q) / sum(m q q)`. The best of these is rounded to float16, and the q are found
+    anew for it. A block that lies on such a grid
     already, as those of a GGUF may, is met exactly. Without `reaches`, the scale is
     `max|w| / 7`.
 
     Args:
         rows: float32 `(n, columns)`, contiguous.
         block: columns that share a scale; a divisor of `columns` and a multiple of 8.
+        importance: float32 `(columns,)`, contiguous, positive.
         packed: uint8 `(n, columns / 2)`, written: two values a byte, the first in its lower half.
         scales: float16 `(n, columns / block)`, written; at least 2^-24, as XNNPACK refuses 0.
 
@@ -116,10 +123,23 @@ def pack_int4(
     assert scales.dtype == np.float16
     assert scales.flags.c_contiguous
     assert scales.size * block == rows.size
+    assert importance.dtype == np.float32
+    assert importance.flags.c_contiguous
+    assert importance.shape == (rows.shape[1],)
     candidates = np.array(reaches, np.float32)
     if (library := _compiled()) is not None:
-        arguments = rows.ctypes.data, scales.size, block, candidates.ctypes.data, candidates.size
-        return bool(library.pack_int4(*arguments, packed.ctypes.data, scales.ctypes.data))
+        return bool(
+            library.pack_int4(
+                rows.ctypes.data,
+                *rows.shape,
+                block,
+                candidates.ctypes.data,
+                candidates.size,
+                importance.ctypes.data,
+                packed.ctypes.data,
+                scales.ctypes.data,
+            )
+        )
     blocks = rows.reshape(-1, block)
     peak = np.abs(blocks).max(axis=1)  # NaN spreads
     if not np.isfinite(peak).all():
@@ -127,11 +147,13 @@ def pack_int4(
     empty = peak < _SMALLEST_NORMAL
     unit = np.float32(1) / np.where(empty, np.float32(1), peak)
     values = blocks * unit[:, None]
+    costs = np.tile(importance.reshape(-1, block), (len(rows), 1))
+    weighted = values * costs
     best = np.full(len(blocks), -1, np.float32)
     factor = np.full(len(blocks), np.float32(1) / np.float32(7))
     for reach in candidates:
         q = _int4(values * reach)
-        product, square = _lane_sum(values * q), _lane_sum(q * q)
+        product, square = _lane_sum(weighted * q), _lane_sum(costs * q * q)
         square[empty] = 1
         gain = product * product / square
         better = gain > best

@@ -21,8 +21,9 @@ from converter.kernels import pack_int4, pack_int8
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 _NOT_FINITE = "holds NaN or infinite values"
 # Integers to which a block's largest magnitude is taken while its scale is searched. Beyond 8 it is
-# clipped. With four times as many the error falls by half a percent (benchmarks/README.md).
-_REACHES = (9.0, 8.5, 8.0, 7.5, 7.0, 6.5, 6.0, 5.0)
+# clipped; a block that lies on a grid already reaches one of the others. More of them gain nothing
+# (benchmarks/README.md).
+_REACHES = (9.0, 8.0, 7.0, 6.0, 5.0)
 
 
 class Clip(str, Enum):
@@ -83,7 +84,11 @@ class Format:
         return self.dtype is DType.INT8
 
     def pack(
-        self, rows: np.ndarray, buffer: np.ndarray | None = None, clip: Clip = Clip.MSE
+        self,
+        rows: np.ndarray,
+        buffer: np.ndarray | None = None,
+        clip: Clip = Clip.MSE,
+        importance: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Pack rows, `(n, columns)`; they are used as scratch space and lost.
 
@@ -91,6 +96,8 @@ class Format:
             rows: float32; or uint16 for BF16, where the format `takes_bf16`.
             buffer: int8, of one dimension and large enough, for a result that is int8 or int4.
             clip: how the scales of int4 blocks are chosen.
+            importance: what a squared error in each column costs, float32 `(columns,)`; None where
+                all cost the same.
 
         Returns:
             The packed rows, `(n, columns)`, or `(n, columns / 2)` in int4; and their scales, `(n,)`
@@ -109,7 +116,9 @@ class Format:
             packed = _room(buffer, (len(rows), rows.shape[1] // 2), np.uint8)
             scales = np.empty((len(rows), rows.shape[1] // self.block), np.float16)
             reaches = _REACHES if clip is Clip.MSE else ()
-            if pack_int4(rows, self.block, reaches, packed, scales):
+            if importance is None:
+                importance = np.ones(rows.shape[1], np.float32)
+            if pack_int4(rows, self.block, reaches, importance, packed, scales):
                 return packed, scales
         peak = max(rows.max(initial=0), -rows.min(initial=0))  # NaN spreads through both
         if not np.isfinite(peak):

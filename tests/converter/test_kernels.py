@@ -116,11 +116,12 @@ def test_pack_int4_is_the_same_in_both(
     rows *= np.geomspace(1e-9, 1e4, 300, dtype=np.float32)[:, None]
     rows[:5] = 0
     rows[5] = 1e-40
+    importance = np.random.default_rng(1).exponential(size=256).astype(np.float32) + np.float32(0.1)
     found = []
     for _ in range(2):
         packed = np.full((300, 128), 99, np.uint8)
         scales = np.full((300, 256 // block), -1, np.float16)
-        assert kernels.pack_int4(rows.copy(), block, reaches, packed, scales)
+        assert kernels.pack_int4(rows.copy(), block, reaches, importance, packed, scales)
         assert (scales > 0).all()
         found.append((packed, scales))
         monkeypatch.setattr(kernels, "_compiled", lambda: None)
@@ -133,4 +134,5 @@ def test_pack_int4_refuses_what_it_cannot_hold(bad: float) -> None:
     rows = np.ones((2, 64), np.float32)
     rows[1, 40] = bad
     packed, scales = np.zeros((2, 32), np.uint8), np.zeros((2, 2), np.float16)
-    assert not kernels.pack_int4(rows, 32, (8.0, 7.0), packed, scales)
+    alike = np.ones(64, np.float32)
+    assert not kernels.pack_int4(rows, 32, (8.0, 7.0), alike, packed, scales)
