@@ -11,6 +11,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,19 @@ def medians(runs: Sequence[Run]) -> dict[str, float]:
         "seconds_max": max(seconds),
         "peak_mib": max(result.peak_bytes for result in runs) / 2**20,
     }
+
+
+def note(said: str) -> None:
+    """A line of progress."""
+    print(f"{time.strftime('%H:%M:%S')} {said}", file=sys.stderr, flush=True)
+
+
+def guarded(main: Callable[[], None]) -> None:
+    """Run a program; where a command that it measures fails, say what that one said."""
+    try:
+        main()
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"{error}\n{error.stderr}")
 
 
 def machine(*packages: str) -> dict[str, Any]:

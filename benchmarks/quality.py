@@ -1,12 +1,13 @@
 """What each scheme costs and gives: size, perplexity, distance from the source in float, speed.
 
-    venv/bin/python -m benchmarks.quality | tee RESULT.txt          # about half an hour
+    venv/bin/python -m benchmarks.quality | tee RESULT.txt   # an hour, and the first time one more
+                                                             # for litert-torch's exports
     venv/bin/python -m benchmarks.quality --only smollm2-135m --peers "" --text SHORT.txt
 
 Real weights: SmolLM2-135M-Instruct and Gemma 3 270M. The reference is the fp32 bundle of the same
-source. litert-torch's export is the one that `benchmarks.run` keeps. llama.cpp's weights are
-measured in our fp32 graph, so what they lose to its own int8 activations is not counted against
-them. The last line is one JSON document.
+source. llama.cpp's weights are measured in our fp32 graph, so what they lose to its own int8
+activations is not counted against them. Speeds are taken at the end, in turn. The last line is one
+JSON document.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks import peers
 from benchmarks.engine import THREADS
-from benchmarks.measure import Run, commit, in_turn, machine, run
-from benchmarks.run import CACHE_LENGTH, LITERT_TORCH_LADDER, MODELS
+from benchmarks.measure import Run, commit, guarded, in_turn, machine, note, run
+from benchmarks.run import CACHE_LENGTH, LITERT_TORCH_LADDER, MODELS, best, engine_runs
 from converter.quantization import SCHEMES
 from converter.version import __version__
 from runner.engine import Model
@@ -137,12 +139,15 @@ class _Bench:
         self.positions = positions
         assert self.model.gguf is not None
         self.source = real_model(self.model.gguf)
+        self.subjects: dict[str, dict[str, Any]] = {}
+        self.running: dict[str, Path] = {}
+        self.tokens: list[int] = []
+        self.logits: np.ndarray | None = None  # of the reference
         self.reference = self.convert(self.source, REFERENCE, REFERENCE)
 
     def measure(self, wanted: Sequence[str]) -> dict[str, Any]:
-        subjects: dict[str, Any] = {}
         left_out: dict[str, str] = {}
-        subjects[REFERENCE] = self.figures(REFERENCE, self.reference)
+        self.figures(REFERENCE, self.reference)
         others = {name: (name, "mse") for name in SCHEMES if name != REFERENCE}
         for label, (scheme, clip) in {**others, **_VARIANTS}.items():
             try:
@@ -150,24 +155,26 @@ class _Bench:
             except subprocess.CalledProcessError as error:  # blocks that do not divide its rows
                 left_out[label] = str(error.stderr).strip()
                 continue
-            subjects[label] = self.figures(label, bundle)
-            bundle.unlink()
+            self.figures(label, bundle)
         for peer, measure in (("litert-torch", self.litert_torch), ("llama.cpp", self.llama_cpp)):
             if peer in wanted:
                 try:
-                    subjects |= measure()
+                    measure()
                 except peers.PeerUnavailableError as reason:
                     left_out[peer] = str(reason)
-        return {"title": self.model.title, "subjects": subjects, "left_out": left_out}
+        self.speeds()
+        return {"title": self.model.title, "subjects": self.subjects, "left_out": left_out}
 
     def figures(self, label: str, bundle: Path, runs: bool = True) -> dict[str, Any]:
-        """All about one bundle; without speeds where it only carries another program's weights."""
-        _note(f"{self.model.title}: {label}")
+        """What a bundle kept of its model; its speed too, later, where it `runs` as it is."""
+        note(f"{self.model.title}: {label}")
         with Model(bundle, threads=THREADS) as model:
             perplexity = measure_perplexity(model, self.text)
-            tokens = compared_tokens(model, self.text)[: self.positions]
-        divergence = measure_divergence(bundle, graph_logits(self.reference, tokens), tokens)
-        rates = [self.rates(bundle) for _ in range(_ROUNDS if runs else 0)]
+            if not self.tokens:  # the reference comes first
+                self.tokens = compared_tokens(model, self.text)[: self.positions]
+        if self.logits is None:
+            self.logits = np.stack(list(graph_logits(bundle, self.tokens)))
+        divergence = measure_divergence(bundle, self.logits, self.tokens)
         found = {
             "bytes": bundle.stat().st_size,
             "perplexity": perplexity.perplexity,
@@ -176,17 +183,23 @@ class _Bench:
             "kl_max": divergence.kl_max,
             "top1_agreement": divergence.top1_agreement,
             "positions": divergence.positions,
-            "prefill": max((one["prefill"] for one in rates), default=None),
-            "decode": max((one["decode"] for one in rates), default=None),
+            "prefill": None,
+            "decode": None,
         }
         print(json.dumps({label: found}), file=sys.stderr, flush=True)
+        self.subjects[label] = found
+        if runs:
+            self.running[label] = bundle
         return found
 
-    def rates(self, bundle: Path) -> dict[str, float]:
-        command: list[str | Path] = [sys.executable, "-m", "benchmarks.engine", bundle]
-        done = run([*command, str(_PROMPT), str(_NEW)], {"PYTHONPATH": str(ROOT)}, timeout=1800)
-        rates: dict[str, float] = json.loads(done.said.strip().splitlines()[-1])
-        return rates
+    def speeds(self) -> None:
+        """All bundles in turn, the best of the rounds."""
+        note(f"{self.model.title}: speed of {len(self.running)}")
+        timed = {label: engine_runs(bundle) for label, bundle in self.running.items()}
+        calls = {n: lambda m=m: m(_PROMPT, _NEW) for n, m in timed.items()}
+        for label, measured in in_turn(calls, _ROUNDS, warm_up=False).items():
+            rates = best(measured)
+            self.subjects[label] |= {rate: rates[rate] for rate in ("prefill", "decode")}
 
     def convert(self, source: Path, scheme: str, label: str, *options: str) -> Path:
         output = self.work / label.replace(" ", "_")
@@ -195,37 +208,25 @@ class _Bench:
         [bundle] = output.glob("*.litertlm")
         return bundle
 
-    def litert_torch(self) -> dict[str, Any]:
+    def litert_torch(self) -> None:
         folder = self.work / "folder"
         run([sys.executable, "-m", "benchmarks.sources", *self.model.make, folder])
-        found = {}
         for recipe in (peers.LITERT_TORCH_INT8, peers.LITERT_TORCH_INT4):
             bundle = peers.litert_torch_bundle(
                 self.name, folder, LITERT_TORCH_LADDER, CACHE_LENGTH, recipe
             )
-            found[f"litert-torch {recipe}"] = self.figures(f"litert-torch {recipe}", bundle)
-        return found
+            self.figures(f"litert-torch {recipe}", bundle)
 
-    def llama_cpp(self) -> dict[str, Any]:
-        found = {}
+    def llama_cpp(self) -> None:
         quantize = peers.llama_cpp_programs() / "llama-quantize"
         for kind in _LLAMA_CPP:
             gguf = self.work / f"{kind}.gguf"
             run([quantize, "--allow-requantize", self.source, gguf, kind, str(THREADS)])
             bundle = self.convert(gguf, REFERENCE, f"llama-{kind}")
             label = f"llama.cpp {kind} (its weights in our fp32 graph)"
-            found[label] = self.figures(label, bundle, runs=False)
-            found[label]["bytes"] = gguf.stat().st_size
+            self.figures(label, bundle, runs=False)["bytes"] = gguf.stat().st_size
             bundle.unlink()
-        return found
-
-
-def _note(said: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {said}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except subprocess.CalledProcessError as error:
-        sys.exit(f"{error}\n{error.stderr}")
+    guarded(main)

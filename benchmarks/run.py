@@ -17,7 +17,6 @@ import argparse
 import ctypes
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -32,7 +31,7 @@ import numpy as np
 from benchmarks import peers
 from benchmarks.checkpoints import SHAPES
 from benchmarks.engine import THREADS
-from benchmarks.measure import Run, commit, in_turn, machine, run
+from benchmarks.measure import Run, commit, guarded, in_turn, machine, note, run
 from benchmarks.run_report import tables
 from benchmarks.sources import GEMMA3_270M, SMOLLM2_135M
 from converter.base import DEFAULT_CACHE_LENGTH
@@ -162,7 +161,7 @@ def _quick() -> int:
         assert model.gguf is not None
         bench.source = real_model(model.gguf)
         bundles = {target: bench.convert(target, CACHE_LENGTH) for target in ("cpu", "gpu")}
-        [case] = bench.cases(((200, 64),), {t: _engine(bundles[t]) for t in bundles})
+        [case] = bench.cases(((200, 64),), {t: engine_runs(bundles[t]) for t in bundles})
     ours, plain = case["subjects"]["cpu"], case["subjects"]["gpu"]
     ratios = {rate: ours[rate] / plain[rate] for rate in _QUICK}
     said = [f"{rate} {ratios[rate]:.2f} x (at least {least} x)" for rate, least in _QUICK.items()]
@@ -171,6 +170,7 @@ def _quick() -> int:
     return int(any(ratios[rate] < least for rate, least in _QUICK.items()))
 
 
+# Runs a model with so many prompt tokens and new tokens.
 Measure = Callable[[int, int], Run]
 
 
@@ -186,11 +186,11 @@ class _Bench:
         self.bandwidths: list[float] = []
 
     def measure(self, wanted: Sequence[str]) -> dict[str, Any]:
-        _note(f"{self.model.title}: making its files")
+        note(f"{self.model.title}: making its files")
         _make(*self.model.make, self.source)
         subjects = {
-            "ours": _engine(self.convert("cpu", CACHE_LENGTH)),
-            "plain": _engine(self.convert("gpu", CACHE_LENGTH)),
+            "ours": engine_runs(self.convert("cpu", CACHE_LENGTH)),
+            "plain": engine_runs(self.convert("gpu", CACHE_LENGTH)),
         }
         left_out = {}
         for peer, make in (("litert-torch", self.litert_torch), ("llama.cpp", self.llama_cpp)):
@@ -207,7 +207,7 @@ class _Bench:
         }
         if self.model.long_cases:
             lengths = DEFAULT_CACHE_LENGTH, LONG_CACHE_LENGTH
-            ours = {str(c): _engine(self.convert("cpu", c)) for c in lengths}
+            ours = {str(c): engine_runs(self.convert("cpu", c)) for c in lengths}
             short, *rest = self.model.long_cases
             result["allocated"] = self.cases((short,), ours)[0]
             others = {"ours": ours[str(LONG_CACHE_LENGTH)]}
@@ -226,14 +226,14 @@ class _Bench:
         """All subjects in turn, for each case."""
         results = []
         for prompt, new in cases:
-            _note(f"{self.model.title}: {prompt} + {new} tokens, {', '.join(subjects)}")
+            note(f"{self.model.title}: {prompt} + {new} tokens, {', '.join(subjects)}")
             self.bandwidths += [_read_bandwidth() for _ in range(3)]
             runs = in_turn(
                 {n: lambda m=m, p=prompt, d=new: m(p, d) for n, m in subjects.items()},  # type: ignore[misc]
                 rounds or self.rounds,
                 warm_up=False,  # the best counts
             )
-            figures = {name: _best(measured) for name, measured in runs.items()}
+            figures = {name: best(measured) for name, measured in runs.items()}
             results.append({"prompt": prompt, "new": new, "subjects": figures})
             # An hour's figures outlive a run that is cut off.
             print(json.dumps({self.name: results[-1]}), file=sys.stderr, flush=True)
@@ -249,8 +249,8 @@ class _Bench:
         return bundle
 
     def litert_torch(self) -> Measure:
-        _note(f"{self.model.title}: litert-torch's export, unless it is there")
-        return _engine(
+        note(f"{self.model.title}: litert-torch's export, unless it is there")
+        return engine_runs(
             peers.litert_torch_bundle(self.name, self.source, LITERT_TORCH_LADDER, CACHE_LENGTH)
         )
 
@@ -292,7 +292,7 @@ class _Bench:
         return measure
 
 
-def _engine(bundle: Path) -> Measure:
+def engine_runs(bundle: Path) -> Measure:
     """Measures a bundle in Google's engine."""
 
     def measure(prompt: int, new: int) -> Run:
@@ -302,7 +302,7 @@ def _engine(bundle: Path) -> Measure:
     return measure
 
 
-def _best(runs: Sequence[Run]) -> dict[str, float]:
+def best(runs: Sequence[Run]) -> dict[str, float]:
     """The best rates, the median ones, and the largest memory."""
     figures: dict[str, float] = {"peak_mib": max(one.peak_bytes for one in runs) / 2**20}
     said = [json.loads(one.said.strip().splitlines()[-1]) for one in runs]
@@ -343,12 +343,5 @@ def _make(*arguments: str | Path) -> None:
     run([sys.executable, "-m", "benchmarks.sources", *arguments], {"PYTHONPATH": str(ROOT)})
 
 
-def _note(said: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {said}", file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except subprocess.CalledProcessError as error:
-        sys.exit(f"{error}\n{error.stderr}")
+    guarded(main)
