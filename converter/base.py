@@ -195,7 +195,7 @@ class ModelConverter:
     def write(self, plan: Plan, output: Path, progress: Progress = lambda _: None) -> None:
         """Carry out a plan: the file appears under its name when it is complete."""
         with AtomicFile(output) as file:
-            self.measure_importance(plan, progress)
+            self._importance = self.measure_importance(plan, progress)
             self.stream_weights(plan, file, progress)
             self.package(plan, file)
             file.commit()
@@ -351,13 +351,16 @@ class ModelConverter:
 
     # Measure --------------------------------------------------------------------------------------
 
-    def measure_importance(self, plan: Plan, progress: Progress) -> None:
-        """Find out which columns matter, where a format makes use of it (`converter.importance`).
+    def measure_importance(
+        self, plan: Plan, progress: Progress = lambda _: None
+    ) -> dict[str, np.ndarray]:
+        """How much the columns of matrices matter, by path; none where no format makes use of it.
 
-        The progress of a weight that is read here is divided between this time and the next.
+        See `converter.importance`. The progress of a weight that is read here is divided between
+        this time and the next.
         """
         if self.options.clip is not Clip.MSE or not any(w.format.block for w in plan.weights):
-            return
+            return {}
         weights = {weight.path: weight for weight in plan.weights}
 
         def row(path: str, index: int = 0) -> np.ndarray:
@@ -383,7 +386,7 @@ class ModelConverter:
                 self._measured.add(path)
                 return result
 
-            self._importance = measure_importance(plan.spec, rows_of, row, product)
+            return measure_importance(plan.spec, rows_of, row, product)
 
     # Stream ---------------------------------------------------------------------------------------
 

@@ -21,13 +21,13 @@ _NAMES = {"self_attn.": "attention.", "_proj": "", "model.": "", "language_": ""
 
 
 def measured(folder: Path, **options: Any) -> tuple[dict[str, np.ndarray], list[int], int]:
-    """The importance, what progress was told, and what it should add up to."""
+    """The importance, what a conversion's progress was told, and what it should add up to."""
     told: list[int] = []
     with open_checkpoint(folder) as checkpoint:
         chosen = ConvertOptions("dynamic_int4", prefill_lengths=(8,), cache_length=32, **options)
         converter = ModelConverter(checkpoint, "tiny", chosen)
         plan = converter.convert(folder / "tiny.litertlm", told.append)
-        return converter._importance, told, weights_bytes(plan)
+        return converter.measure_importance(plan), told, weights_bytes(plan)
 
 
 @pytest.mark.parametrize("test_id", TINY_CONFIGS)
