@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from runner.evaluation import Divergence, Perplexity, Sample
+
+    # Of some tokens: as many as its context holds, and the logits after each.
+    Reference = Callable[[list[int]], tuple[list[int], Iterable[np.ndarray]]]
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -55,18 +59,31 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     from runner.engine import Model
-    from runner.evaluation import TEXT, compared_tokens, measure_perplexity, sample
+    from runner.evaluation import (
+        TEXT,
+        compared_tokens,
+        measure_divergence,
+        measure_perplexity,
+        sample,
+    )
 
     if args.engine == "torch" and not args.against:
         raise OptionError("--engine torch", "has no effect without --against", "name the source")
     text = _read(args.text or TEXT)
     if not args.file.is_file():
         raise SourceError(str(args.file), "there is no such file", "convert a model first")
-    with Model(args.file, threads=args.threads, benchmark=True) as model:
-        perplexity = measure_perplexity(model, text, _progress("scoring", args))
-        said = sample(model, text)
-        tokens = compared_tokens(model, text)
-    divergence = _divergence(args, tokens) if args.against else None
+    with ExitStack() as stack:
+        # First of all, as this is what may be refused.
+        reference = _reference(args, stack) if args.against else None
+        with Model(args.file, threads=args.threads, benchmark=True) as model:
+            perplexity = measure_perplexity(model, text, _progress("scoring", args))
+            said = sample(model, text)
+            tokens = compared_tokens(model, text)
+        divergence = None
+        if reference is not None:
+            tokens, logits = reference(tokens)
+            progress = _progress("comparing", args)
+            divergence = measure_divergence(args.file, logits, tokens, progress)
     if args.json:
         import json
 
@@ -75,41 +92,33 @@ def main(args: argparse.Namespace) -> None:
         print("\n".join(_lines(args, perplexity, said, divergence)))
 
 
-def _divergence(args: argparse.Namespace, tokens: list[int]) -> Divergence:
+def _reference(args: argparse.Namespace, stack: ExitStack) -> Reference:
+    """What says the source's logits; its files are gone when `stack` is left."""
     import tempfile
 
-    from runner.evaluation import measure_divergence
+    from cli.obtain import in_float, require_reference, source_checkpoint
 
-    with tempfile.TemporaryDirectory(prefix="litert-lm-eval-") as folder:
-        reference = _torch_logits if args.engine == "torch" else _float_logits
-        tokens, logits = reference(args, tokens, Path(folder))
-        return measure_divergence(args.file, logits, tokens, _progress("comparing", args))
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="litert-lm-eval-")))
+    if args.engine == "torch":
+        from cli.progress import stage_progress
+        from converter.reference import check_can_run, next_token_logits
 
+        require_reference(args)
+        checkpoint = stack.enter_context(source_checkpoint(args.against, args))
+        check_can_run(checkpoint, args.against)
 
-def _float_logits(
-    args: argparse.Namespace, tokens: list[int], folder: Path
-) -> tuple[list[int], Iterable[np.ndarray]]:
-    """As many tokens as fit the source's fp32 bundle, and what its graph says after each."""
-    from cli.obtain import in_float
+        def by_transformers(tokens: list[int]) -> tuple[list[int], Iterable[np.ndarray]]:
+            with stage_progress(args.quiet) as tell:
+                return tokens, next_token_logits(checkpoint, args.against, tokens, folder, tell)
+
+        return by_transformers
+
     from converter.inspection import read_bundle
     from runner.evaluation import graph_logits
 
-    reference = in_float(args.against, folder, args)
-    tokens = tokens[: read_bundle(reference).metadata.max_num_tokens or len(tokens)]
-    return tokens, graph_logits(reference, tokens)
-
-
-def _torch_logits(
-    args: argparse.Namespace, tokens: list[int], folder: Path
-) -> tuple[list[int], Iterable[np.ndarray]]:
-    """The tokens, and what transformers' model of the source says after each."""
-    from cli.obtain import require_reference, source_checkpoint
-    from cli.progress import stage_progress
-    from converter.reference import next_token_logits
-
-    require_reference(args)
-    with source_checkpoint(args.against, args) as checkpoint, stage_progress(args.quiet) as tell:
-        return tokens, next_token_logits(checkpoint, args.against, tokens, folder, tell)
+    bundle = in_float(args.against, folder, args)
+    limit = read_bundle(bundle).metadata.max_num_tokens or None
+    return lambda tokens: (tokens[:limit], graph_logits(bundle, tokens[:limit]))
 
 
 def _as_json(

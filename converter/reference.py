@@ -103,9 +103,9 @@ class ReferenceConverter(ModelConverter):
                     f"the torch engine makes the plain layout for gpu in {schemes}, and no more",
                     "leave this option or --engine torch out",
                 )
-        check_source(self.checkpoint, self.name)
+        _check_source(self.checkpoint, self.name)
         plan = super().plan()
-        check_memory(BYTES_PER_PARAMETER * _parameters(plan), self.name)
+        _check_memory(_parameters(plan), BYTES_PER_PARAMETER, self.name)
         return plan
 
     def scratch_bytes(self, plan: Plan) -> int:
@@ -147,23 +147,26 @@ def next_token_logits(
     """What transformers' float32 model says after each token: `(len(tokens), vocabulary)`.
 
     Args:
+        checkpoint: one that passed `check_can_run`.
         folder: for a file of these numbers, which are read from it as they are used.
 
     Raises:
         EngineError: it failed.
-        UnsupportedError: the checkpoint is none that it reads, or there is too little memory.
     """
-    check_source(checkpoint, name)
-    parameters = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
-    check_memory(_BYTES_TO_RUN * parameters, name)
     output = folder / "logits"
     request = {"folder": str(checkpoint.path), "output": str(output), "tokens": list(tokens)}
     _work("logits", request, name, tell)
     return np.memmap(output, np.float32, "r").reshape(len(tokens), -1)
 
 
-def check_source(checkpoint: Checkpoint, name: str) -> None:
-    """Raise UnsupportedError for what transformers does not read as we do."""
+def check_can_run(checkpoint: Checkpoint, name: str) -> None:
+    """Raise UnsupportedError for a model that transformers cannot read, or not in this memory."""
+    _check_source(checkpoint, name)
+    parameters = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    _check_memory(parameters, _BYTES_TO_RUN, name)
+
+
+def _check_source(checkpoint: Checkpoint, name: str) -> None:
     if checkpoint.format != "safetensors":
         raise UnsupportedError(
             name,
@@ -172,14 +175,13 @@ def check_source(checkpoint: Checkpoint, name: str) -> None:
         )
 
 
-def check_memory(needed: int, name: str) -> None:
-    """Raise UnsupportedError where so many bytes are not free."""
-    free = free_memory()
+def _check_memory(parameters: int, bytes_per_parameter: int, name: str) -> None:
+    needed, free = bytes_per_parameter * parameters, free_memory()
     if free is not None and free < needed:
         raise UnsupportedError(
             name,
-            f"--engine torch needs about {needed / 1e9:.1f} GB of memory, "
-            f"{BYTES_PER_PARAMETER} bytes per parameter, and {free / 1e9:.1f} GB are free",
+            f"--engine torch needs about {needed / 1e9:.1f} GB of memory, {bytes_per_parameter} "
+            f"bytes per parameter, and {free / 1e9:.1f} GB are free",
             "leave --engine torch out: the direct engine needs less than 0.3 GB",
         )
 

@@ -23,12 +23,12 @@ QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("What is frozen water called?", ("ice",)),
     ("Who wrote the play Romeo and Juliet?", ("shakespeare",)),
 )
-# The least that passes. SmolLM2-135M, the smallest model that we know, answers seven in fp16 and six
-# in dynamic_int8.
+# The least that passes. SmolLM2-135M, the smallest model that we know, answers seven in fp16 and
+# six in dynamic_int8.
 _LEAST_RIGHT = 4
 _MOST_REPETITION = 0.6
-# Of a base model on English prose of 1890: small ones have some 50 (README_MODELS.md), random weights
-# about the size of their vocabulary.
+# Of a base model on English prose of 1890: small ones have some 50 (README_MODELS.md), random
+# weights about the size of their vocabulary.
 _MOST_PERPLEXITY = 1000.0
 _ANSWER_TOKENS = 48
 _TEXT_CHARACTERS = 3200

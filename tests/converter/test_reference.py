@@ -170,6 +170,19 @@ def test_too_little_memory_is_said_before_it_starts(
         convert(ReferenceConverter, folders["qwen3"], tmp_path / "out" / "model")
 
 
+def test_so_it_is_for_eval(
+    folders: dict[str, Path],
+    smollm2_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before anything is scored, which may take minutes."""
+    monkeypatch.setattr(reference, "free_memory", lambda: 1000)
+    options = ["--against", str(folders["qwen3"]), "--engine", "torch"]
+    assert main(["eval", str(smollm2_bundle), *options]) == 1
+    assert "4 bytes per parameter, and 0.0 GB are free" in capsys.readouterr().err
+
+
 def test_the_workers_failure_is_one_line_and_leaves_nothing(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
