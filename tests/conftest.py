@@ -14,11 +14,13 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+_ROOT = Path(__file__).resolve().parent.parent
 _BLOCK = 1 << 20
 
 
@@ -206,3 +208,43 @@ def qwen3_bundle(qwen3_tokenizer: Path, bundles: Path) -> Path:
 
     make_checkpoint("qwen3-tiny", bundles / "qwen3-tiny", qwen3_tokenizer)
     return _convert(bundles / "qwen3-tiny", bundles / "qwen3-tiny.litertlm", "dynamic_int8")
+
+
+# The torch engine -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def reference_environment() -> None:
+    """What `./setup --reference` makes."""
+    from converter import reference
+
+    if not reference.is_installed():
+        reference.install()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _torch_export(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, subprocess.Popen[bytes]] | None]:
+    """Started first of all, as it takes minutes of one core: see `tests/torch_export.py`."""
+    if not any("gemma3_torch_export" in item.fixturenames for item in request.session.items):
+        yield None
+        return
+    request.getfixturevalue("reference_environment")
+    folder = tmp_path_factory.mktemp("torch")
+    command = [sys.executable, "-m", "tests.torch_export", str(folder)]
+    with (folder / "said").open("wb") as said:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd=_ROOT
+        )
+    yield folder, process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="session")
+def gemma3_torch_export(_torch_export: tuple[Path, subprocess.Popen[bytes]]) -> Path:
+    """A folder with Gemma 3 270M as `source/`, and as `torch.litertlm`, by the torch engine."""
+    folder, process = _torch_export
+    assert process.wait() == 0, (folder / "said").read_text(errors="replace")
+    return folder

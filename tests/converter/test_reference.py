@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.sources import GEMMA3_270M, widen_gguf
 from cli.main import main
 from cli.obtain import open_checkpoint
 from converter import reference
@@ -22,6 +23,7 @@ from converter.reference import ReferenceConverter
 from runner.engine import Model, Sampling
 from runner.interpreter import GraphRunner
 from tests.tiny_models import make_checkpoint
+from tests.torch_export import OPTIONS
 
 PROMPT = [5, 17, 120, 33, 64, 9, 200, 31, 7, 90, 4]
 # Largest difference of logits, whose own scale is about 1. Both round weights to the same int8,
@@ -29,10 +31,7 @@ PROMPT = [5, 17, 120, 33, 64, 9, 200, 31, 7, 90, 4]
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-4, "int8": 1e-3, "dynamic_int8": 0.1}
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _environment() -> None:
-    if not reference.is_installed():
-        reference.install()
+pytestmark = pytest.mark.usefixtures("reference_environment")
 
 
 @pytest.fixture(scope="module")
@@ -105,22 +104,15 @@ def test_both_engines_make_the_same_model(
 
 
 def test_gemma3_270m_by_the_builder_of_litert_torch(
-    gemma3_gguf: Path, gemma3_tokenizer: Path, tmp_path: Path
+    gemma3_torch_export: Path, tmp_path: Path
 ) -> None:
-    widen_gguf(gemma3_gguf, GEMMA3_270M, gemma3_tokenizer, tmp_path / "folder")
-    stages: list[str] = []
-
-    class Told(ReferenceConverter):
-        def __init__(self, *arguments: object) -> None:
-            super().__init__(*arguments, stages.append)  # type: ignore[arg-type]
-
-    ours, theirs = (
-        convert(kind, tmp_path / "folder", tmp_path / f"{kind.__name__}.litertlm", quantize="fp32")
-        for kind in (ModelConverter, Told)
-    )
+    theirs, ours = gemma3_torch_export / "torch.litertlm", tmp_path / "ours.litertlm"
+    with open_checkpoint(gemma3_torch_export / "source") as checkpoint:
+        ModelConverter(checkpoint, "model", OPTIONS).convert(ours)
     # Its own module for this model; what transformers' model goes through is called otherwise.
-    assert any("Torch Export: prefill_16" in stage for stage in stages)
-    assert not any("GenAI Export" in stage for stage in stages)
+    stages = (gemma3_torch_export / "stages").read_text()
+    assert "Torch Export: prefill_16" in stages
+    assert "GenAI Export" not in stages
     tokens = [2, 818, 5279, 529, 7001, 563, 9079, 236761, 107]
     compare(ours, theirs, tokens, 1e-3)
     assert greedy(ours, "The capital of France is") == greedy(theirs, "The capital of France is")
@@ -207,6 +199,33 @@ def test_an_interrupt_ends_the_worker_and_leaves_nothing(
         with pytest.raises(KeyboardInterrupt):
             converter.convert(tmp_path / "out" / "model")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_on_a_terminal_it_asks_before_it_installs(
+    answer: str,
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    installed: list[bool] = []
+    monkeypatch.setattr(reference, "is_installed", lambda: False)
+    monkeypatch.setattr(reference, "install", lambda: installed.append(True))
+    monkeypatch.setattr("sys.stdin", Terminal(f"{answer}\n"))
+    monkeypatch.setattr("sys.stderr", Terminal())
+    command = ["convert", str(folders["qwen3"]), "--output-dir", str(tmp_path), "--engine", "torch"]
+    # A scheme that is refused, so that nothing else needs to be there.
+    assert main([*command, "--quantize", "dynamic_int4"]) == 2
+    asked = sys.stderr.getvalue()
+    assert "needs PyTorch and litert-torch in" in asked
+    assert "Install them now? [y/N]" in asked
+    assert bool(installed) == (answer == "y")
+    assert ("run ./setup --reference" in asked) == (answer == "n")
 
 
 def test_an_environment_that_is_not_there_is_named(
