@@ -7,9 +7,11 @@ memory per parameter, and an environment of its own (`./setup --reference`): a s
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -41,7 +43,8 @@ _REQUIREMENTS = _ROOT / "requirements-reference.txt"
 _INSTALLED = ENVIRONMENT / ".complete"  # a copy of the requirements, written last
 _WORKER = Path(__file__).with_name("torch_worker.py")
 _PIECE = 1 << 22  # bytes
-_KEPT_LINES = 40  # of what the worker prints, to find its reason in
+_KEPT_LINES = 100  # of what the worker prints, to find its reason in
+_EXCEPTION = re.compile(r"[\w.]*(Error|Exception): ")
 
 Tell = Callable[[str], None]
 
@@ -132,6 +135,8 @@ class ReferenceConverter(ModelConverter):
                         "scheme": plan.quantization.name,
                         "prefill_lengths": plan.prefill_lengths,
                         "cache_length": plan.cache_length,
+                        "family": plan.family.name,
+                        "spec": dataclasses.asdict(plan.spec) | {"activation": None},
                     },
                     self.name,
                     self._tell,
@@ -172,6 +177,12 @@ def _check_source(checkpoint: Checkpoint, name: str) -> None:
             name,
             "the torch engine reads folders of safetensors, and this is a GGUF file",
             "leave --engine torch out, or pass the model that the GGUF was made of",
+        )
+    if "text_config" in checkpoint.config:
+        raise UnsupportedError(
+            name,
+            "litert-torch does not trace the text part of a multimodal model",
+            "leave --engine torch out",
         )
 
 
@@ -240,7 +251,8 @@ def _work(task: str, request: Mapping[str, object], name: str, tell: Tell) -> No
     if worker.returncode < 0:
         why = f"it was killed by signal {-worker.returncode}, perhaps for want of memory"
     elif worker.returncode:
-        why = last[-1] if last else "no reason was given"
+        errors = [line for line in last if _EXCEPTION.match(line)]
+        why = (errors or [*last] or ["no reason was given"])[-1]
     else:
         return
     raise EngineError(f"{name}: --engine torch", why, "leave --engine torch out")

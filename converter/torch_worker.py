@@ -25,18 +25,27 @@ _KEY_SLOTS_AXIS, _VALUE_SLOTS_AXIS = 2, 3
 
 
 def export(
-    folder: str, output: str, scheme: str, prefill_lengths: Sequence[int], cache_length: int
+    folder: str,
+    output: str,
+    scheme: str,
+    prefill_lengths: Sequence[int],
+    cache_length: int,
+    family: str,
+    spec: dict[str, Any],
 ) -> None:
     """Write a checkpoint's network as one `.tflite` file.
 
     litert-torch's own models are taken for the sizes that it has; transformers' model, traced by
     its `export_hf`, for all others.
+
+    Args:
+        family, spec: what the direct engine has found the checkpoint to be (`DecoderSpec`).
     """
-    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory(dir=Path(output).parent) as work:
-        build = _own_model(config)
+        build = _own_model(family, spec)
         if build is not None:
-            network = _export_own(build(folder), Path(work), prefill_lengths, cache_length)
+            model = build(folder, custom_loader=_load)
+            network = _export_own(model, Path(work), prefill_lengths, cache_length)
         else:
             network = _export_traced(folder, Path(work), prefill_lengths, cache_length)
         if scheme == "fp32":
@@ -45,8 +54,8 @@ def export(
             _quantize(network, scheme, Path(output))
 
 
-def _own_model(config: dict[str, Any]) -> Any:
-    """The builder in litert-torch whose config is this checkpoint's, or None."""
+def _own_model(family: str, spec: dict[str, Any]) -> Any:
+    """The builder in litert-torch that makes this very network, or None."""
     # Its layers import TensorFlow, 600 MB, for a copy of the schema that ai-edge-litert has, too.
     from ai_edge_litert import schema_py_generated
 
@@ -63,30 +72,53 @@ def _own_model(config: dict[str, Any]) -> Any:
             (qwen3.get_1_7b_model_config, qwen3.build_1_7b_model),
             (qwen3.get_4b_model_config, qwen3.build_4b_model),
         ),
-        "gemma3_text": (
+        "gemma3": (
             (decoder.get_decoder_config_270m, gemma3.build_model_270m),
             (decoder.get_decoder_config_1b, gemma3.build_model_1b),
         ),
     }
-    for describe, build in own.get(config["model_type"], ()):
-        if _is_described(config, describe()):
+    for describe, build in own.get(family, ()):
+        if _described(describe()) == {key: spec[key] for key in _described(describe())}:
             return build
     return None
 
 
-def _is_described(config: dict[str, Any], own: Any) -> bool:
-    """Whether litert-torch's description of a model is that of a config.json."""
-    attention = own.block_config(own.num_layers - 1).attn_config
-    described = {
+def _described(own: Any) -> dict[str, Any]:
+    """What litert-torch says of a model, as `DecoderSpec` would."""
+    from litert_torch.generative.layers.model_config import AttentionType
+
+    blocks = [own.block_config(index) for index in range(own.num_layers)]
+    attention = blocks[0].attn_config
+    return {
+        "vocab_size": own.vocab_size,
         "hidden_size": own.embedding_dim,
-        "intermediate_size": own.block_config(0).ff_config.intermediate_size,
-        "num_hidden_layers": own.num_layers,
+        "intermediate_size": blocks[0].ff_config.intermediate_size,
         "num_attention_heads": attention.num_heads,
         "num_key_value_heads": attention.num_query_groups,
         "head_dim": attention.head_dim,
-        "vocab_size": own.vocab_size,
+        "norm_epsilon": own.final_norm_config.epsilon,
+        "attention_scale": attention.head_dim**-0.5,
+        "tied_head": own.lm_head_share_weight_with_embedding,
+        "qkv_bias": attention.qkv_use_bias,
+        "layers": [
+            {
+                "rope": {"theta": float(block.attn_config.rotary_base), "factors": [1.0]},
+                "sliding_window": block.attn_config.sliding_window_size
+                if block.attn_config.attn_type is AttentionType.LOCAL_SLIDING
+                else None,
+            }
+            for block in blocks
+        ],
     }
-    return all(config.get(key) == value for key, value in described.items())
+
+
+def _load(folder: str) -> dict[str, Any]:
+    """A checkpoint's tensors; a tied head, which few checkpoints store, by both of its names."""
+    from litert_torch.generative.utilities.loader import load_safetensors
+
+    tensors: dict[str, Any] = load_safetensors(folder)
+    tensors.setdefault("lm_head.weight", tensors["model.embed_tokens.weight"])
+    return tensors
 
 
 def _export_own(model: Any, work: Path, prefill_lengths: Sequence[int], cache_length: int) -> Path:

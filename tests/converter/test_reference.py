@@ -154,6 +154,12 @@ def test_a_gguf_is_refused(smollm2_gguf: Path, tmp_path: Path) -> None:
         convert(ReferenceConverter, smollm2_gguf, tmp_path / "out" / "model")
 
 
+def test_a_multimodal_model_is_refused(tmp_path: Path) -> None:
+    make_checkpoint("gemma3", tmp_path)
+    with pytest.raises(UnsupportedError, match="the text part of a multimodal model"):
+        convert(ReferenceConverter, tmp_path, tmp_path / "out" / "model")
+
+
 def test_too_little_memory_is_said_before_it_starts(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
