@@ -42,8 +42,6 @@ def obtain(
 
     chosen = _chosen_options(args)
     source = _with_adapter(parse_model(args.model, models_dir()), chosen)
-    if "engine" in chosen:
-        require_reference(args)
     output = source.output_path(output_dir)
     if source.kind == "litertlm":
         if force or output_dir is not None or chosen:
@@ -55,6 +53,8 @@ def obtain(
             _say(args, f"keeping {output}, which exists (convert --force replaces it)")
         return output
 
+    if "engine" in chosen:
+        require_reference(args)
     local = _fetch(source, args, prefer_converted=not chosen)
     if "lora" in chosen:
         chosen["lora"] = _fetch_adapter(chosen["lora"], args)

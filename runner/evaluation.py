@@ -1,8 +1,8 @@
 """What a conversion has kept of its model, in numbers.
 
 Perplexity comes from the engine's own scoring of a text. The distance from the source, token by
-token, needs whole distributions, which the engine does not give: two bundles' graphs run side by
-side in the ai-edge-litert interpreter, with the engine's kernels.
+token, needs whole distributions, which the engine does not give: the bundle's graph runs in the
+ai-edge-litert interpreter, with the engine's kernels, beside whatever speaks for the source.
 """
 
 from __future__ import annotations

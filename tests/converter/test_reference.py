@@ -96,7 +96,8 @@ def test_both_engines_make_the_same_model(
     )
     compare(ours, theirs, PROMPT, TOLERANCES[scheme])
     said = [greedy(bundle, "some text") for bundle in (ours, theirs)]
-    assert said[0] == said[1] or scheme == "dynamic_int8"
+    if scheme != "dynamic_int8":  # whose activations are rounded in another order
+        assert said[0] == said[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "ModelConverter.litertlm",
         "ReferenceConverter.litertlm",
