@@ -24,12 +24,12 @@ import gguf
 import numpy as np
 
 from benchmarks.checkpoints import SHAPES, make_checkpoint
-from converter.base import halves_from_pairs
 from converter.checkpoint.gguf import GGUFCheckpoint, open_gguf
 from converter.checkpoint.safetensors import open_folder
 from converter.families.base import Family
 from converter.gguf_tokenizer import rebuild_tokenizer
 from converter.registry import family_of
+from converter.stream import halves_from_pairs
 from tests.conftest import real_model
 
 # What Hugging Face's config.json says of this model; a GGUF says less.

@@ -205,6 +205,17 @@ class AtomicFile:
         except OSError as error:
             raise self._error(error) from error
 
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        """What was written there."""
+        try:
+            if hasattr(os, "pread"):
+                return os.pread(self._fd, nbytes, offset)
+            with self._lock:
+                os.lseek(self._fd, offset, os.SEEK_SET)
+                return os.read(self._fd, nbytes)
+        except OSError as error:
+            raise self._error(error) from error
+
     def _pwrite(self, view: memoryview, offset: int) -> int:
         if hasattr(os, "pwrite"):
             return os.pwrite(self._fd, view, offset)

@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 
 INT8_MAX = 127  # symmetric: -128 is not used, as the TFLite quantisation specification asks
-_SMALLEST_NORMAL = np.finfo(np.float32).tiny
-_SMALLEST_HALF = np.finfo(np.float16).smallest_subnormal
+SMALLEST_NORMAL = np.finfo(np.float32).tiny
+SMALLEST_HALF = np.finfo(np.float16).smallest_subnormal
 INT4_MIN, INT4_MAX = -8, 7
+# Columns whose products float32 adds up exactly: 127 * 127 * 1024 < 2^24.
+_EXACT_COLUMNS = 1024
 _LANES = 8  # in which kernels.c adds up
 
 
@@ -30,10 +32,11 @@ def _compiled() -> ctypes.CDLL | None:
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     library.widen_bf16.argtypes = [pointer, pointer, size]
     library.widen_bf16.restype = None
-    for pack in (library.pack_int8_float32, library.pack_int8_bf16):
-        pack.argtypes = [pointer, size, size, pointer, pointer]
-        pack.restype = ctypes.c_int
-    library.pack_int4.argtypes = [pointer, *[size] * 3, pointer, size, *[pointer] * 3]
+    library.pack_int8.argtypes = [pointer, ctypes.c_int, pointer, size, size, pointer, pointer]
+    library.pack_int8.restype = ctypes.c_int
+    library.integer_product.argtypes = [pointer, size, pointer, size, size, pointer]
+    library.integer_product.restype = None
+    library.pack_int4.argtypes = [*[pointer] * 2, *[size] * 3, pointer, size, *[pointer] * 3]
     library.pack_int4.restype = ctypes.c_int
     return library
 
@@ -49,16 +52,19 @@ def widen_bf16(stored: np.ndarray, values: np.ndarray) -> None:
         np.left_shift(stored, 16, out=values.view(np.uint32), dtype=np.uint32)
 
 
-def pack_int8(rows: np.ndarray, packed: np.ndarray, scales: np.ndarray) -> bool:
+def pack_int8(
+    rows: np.ndarray, packed: np.ndarray, scales: np.ndarray, factors: np.ndarray | None = None
+) -> bool:
     """Symmetric per-row int8: `scale = max|w| / 127`, `q = round(w * (1 / scale))`, ties to even.
 
     Source: TFLite 8-bit quantisation specification, per-axis weights. A scale is at least the
     smallest normal number: a row of zeros has none of its own, and XNNPACK refuses 0.
 
     Args:
-        rows: float32, or uint16 for BF16, `(n, columns)`, contiguous; may be overwritten.
+        rows: float32, or uint16 for BF16, `(n, columns)`, contiguous.
         packed: int8 `(n, columns)`, written.
         scales: float32 `(n,)`, written.
+        factors: what columns are multiplied with first, float32 `(columns,)`, contiguous.
 
     Returns:
         False, with the results undefined, where a value is NaN or infinite.
@@ -70,19 +76,28 @@ def pack_int8(rows: np.ndarray, packed: np.ndarray, scales: np.ndarray) -> bool:
     assert packed.flags.c_contiguous
     assert rows.shape == packed.shape == (scales.size, rows.shape[1])
     if (library := _compiled()) is not None:
-        of_float32 = rows.dtype == np.float32
-        pack = library.pack_int8_float32 if of_float32 else library.pack_int8_bf16
-        return bool(pack(rows.ctypes.data, *rows.shape, packed.ctypes.data, scales.ctypes.data))
+        return bool(
+            library.pack_int8(
+                rows.ctypes.data,
+                rows.dtype == np.uint16,
+                _address(factors, rows.shape[1]),
+                *rows.shape,
+                packed.ctypes.data,
+                scales.ctypes.data,
+            )
+        )
     if rows.dtype == np.uint16:
         stored, rows = rows, np.empty(rows.shape, np.float32)
         widen_bf16(stored.reshape(-1), rows.reshape(-1))
+    if factors is not None:
+        rows = rows * factors
     peak = np.maximum(rows.max(axis=1), -rows.min(axis=1))  # NaN spreads through both
     if not np.isfinite(peak).all():
         return False
-    np.maximum(peak / np.float32(INT8_MAX), _SMALLEST_NORMAL, out=scales)
-    np.multiply(rows, (np.float32(1) / scales)[:, None], out=rows)
-    np.rint(rows, out=rows)
-    np.copyto(packed, rows, casting="unsafe")
+    np.maximum(peak / np.float32(INT8_MAX), SMALLEST_NORMAL, out=scales)
+    integers = rows * (np.float32(1) / scales)[:, None]
+    np.rint(integers, out=integers)
+    np.copyto(packed, integers, casting="unsafe")
     return True
 
 
@@ -93,6 +108,7 @@ def pack_int4(
     importance: np.ndarray,
     packed: np.ndarray,
     scales: np.ndarray,
+    factors: np.ndarray | None = None,
 ) -> bool:
     """Symmetric int4 with a float16 scale for each block: `q = round(w / scale)` in -8 to 7.
 
@@ -104,11 +120,12 @@ def pack_int4(
     `max|w| / 7`.
 
     Args:
-        rows: float32 `(n, columns)`, contiguous.
+        rows: float32 `(n, columns)`, contiguous; may be overwritten.
         block: columns that share a scale; a divisor of `columns` and a multiple of 8.
         importance: float32 `(columns,)`, contiguous, positive.
         packed: uint8 `(n, columns / 2)`, written: two values a byte, the first in its lower half.
         scales: float16 `(n, columns / block)`, written; at least 2^-24, as XNNPACK refuses 0.
+        factors: what columns are multiplied with first, float32 `(columns,)`, contiguous.
 
     Returns:
         False, with the results undefined, where a value is NaN or infinite, or a scale too large
@@ -131,6 +148,7 @@ def pack_int4(
         return bool(
             library.pack_int4(
                 rows.ctypes.data,
+                _address(factors, rows.shape[1]),
                 *rows.shape,
                 block,
                 candidates.ctypes.data,
@@ -140,11 +158,13 @@ def pack_int4(
                 scales.ctypes.data,
             )
         )
+    if factors is not None:
+        rows *= factors
     blocks = rows.reshape(-1, block)
     peak = np.abs(blocks).max(axis=1)  # NaN spreads
     if not np.isfinite(peak).all():
         return False
-    empty = peak < _SMALLEST_NORMAL
+    empty = peak < SMALLEST_NORMAL
     unit = np.float32(1) / np.where(empty, np.float32(1), peak)
     values = blocks * unit[:, None]
     costs = np.tile(importance.reshape(-1, block), (len(rows), 1))
@@ -162,12 +182,49 @@ def pack_int4(
         found = (peak * factor).astype(np.float16)
     if np.isinf(found).any():
         return False
-    np.maximum(found, _SMALLEST_HALF, out=scales.reshape(-1))
+    np.maximum(found, SMALLEST_HALF, out=scales.reshape(-1))
     q = _int4(blocks * (np.float32(1) / scales.reshape(-1).astype(np.float32))[:, None])
     q[empty] = 0
     halves = q.astype(np.int8).reshape((*packed.shape, 2)) & 15
     np.copyto(packed, halves[..., 0] | halves[..., 1] << 4, casting="unsafe")
     return True
+
+
+def integer_product(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """`rows @ x.T`, exact, int32 `(m, n)`.
+
+    Args:
+        x: int16 `(n, columns)` from -127 to 127, contiguous; n is a multiple of 4, and there are at
+            most 2^17 columns.
+        rows: int8 `(m, columns)` from -127 to 127, contiguous.
+    """
+    assert x.dtype == np.int16
+    assert rows.dtype == np.int8
+    assert x.flags.c_contiguous
+    assert rows.flags.c_contiguous
+    assert x.shape[1] == rows.shape[1] <= 1 << 17
+    assert x.shape[0] % 4 == 0
+    products = np.zeros((len(rows), len(x)), np.int32)
+    if (library := _compiled()) is not None:
+        library.integer_product(
+            x.ctypes.data, len(x), rows.ctypes.data, *rows.shape, products.ctypes.data
+        )
+        return products
+    for start in range(0, x.shape[1], _EXACT_COLUMNS):
+        part = slice(start, start + _EXACT_COLUMNS)
+        found = rows[:, part].astype(np.float32) @ x[:, part].astype(np.float32).T
+        products += found.astype(np.int32)
+    return products
+
+
+def _address(factors: np.ndarray | None, columns: int) -> int | None:
+    """Where factors stand in memory; None where there are none."""
+    if factors is None:
+        return None
+    assert factors.dtype == np.float32
+    assert factors.flags.c_contiguous
+    assert factors.shape == (columns,)
+    return factors.ctypes.data
 
 
 def _int4(values: np.ndarray) -> np.ndarray:

@@ -79,6 +79,11 @@ class Format:
         return Weight(path, shape, self.dtype, scales=scales)
 
     @property
+    def rounds_inputs(self) -> bool:
+        """Whether a product with it takes its input in int8, rounded token by token."""
+        return self.block is not None or (self.dtype is DType.INT8 and not self.is_widened)
+
+    @property
     def takes_bf16(self) -> bool:
         """Whether `pack` takes BF16 rows as uint16, which saves widening them."""
         return self.dtype is DType.INT8
@@ -89,8 +94,9 @@ class Format:
         buffer: np.ndarray | None = None,
         clip: Clip = Clip.MSE,
         importance: np.ndarray | None = None,
+        factors: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Pack rows, `(n, columns)`; they are used as scratch space and lost.
+        """Pack rows, `(n, columns)`; except by int8, they are used as scratch space and lost.
 
         Args:
             rows: float32; or uint16 for BF16, where the format `takes_bf16`.
@@ -98,6 +104,7 @@ class Format:
             clip: how the scales of int4 blocks are chosen.
             importance: what a squared error in each column costs, float32 `(columns,)`; None where
                 all cost the same.
+            factors: what columns are multiplied with first, float32 `(columns,)`.
 
         Returns:
             The packed rows, `(n, columns)`, or `(n, columns / 2)` in int4; and their scales, `(n,)`
@@ -109,7 +116,7 @@ class Format:
         if self.dtype is DType.INT8:
             packed = _room(buffer, rows.shape, np.int8)
             scales = np.empty(len(rows), np.float32)
-            if not pack_int8(rows, packed, scales):
+            if not pack_int8(rows, packed, scales, factors):
                 raise ValueRangeError(_NOT_FINITE)
             return packed, scales
         if self.block is not None:
@@ -118,8 +125,10 @@ class Format:
             reaches = _REACHES if clip is Clip.MSE else ()
             if importance is None:
                 importance = np.ones(rows.shape[1], np.float32)
-            if pack_int4(rows, self.block, reaches, importance, packed, scales):
+            if pack_int4(rows, self.block, reaches, importance, packed, scales, factors):
                 return packed, scales
+        elif factors is not None:
+            rows *= factors
         peak = max(rows.max(initial=0), -rows.min(initial=0))  # NaN spreads through both
         if not np.isfinite(peak):
             raise ValueRangeError(_NOT_FINITE)

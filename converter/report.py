@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.base import BLOCK_VALUES, ModelConverter, Plan, PlannedWeight
+from converter.base import ModelConverter, Plan
 from converter.errors import OutputError
 from converter.inspection import SignatureSummary, summarise
+from converter.stream import BLOCK_VALUES, PlannedWeight
 from converter.tokenizer import HF_KIND, SENTENCEPIECE_KIND
 
 # What a conversion keeps in memory, in bytes, as peaks of whole processes were measured (Linux

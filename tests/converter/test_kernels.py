@@ -136,3 +136,37 @@ def test_pack_int4_refuses_what_it_cannot_hold(bad: float) -> None:
     packed, scales = np.zeros((2, 32), np.uint8), np.zeros((2, 2), np.float16)
     alike = np.ones(64, np.float32)
     assert not kernels.pack_int4(rows, 32, (8.0, 7.0), alike, packed, scales)
+
+
+@pytest.mark.parametrize("columns", [1, 31, 64, 255, 256, 257, 5000])
+def test_integer_products_are_exact(columns: int) -> None:
+    rng = np.random.default_rng(columns)
+    x = rng.integers(-127, 128, (8, columns)).astype(np.int16)
+    rows = rng.integers(-127, 128, (6, columns)).astype(np.int8)
+    x[0], rows[0] = 127, 127  # the largest sum
+    expected = rows.astype(np.int64) @ x.astype(np.int64).T
+    np.testing.assert_array_equal(kernels.integer_product(x, rows), expected)
+
+
+@pytest.mark.parametrize("columns", [32, 96, 1024])
+def test_factors_are_as_if_columns_were_so(columns: int) -> None:
+    rng = np.random.default_rng(columns)
+    stored = rng.standard_normal((20, columns)).astype(np.float32).view(np.uint32) >> 16
+    bf16 = stored.astype(np.uint16)
+    rows = (stored << 16).view(np.float32)
+    factors = np.exp2(rng.integers(-3, 4, columns)).astype(np.float32)
+    done, packed, scales = pack(rows * factors)
+    for values in (bf16, rows):
+        found, found_scales = np.empty_like(packed), np.empty_like(scales)
+        assert done == kernels.pack_int8(values.copy(), found, found_scales, factors)
+        np.testing.assert_array_equal(found, packed)
+        np.testing.assert_array_equal(found_scales, scales)
+    alike = np.ones(columns, np.float32)
+    results = []
+    for values, scaling in ((rows * factors, None), (rows.copy(), factors)):
+        int4 = np.empty((len(rows), columns // 2), np.uint8)
+        halves = np.empty((len(rows), columns // 32), np.float16)
+        assert kernels.pack_int4(values, 32, (8.0, 7.0), alike, int4, halves, scaling)
+        results.append((int4, halves))
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    np.testing.assert_array_equal(results[0][1], results[1][1])

@@ -1,0 +1,104 @@
+"""Threads for a pile of work, some of which somebody waits for."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from types import TracebackType
+
+Task = Callable[[], None]
+
+
+class Workers:
+    """Threads that do the tasks that are waited for first, and others where there are none.
+
+    Raises (from `do` and `finish`): what a task raised; the others are dropped then.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = [threading.Thread(target=self._work) for _ in range(threads)]
+        self._changed = threading.Condition()
+        self._urgent: deque[Task] = deque()
+        self._others: deque[Task] = deque()
+        self._awaited = 0  # urgent tasks that are not done
+        self._ended = False  # nothing will be added
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> Workers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:  # an interrupt arrives here, not in the threads
+            self._fail(error)
+        self._join()
+
+    def do(self, tasks: Iterable[Task]) -> None:
+        """Do these next, and return when all are done."""
+        with self._changed:
+            before = len(self._urgent)
+            self._urgent.extend(tasks)
+            self._awaited += len(self._urgent) - before
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._awaited or self._error)
+        self._check()
+
+    def do_later(self, tasks: Iterable[Task]) -> None:
+        """Do these when there is time."""
+        with self._changed:
+            self._others.extend(tasks)
+            self._changed.notify_all()
+
+    def finish(self) -> None:
+        """Return when everything is done; nothing can be added from then on."""
+        self._join()
+        self._check()
+
+    def _work(self) -> None:
+        while (task := self._next()) is not None:
+            try:
+                task()
+            except BaseException as error:
+                self._fail(error)
+
+    def _next(self) -> Task | None:
+        """Something to do; None at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._urgent or self._others or self._ended)
+            if self._urgent:
+                return self._counted(self._urgent.popleft())
+            return self._others.popleft() if self._others else None
+
+    def _counted(self, task: Task) -> Task:
+        def counted() -> None:
+            task()
+            with self._changed:
+                self._awaited -= 1
+                self._changed.notify_all()
+
+        return counted
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            self._error = self._error or error
+            self._urgent.clear()
+            self._others.clear()
+            self._changed.notify_all()
+
+    def _join(self) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
