@@ -66,8 +66,8 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clip",
         choices=("mse", "max"),
-        help="the scales of int4 blocks: those of least squared error (mse, default), or those "
-        "that clip nothing (max)",
+        help="mse (default): scales of int4 blocks of least squared error, and columns equalised "
+        "where activations are rounded; max: plain rounding, which clips nothing",
     )
     parser.add_argument(
         "--prefill-seq-len",

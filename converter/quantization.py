@@ -27,10 +27,12 @@ _REACHES = (9.0, 8.0, 7.0, 6.0, 5.0)
 
 
 class Clip(str, Enum):
-    """How the scale of an int4 block is chosen: `--clip`.
+    """How numbers are rounded: `--clip`.
 
-    An int8 row always takes its largest magnitude to 127: with so many steps, clipping gains
-    nothing that can be measured (benchmarks/README.md).
+    MSE: the scale of an int4 block is that of least squared error, and columns are scaled by what
+    reaches them (`converter.calibration`). MAX: plainly, the largest magnitude gives the scale. An
+    int8 row always takes that: with so many steps, clipping gains nothing that can be measured
+    (benchmarks/README.md).
     """
 
     MSE = "mse"
