@@ -11,10 +11,11 @@ import hashlib
 import json
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 LFS_SUFFIXES = (".safetensors", ".gguf", ".litertlm", "tokenizer.json", ".bin")
 
@@ -37,6 +38,9 @@ class HubServer:
         token: the one access token that is accepted.
         status: answers to give instead, by the path's beginning.
         cut_after: the body of a file ends after this many bytes, by file name; used once each.
+        retry_after: the header of that name in answers of status 429.
+        trickle: bodies come in pieces of so many bytes, with so many seconds between them.
+        stall_after: nothing more comes after this many bytes of a file, by name; used once each.
         corrupt: names of files whose first byte is served changed.
         files_at: another server's address, to which files are redirected, as to the hub's CDN.
         seen: all requests.
@@ -49,6 +53,9 @@ class HubServer:
         self.token = "hf_theRightToken"
         self.status: dict[str, int] = {}
         self.cut_after: dict[str, int] = {}
+        self.retry_after: str | None = None
+        self.trickle: tuple[int, float] | None = None
+        self.stall_after: dict[str, int] = {}
         self.corrupt: set[str] = set()
         self.files_at: str | None = None
         self.seen: list[Seen] = []
@@ -111,6 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._fail(status)
         if authorization not in (None, f"Bearer {self.hub.token}"):
             return self._fail(401, message="Invalid credentials in Authorization header")
+        if path == "/api/models":
+            return self._search()
         api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         match = api or file
@@ -128,6 +137,20 @@ class _Handler(BaseHTTPRequestHandler):
         if repo_id in self.hub.gated and not may_read:
             return self._fail(401, "GatedRepo")
         return self._file(repo_id, file.group(3), body)
+
+    def _search(self) -> None:
+        """Models whose name contains `search`, of `author`."""
+        query = {key: values[0] for key, values in parse_qs(urlsplit(self.path).query).items()}
+        found = []
+        for path in sorted(self.hub.root.glob("*/*")):
+            repo_id = path.relative_to(self.hub.root).as_posix()
+            if (
+                query.get("search", "").lower() in repo_id.lower()
+                and query.get("author", path.parent.name).lower() == path.parent.name.lower()
+                and repo_id not in self.hub.private
+            ):
+                found.append({"id": repo_id})
+        self._send(200, json.dumps(found).encode(), {"Content-Type": "application/json"})
 
     def _list(self, repo_id: str) -> None:
         siblings = []
@@ -165,10 +188,16 @@ class _Handler(BaseHTTPRequestHandler):
             status, start = 206, int(asked.group(1))
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         cut = self.hub.cut_after.pop(path.name, None) if body else None
-        return self._send(status, content[start:], headers, body, cut)
+        stall = self.hub.stall_after.pop(path.name, None) if body else None
+        self._send(status, content[start:], headers, body, stall or cut)
+        if stall is not None:
+            self.wfile.flush()
+            time.sleep(5)  # longer than a client waits for the next piece
 
     def _fail(self, status: int, code: str = "", message: str = "") -> None:
         headers = {"X-Error-Code": code, "X-Error-Message": message}
+        if status == 429 and self.hub.retry_after is not None:
+            headers["Retry-After"] = self.hub.retry_after
         self._send(status, b"", {key: value for key, value in headers.items() if value})
 
     def _send(
@@ -185,6 +214,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if body:
-            self.wfile.write(content if cut is None else content[:cut])
+            content = content if cut is None else content[:cut]
+            size, pause = self.hub.trickle or (max(1, len(content)), 0)
+            for start in range(0, len(content), size):
+                self.wfile.write(content[start : start + size])
+                time.sleep(pause)
         if cut is not None:
             self.close_connection = True

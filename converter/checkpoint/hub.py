@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from time import sleep
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint.files import (
@@ -22,7 +23,8 @@ from converter.checkpoint.files import (
     weight_files,
     why_not_a_model,
 )
-from converter.checkpoint.progress import DownloadProgress
+from converter.checkpoint.hub_token import find_token
+from converter.checkpoint.progress import DownloadProgress, write_line
 from converter.errors import OptionError, SourceError
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ _NOT_GENERIC = re.compile(
 )
 _FOLDERS = ("safetensors", "adapter")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_FIRST_WAIT, _LONGEST_WAIT = 10.0, 300.0  # seconds, where the hub has too many requests
+_NEAR_NAMES = 3
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ def download(
     prefer_converted: bool = True,
     check_config: Callable[[dict[str, Any]], object] | None = None,
     is_adapter: bool = False,
+    offline: bool = False,
+    announce: Callable[[str], None] = lambda _: None,
 ) -> HubDownload:
     """Bring a model's files into the folder `target`, or find that they are there already.
 
@@ -84,6 +90,8 @@ def download(
         is_adapter: take a LoRA adapter and nothing else.
         check_config: called with the parsed config.json before anything big is fetched; what it
             raises ends the download.
+        offline: ask nobody: a complete copy is here, or it is an error.
+        announce: called with the kind of what will be fetched, where anything will.
 
     Raises:
         SourceError: no such model, no permission, no network, not a model, damaged on the way.
@@ -99,16 +107,24 @@ def download(
     import httpx
     from huggingface_hub.utils import WeakFileLock
 
-    from converter.checkpoint import hub_errors
-    from converter.checkpoint.hub_repository import WORK, Repository
+    from converter.checkpoint import hub_errors, hub_repository
 
-    token, token_source = _find_token()
     endpoint = (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+    if offline:
+        local = local_copy(repo_id, target, revision, file, prefer_converted, is_adapter)
+        if local is not None:
+            return local
+        request = hub_errors.Request(repo_id, revision, endpoint, None)
+        raise hub_errors.not_here(request)
+
+    token, token_source = find_token()
     request = hub_errors.Request(repo_id, revision, endpoint, token_source)
-    try:
-        (target / WORK).mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(target / WORK / "lock"):  # a second process waits, then finds it done
-            repository = Repository(request, token, target)
+
+    def attempt() -> HubDownload:
+        work = target / hub_repository.WORK
+        work.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(work / "lock"):  # a second process waits, then finds it done
+            repository = hub_repository.Repository(request, token, target)
             listed = list(repository.files)
             kind, names, notes = (
                 choose_adapter(repo_id, listed)
@@ -118,16 +134,32 @@ def download(
             repository.begin(kind)
             if kind == "safetensors":
                 names = _complete_names(repository, names, check_config)
-            repository.bring(kind, names, quiet)
-    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        if hub_errors.is_unreachable(error):
-            local = local_copy(repo_id, target, revision, file, prefer_converted, is_adapter)
-            if local is not None:
-                return local
-        # The client's own error would show headers and signed addresses in a traceback.
-        raise hub_errors.explain(error, request) from None
-    path = target if kind in _FOLDERS else target / names[0]
-    return HubDownload(kind, path, repo_id, repository.commit, tuple(notes))
+            repository.bring(kind, names, quiet, announce)
+        path = target if kind in _FOLDERS else target / names[0]
+        return HubDownload(kind, path, repo_id, repository.commit, tuple(notes))
+
+    waited, wait = 0.0, _FIRST_WAIT
+    while True:
+        try:
+            return attempt()
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            if hub_errors.is_unreachable(error):
+                local = local_copy(repo_id, target, revision, file, prefer_converted, is_adapter)
+                if local is not None:
+                    return local
+            seconds = None
+            if isinstance(error, hub_errors.RateLimited):
+                seconds, wait = error.seconds or wait, wait * 2
+            if seconds is None or waited + seconds > _LONGEST_WAIT:
+                near: tuple[str, ...] = ()
+                if hub_errors.is_unknown(error):
+                    near = hub_repository.near_names(request, token, _NEAR_NAMES)
+                # The client's own error would show headers and signed addresses in a traceback.
+                raise hub_errors.explain(error, request, near) from None
+        if not quiet:
+            write_line(f"{endpoint} has too many requests: trying again in {seconds:.0f} s")
+        sleep(seconds)
+        waited += seconds
 
 
 def choose_adapter(repo_id: str, listed: list[str]) -> tuple[str, list[str], list[str]]:
@@ -213,24 +245,6 @@ def _complete_names(
             )
         weights = [INDEX_NAME, *shards]
     return ["config.json", *weights, *(name for name in names if name in _SIDE_FILES)]
-
-
-def _find_token() -> tuple[str | None, str | None]:
-    """Return the access token and the name of the place it is from.
-
-    Raises:
-        SourceError: it cannot be a token. The HTTP client would refuse it too, and print it.
-    """
-    from huggingface_hub import get_token
-
-    token = get_token()
-    if token is None:
-        return None, None
-    environment = any(os.environ.get(name) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
-    source = "HF_TOKEN" if environment else "the hf tool's login"
-    if not re.fullmatch(r"[!-~]+", token):
-        raise SourceError(source, "it holds characters that no access token has", "set it again")
-    return token, source
 
 
 def local_copy(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -18,7 +19,7 @@ from huggingface_hub.errors import (
 
 from converter.errors import LiteRTLMError, OutputError, SourceError
 
-_LOGIN = "set HF_TOKEN or run `hf auth login`"
+_LOGIN = "set HF_TOKEN, put a file HF_TOKEN here, or run `hf auth login`"
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,40 @@ class Request:
     token_source: str | None
 
 
+class RateLimited(httpx.HTTPError):
+    """Too many requests. `seconds` is how long the hub asks to wait, 0 where it does not say."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("too many requests")
+        self.seconds = seconds
+
+
+def is_unknown(error: Exception) -> bool:
+    """Tell whether the hub does not know the model, or says so."""
+    return isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError)
+
+
 def is_unreachable(error: Exception) -> bool:
     """Tell whether the hub gave no answer about the model: no network, overload, its own fault."""
     if isinstance(error, HfHubHTTPError):
-        return error.response.status_code == 429 or error.response.status_code >= 500
-    return isinstance(error, (httpx.TransportError, OfflineModeIsEnabled))
+        return error.response.status_code >= 500
+    return isinstance(error, (httpx.TransportError, OfflineModeIsEnabled, RateLimited))
 
 
-def explain(error: Exception, request: Request) -> LiteRTLMError:
+def not_here(request: Request) -> LiteRTLMError:
+    """The error for a model that is not complete on disk, where `--offline` forbids to ask."""
+    return _no_network(
+        request.repo_id,
+        "it is not complete on this disk, and --offline forbids to use the network",
+        "leave --offline out",
+    )
+
+
+def explain(error: Exception, request: Request, near: Sequence[str] = ()) -> LiteRTLMError:
     """Return our error for one that the client raised while it served `request`.
+
+    Args:
+        near: models that the hub does have, where it does not have this one.
 
     The client's own text is not repeated where a token or a signed address could stand in it.
     """
@@ -60,7 +86,8 @@ def explain(error: Exception, request: Request) -> LiteRTLMError:
         return SourceError(
             what,
             f"there is no such model on {request.endpoint}, or it is private (asked {used})",
-            f"check the spelling; if it is private, {_LOGIN} with an account that may read it",
+            f"{f'did you mean {_either(near)}? if not, ' if near else ''}check the spelling; "
+            f"if it is private, {_LOGIN} with an account that may read it",
         )
     if isinstance(error, RevisionNotFoundError):
         return SourceError(
@@ -74,6 +101,13 @@ def explain(error: Exception, request: Request) -> LiteRTLMError:
         return SourceError(what, "a file that the hub listed is not there", "run this again")
     if isinstance(error, HfHubHTTPError):
         return _explain_status(error.response.status_code, request, used)
+    if isinstance(error, RateLimited):
+        hint = "wait some minutes and run this again"
+        return SourceError(
+            what,
+            f"too many requests to {request.endpoint} ({used})",
+            hint if request.token_source else f"{hint}, or {_LOGIN}: the limit is higher",
+        )
     if isinstance(error, OfflineModeIsEnabled):
         return _no_network(what, "HF_HUB_OFFLINE forbids to use the network")
     if isinstance(error, httpx.TimeoutException):
@@ -110,21 +144,15 @@ def _explain_status(status: int, request: Request, used: str) -> LiteRTLMError:
     if status == 403:
         why = f"the hub forbids to read it ({used})"
         return SourceError(what, why, "use a token with read access to this model")
-    if status == 429:
-        why = f"too many requests to {request.endpoint} ({used})"
-        hint = "wait some minutes and run this again"
-        return SourceError(
-            what, why, hint if request.token_source else f"{hint}, or {_LOGIN}: the limit is higher"
-        )
     if status >= 500:
         return _no_network(what, f"{request.endpoint} has a fault of its own (HTTP {status})")
     return SourceError(what, f"{request.endpoint} answered HTTP {status}", "check HF_ENDPOINT")
 
 
-def _no_network(what: str, why: str) -> SourceError:
-    return SourceError(
-        what,
-        why,
-        "run this again later; without it, local folders, .gguf files and what is in models/ "
-        "still work",
-    )
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _no_network(what: str, why: str, fix: str = "run this again later") -> SourceError:
+    still = "without it, local folders, .gguf files and what is in models/ still work"
+    return SourceError(what, why, f"{fix}; {still}")

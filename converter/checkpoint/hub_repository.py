@@ -9,22 +9,25 @@ the next run, and gets its own name when the hash is right.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
-from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub import HfApi, get_session, hf_hub_url
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils import build_hf_headers, parse_ratelimit_headers
 
 from converter.checkpoint.files import is_plain_name
-from converter.checkpoint.hub_errors import Request, explain
+from converter.checkpoint.hub_errors import RateLimited, Request, explain
 from converter.checkpoint.progress import DownloadProgress, download_progress, human_size
 from converter.errors import OutputError, SourceError
 from converter.version import __version__
@@ -33,6 +36,7 @@ WORK = ".download"  # beside the files: the unfinished ones, the lock, and what 
 _LIST_TIMEOUT = 30.0  # seconds
 _READ_SIZE = 1 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -79,6 +83,9 @@ class Repository:
             token=token or False, library_name=name, library_version=__version__
         )
         self._headers["Accept-Encoding"] = "identity"  # a compressed body cannot be continued
+        # Its warnings name signed addresses; what they say is said by our errors.
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+        _raise_when_limited()
         api = HfApi(request.endpoint, token or False, name, __version__)
         try:
             info = api.model_info(
@@ -102,8 +109,10 @@ class Repository:
         if before is not None and before.complete and before.commit != self.commit:
             _write_record(self.target, replace(before, complete=False))
 
-    def bring(self, kind: str, names: list[str], quiet: bool) -> None:
-        """Make `target` hold the files `names`, and record it.
+    def bring(
+        self, kind: str, names: list[str], quiet: bool, announce: Callable[[str], None]
+    ) -> None:
+        """Make `target` hold the files `names`, and record it; see `hub.download`.
 
         Raises:
             OutputError: the disk has no room for them.
@@ -123,6 +132,7 @@ class Repository:
                     (self.target / name).unlink(missing_ok=True)
             self._record(kind, names, complete=False)
             self._check_disk(absent)
+            announce(kind)
             total = sum(self.files[name].size or 0 for name in absent)
             with download_progress(self.request.repo_id, len(absent), total, quiet) as progress:
                 for name in absent:
@@ -207,6 +217,35 @@ class Repository:
             self.target,
             Record(asked.repo_id, asked.revision, self.commit, kind, sizes, complete),
         )
+
+
+def near_names(request: Request, token: str | None, count: int) -> tuple[str, ...]:
+    """Models of the hub whose names are most like one that it does not have; none on any error."""
+    organisation, _, name = request.repo_id.partition("/")
+    api = HfApi(request.endpoint, token or False)
+    found: dict[str, None] = {}
+    with contextlib.suppress(Exception):  # it is a courtesy of an error message
+        for query in ({"search": name}, {"author": organisation, "search": name[:4]}):
+            found |= dict.fromkeys(model.id for model in api.list_models(limit=50, **query))
+    lower = {known.lower(): known for known in found if _NAME.fullmatch(known)}
+    near = difflib.get_close_matches(request.repo_id.lower(), lower, count, cutoff=0.7)
+    return tuple(lower[known] for known in near)
+
+
+def _raise_when_limited() -> None:
+    """Have the client raise for "too many requests", for which it would wait without a word."""
+    client = get_session()
+    hooks = client.event_hooks
+    if _check_limit not in hooks["response"]:
+        client.event_hooks = {**hooks, "response": [*hooks["response"], _check_limit]}
+
+
+def _check_limit(response: httpx.Response) -> None:
+    if response.status_code == 429:
+        after = response.headers.get("Retry-After", "")
+        limit = parse_ratelimit_headers(response.headers)
+        reset = limit.reset_in_seconds if limit is not None else 0
+        raise RateLimited(float(after) if after.isdecimal() else float(reset))
 
 
 def _remote_file(sibling: Any) -> RemoteFile:

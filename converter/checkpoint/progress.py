@@ -29,16 +29,16 @@ class _Lines(DownloadProgress):
         self._files = files
         self._done = 0
         self._current = ""
-        _write(f"{title}: {_count(files)}, {human_size(total)}")
+        write_line(f"{title}: {_count(files)}, {human_size(total)}")
 
     def start_file(self, name: str, size: int | None, already: int) -> None:
         self._current = f"{name}  {human_size(size or 0)}"
         if already:
-            _write(f"  {name}: continuing at {human_size(already)}")
+            write_line(f"  {name}: continuing at {human_size(already)}")
 
     def end_file(self) -> None:
         self._done += 1
-        _write(f"  [{self._done}/{self._files}] {self._current}")
+        write_line(f"  [{self._done}/{self._files}] {self._current}")
 
 
 class _Bars(DownloadProgress):
@@ -106,5 +106,6 @@ def _count(files: int) -> str:
     return "1 file" if files == 1 else f"{files} files"
 
 
-def _write(line: str) -> None:
+def write_line(line: str) -> None:
+    """Print a line of progress."""
     print(line, file=sys.stderr, flush=True)

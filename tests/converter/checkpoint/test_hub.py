@@ -33,6 +33,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.delenv("HF_TOKEN", raising=False)
         monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-login"))
+        monkeypatch.setattr("converter.checkpoint.hub.sleep", lambda _: None)
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")  # no file HF_TOKEN here, and none above
         # 10 MB by default, and what has arrived of a piece is lost with its connection.
         monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1000)
         yield server
@@ -356,9 +359,166 @@ def test_gated_model(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyP
     error = str(refusal(hub, tmp_path / "out"))
     assert "it is gated" in error
     assert f"1) open {hub.url}/org/m and log in, 2) agree to the terms, 3) wait" in error
-    assert error.endswith("4) set HF_TOKEN or run `hf auth login` and run this again")
+    way = "set HF_TOKEN, put a file HF_TOKEN here, or run `hf auth login`"
+    assert error.endswith(f"4) {way} and run this again")
     monkeypatch.setenv("HF_TOKEN", hub.token)
     assert download("org/m", tmp_path / "out", quiet=True).kind == "safetensors"
+
+
+def test_a_model_that_does_not_exist_has_near_names(hub: HubServer, tmp_path: Path) -> None:
+    for name in ("Qwen3-0.6B", "Qwen3-0.6B-Base", "Qwen3-30B-A3B", "Other"):
+        publish(hub, f"Qwen/{name}", model())
+    publish(hub, "someone/Qwen3-0.6B-GGUF", model())
+    for asked, near in (
+        ("Qwen/Qwen3-0.6", "Qwen/Qwen3-0.6B, Qwen/Qwen3-0.6B-Base or Qwen/Qwen3-30B-A3B?"),
+        ("qwen/qwen3-0.6b-bse", "Qwen/Qwen3-0.6B-Base, Qwen/Qwen3-0.6B"),
+        ("Qwne/Qwen3-0.6B", "Qwen/Qwen3-0.6B"),
+    ):
+        with pytest.raises(SourceError) as caught:
+            download(asked, tmp_path / "out", quiet=True)
+        assert f"did you mean {near}" in str(caught.value), asked
+    with pytest.raises(SourceError) as caught:
+        download("org/nothing-like-it", tmp_path / "out", quiet=True)
+    assert "did you mean" not in str(caught.value)
+
+
+def test_the_first_place_with_a_token_counts(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Environment, this folder, the one above, the login."""
+    publish(hub, "org/m", model())
+    hub.private.add("org/m")
+    login = tmp_path / "login"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(login))
+    places = {
+        "the hf tool's login": login,
+        "the file HF_TOKEN in the folder above": tmp_path / "HF_TOKEN",
+        "the file HF_TOKEN in this folder": tmp_path / "here" / "HF_TOKEN",
+    }
+    assert "(asked with no token)" in str(refusal(hub, tmp_path / "none"))
+    for index, (place, path) in enumerate(places.items()):
+        path.write_text("hf_wrongToken\n")
+        assert place in str(refusal(hub, tmp_path / f"{index}-wrong"))
+        path.write_text(f"  {hub.token}\n\n")
+        assert download("org/m", tmp_path / f"{index}", quiet=True).kind == "safetensors"
+        path.write_text("hf_wrongToken")  # the next place comes first
+    monkeypatch.setenv("HF_TOKEN", "hf_wrongToken")
+    assert "HF_TOKEN in the environment" in str(refusal(hub, tmp_path / "4-wrong"))
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    assert download("org/m", tmp_path / "4", quiet=True).kind == "safetensors"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "it holds no token"),
+        (b"hf_secret one\nhf_secret two", "it holds characters that no access token has"),
+        (b"hf_secret\xff\x00", "it holds characters that no access token has"),
+        (b"hf_secret" * 1000, "it holds no token"),
+    ],
+)
+def test_a_file_that_holds_no_token_is_refused(
+    hub: HubServer, tmp_path: Path, content: bytes, said: str
+) -> None:
+    publish(hub, "org/m", model())
+    Path("HF_TOKEN").write_bytes(content)
+    error = refusal(hub, tmp_path / "out")
+    assert f"the file HF_TOKEN in this folder, {said}" in str(error)
+    assert "hf_secret" not in "".join(traceback.format_exception(error))
+    assert hub.seen == []
+
+
+@pytest.mark.parametrize("kind", ["json", "folder"])
+def test_what_else_is_called_hf_token_is_no_token(
+    hub: HubServer, tmp_path: Path, kind: str
+) -> None:
+    publish(hub, "org/m", model())
+    if kind == "folder":
+        Path("HF_TOKEN").mkdir()
+        download("org/m", tmp_path / "out", quiet=True)
+    else:
+        Path("HF_TOKEN").write_text('{"token": "x"}')
+        assert "no access token" in str(refusal(hub, tmp_path / "out"))
+
+
+def test_too_many_requests_are_waited_for_and_said(
+    hub: HubServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    publish(hub, "org/m", model())
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            hub.status.clear()  # the listing answers now; a file is what is refused next
+            hub.status["/org/m/resolve"] = 429
+            hub.retry_after = None
+        if len(slept) == 3:
+            hub.status.clear()
+
+    monkeypatch.setattr("converter.checkpoint.hub.sleep", sleep)
+    hub.status["/api"] = 429
+    hub.retry_after = "7"
+    download("org/m", tmp_path / "out")
+    assert slept == [7, 7, 40]
+    said = capfd.readouterr().err.splitlines()
+    assert said.count(f"{hub.url} has too many requests: trying again in 7 s") == 2
+    assert f"{hub.url} has too many requests: trying again in 40 s" in said
+    assert not any("WARNING" in line or "429" in line for line in said)
+
+
+def test_it_is_not_waited_for_ever(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(hub, "org/m", model())
+    slept: list[float] = []
+    monkeypatch.setattr("converter.checkpoint.hub.sleep", slept.append)
+    hub.status["/api"] = 429
+    error = str(refusal(hub, tmp_path / "out"))
+    assert f"too many requests to {hub.url} (with no token)" in error
+    assert "the limit is higher" in error
+    assert slept == [10, 20, 40, 80]
+    hub.retry_after = "3600"
+    refusal(hub, tmp_path / "out")
+    assert len(slept) == 4  # an hour is longer than anybody waits
+
+
+def test_a_trickle_is_read_and_a_stall_is_continued(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(hub, "org/m", model())
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
+    hub.trickle = 500, 0.05  # the pauses are far below the timeout, their sum is not needed
+    hub.stall_after["model.safetensors"] = 2000
+    download("org/m", tmp_path / "out", quiet=True)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == SAFETENSORS + bytes(5000)
+    ranges = [item.range for item in hub.seen if item.path.endswith("model.safetensors")]
+    assert ranges == [None, "bytes=2000-"]
+
+
+def test_offline_asks_nobody(hub: HubServer, tmp_path: Path) -> None:
+    publish(hub, "org/m", model())
+    error = str(refusal(hub, tmp_path / "out", offline=True))
+    assert "--offline forbids to use the network" in error
+    assert hub.seen == []
+    assert not (tmp_path / "out").exists()
+    fetched = download("org/m", tmp_path / "out", quiet=True)
+    hub.seen.clear()
+    again = download("org/m", tmp_path / "out", quiet=True, offline=True)
+    assert (again.path, again.commit) == (fetched.path, fetched.commit)
+    assert "--offline" in str(refusal(hub, tmp_path / "out", offline=True, revision="v2"))
+    assert hub.seen == []
+
+
+def test_what_will_be_fetched_is_announced_once(hub: HubServer, tmp_path: Path) -> None:
+    publish(hub, "org/m", model())
+    kinds: list[str] = []
+    for _ in range(2):
+        download("org/m", tmp_path / "out", quiet=True, announce=kinds.append)
+    assert kinds == ["safetensors"]
 
 
 def test_a_refused_token_is_named_by_its_source_only(
@@ -419,7 +579,6 @@ def test_unknown_revision(hub: HubServer, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (429, "too many requests to"),
         (500, "has a fault of its own (HTTP 500)"),
         (403, "forbids to read it (with no token)"),
         (418, "answered HTTP 418"),
