@@ -94,6 +94,14 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
         "gpu; it takes minutes, 15 bytes of memory per parameter, and ./setup --reference",
     )
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub")
+    add_fetch_options(parser)
+
+
+def add_fetch_options(parser: argparse.ArgumentParser) -> None:
+    """What every command takes that may have to download."""
+    parser.add_argument(
+        "--offline", action="store_true", help="use what is on this disk, and no network"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
 

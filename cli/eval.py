@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cli.convert import add_fetch_options
 from cli.run import MAX_THREADS, integer
 from converter.errors import OptionError, SourceError
 
@@ -53,7 +54,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--revision", metavar="REV", help="of SOURCE: branch, tag or commit")
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    add_fetch_options(parser)
     return parser
 
 

@@ -11,7 +11,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "list",
         help="list the models in models/",
-        description="List the converted models in models/, with size, scheme and context length.",
+        description="List the models in models/: size, scheme and context length of what was "
+        "converted, and the size of what was downloaded for it. rm removes one.",
     )
     return parser
 
@@ -20,23 +21,32 @@ def main(args: argparse.Namespace) -> None:
     from cli.inspect import printable, size
     from converter.errors import SourceError
     from converter.inspection import read_bundle
+    from converter.model_store import freed_bytes, stored_models
     from converter.sources import list_models, models_dir
 
     folder = models_dir()
+    downloaded = {
+        model.name: size(freed_bytes([model.checkpoint]))
+        for model in stored_models(folder)
+        if model.checkpoint in model.parts
+    }
     rows = []
     for path in list_models(folder):
-        name = printable(path.parent.relative_to(folder).as_posix())
+        name = path.parent.relative_to(folder).as_posix()
         try:
             bundle = read_bundle(path)
             scheme = printable(str(bundle.system.get("quantization", "-")))
-            rows.append((name, size(bundle.nbytes), scheme, str(bundle.metadata.max_num_tokens)))
+            found = (size(bundle.nbytes), scheme, str(bundle.metadata.max_num_tokens))
         except SourceError as error:
-            rows.append((name, "damaged", "-", "-"))
+            found = ("damaged", "-", "-")
             print(f"litert-lm-cli: {printable(str(error))}", file=sys.stderr)
+        rows.append((printable(name), *found, downloaded.pop(name, "-")))
+    # Not converted, or to another folder.
+    rows += [(printable(name), "-", "-", "-", nbytes) for name, nbytes in downloaded.items()]
     if not rows:
         print("no models yet: try litert-lm-cli run demo", file=sys.stderr)
         return
-    rows.insert(0, ("MODEL", "SIZE", "SCHEME", "CONTEXT"))
+    rows.insert(0, ("MODEL", "SIZE", "SCHEME", "CONTEXT", "CHECKPOINT"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print(

@@ -55,7 +55,7 @@ def obtain(
 
     if "engine" in chosen:
         require_reference(args)
-    local = _fetch(source, args, prefer_converted=not chosen)
+    local = _fetch(source, args, prefer_converted=not chosen, becomes=output)
     if "lora" in chosen:
         chosen["lora"] = _fetch_adapter(chosen["lora"], args)
     if local.suffix != ".litertlm":
@@ -129,7 +129,7 @@ def in_float(model: str, folder: Path, args: argparse.Namespace) -> Path:
     """MODEL as a `.litertlm` file in fp32, made in `folder`; a `.litertlm` file as it is.
 
     Args:
-        args: holds `revision` and `quiet`.
+        args: holds `revision`, `quiet` and `offline`.
 
     Raises:
         LiteRTLMError: see `converter.errors`.
@@ -150,7 +150,7 @@ def source_checkpoint(model: str, args: argparse.Namespace) -> Iterator[Checkpoi
     """MODEL's own weights, open; downloaded where they are remote.
 
     Args:
-        args: holds `revision` and `quiet`.
+        args: holds `revision`, `quiet` and `offline`.
 
     Raises:
         LiteRTLMError: see `converter.errors`.
@@ -215,9 +215,19 @@ def _fetch_adapter(text: str, args: argparse.Namespace) -> Path:
     from converter.checkpoint.hub import download
 
     assert repo_id is not None
-    _say(args, f"Downloading the adapter {repo_id} ...")
+
+    def announce(_kind: str) -> None:
+        _say(args, "Adapter not found locally. Downloading...")
+
     folder = models_dir().joinpath(*repo_id.split("/"), "adapter")
-    return download(repo_id, folder, quiet=args.quiet, is_adapter=True).path
+    return download(
+        repo_id,
+        folder,
+        quiet=args.quiet,
+        is_adapter=True,
+        offline=args.offline,
+        announce=announce,
+    ).path
 
 
 def _converted_already(model: str) -> OptionError:
@@ -228,12 +238,19 @@ def _converted_already(model: str) -> OptionError:
     )
 
 
-def _fetch(source: Source, args: argparse.Namespace, prefer_converted: bool) -> Path:
-    """The local folder or file of a source, downloaded where it is remote."""
+def _fetch(
+    source: Source, args: argparse.Namespace, prefer_converted: bool, becomes: Path | None = None
+) -> Path:
+    """The local folder or file of a source, downloaded where it is remote.
+
+    Args:
+        args: holds `revision`, `quiet` and `offline`.
+        becomes: where the result will be, where one stays.
+    """
     if source.kind == "demo":
         from converter.checkpoint.demo import fetch_demo
 
-        return fetch_demo(source.checkpoint_dir, quiet=args.quiet)
+        return fetch_demo(source.checkpoint_dir, quiet=args.quiet, offline=args.offline)
     if source.kind != "hub":
         assert source.path is not None
         return source.path
@@ -242,7 +259,13 @@ def _fetch(source: Source, args: argparse.Namespace, prefer_converted: bool) -> 
     from converter.registry import family_of
 
     assert source.repo_id is not None
-    _say(args, f"Model not found locally. Downloading {source.repo_id} ...")
+
+    def announce(kind: str) -> None:
+        _say(args, "Model not found locally. Downloading...")
+        if becomes is not None:
+            how = "it is converted already" if kind == "litertlm" else "then it is converted"
+            _say(args, f"{source.repo_id}: {how}, to {becomes}")
+
     fetched = download(
         source.repo_id,
         source.checkpoint_dir,
@@ -251,6 +274,8 @@ def _fetch(source: Source, args: argparse.Namespace, prefer_converted: bool) -> 
         file=source.file,
         prefer_converted=prefer_converted,
         check_config=family_of,
+        offline=args.offline,
+        announce=announce,
     )
     for note in fetched.notes:
         _say(args, note)

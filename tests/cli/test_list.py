@@ -44,15 +44,18 @@ def test_a_table_in_order(models: Path, capsys: pytest.CaptureFixture[str]) -> N
     # What was fetched as a source, and what is being written, are no models.
     add(models / "org" / "y" / "checkpoint" / "y.litertlm", "fp32", 1)
     add(models / "org" / "z" / ".z.litertlm", "fp32", 1)
+    (models / "Qwen" / "Qwen3-0.6B" / "checkpoint").mkdir()
+    (models / "Qwen" / "Qwen3-0.6B" / "checkpoint" / "config.json").write_bytes(bytes(1234))
     (models / "org" / "w.litertlm").mkdir()
     assert main(["list"]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     assert printed.out == (
-        "MODEL            SIZE     SCHEME        CONTEXT\n"
-        "Qwen/Qwen3-0.6B  16.4 kB  fp16          4096\n"
-        "local/mine       16.4 kB  dynamic_int8  1280\n"
-        "org/x            88 B     -             0\n"
+        "MODEL            SIZE     SCHEME        CONTEXT  CHECKPOINT\n"
+        "Qwen/Qwen3-0.6B  16.4 kB  fp16          4096     1.2 kB\n"
+        "local/mine       16.4 kB  dynamic_int8  1280     -\n"
+        "org/x            88 B     -             0        -\n"
+        "org/y            -        -             -        16.4 kB\n"
     )
 
 
@@ -66,9 +69,9 @@ def test_a_damaged_file_does_not_hide_the_others(
     assert main(["list"]) == 0
     printed = capsys.readouterr()
     assert printed.out == (
-        "MODEL   SIZE     SCHEME  CONTEXT\n"
-        "a/good  16.4 kB  fp16    4096\n"
-        "b/bad   damaged  -       -\n"
+        "MODEL   SIZE     SCHEME  CONTEXT  CHECKPOINT\n"
+        "a/good  16.4 kB  fp16    4096     -\n"
+        "b/bad   damaged  -       -        -\n"
     )
     assert printed.err.startswith(f"litert-lm-cli: {bad}, damaged: its header claims to end at ")
     assert printed.err.count("\n") == 1
@@ -84,8 +87,8 @@ def test_what_a_model_says_cannot_drive_the_terminal(
     printed = capsys.readouterr()
     assert all(line.isprintable() for line in (printed.out + printed.err).split("\n"))
     assert printed.out.splitlines()[1:] == [
-        "a/?[31m    damaged  -           -",
-        "a/x?[2J?y  16.4 kB  ?]0;pwned?  1",
+        "a/?[31m    damaged  -           -        -",
+        "a/x?[2J?y  16.4 kB  ?]0;pwned?  1        -",
     ]
     assert printed.err.count("\n") == 1
 
@@ -99,4 +102,4 @@ def test_a_scheme_that_is_no_text(models: Path, capsys: pytest.CaptureFixture[st
     with (models / "a" / "b" / "b.litertlm").open("wb") as file:
         builder.LitertLmFileBuilder().add_system_metadata(metadata).build(file)
     assert main(["list"]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == ["a/b", "332", "B", "8", "0"]
+    assert capsys.readouterr().out.splitlines()[1].split() == ["a/b", "332", "B", "8", "0", "-"]

@@ -68,6 +68,13 @@ def test_a_complete_file_needs_no_network(tmp_path: Path, monkeypatch: pytest.Mo
     with open(path, "wb") as stream:
         stream.truncate(DEMO.size)  # a hole, so it takes no disk
     assert fetch_demo(tmp_path, quiet=True) == path
+    assert fetch_demo(tmp_path, quiet=True, offline=True) == path
+
+
+def test_offline_fetches_nothing(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="--offline forbids to fetch it"):
+        fetch_demo(tmp_path / "t", quiet=True, offline=True)
+    assert not (tmp_path / "t").exists()
 
 
 def test_a_file_of_another_length_is_fetched_again(demo: DemoModel, tmp_path: Path) -> None:
