@@ -973,8 +973,8 @@ def test_an_unknown_hub_id(
     assert capsys.readouterr() == (
         "",
         f"error: org/none, there is no such model on {hub.url}, or it is private (asked with no "
-        "token), check the spelling; if it is private, set HF_TOKEN or run `hf auth login` with "
-        "an account that may read it\n",
+        "token), check the spelling; if it is private, set HF_TOKEN, put a file HF_TOKEN here, or "
+        "run `hf auth login` with an account that may read it\n",
     )
     assert not list(models.rglob("*.litertlm"))
 
