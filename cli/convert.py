@@ -23,6 +23,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "model",
         metavar="MODEL",
+        nargs="?",
         help="a Hugging Face id (org/name), a folder with config.json and *.safetensors, "
         "a .gguf file, or demo",
     )
@@ -33,6 +34,13 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="write DIR/NAME.litertlm (default: models/ORG/NAME/NAME.litertlm)",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing output")
+    parser.add_argument(
+        "--from-receipt",
+        type=Path,
+        metavar="R",
+        help="make the same bytes again: the model and the options of a receipt; MODEL says where "
+        "the model is now, if it moved",
+    )
     add_conversion_options(parser)
     parser.add_argument(
         "--check",
@@ -106,6 +114,14 @@ def add_fetch_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.from_receipt is not None:
+        _take_receipt(args)
+    elif args.model is None:
+        raise OptionError(
+            "litert-lm-cli convert",
+            "the following arguments are required: MODEL",
+            "see litert-lm-cli convert --help",
+        )
     if args.dry_run:
         if args.check:
             raise OptionError("--check", "has no effect with --dry-run", "leave one of them out")
@@ -124,15 +140,44 @@ def main(args: argparse.Namespace) -> None:
     print(output)
 
 
+def _take_receipt(args: argparse.Namespace) -> None:
+    """Put what a receipt says into the arguments: the model, and `receipt` itself."""
+    from converter.receipt import read_receipt
+
+    decided = (
+        "quantize", "clip", "lora", "prefill_seq_len", "kv_cache_max_len", "target", "engine",
+        "revision", "dry_run",
+    )  # fmt: skip
+    given = [name for name in decided if getattr(args, name)]
+    if given:
+        raise OptionError(
+            "--from-receipt",
+            f"the receipt decides, not --{given[0].replace('_', '-')}",
+            "leave one of them out",
+        )
+    args.receipt = read_receipt(args.from_receipt)
+    source = args.receipt["source"]
+    if args.model is None:
+        file = source.get("file")
+        args.model = f"{source['model']}:{file}" if file else source["model"]
+    args.revision = source.get("commit")
+
+
 def _check(output: Path, quiet: bool) -> None:
-    from runner.check import require
+    from dataclasses import asdict
+
+    from converter.receipt import add_check, receipt_path
+    from runner.check import check, require
     from runner.engine import Model
     from runner.evaluation import TEXT
 
     with Model(output) as model:
-        summary = require(model, TEXT.read_text(encoding="utf-8"))
-        if not quiet:
-            print(f"litert-lm-cli: checked: {summary}", file=sys.stderr)
+        found = check(model, TEXT.read_text(encoding="utf-8"))
+    if receipt_path(output).is_file():
+        add_check(output, asdict(found))
+    summary = require(output, found)
+    if not quiet:
+        print(f"litert-lm-cli: checked: {summary}", file=sys.stderr)
 
 
 def _dry_run(args: argparse.Namespace) -> None:

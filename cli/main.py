@@ -9,11 +9,11 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cli import convert, eval, inspect, list, rm, run
+from cli import convert, eval, inspect, list, rm, run, verify
 from converter.errors import LiteRTLMError, OptionError
 from converter.version import __version__
 
-_COMMANDS = (run, convert, eval, inspect, list, rm)
+_COMMANDS = (run, convert, eval, inspect, list, rm, verify)
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # what a shell reports for a process that SIGINT ended

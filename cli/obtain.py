@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.errors import OptionError, OutputError, SourceError
 
 if TYPE_CHECKING:
+    from cli.sealing import Sealing
     from converter.base import ModelConverter, Plan
     from converter.checkpoint.base import Checkpoint
+    from converter.receipt import Origin
     from converter.report import PlanReport
     from converter.sources import Source
 
@@ -40,11 +43,19 @@ def obtain(
     """
     from converter.sources import models_dir, parse_model
 
-    chosen = _chosen_options(args)
+    expected: dict[str, Any] | None = getattr(args, "receipt", None)
+    if expected is None:
+        chosen = _chosen_options(args)
+    else:
+        from cli.sealing import options_of_receipt
+
+        chosen = options_of_receipt(expected)
     source = _with_adapter(parse_model(args.model, models_dir()), chosen)
+    if expected is not None:
+        source = replace(source, name=expected["output"]["name"])
     output = source.output_path(output_dir)
     if source.kind == "litertlm":
-        if force or output_dir is not None or chosen:
+        if force or output_dir is not None or chosen or expected is not None:
             raise _converted_already(args.model)
         return output
     if output.exists() and not force:
@@ -55,15 +66,17 @@ def obtain(
 
     if "engine" in chosen:
         require_reference(args)
-    local = _fetch(source, args, prefer_converted=not chosen, becomes=output)
+    from cli.sealing import Sealing
+
+    local, origin = _fetch(source, args, prefer_converted=not chosen, becomes=output)
     if "lora" in chosen:
         chosen["lora"] = _fetch_adapter(chosen["lora"], args)
     if local.suffix != ".litertlm":
-        _convert(local, source, output, chosen, args)
+        _convert(local, source, output, chosen, args, Sealing(output, origin, expected))
     elif chosen:
         raise _converted_already(args.model)
     else:
-        _adopt(local, output)
+        _adopt(local, output, Sealing(output, origin, expected))
     return output
 
 
@@ -137,7 +150,7 @@ def in_float(model: str, folder: Path, args: argparse.Namespace) -> Path:
     from converter.sources import models_dir, parse_model
 
     source = parse_model(model, models_dir())
-    local = _fetch(source, args, prefer_converted=False)
+    local, _ = _fetch(source, args, prefer_converted=False)
     if local.suffix.lower() == ".litertlm":
         return local
     output = folder / "float.litertlm"
@@ -157,7 +170,7 @@ def source_checkpoint(model: str, args: argparse.Namespace) -> Iterator[Checkpoi
     """
     from converter.sources import models_dir, parse_model
 
-    local = _fetch(parse_model(model, models_dir()), args, prefer_converted=False)
+    local, _ = _fetch(parse_model(model, models_dir()), args, prefer_converted=False)
     if local.suffix.lower() == ".litertlm":
         raise SourceError(model, "it is converted already", "name the model that it was made of")
     with open_checkpoint(local) as checkpoint:
@@ -199,8 +212,6 @@ def _with_adapter(source: Source, chosen: dict[str, Any]) -> Source:
     """The source under a name of its own, where an adapter makes another model of it."""
     if "lora" not in chosen:
         return source
-    from dataclasses import replace
-
     adapter = Path(chosen["lora"].rstrip("/")).name
     return replace(source, name=f"{source.name}-{adapter}")
 
@@ -240,20 +251,23 @@ def _converted_already(model: str) -> OptionError:
 
 def _fetch(
     source: Source, args: argparse.Namespace, prefer_converted: bool, becomes: Path | None = None
-) -> Path:
-    """The local folder or file of a source, downloaded where it is remote.
+) -> tuple[Path, Origin]:
+    """The local folder or file of a source, downloaded where it is remote; and where it is from.
 
     Args:
         args: holds `revision`, `quiet` and `offline`.
         becomes: where the result will be, where one stays.
     """
+    from converter.receipt import Origin
+
     if source.kind == "demo":
         from converter.checkpoint.demo import fetch_demo
 
-        return fetch_demo(source.checkpoint_dir, quiet=args.quiet, offline=args.offline)
+        demo = fetch_demo(source.checkpoint_dir, quiet=args.quiet, offline=args.offline)
+        return demo, Origin("demo", "demo")
     if source.kind != "hub":
         assert source.path is not None
-        return source.path
+        return source.path, Origin(source.kind, str(source.path.absolute()))
 
     from converter.checkpoint.hub import download
     from converter.registry import family_of
@@ -279,7 +293,7 @@ def _fetch(
     )
     for note in fetched.notes:
         _say(args, note)
-    return fetched.path
+    return fetched.path, Origin("hub", source.repo_id, args.revision, fetched.commit, source.file)
 
 
 def _fetched_before(source: Source, args: argparse.Namespace, prefer_converted: bool) -> Path:
@@ -309,17 +323,24 @@ def _fetched_before(source: Source, args: argparse.Namespace, prefer_converted: 
     return found
 
 
-def _adopt(file: Path, output: Path) -> None:
+def _adopt(file: Path, output: Path, sealing: Sealing) -> None:
     """Give a downloaded bundle its place, without a second copy where the file system can."""
     from converter.bundle import link_or_copy
     from converter.inspection import read_bundle
 
     read_bundle(file)  # a damaged one is refused before it is taken for a model
-    link_or_copy(file, output)
+    sealing.check_sources([file])
+    with sealing.naming():
+        link_or_copy(file, output, lambda _: sealing.seal(file, [file], None, None))
 
 
 def _convert(
-    local: Path, source: Source, output: Path, chosen: dict[str, Any], args: argparse.Namespace
+    local: Path,
+    source: Source,
+    output: Path,
+    chosen: dict[str, Any],
+    args: argparse.Namespace,
+    sealing: Sealing | None = None,
 ) -> None:
     from cli.progress import byte_progress, stage_progress
     from converter.graph.kv_cache import Target
@@ -331,17 +352,27 @@ def _convert(
         stage_progress(args.quiet) as tell,
         _planned(local, source, chosen, tell) as (converter, plan),
     ):
+        seal = _no_seal if sealing is None else sealing.of_conversion(converter, plan)
         _check_disk(converter, plan, output)
         _say(
             args,
             f"{source.name}: {plan.family.name}, {plan.quantization.name}, "
             f"KV cache {plan.cache_length}, {plan.model.nbytes / 1e6:.0f} MB -> {output}",
         )
+
         # The torch engine tells its stages instead.
-        with byte_progress(weights_bytes(plan), args.quiet or "engine" in chosen) as progress:
-            converter.write(plan, output, progress)
+        hidden = args.quiet or "engine" in chosen
+        with (
+            sealing.naming() if sealing is not None else nullcontext(),
+            byte_progress(weights_bytes(plan), hidden) as progress,
+        ):
+            converter.write(plan, output, progress, seal)
     for note in plan.metadata.notes:
         _say(args, note)
+
+
+def _no_seal(_finished: Path) -> None:
+    """A result that is thrown away needs no receipt."""
 
 
 @contextmanager

@@ -148,11 +148,21 @@ class ModelConverter:
         self.write(plan, output, progress)
         return plan
 
-    def write(self, plan: Plan, output: Path, progress: Progress = lambda _: None) -> None:
-        """Carry out a plan: the file appears under its name when it is complete."""
+    def write(
+        self,
+        plan: Plan,
+        output: Path,
+        progress: Progress = lambda _: None,
+        seal: Callable[[Path], None] = lambda _: None,
+    ) -> None:
+        """Carry out a plan: the file appears under its name when it is complete.
+
+        Args:
+            seal: as in `AtomicFile.commit`.
+        """
         with AtomicFile(output) as file:
             self.package(plan, file, self.stream(plan, file, progress))
-            file.commit()
+            file.commit(seal)
 
     def scratch_bytes(self, plan: Plan) -> int:
         """Of disk that carrying out a plan needs beside its result."""

@@ -15,7 +15,7 @@ import os
 import tempfile
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -238,9 +238,15 @@ class AtomicFile:
         if self._sync_error is not None:
             raise self._sync_error
 
-    def commit(self) -> None:
-        """Make the file durable and give it its name."""
+    def commit(self, seal: Callable[[Path], None] = lambda _: None) -> None:
+        """Make the file durable and give it its name.
+
+        Args:
+            seal: called with where the complete file lies, before it has its name; what it raises
+                keeps the file from getting it.
+        """
         assert self._temporary is not None
+        seal(self._temporary)
         try:
             self._end_sync()
             os.fsync(self._fd)
@@ -298,13 +304,17 @@ class AtomicFile:
         )
 
 
-def link_or_copy(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path, seal: Callable[[Path], None]) -> None:
     """Let `target` be `source` too: without a second copy where the file system can.
+
+    Args:
+        seal: as in `AtomicFile.commit`.
 
     Raises:
         OutputError: `target` cannot be written.
     """
     with AtomicFile(target) as writer:  # makes the folder, or says why it cannot be written
+        seal(source)
         if writer.replace_by_link(source):
             return
         with source.open("rb") as reader:

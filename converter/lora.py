@@ -56,6 +56,11 @@ class Update:
         rows += (b @ a) * np.float32(self.scaling)
 
 
+def adapter_files(folder: Path) -> list[Path]:
+    """What is read of an adapter."""
+    return [folder / name for name in ADAPTER_FILES]
+
+
 class Adapter:
     """An open adapter; see `open_adapter`.
 

@@ -114,7 +114,13 @@ class ReferenceConverter(ModelConverter):
     def scratch_bytes(self, plan: Plan) -> int:
         return _DISK_BYTES_PER_PARAMETER * _parameters(plan)
 
-    def write(self, plan: Plan, output: Path, progress: Progress = lambda _: None) -> None:
+    def write(
+        self,
+        plan: Plan,
+        output: Path,
+        progress: Progress = lambda _: None,
+        seal: Callable[[Path], None] = lambda _: None,
+    ) -> None:
         """Export the network beside `output`, and pack it."""
         with AtomicFile(output) as file:
             try:
@@ -143,7 +149,7 @@ class ReferenceConverter(ModelConverter):
                 )
                 text = plan.text_for(network.stat().st_size)
                 self.write_sections(file, text.bundle, text.sections, _pieces(network, progress))
-            file.commit()
+            file.commit(seal)
 
 
 def next_token_logits(

@@ -7,6 +7,7 @@ nothing about how good a model is.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from converter.errors import EngineError
 from runner.engine import Model, Sampling
@@ -82,16 +83,15 @@ def _score(model: Model, text: str) -> Check:
     return Check(summary, f"has a {summary}" if failed else None)
 
 
-def require(model: Model, text: str) -> str:
+def require(path: Path, found: Check) -> str:
     """The summary of a check that passes.
 
     Raises:
-        EngineError: it does not, or the engine failed.
+        EngineError: it does not.
     """
-    found = check(model, text)
     if found.failure is not None:
         raise EngineError(
-            str(model.path),
+            str(path),
             f"the check failed: it {found.failure}",
             "the file is kept: try it with run, compare it with eval --against, or convert with a "
             "wider --quantize",

@@ -51,6 +51,10 @@ class Folder(Checkpoint):
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         raise NotImplementedError
 
+    @property
+    def files(self) -> list[Path]:
+        return []
+
     def check_unchanged(self) -> None: ...
 
     def close(self) -> None: ...

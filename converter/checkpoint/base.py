@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,11 @@ class Checkpoint(ABC):
     config: dict[str, Any]
     generation_config: dict[str, Any]
     tensors: Mapping[str, TensorInfo]
+
+    @property
+    @abstractmethod
+    def files(self) -> Sequence[Path]:
+        """Everything that a conversion reads of it."""
 
     @abstractmethod
     def read_rows(

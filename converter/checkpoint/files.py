@@ -18,6 +18,11 @@ from converter.errors import LiteRTLMError, SourceError, UnsupportedError
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+# What a conversion can use besides config.json and the weights.
+SIDE_FILES = (
+    "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
 # Of a LoRA adapter in the format of PEFT.
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 

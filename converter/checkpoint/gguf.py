@@ -97,6 +97,10 @@ class GGUFCheckpoint(Checkpoint):
         _dequantize(raw, place.type_id, values)
         return values.reshape(stop - start, columns)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
+
     def check_unchanged(self) -> None:
         self._file.check_unchanged()
 

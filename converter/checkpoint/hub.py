@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from converter.checkpoint.files import (
     ADAPTER_FILES,
     INDEX_NAME,
+    SIDE_FILES,
     SINGLE_NAME,
     is_plain_name,
     weight_files,
@@ -32,11 +33,6 @@ if TYPE_CHECKING:
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 
-# What a conversion can use besides config.json and the weights.
-_SIDE_FILES = (
-    "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
 # These stand in the names of .litertlm files made for one accelerator, one chip or the browser.
 _NOT_GENERIC = re.compile(
     r"gpu|npu|web|qualcomm|mediatek|tensor_g|intel|exynos|sm[78]\d|qcs|mt6", re.IGNORECASE
@@ -211,7 +207,7 @@ def choose_files(
         ask = f"took {first}; for {', '.join(others)} ask with {repo_id}:FILE"
         return "litertlm", [first], [ask] if others else []
     if weights:
-        return "safetensors", [*weights, *(name for name in _SIDE_FILES if name in names)], []
+        return "safetensors", [*weights, *(name for name in SIDE_FILES if name in names)], []
     if len(gguf) == 1:
         return "gguf", gguf, []
     if gguf:
@@ -244,7 +240,7 @@ def _complete_names(
                 "tell its owner, or try another --revision",
             )
         weights = [INDEX_NAME, *shards]
-    return ["config.json", *weights, *(name for name in names if name in _SIDE_FILES)]
+    return ["config.json", *weights, *(name for name in names if name in SIDE_FILES)]
 
 
 def local_copy(

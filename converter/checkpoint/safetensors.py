@@ -21,6 +21,7 @@ import numpy as np
 from converter.checkpoint.base import Checkpoint, TensorInfo, ThreadBuffer, room_for
 from converter.checkpoint.files import (
     INDEX_NAME,
+    SIDE_FILES,
     SINGLE_NAME,
     PositionedFile,
     is_plain_name,
@@ -72,6 +73,12 @@ class SafetensorsCheckpoint(Checkpoint):
         self._places = places
         self._resources = resources
         self._stored = ThreadBuffer(np.uint16)  # 16-bit elements on their way to float32
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        beside = (self.path / name for name in ("config.json", INDEX_NAME, *SIDE_FILES))
+        shards = {place.file.path for place in self._places.values()}
+        return (*(path for path in beside if path.is_file()), *sorted(shards))
 
     @classmethod
     def of_file(

@@ -99,7 +99,12 @@ def refused(
 def test_a_local_folder(llama: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, said = converted(capsys, llama)
     assert path == models / "local" / "llama" / "llama.litertlm"
-    assert tree(models) == ["local", "local/llama", "local/llama/llama.litertlm"]
+    assert tree(models) == [
+        "local",
+        "local/llama",
+        "local/llama/llama.json",
+        "local/llama/llama.litertlm",
+    ]
     bundle = read_bundle(path)
     assert bundle.system["quantization"] == "dynamic_int8"
     assert bundle.metadata.max_num_tokens == 1280
@@ -113,7 +118,7 @@ def test_an_output_folder_is_made(
 ) -> None:
     out = tmp_path / "a" / "b"
     assert converted(capsys, llama, "--output-dir", out)[0] == out / "llama.litertlm"
-    assert tree(out) == ["llama.litertlm"]
+    assert tree(out) == ["llama.json", "llama.litertlm"]
     assert not models.exists()
 
 
@@ -178,7 +183,7 @@ def test_an_existing_output_is_kept_unless_forced(
     assert path.read_bytes() == b"kept"
     converted(capsys, llama, "--force")
     assert path.read_bytes() == content
-    assert tree(path.parent) == ["llama.litertlm"]
+    assert tree(path.parent) == ["llama.json", "llama.litertlm"]
 
 
 def test_a_failed_replacement_keeps_what_was_there(
@@ -891,7 +896,8 @@ def test_a_hub_id_end_to_end(
     path, said = converted(capsys, "org/Tiny-1.0")
     home = models / "org" / "Tiny-1.0"
     assert path == home / "Tiny-1.0.litertlm"
-    assert sorted(entry.name for entry in home.iterdir()) == ["Tiny-1.0.litertlm", "checkpoint"]
+    names = sorted(entry.name for entry in home.iterdir())
+    assert names == ["Tiny-1.0.json", "Tiny-1.0.litertlm", "checkpoint"]
     assert (home / "checkpoint" / WEIGHTS).read_bytes() == (llama / WEIGHTS).read_bytes()
     assert said.startswith(
         "litert-lm-cli: Model not found locally. Downloading...\n"
@@ -918,7 +924,7 @@ def test_a_hub_id_with_an_output_folder(
     out = tmp_path / "out"
     path, said = converted(capsys, "org/tiny", "--output-dir", out, "--quiet")
     assert (path, said) == (out / "tiny.litertlm", "")
-    assert tree(out) == ["tiny.litertlm"]
+    assert tree(out) == ["tiny.json", "tiny.litertlm"]
     assert [entry.name for entry in (models / "org" / "tiny").iterdir()] == ["checkpoint"]
 
 
@@ -934,7 +940,8 @@ def test_a_converted_repository_is_taken_as_it_is(
         home = models / "community" / "Tiny"
         assert path == home / "Tiny.litertlm"
         assert path.read_bytes() == content
-        assert sorted(entry.name for entry in home.iterdir()) == ["Tiny.litertlm", "checkpoint"]
+        names = sorted(entry.name for entry in home.iterdir())
+        assert names == ["Tiny.json", "Tiny.litertlm", "checkpoint"]
     assert main(["convert", "community/Tiny", "--force", "--quantize", "fp16", "--quiet"]) == 2
     assert capsys.readouterr().err.startswith("error: community/Tiny, it is converted already, ")
 

@@ -19,7 +19,7 @@ from converter.quantization import SCHEMES
 from converter.version import __version__
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("run", "convert", "eval", "inspect", "list", "rm")
+COMMANDS = ("run", "convert", "eval", "inspect", "list", "rm", "verify")
 
 
 def program(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:

@@ -104,16 +104,18 @@ def test_int8_is_near_its_float(
 
 
 def test_a_sound_chat_model_passes(smollm2: Model) -> None:
-    assert require(smollm2, PROSE).endswith(f"of {len(QUESTIONS)} easy questions answered rightly")
+    assert require(smollm2.path, check(smollm2, PROSE)).endswith(
+        f"of {len(QUESTIONS)} easy questions answered rightly"
+    )
 
 
 def test_random_weights_fail(qwen3_bundle: Path) -> None:
     with Model(qwen3_bundle) as model:
         assert "answers 0 of 8" in (check(model, PROSE).failure or "")
         with pytest.raises(EngineError, match="the check failed: it answers 0 of 8 easy questions"):
-            require(model, PROSE)
+            require(model.path, check(model, PROSE))
 
 
 def test_a_base_model_reads(gemma3_bundle: Path) -> None:
     with Model(gemma3_bundle) as model:
-        assert require(model, PROSE).startswith("perplexity ")
+        assert require(model.path, check(model, PROSE)).startswith("perplexity ")

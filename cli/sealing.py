@@ -1,0 +1,158 @@
+"""Receipts of what `obtain` makes, and conversions that a receipt asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from converter import receipt
+from converter.base import ModelConverter, Plan
+from converter.errors import OutputError, SourceError
+from converter.graph.kv_cache import Target
+from converter.lora import adapter_files
+from converter.quantization import Clip
+from converter.receipt import Origin
+from converter.reference import ReferenceConverter
+from converter.report import report
+
+
+class Sealing:
+    """Makes the receipt of an output, and holds it against one that says what must come out.
+
+    Raises:
+        OutputError, SourceError: see `converter.receipt`.
+    """
+
+    def __init__(self, output: Path, origin: Origin, expected: dict[str, Any] | None) -> None:
+        receipt.settle(output)
+        self._writer = receipt.ReceiptWriter(output)
+        self._output, self._origin, self._expected = output, origin, expected
+
+    def check_sources(self, files: Sequence[Path]) -> None:
+        """Before the work: whether these are the files that the receipt names."""
+        if self._expected is None:
+            return
+        said = {entry["name"]: entry for entry in self._expected["source"]["files"]}
+        found = {entry["name"]: entry for entry in receipt.hash_files(files)}
+        for name in sorted(said.keys() | found.keys()):
+            if name not in found:
+                why = "it is not there"
+            elif name not in said:
+                why = "the receipt does not name it"
+            else:
+                why = "it is not the file that the receipt names"
+            if said.get(name) != found.get(name):
+                raise SourceError(f"{self._origin.model}: {name}", why, "find the original files")
+
+    def of_conversion(self, converter: ModelConverter, plan: Plan) -> Callable[[Path], None]:
+        """What is called with the complete file of a conversion; the sources are checked now."""
+        adapter = converter.options.lora
+        files = [*converter.checkpoint.files, *(adapter_files(adapter) if adapter else ())]
+        self.check_sources(files)
+
+        def seal(finished: Path) -> None:
+            figures = figures_for_receipt(converter, plan)
+            self.seal(finished, files, options_for_receipt(converter, plan), figures)
+            converter.checkpoint.check_unchanged()  # hashed as it was read
+
+        return seal
+
+    def seal(
+        self,
+        finished: Path,
+        files: Sequence[Path],
+        options: dict[str, Any] | None,
+        plan: dict[str, Any] | None,
+    ) -> None:
+        """Of an output that is complete but has no name yet: what must be there before it has."""
+        with ThreadPoolExecutor(1) as beside:
+            sources = beside.submit(receipt.hash_files, files)
+            parts = receipt.hash_parts(finished)
+        found: dict[str, Any] = {
+            "receipt": receipt.FORMAT,
+            "output": {
+                "name": self._output.stem,
+                "size": finished.stat().st_size,
+                "parts": parts,
+            },
+            "source": asdict(self._origin) | {"files": sources.result()},
+            "options": options,
+            "plan": plan,
+            "versions": receipt.versions(),
+            "check": None,
+        }
+        if self._expected is not None:
+            changed = receipt.differences(self._expected, finished)
+            if changed:
+                before = self._expected.get("versions")
+                raise OutputError(
+                    str(self._output),
+                    f"it would not be the bytes of the receipt ({'; '.join(changed)}), which was "
+                    f"written with {before}; here is {found['versions']}",
+                    "use these versions, or convert without --from-receipt",
+                )
+        self._writer.prepare(found)
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Around what gives the output its name: the receipt gets its own after that."""
+        try:
+            yield
+        except BaseException:  # an interrupt may come when the output has its name
+            receipt.settle(self._output)
+            raise
+        self._writer.finish()
+
+
+def options_for_receipt(converter: ModelConverter, plan: Plan) -> dict[str, Any]:
+    """What a receipt says of the options: what they came to, defaults included."""
+    adapter = converter.options.lora
+    return {
+        "quantize": plan.quantization.name,
+        "clip": converter.options.clip.value,
+        "prefill_lengths": list(plan.prefill_lengths),
+        "cache_length": plan.cache_length,
+        "target": converter.options.target.value,
+        "engine": "torch" if isinstance(converter, ReferenceConverter) else "direct",
+        "adapter": None if adapter is None else {"model": str(adapter.absolute())},
+    }
+
+
+def figures_for_receipt(converter: ModelConverter, plan: Plan) -> dict[str, Any]:
+    """What a receipt says of the plan: neither the machine, nor what `inspect` says."""
+    figures = report(converter, plan, Path()).as_json()
+    left_out = (
+        "output", "output_exists", "disk_free_bytes", "threads", "memory_bytes", "signatures",
+    )  # fmt: skip
+    return {key: value for key, value in figures.items() if key not in left_out}
+
+
+def options_of_receipt(receipt: dict[str, Any]) -> dict[str, Any]:
+    """What a receipt says of the options, as `obtain` takes them.
+
+    Raises:
+        SourceError: it says something that no option has.
+    """
+    said = receipt.get("options")
+    if said is None:  # a file that was converted when it was fetched
+        return {}
+    try:
+        lengths = tuple(int(length) for length in said["prefill_lengths"])
+        chosen = {
+            "quantize": str(said["quantize"]),
+            "clip": Clip(said["clip"]),
+            "prefill_lengths": lengths,
+            "cache_length": int(said["cache_length"]),
+            "target": Target(said["target"]),
+        }
+        if said["adapter"] is not None:
+            chosen["lora"] = str(said["adapter"]["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise SourceError(
+            "--from-receipt", f"its options are damaged ({error})", "convert the model again"
+        ) from error
+    return chosen | ({"engine": "torch"} if said.get("engine") == "torch" else {})

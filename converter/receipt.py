@@ -1,0 +1,304 @@
+"""Receipts: beside every output, what it was made of and how, and the hash of every part of it.
+
+`NAME.json` stands beside `NAME.litertlm`. It gets its name after the file did; in between it waits
+under a name of its own, so that whoever is interrupted leaves a pair that belongs together, or one
+that the next run completes.
+
+Hashes are BLAKE3 (`b3sum` prints the same): they are made beside the disk's work, and SHA-256 would
+take as long as a conversion.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converter.errors import OutputError, SourceError
+from converter.inspection import read_bundle
+from converter.version import __version__
+
+FORMAT = 1
+_LARGEST = 1 << 24  # bytes of a receipt
+_READ_SIZE = 1 << 20
+_PACKAGES = ("numpy", "flatbuffers", "litert-lm-builder", "tokenizers", "sentencepiece", "gguf")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model is from.
+
+    Attributes:
+        kind: `hub`, `demo`, `folder` or `gguf`.
+        model: the id on the hub, `demo`, or the absolute path.
+        revision, commit: on the hub, what was asked for and what that was.
+        file: the one file that was asked for.
+    """
+
+    kind: str
+    model: str
+    revision: str | None = None
+    commit: str | None = None
+    file: str | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A range of a `.litertlm` file: its header or a section, with the padding behind it."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def receipt_path(output: Path) -> Path:
+    """Where the receipt of a `.litertlm` file stands."""
+    return output.with_suffix(".json")
+
+
+def hash_files(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Name, size and hash of every file, in their order.
+
+    Raises:
+        SourceError: one cannot be read.
+    """
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(_hash_file, paths))
+
+
+def hash_parts(path: Path) -> list[dict[str, Any]]:
+    """Name, offset, size and hash of the header and every section of a `.litertlm` file.
+
+    Raises:
+        SourceError: it cannot be read, or is none.
+    """
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda part: _hash_part(path, part), parts_of(path)))
+
+
+def parts_of(path: Path) -> list[Part]:
+    """Ranges that cover the whole file."""
+    bundle = read_bundle(path)
+    starts = [("header", 0), *sorted(((s.kind, s.offset) for s in bundle.sections), key=_second)]
+    ends = [offset for _, offset in starts[1:]] + [bundle.nbytes]
+    return [Part(name, start, end - start) for (name, start), end in zip(starts, ends, strict=True)]
+
+
+def _second(pair: tuple[str, int]) -> int:
+    return pair[1]
+
+
+def versions() -> dict[str, str]:
+    """What the bytes of a result may depend on."""
+    return {
+        "litert-lm-cli": __version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+
+
+class ReceiptWriter:
+    """Writes a receipt under the name in which it waits, and then under its own.
+
+    Raises:
+        OutputError: it cannot be written, or another file has its name.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self._path = receipt_path(output)
+        self._pending = pending_path(output)
+        if self._path.exists() and not _is_receipt(self._path):
+            raise OutputError(
+                str(self._path),
+                f"the receipt of {output.name} would replace it, and it is none",
+                "move it, or choose another folder with --output-dir",
+            )
+
+    def prepare(self, receipt: dict[str, Any]) -> None:
+        """Before the output has its name."""
+        _write(self._pending, receipt)
+
+    def finish(self) -> None:
+        """After the output has its name."""
+        os.replace(self._pending, self._path)
+
+
+def pending_path(output: Path) -> Path:
+    """Where a receipt waits until its output has its name."""
+    return output.with_name(f".{output.name}.receipt.partial")
+
+
+def settle(output: Path) -> None:
+    """Complete, or remove, what a run left that was stopped beside its receipt."""
+    pending = pending_path(output)
+    if not pending.is_file():
+        return
+    with contextlib.suppress(SourceError, OSError):
+        receipt = read_receipt(pending)
+        if output.is_file() and differences(receipt, output) == []:
+            os.replace(pending, receipt_path(output))
+    pending.unlink(missing_ok=True)
+
+
+def add_check(output: Path, found: dict[str, Any]) -> None:
+    """Note in a receipt what `--check` found."""
+    path = receipt_path(output)
+    _write(path, read_receipt(path) | {"check": found})
+
+
+def read_receipt(path: Path) -> dict[str, Any]:
+    """A receipt, of which everything that is used later has its type.
+
+    Raises:
+        SourceError: it cannot be read, or is none.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_LARGEST + 1)
+        receipt: Any = json.loads(content) if len(content) <= _LARGEST else None
+        wrong = _wrong(receipt)
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise SourceError(str(path), why, "pass the .json beside a .litertlm file") from error
+    except (ValueError, RecursionError) as error:
+        raise SourceError(
+            str(path), "it is no JSON", "pass the .json beside a .litertlm file"
+        ) from error
+    if wrong is not None:
+        raise SourceError(str(path), f"it is no receipt: {wrong}", "convert the model again")
+    found: dict[str, Any] = receipt
+    return found
+
+
+def differences(receipt: dict[str, Any], output: Path) -> list[str]:
+    """What is different in a file from what its receipt says; a line each, none where nothing is.
+
+    Raises:
+        SourceError: the file cannot be read.
+    """
+    said = receipt["output"]
+    size = output.stat().st_size
+    if size != said["size"]:
+        return [f"the file: {size} bytes instead of {said['size']}, {_length(size, said)}"]
+    try:
+        found, lines = hash_parts(output), []
+    except SourceError as error:  # its own header says nothing any more
+        parts = [Part(part["name"], part["offset"], part["size"]) for part in said["parts"]]
+        found, lines = [_hash_part(output, part) for part in parts], [f"the header: {error.why}"]
+    return lines + _changed(said["parts"], found)
+
+
+def _length(size: int, said: dict[str, Any]) -> str:
+    if size > said["size"]:
+        return "something was added at its end"
+    cut = [part["name"] for part in said["parts"] if part["offset"] + part["size"] > size]
+    return f"cut off, in or before {cut[0]}" if cut else "cut off"
+
+
+def _changed(said: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[str]:
+    lines = [f"{part['name']}: it is missing" for part in said[len(found) :]]
+    lines += [f"{part['name']}: there was no such section" for part in found[len(said) :]]
+    for before, now in zip(said, found, strict=False):
+        places = [
+            f"{part['name']} of {part['size']} bytes at {part['offset']}" for part in (before, now)
+        ]
+        if places[0] != places[1]:
+            lines.append(f"{before['name']}: there was {places[0]}, there is {places[1]}")
+        elif before["blake3"] != now["blake3"]:
+            end = before["offset"] + before["size"]
+            lines.append(
+                f"{before['name']}: bytes {before['offset']} to {end - 1} hold something else than "
+                "when it was written"
+            )
+    return lines
+
+
+def _hash_file(path: Path) -> dict[str, Any]:
+    digest, size = _hash_range(path, 0, None)
+    return {"name": path.name, "size": size, "blake3": digest}
+
+
+def _hash_part(path: Path, part: Part) -> dict[str, Any]:
+    digest, _ = _hash_range(path, part.offset, part.size)
+    return {"name": part.name, "offset": part.offset, "size": part.size, "blake3": digest}
+
+
+def _hash_range(path: Path, start: int, size: int | None) -> tuple[str, int]:
+    """The hash of a part of a file, to its end where no size is given; and its bytes."""
+    from blake3 import blake3
+
+    hasher, done, buffer = blake3(), 0, memoryview(bytearray(_READ_SIZE))
+    try:
+        with open(path, "rb", buffering=0) as file:
+            file.seek(start)
+            while size is None or done < size:
+                wanted = _READ_SIZE if size is None else min(_READ_SIZE, size - done)
+                count = file.readinto(buffer[:wanted])
+                if not count:
+                    break
+                hasher.update(buffer[:count])
+                done += count
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise SourceError(str(path), why, "check the disk, and run this again") from error
+    return hasher.hexdigest(), done
+
+
+def _is_receipt(path: Path) -> bool:
+    with contextlib.suppress(SourceError):
+        read_receipt(path)
+        return True
+    return False
+
+
+def _wrong(receipt: Any) -> str | None:
+    """What keeps parsed JSON from being a receipt; None where nothing does."""
+    if not isinstance(receipt, dict) or receipt.get("receipt") != FORMAT:
+        return f"it has no key receipt with the value {FORMAT}"
+    for group, key, kind in (
+        ("output", "name", str), ("output", "size", int), ("output", "parts", list),
+        ("source", "kind", str), ("source", "model", str), ("source", "files", list),
+    ):  # fmt: skip
+        if not isinstance(receipt.get(group), dict) or type(receipt[group].get(key)) is not kind:
+            return f"{group} has no {key}"
+    if not isinstance(receipt.get("options"), dict | None):
+        return "options are no object"
+    wanted: Iterable[tuple[Any, dict[str, type]]] = [
+        *((part, {"name": str, "offset": int, "size": int}) for part in receipt["output"]["parts"]),
+        *((file, {"name": str, "size": int}) for file in receipt["source"]["files"]),
+    ]
+    for entry, keys in wanted:
+        whole = isinstance(entry, dict) and all(type(entry.get(k)) is t for k, t in keys.items())
+        if not whole or type(entry.get("blake3")) is not str:
+            return "a list of files or parts is damaged"
+    return None
+
+
+def _write(path: Path, receipt: dict[str, Any]) -> None:
+    """Write at once, durably, or not at all."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", suffix=".partial",
+            delete=False,
+        ) as file:  # fmt: skip
+            try:
+                json.dump(receipt, file, indent=2)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+                os.chmod(file.name, 0o644)
+                os.replace(file.name, path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise OutputError(str(path), why, "choose another --output-dir") from error

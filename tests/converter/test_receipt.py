@@ -1,0 +1,240 @@
+"""Receipts: what they say, what they notice, and what an interruption leaves of them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blake3 import blake3
+
+from cli.main import EXIT_FAILURE, EXIT_USAGE, main
+from converter import receipt
+from converter.errors import OutputError, SourceError
+from converter.receipt import differences, hash_parts, parts_of, pending_path, read_receipt
+from tests.tiny_models import make_model, write_tokenizer
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("receipt") / "tiny"
+    make_model("llama").save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture
+def output(source: Path, tmp_path: Path) -> Path:
+    arguments = ["--kv-cache-max-len", "64", "--prefill-seq-len", "8,16", "--quiet"]
+    assert main(["convert", str(source), "--output-dir", str(tmp_path), *arguments]) == 0
+    return tmp_path / "tiny.litertlm"
+
+
+def said(output: Path) -> dict[str, Any]:
+    return read_receipt(output.with_suffix(".json"))
+
+
+def test_it_says_what_was_read_and_what_came_out(source: Path, output: Path) -> None:
+    found = said(output)
+    names = {entry["name"] for entry in found["source"]["files"]}
+    assert names == {path.name for path in source.iterdir()}
+    for entry in found["source"]["files"]:
+        content = (source / entry["name"]).read_bytes()
+        assert (entry["size"], entry["blake3"]) == (len(content), blake3(content).hexdigest())
+    assert found["source"]["kind"] == "folder"
+    assert found["source"]["model"] == str(source)
+    content = output.read_bytes()
+    end = 0
+    for part in found["output"]["parts"]:
+        assert part["offset"] == end  # no byte is left out
+        end += part["size"]
+        assert part["blake3"] == blake3(content[part["offset"] : end]).hexdigest()
+    assert end == found["output"]["size"] == len(content)
+    kinds = [part["name"] for part in found["output"]["parts"]]
+    assert kinds[:3] == ["header", "TFLiteModel", "LlmMetadataProto"]
+    assert found["options"] == {
+        "quantize": "dynamic_int8",
+        "clip": "mse",
+        "prefill_lengths": [8, 16],
+        "cache_length": 64,
+        "target": "cpu",
+        "engine": "direct",
+        "adapter": None,
+    }
+    assert found["plan"]["output_bytes"] == len(content)
+    assert found["versions"]["numpy"]
+    assert found["check"] is None
+
+
+def test_two_conversions_have_the_same_receipt(source: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert main(["convert", str(source), "--output-dir", str(tmp_path / name), "--quiet"]) == 0
+    assert (tmp_path / "a/tiny.json").read_bytes() == (tmp_path / "b/tiny.json").read_bytes()
+
+
+def test_every_changed_byte_is_found_and_placed(
+    output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["verify", str(output)]) == 0
+    assert capsys.readouterr().out == "MATCH\n"
+    content = output.read_bytes()
+    for part in parts_of(output):
+        for place in (part.offset + 64, part.offset + part.size // 2, part.offset + part.size - 1):
+            changed = bytearray(content)
+            changed[place] ^= 1
+            output.write_bytes(changed)
+            assert main(["verify", str(output)]) == EXIT_FAILURE
+            printed = capsys.readouterr()
+            assert part.name in printed.out, place
+            assert printed.err.count("\n") == 1
+            assert "convert --from-receipt" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda c: c[:-1], "cut off, in or before "),
+        (lambda c: c[:20000], "cut off, in or before TFLiteModel"),
+        (lambda c: c[:10], "cut off, in or before header"),
+        (lambda c: b"", "cut off, in or before header"),
+        (lambda c: c + b"x", "something was added at its end"),
+        (lambda c: bytes(len(c)), "header: "),
+    ],
+)
+def test_what_is_cut_off_or_added(output: Path, change: Any, line: str) -> None:
+    found = said(output)
+    output.write_bytes(change(output.read_bytes()))
+    assert any(line in difference for difference in differences(found, output))
+
+
+def test_the_same_bytes_again(
+    source: Path, output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = tmp_path / "again"
+    paper = str(output.with_suffix(".json"))
+    assert main(["convert", "--from-receipt", paper, "--output-dir", str(again), "--quiet"]) == 0
+    assert (again / "tiny.litertlm").read_bytes() == output.read_bytes()
+    assert (again / "tiny.json").read_bytes() == Path(paper).read_bytes()
+    # The model has another place and another name now.
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in source.iterdir():
+        (moved / path.name).write_bytes(path.read_bytes())
+    options = ["--output-dir", str(again), "--force", "--quiet"]
+    assert main(["convert", str(moved), "--from-receipt", paper, *options]) == 0
+    assert (again / "tiny.litertlm").read_bytes() == output.read_bytes()
+    # Another model, though it looks alike.
+    capsys.readouterr()
+    (moved / "config.json").write_bytes((moved / "config.json").read_bytes() + b" ")
+    assert main(["convert", str(moved), "--from-receipt", paper, *options]) == EXIT_FAILURE
+    assert "config.json, it is not the file that the receipt names" in capsys.readouterr().err
+    assert (again / "tiny.litertlm").read_bytes() == output.read_bytes()
+
+
+def test_other_bytes_than_those_of_the_receipt_are_not_kept(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paper = output.with_suffix(".json")
+    found = said(output)
+    found["output"]["parts"][1]["blake3"] = "0" * 64
+    paper.write_text(json.dumps(found))
+    again = tmp_path / "again"
+    assert main(["convert", "--from-receipt", str(paper), "--output-dir", str(again)]) == 1
+    assert "it would not be the bytes of the receipt (TFLiteModel: " in capsys.readouterr().err
+    assert not again.exists()
+
+
+def test_the_receipt_decides_alone(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paper = str(output.with_suffix(".json"))
+    for option in (["--quantize", "fp16"], ["--clip", "max"], ["--dry-run"], ["--revision", "x"]):
+        assert main(["convert", "--from-receipt", paper, *option]) == EXIT_USAGE
+        assert f"the receipt decides, not {option[0]}" in capsys.readouterr().err
+    assert main(["convert"]) == EXIT_USAGE
+    assert "the following arguments are required: MODEL" in capsys.readouterr().err
+
+
+def test_a_file_of_that_name_that_is_no_receipt_stays(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "tiny.json"
+    mine.write_text('{"mine": 1}')
+    assert main(["convert", str(source), "--output-dir", str(tmp_path), "--quiet"]) == 1
+    assert "would replace it, and it is none" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.json"]
+    assert mine.read_text() == '{"mine": 1}'
+
+
+def test_a_run_that_was_stopped_between_the_two_names(output: Path) -> None:
+    """The output had its name already, or had not: its receipt is completed, or removed."""
+    paper, waiting = output.with_suffix(".json"), pending_path(output)
+    right = paper.read_bytes()
+    wrong = json.loads(right)
+    wrong["output"]["parts"][1]["blake3"] = "0" * 64
+    paper.write_text(json.dumps(wrong))  # that of the file which was replaced
+    waiting.write_bytes(right)
+    receipt.settle(output)
+    assert paper.read_bytes() == right
+    assert not waiting.exists()
+    for left in (json.dumps(wrong).encode(), b"", b"{"):
+        waiting.write_bytes(left)
+        receipt.settle(output)
+        assert paper.read_bytes() == right
+        assert not waiting.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{}", b"[]", b"null", b"[" * 100_000, b'{"receipt": 2}', b"\xff", b'{"receipt": 1}'],
+)
+def test_what_is_no_receipt_is_refused(output: Path, content: bytes) -> None:
+    paper = output.with_suffix(".json")
+    paper.write_bytes(content)
+    for arguments in (["verify", str(output)], ["convert", "--from-receipt", str(paper)]):
+        assert main(arguments) == EXIT_FAILURE
+
+
+def test_a_damaged_receipt_is_refused(output: Path) -> None:
+    """Each value in turn is replaced by others: a refusal or an answer, never a traceback."""
+    whole = said(output)
+
+    def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        keys = value.keys() if isinstance(value, dict) else range(len(value))
+        found = []
+        for key in list(keys)[:6]:
+            found.append((*path, key))
+            if isinstance(value[key], dict | list):
+                found += places(value[key], (*path, key))
+        return found
+
+    paper = output.with_suffix(".json")
+    for place in places({key: whole[key] for key in ("receipt", "output", "source")}):
+        for value in (None, [], {}, "x", -1, 1 << 70):
+            damaged = copy.deepcopy(whole)
+            target = damaged
+            for key in place[:-1]:
+                target = target[key]
+            target[place[-1]] = value
+            paper.write_text(json.dumps(damaged))
+            with contextlib.suppress(SourceError):
+                differences(read_receipt(paper), output)
+
+
+def test_a_receipt_that_cannot_be_written(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = receipt.ReceiptWriter(output)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("converter.receipt.json.dump", full)
+    before = {path.name for path in output.parent.iterdir()}
+    with pytest.raises(OutputError, match="no space left on device"):
+        writer.prepare({})
+    assert {path.name for path in output.parent.iterdir()} == before
+
+
+def test_parts_are_hashed_as_they_lie(output: Path) -> None:
+    assert [part["name"] for part in hash_parts(output)] == [p.name for p in parts_of(output)]
