@@ -26,8 +26,8 @@ from gguf.quants import dequantize, quantize
 from benchmarks.measure import commit, guarded, machine, note, run
 from benchmarks.run import MODELS
 from benchmarks.sources import name_of
+from converter.atomic_file import AtomicFile
 from converter.base import ConvertOptions, ModelConverter
-from converter.bundle import AtomicFile
 from converter.calibration import TOKENS
 from converter.checkpoint.safetensors import open_folder
 from converter.quantization import INT4_BLOCK32, INT8, Clip

@@ -41,6 +41,7 @@ def obtain(
     Raises:
         LiteRTLMError: see `converter.errors`.
     """
+    from converter.atomic_file import sweep
     from converter.sources import models_dir, parse_model
 
     expected: dict[str, Any] | None = getattr(args, "receipt", None)
@@ -58,6 +59,7 @@ def obtain(
         if force or output_dir is not None or chosen or expected is not None:
             raise _converted_already(args.model)
         return output
+    sweep(output)
     if output.exists() and not force:
         # To `run` an existing file is what was meant, unless other options were asked for.
         if announce_kept or chosen:
@@ -325,7 +327,7 @@ def _fetched_before(source: Source, args: argparse.Namespace, prefer_converted: 
 
 def _adopt(file: Path, output: Path, sealing: Sealing) -> None:
     """Give a downloaded bundle its place, without a second copy where the file system can."""
-    from converter.bundle import link_or_copy
+    from converter.atomic_file import link_or_copy
     from converter.inspection import read_bundle
 
     read_bundle(file)  # a damaged one is refused before it is taken for a model
@@ -352,7 +354,7 @@ def _convert(
         stage_progress(args.quiet) as tell,
         _planned(local, source, chosen, tell) as (converter, plan),
     ):
-        seal = _no_seal if sealing is None else sealing.of_conversion(converter, plan)
+        seal = None if sealing is None else sealing.of_conversion(converter, plan)
         _check_disk(converter, plan, output)
         _say(
             args,
@@ -369,10 +371,6 @@ def _convert(
             converter.write(plan, output, progress, seal)
     for note in plan.metadata.notes:
         _say(args, note)
-
-
-def _no_seal(_finished: Path) -> None:
-    """A result that is thrown away needs no receipt."""
 
 
 @contextmanager

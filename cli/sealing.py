@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from converter import receipt
+from converter.atomic_file import Seal
 from converter.base import ModelConverter, Plan
 from converter.errors import OutputError, SourceError
 from converter.graph.kv_cache import Target
@@ -48,16 +49,17 @@ class Sealing:
             if said.get(name) != found.get(name):
                 raise SourceError(f"{self._origin.model}: {name}", why, "find the original files")
 
-    def of_conversion(self, converter: ModelConverter, plan: Plan) -> Callable[[Path], None]:
+    def of_conversion(self, converter: ModelConverter, plan: Plan) -> Seal:
         """What is called with the complete file of a conversion; the sources are checked now."""
         adapter = converter.options.lora
         files = [*converter.checkpoint.files, *(adapter_files(adapter) if adapter else ())]
         self.check_sources(files)
 
-        def seal(finished: Path) -> None:
+        def seal(finished: Path) -> Callable[[], None]:
             figures = figures_for_receipt(converter, plan)
-            self.seal(finished, files, options_for_receipt(converter, plan), figures)
+            named = self.seal(finished, files, options_for_receipt(converter, plan), figures)
             converter.checkpoint.check_unchanged()  # hashed as it was read
+            return named
 
         return seal
 
@@ -67,7 +69,7 @@ class Sealing:
         files: Sequence[Path],
         options: dict[str, Any] | None,
         plan: dict[str, Any] | None,
-    ) -> None:
+    ) -> Callable[[], None]:
         """Of an output that is complete but has no name yet: what must be there before it has."""
         with ThreadPoolExecutor(1) as beside:
             sources = beside.submit(receipt.hash_files, files)
@@ -96,16 +98,16 @@ class Sealing:
                     "use these versions, or convert without --from-receipt",
                 )
         self._writer.prepare(found)
+        return self._writer.finish
 
     @contextmanager
     def naming(self) -> Iterator[None]:
-        """Around what gives the output its name: the receipt gets its own after that."""
+        """Around what gives the output its name."""
         try:
             yield
-        except BaseException:  # an interrupt may come when the output has its name
+        except BaseException:  # an interrupt may come just when the output has its name
             receipt.settle(self._output)
             raise
-        self._writer.finish()
 
 
 def options_for_receipt(converter: ModelConverter, plan: Plan) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from converter import background
+from converter.atomic_file import AtomicFile, Seal
 from converter.bundle import (
     FIRST_SECTION,
-    AtomicFile,
     BundleLayout,
     Section,
     executor_metadata,
@@ -153,12 +153,12 @@ class ModelConverter:
         plan: Plan,
         output: Path,
         progress: Progress = lambda _: None,
-        seal: Callable[[Path], None] = lambda _: None,
+        seal: Seal | None = None,
     ) -> None:
         """Carry out a plan: the file appears under its name when it is complete.
 
         Args:
-            seal: as in `AtomicFile.commit`.
+            seal: see `converter.atomic_file`.
         """
         with AtomicFile(output) as file:
             self.package(plan, file, self.stream(plan, file, progress))

@@ -1,4 +1,4 @@
-"""The `.litertlm` file: sections, their header, and a file that appears only when it is complete.
+"""The `.litertlm` file: sections and their header.
 
     "LITERTLM" version header_end | header flatbuffer | section | section | ...
 
@@ -9,31 +9,18 @@ it, and wants every section as a finished file; schema and constants are the bui
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-import tempfile
-import threading
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
 
 import flatbuffers
 
-from converter.errors import OutputError
 from converter.graph.kv_cache import CacheShape
 from converter.schemas import BLOCK_SIZE, HEADER_BEGIN, HEADER_END_AT, MAGIC, VERSION
 from converter.schemas import executor_metadata_pb2 as proto
 from converter.schemas import header as schema
 
 FIRST_SECTION = 16 * 1024  # where it begins: the header, a few hundred bytes, has room before it
-_SYNC_INTERVAL = 0.1  # seconds
-# Bytes per system call. The larger the call, the larger the pieces of memory that Linux wants for
-# its page cache, and a virtual machine's host may have taken those back: 1 MiB at once took up to
-# ten times as long (benchmarks/README.md).
-_WRITE_SIZE = 256 * 1024
 ENGINE_VERSION = "0.18"  # the LiteRT-LM release whose behaviour shared/runtime-contract.md measures
 
 
@@ -149,177 +136,3 @@ def executor_metadata(caches: Sequence[CacheShape], cache_length: int) -> bytes:
                 maximum_sequence_length=shape.slots,
             )
     return message.SerializeToString(deterministic=True)
-
-
-class AtomicFile:
-    """A file that is written in any order, by any thread, and appears whole or not at all.
-
-    The bytes go to a temporary sibling; `commit` syncs and renames it. Leaving the context without
-    a commit removes it, and the folders that were made for it.
-
-    Raises:
-        OutputError: the folder cannot be made or written, or the disk is full.
-    """
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-        self._temporary: Path | None = None
-        self._made: list[Path] = []  # folders that were missing, innermost first
-        self._lock = threading.Lock()
-        self._ended = threading.Event()
-        self._sync_error: OSError | None = None
-        # A daemon, as an interrupt may come before anybody can end it.
-        self._syncing = threading.Thread(target=self._sync_early, daemon=True)
-
-    def __enter__(self) -> AtomicFile:
-        try:
-            folders = (self.target.parent, *self.target.parent.parents)
-            self._made = [folder for folder in folders if not folder.exists()]
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            name = f".{self.target.name}."
-            self._fd, path = tempfile.mkstemp(".partial", name, self.target.parent)
-            self._temporary = Path(path)
-            self._syncing.start()
-        except BaseException as error:
-            self._abandon()
-            if isinstance(error, OSError):
-                raise self._error(error) from error
-            raise
-        return self
-
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        self._abandon()
-
-    def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Write all of `data` at `offset` bytes from the start; gaps read as zeros."""
-        view = memoryview(data).cast("B")
-        try:
-            while view:
-                written = self._pwrite(view[:_WRITE_SIZE], offset)
-                view, offset = view[written:], offset + written
-        except OSError as error:
-            raise self._error(error) from error
-
-    def read_at(self, offset: int, nbytes: int) -> bytes:
-        """What was written there."""
-        try:
-            if hasattr(os, "pread"):
-                return os.pread(self._fd, nbytes, offset)
-            with self._lock:
-                os.lseek(self._fd, offset, os.SEEK_SET)
-                return os.read(self._fd, nbytes)
-        except OSError as error:
-            raise self._error(error) from error
-
-    def _pwrite(self, view: memoryview, offset: int) -> int:
-        if hasattr(os, "pwrite"):
-            return os.pwrite(self._fd, view, offset)
-        with self._lock:  # Windows has no positioned write
-            os.lseek(self._fd, offset, os.SEEK_SET)
-            return os.write(self._fd, view)
-
-    def _sync_early(self) -> None:
-        """Let the disk work while there is more to come: at the end there is less to wait for."""
-        try:
-            while not self._ended.wait(_SYNC_INTERVAL):
-                os.fsync(self._fd)
-        except OSError as error:  # the system tells it once
-            self._sync_error = error
-
-    def _end_sync(self) -> None:
-        self._ended.set()
-        if self._syncing.ident is not None:
-            self._syncing.join()
-        if self._sync_error is not None:
-            raise self._sync_error
-
-    def commit(self, seal: Callable[[Path], None] = lambda _: None) -> None:
-        """Make the file durable and give it its name.
-
-        Args:
-            seal: called with where the complete file lies, before it has its name; what it raises
-                keeps the file from getting it.
-        """
-        assert self._temporary is not None
-        seal(self._temporary)
-        try:
-            self._end_sync()
-            os.fsync(self._fd)
-            os.close(self._fd)
-            umask = os.umask(0)
-            os.umask(umask)
-            self._temporary.chmod(0o666 & ~umask)  # mkstemp made it private
-            self._temporary.replace(self.target)
-        except OSError as error:
-            raise self._error(error) from error
-        self._temporary = None
-        self._made = []
-        # The new name is durable only once its folder is; not every file system can be asked.
-        if hasattr(os, "O_DIRECTORY"):
-            with contextlib.suppress(OSError):
-                folder = os.open(self.target.parent, os.O_DIRECTORY)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
-
-    def replace_by_link(self, source: Path) -> bool:
-        """Make `target` a hard link to `source`; False where the file system cannot."""
-        assert self._temporary is not None
-        link = self._temporary.with_suffix(".link")
-        try:
-            os.link(source, link)
-            link.replace(self.target)
-        except OSError:
-            return False
-        finally:
-            # Still there after a failure, and where `target` was a link to `source` already.
-            link.unlink(missing_ok=True)
-        return True
-
-    def _abandon(self) -> None:
-        if self._temporary is not None:
-            with contextlib.suppress(OSError):
-                self._end_sync()
-            with contextlib.suppress(OSError):  # commit may have closed it before it failed
-                os.close(self._fd)
-            self._temporary.unlink(missing_ok=True)
-            self._temporary = None
-        for folder in self._made:
-            with contextlib.suppress(OSError):  # somebody put something into it
-                folder.rmdir()
-
-    def _error(self, error: OSError) -> OutputError:
-        if isinstance(error, FileExistsError):  # mkdir's word for a file in place of the folder
-            error = NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        return OutputError(
-            str(self.target),
-            error.strerror or str(error),
-            "choose a writable folder with enough room with --output-dir",
-        )
-
-
-def link_or_copy(source: Path, target: Path, seal: Callable[[Path], None]) -> None:
-    """Let `target` be `source` too: without a second copy where the file system can.
-
-    Args:
-        seal: as in `AtomicFile.commit`.
-
-    Raises:
-        OutputError: `target` cannot be written.
-    """
-    with AtomicFile(target) as writer:  # makes the folder, or says why it cannot be written
-        seal(source)
-        if writer.replace_by_link(source):
-            return
-        with source.open("rb") as reader:
-            offset = 0
-            while block := reader.read(1 << 22):
-                writer.write_at(offset, block)
-                offset += len(block)
-        writer.commit()

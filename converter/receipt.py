@@ -15,13 +15,13 @@ import importlib.metadata
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from converter.atomic_file import AtomicFile
 from converter.errors import OutputError, SourceError
 from converter.inspection import read_bundle
 from converter.version import __version__
@@ -128,12 +128,13 @@ class ReceiptWriter:
 
     def finish(self) -> None:
         """After the output has its name."""
-        os.replace(self._pending, self._path)
+        with contextlib.suppress(FileNotFoundError):  # somebody who came later did it
+            os.replace(self._pending, self._path)
 
 
 def pending_path(output: Path) -> Path:
     """Where a receipt waits until its output has its name."""
-    return output.with_name(f".{output.name}.receipt.partial")
+    return output.with_name(f".{output.stem}.json.waiting")
 
 
 def settle(output: Path) -> None:
@@ -284,21 +285,6 @@ def _wrong(receipt: Any) -> str | None:
 
 def _write(path: Path, receipt: dict[str, Any]) -> None:
     """Write at once, durably, or not at all."""
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", suffix=".partial",
-            delete=False,
-        ) as file:  # fmt: skip
-            try:
-                json.dump(receipt, file, indent=2)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        raise OutputError(str(path), why, "choose another --output-dir") from error
+    with AtomicFile(path) as file:
+        file.write_at(0, json.dumps(receipt, indent=2).encode() + b"\n")
+        file.commit()

@@ -12,17 +12,18 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from converter.atomic_file import AtomicFile, Seal
 from converter.base import ConvertOptions, ModelConverter, Plan, Progress
-from converter.bundle import AtomicFile
 from converter.checkpoint.base import Checkpoint
 from converter.errors import EngineError, OptionError, OutputError, UnsupportedError
 from converter.graph.kv_cache import Target
@@ -119,20 +120,12 @@ class ReferenceConverter(ModelConverter):
         plan: Plan,
         output: Path,
         progress: Progress = lambda _: None,
-        seal: Callable[[Path], None] = lambda _: None,
+        seal: Seal | None = None,
     ) -> None:
         """Export the network beside `output`, and pack it."""
         with AtomicFile(output) as file:
-            try:
-                work = tempfile.TemporaryDirectory(
-                    prefix=f".{output.name}.", suffix=".partial", dir=output.parent
-                )
-            except OSError as error:
-                raise OutputError(
-                    str(output), error.strerror or str(error), "choose another --output-dir"
-                ) from error
-            with work as folder:
-                network = Path(folder) / "network.tflite"
+            with _work_folder(output) as folder:
+                network = folder / "network.tflite"
                 _work(
                     "export",
                     {
@@ -150,6 +143,23 @@ class ReferenceConverter(ModelConverter):
                 text = plan.text_for(network.stat().st_size)
                 self.write_sections(file, text.bundle, text.sections, _pieces(network, progress))
             file.commit(seal)
+
+
+@contextmanager
+def _work_folder(output: Path) -> Iterator[Path]:
+    """A folder beside the output, of a fixed name: the next run removes what a killed one left."""
+    folder = output.with_name(f".{output.name}.torch")
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+    except OSError as error:
+        raise OutputError(
+            str(output), error.strerror or str(error), "choose another --output-dir"
+        ) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def next_token_logits(

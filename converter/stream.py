@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 
-from converter.bundle import AtomicFile
+from converter.atomic_file import AtomicFile
 from converter.calibration import Inputs, calibrate, to_integers
 from converter.checkpoint.base import Checkpoint, ThreadBuffer
 from converter.decoder import DecoderSpec

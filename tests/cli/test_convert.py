@@ -796,7 +796,7 @@ def test_too_little_disk_is_seen_before_the_first_byte(
     needed = json.loads(planned(capsys, tmp_path, llama, "--json")[0])["disk_needed_bytes"]
     out = tmp_path / "a" / "b"
     with_free_disk(monkeypatch, needed - 1)
-    monkeypatch.setattr("converter.bundle.AtomicFile.__init__", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr("converter.atomic_file.AtomicFile.__init__", lambda *_: pytest.fail("opened"))
     assert refused(capsys, tmp_path, llama, "--output-dir", out) == (
         f"{out}/llama.litertlm, needs {size(needed)} of disk, {size(needed - 1)} are free, "
         "free some or choose another folder with --output-dir"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cli.obtain import open_checkpoint
+from converter.atomic_file import AtomicFile
 from converter.base import ConvertOptions, ModelConverter
-from converter.bundle import AtomicFile
 from converter.calibration import TOKENS, Inputs, calibrate, to_integers
 from converter.quantization import Clip
 from tests.tiny_models import TINY_CONFIGS, make_model, write_tokenizer

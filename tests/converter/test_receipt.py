@@ -229,9 +229,9 @@ def test_a_receipt_that_cannot_be_written(output: Path, monkeypatch: pytest.Monk
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("converter.receipt.json.dump", full)
+    monkeypatch.setattr("converter.atomic_file.AtomicFile._pwrite", full)
     before = {path.name for path in output.parent.iterdir()}
-    with pytest.raises(OutputError, match="no space left on device"):
+    with pytest.raises(OutputError, match="No space left on device"):
         writer.prepare({})
     assert {path.name for path in output.parent.iterdir()} == before
 

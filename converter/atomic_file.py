@@ -1,0 +1,256 @@
+"""A file that appears only when it is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from converter.errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where an open file cannot be removed or replaced anyway
+    fcntl = None  # type: ignore[assignment]
+
+_SYNC_INTERVAL = 0.1  # seconds
+# Bytes per system call. The larger the call, the larger the pieces of memory that Linux wants for
+# its page cache, and a virtual machine's host may have taken those back: 1 MiB at once took up to
+# ten times as long (benchmarks/README.md).
+_WRITE_SIZE = 256 * 1024
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_CREATE = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0) | _NO_LINK
+
+# Called with where a complete file lies, before it has its name: what it raises keeps the file from
+# getting it. What it returns is called as soon as the file has its name.
+Seal = Callable[[Path], Callable[[], None]]
+
+
+class AtomicFile:
+    """A file that is written in any order, by any thread, and appears whole or not at all.
+
+    The bytes go to a sibling of a fixed name, locked as long as somebody writes it; `commit` syncs
+    and renames it. Leaving the context without a commit removes it, and the folders that were made
+    for it. What a killed process left is not locked: the next one takes it over.
+
+    Raises:
+        OutputError: the folder cannot be made or written, the disk is full, or another process is
+            writing the same file.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self._temporary: Path | None = None
+        self._made: list[Path] = []  # folders that were missing, innermost first
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._sync_error: OSError | None = None
+        # A daemon, as an interrupt may come before anybody can end it.
+        self._syncing = threading.Thread(target=self._sync_early, daemon=True)
+
+    def __enter__(self) -> AtomicFile:
+        try:
+            folders = (self.target.parent, *self.target.parent.parents)
+            self._made = [folder for folder in folders if not folder.exists()]
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = self._open()
+            self._temporary = unfinished(self.target)
+            os.ftruncate(self._fd, 0)
+            self._syncing.start()
+        except BaseException as error:
+            self._abandon()
+            if isinstance(error, OSError):
+                raise self._error(error) from error
+            raise
+        return self
+
+    def _open(self) -> int:
+        """The unfinished file, locked."""
+        while True:
+            fd = os.open(unfinished(self.target), _CREATE, 0o600)
+            try:
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    raise OSError(errno.EEXIST, f"{unfinished(self.target)} is no file")
+                if not _lock(fd):
+                    raise OutputError(
+                        str(self.target),
+                        "another conversion is writing it",
+                        "wait for that one, or choose another folder with --output-dir",
+                    )
+                # Its writer may have given it its name, or removed it, before the lock was ours.
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(fd), os.stat(unfinished(self.target))):
+                        return fd
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self._abandon()
+
+    def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write all of `data` at `offset` bytes from the start; gaps read as zeros."""
+        view = memoryview(data).cast("B")
+        try:
+            while view:
+                written = self._pwrite(view[:_WRITE_SIZE], offset)
+                view, offset = view[written:], offset + written
+        except OSError as error:
+            raise self._error(error) from error
+
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        """What was written there."""
+        try:
+            if hasattr(os, "pread"):
+                return os.pread(self._fd, nbytes, offset)
+            with self._lock:
+                os.lseek(self._fd, offset, os.SEEK_SET)
+                return os.read(self._fd, nbytes)
+        except OSError as error:
+            raise self._error(error) from error
+
+    def _pwrite(self, view: memoryview, offset: int) -> int:
+        if hasattr(os, "pwrite"):
+            return os.pwrite(self._fd, view, offset)
+        with self._lock:  # Windows has no positioned write
+            os.lseek(self._fd, offset, os.SEEK_SET)
+            return os.write(self._fd, view)
+
+    def _sync_early(self) -> None:
+        """Let the disk work while there is more to come: at the end there is less to wait for."""
+        try:
+            while not self._ended.wait(_SYNC_INTERVAL):
+                os.fsync(self._fd)
+        except OSError as error:  # the system tells it once
+            self._sync_error = error
+
+    def _end_sync(self) -> None:
+        self._ended.set()
+        if self._syncing.ident is not None:
+            self._syncing.join()
+        if self._sync_error is not None:
+            raise self._sync_error
+
+    def commit(self, seal: Seal | None = None) -> None:
+        """Make the file durable and give it its name."""
+        assert self._temporary is not None
+        named = seal(self._temporary) if seal is not None else None
+        try:
+            self._end_sync()
+            os.fsync(self._fd)
+            umask = os.umask(0)
+            os.umask(umask)
+            self._temporary.chmod(0o666 & ~umask)  # it was private
+            if fcntl is None:  # Windows renames no open file
+                os.close(self._fd)
+            self._temporary.replace(self.target)
+            if named is not None:
+                named()
+        except OSError as error:
+            raise self._error(error) from error
+        self._temporary = None
+        if fcntl is not None:
+            os.close(self._fd)  # and with it the lock
+        self._made = []
+        # The new name is durable only once its folder is; not every file system can be asked.
+        if hasattr(os, "O_DIRECTORY"):
+            with contextlib.suppress(OSError):
+                folder = os.open(self.target.parent, os.O_DIRECTORY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
+
+    def replace_by_link(self, source: Path) -> bool:
+        """Make `target` a hard link to `source`; False where the file system cannot."""
+        assert self._temporary is not None
+        link = self._temporary.with_suffix(".link")
+        try:
+            os.link(source, link)
+            link.replace(self.target)
+        except OSError:
+            return False
+        finally:
+            # Still there after a failure, and where `target` was a link to `source` already.
+            link.unlink(missing_ok=True)
+        return True
+
+    def _abandon(self) -> None:
+        if self._temporary is not None:
+            with contextlib.suppress(OSError):
+                self._end_sync()
+            with contextlib.suppress(OSError):  # commit may have closed it before it failed
+                os.close(self._fd)
+            self._temporary.unlink(missing_ok=True)
+            self._temporary = None
+        for folder in self._made:
+            with contextlib.suppress(OSError):  # somebody put something into it
+                folder.rmdir()
+
+    def _error(self, error: OSError) -> OutputError:
+        if isinstance(error, FileExistsError):  # mkdir's word for a file in place of the folder
+            error = NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return OutputError(
+            str(self.target),
+            error.strerror or str(error),
+            "choose a writable folder with enough room with --output-dir",
+        )
+
+
+def unfinished(target: Path) -> Path:
+    """Where a file lies until it is complete."""
+    return target.with_name(f".{target.name}.partial")
+
+
+def sweep(target: Path) -> None:
+    """Remove what a killed process left of `target`; what somebody is writing stays."""
+    with contextlib.suppress(OSError):
+        fd = os.open(unfinished(target), os.O_RDWR | _NO_LINK)
+        try:
+            if _lock(fd):
+                unfinished(target).unlink()
+        finally:
+            os.close(fd)
+
+
+def _lock(fd: int) -> bool:
+    """Lock a file until it is closed, by its process's death too; False where it is locked."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def link_or_copy(source: Path, target: Path, seal: Seal) -> None:
+    """Let `target` be `source` too: without a second copy where the file system can.
+
+    Raises:
+        OutputError: `target` cannot be written.
+    """
+    with AtomicFile(target) as writer:  # makes the folder, or says why it cannot be written
+        named = seal(source)
+        if writer.replace_by_link(source):
+            named()
+            return
+        with source.open("rb") as reader:
+            offset = 0
+            while block := reader.read(1 << 22):
+                writer.write_at(offset, block)
+                offset += len(block)
+        writer.commit(lambda _: named)
