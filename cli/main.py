@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
 from cli import convert, eval, inspect, list, rm, run, verify
@@ -56,14 +60,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = build_parser().parse_args(arguments)
         debug = args.debug  # argparse takes --deb, too
-        args.handler(args)
-        sys.stdout.flush()
+        with _endings():
+            args.handler(args)
+            sys.stdout.flush()
     except LiteRTLMError as error:
         return _fail(
             str(error), EXIT_USAGE if isinstance(error, OptionError) else EXIT_FAILURE, debug
         )
     except KeyboardInterrupt:
         return _fail("interrupted, at your request, run it again", EXIT_INTERRUPTED, debug)
+    except _Ended as ended:
+        name = signal.Signals(ended.number).name
+        return _fail(f"interrupted, by {name}, run it again", 128 + ended.number, debug)
     except BrokenPipeError:
         # The reader of our stdout left; give the interpreter's last flush somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -76,6 +84,34 @@ def main(argv: Sequence[str] | None = None) -> int:
             debug,
         )
     return 0
+
+
+class _Ended(BaseException):
+    """A signal that ends the process, as an exception: so that nothing half-written stays."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def _endings() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind, as SIGINT does; what was ignored (nohup) stays so."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise _Ended(number)
+
+    before = {}
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        ours = threading.current_thread() is threading.main_thread()
+        if ours and number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

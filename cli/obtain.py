@@ -41,7 +41,7 @@ def obtain(
     Raises:
         LiteRTLMError: see `converter.errors`.
     """
-    from converter.atomic_file import sweep
+    from converter.receipt import settle
     from converter.sources import models_dir, parse_model
 
     expected: dict[str, Any] | None = getattr(args, "receipt", None)
@@ -59,7 +59,7 @@ def obtain(
         if force or output_dir is not None or chosen or expected is not None:
             raise _converted_already(args.model)
         return output
-    sweep(output)
+    settle(output)
     if output.exists() and not force:
         # To `run` an existing file is what was meant, unless other options were asked for.
         if announce_kept or chosen:

@@ -29,7 +29,6 @@ class Sealing:
     """
 
     def __init__(self, output: Path, origin: Origin, expected: dict[str, Any] | None) -> None:
-        receipt.settle(output)
         self._writer = receipt.ReceiptWriter(output)
         self._output, self._origin, self._expected = output, origin, expected
 

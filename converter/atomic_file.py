@@ -213,15 +213,20 @@ def unfinished(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
 
 
-def sweep(target: Path) -> None:
-    """Remove what a killed process left of `target`; what somebody is writing stays."""
-    with contextlib.suppress(OSError):
+def sweep(target: Path) -> bool:
+    """Remove what a killed process left of `target`; False where somebody is writing it now."""
+    try:
         fd = os.open(unfinished(target), os.O_RDWR | _NO_LINK)
-        try:
-            if _lock(fd):
-                unfinished(target).unlink()
-        finally:
-            os.close(fd)
+    except OSError:
+        return True
+    try:
+        if not _lock(fd):
+            return False
+        with contextlib.suppress(OSError):
+            unfinished(target).unlink()
+        return True
+    finally:
+        os.close(fd)
 
 
 def _lock(fd: int) -> bool:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.atomic_file import AtomicFile
+from converter.atomic_file import AtomicFile, sweep
 from converter.errors import OutputError, SourceError
 from converter.inspection import read_bundle
 from converter.version import __version__
@@ -138,9 +138,9 @@ def pending_path(output: Path) -> Path:
 
 
 def settle(output: Path) -> None:
-    """Complete, or remove, what a run left that was stopped beside its receipt."""
+    """Complete, or remove, what a run left that was stopped; not what one is writing now."""
     pending = pending_path(output)
-    if not pending.is_file():
+    if not sweep(output) or not sweep(pending) or not pending.is_file():
         return
     with contextlib.suppress(SourceError, OSError):
         receipt = read_receipt(pending)

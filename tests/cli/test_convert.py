@@ -796,7 +796,9 @@ def test_too_little_disk_is_seen_before_the_first_byte(
     needed = json.loads(planned(capsys, tmp_path, llama, "--json")[0])["disk_needed_bytes"]
     out = tmp_path / "a" / "b"
     with_free_disk(monkeypatch, needed - 1)
-    monkeypatch.setattr("converter.atomic_file.AtomicFile.__init__", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr(
+        "converter.atomic_file.AtomicFile.__init__", lambda *_: pytest.fail("opened")
+    )
     assert refused(capsys, tmp_path, llama, "--output-dir", out) == (
         f"{out}/llama.litertlm, needs {size(needed)} of disk, {size(needed - 1)} are free, "
         "free some or choose another folder with --output-dir"
@@ -859,7 +861,17 @@ def test_a_disk_without_room(llama: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_an_interruption(smollm2_gguf: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGINT, 130, "error: interrupted, at your request, run it again\n"),
+        (signal.SIGTERM, 143, "error: interrupted, by SIGTERM, run it again\n"),
+        (signal.SIGHUP, 129, "error: interrupted, by SIGHUP, run it again\n"),
+    ],
+)
+def test_an_interruption(
+    smollm2_gguf: Path, tmp_path: Path, number: int, code: int, said: str
+) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen(
         [sys.executable, "-m", "cli", "convert", str(smollm2_gguf), "--quantize", "fp32",
@@ -875,10 +887,10 @@ def test_an_interruption(smollm2_gguf: Path, tmp_path: Path) -> None:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert (stdout, stderr) == ("", "error: interrupted, at your request, run it again\n")
+    assert process.returncode == code
+    assert (stdout, stderr) == ("", said)
     assert not out.exists()
 
 
