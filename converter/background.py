@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
+import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
+from converter.errors import SourceError
+
 T = TypeVar("T")
+# Gemma's tokenizer, the largest that we know, is proved in 3 s and 1 GiB.
+_MOST_SECONDS, _MOST_MEMORY = 120, 4 << 30
+_OUT_OF_MEMORY = 66
 
 
-def start(function: Callable[[], T]) -> Callable[[], T]:
+def start(function: Callable[[], T], what: str) -> Callable[[], T]:
     """Start `function` in a forked copy of this process; what is returned waits for its result.
 
-    For work that holds Python's lock: threads would stand still beside it. The result must be
-    picklable. A failure is not carried over: the function then runs again in this process and
-    raises here, with its own traceback. It also runs here where a fork is not safe (macOS: system
-    libraries may hold threads) or does not exist.
+    For work that holds Python's lock: threads would stand still beside it. And for work on what
+    strangers wrote, a tokenizer and a template: it may take so much time and memory, and its death
+    in native code is an error of ours. The result must be picklable. An exception is not carried
+    over: the function then runs again in this process and raises here, with its own traceback. It
+    also runs here where a fork is not safe (macOS: system libraries may hold threads) or does not
+    exist.
+
+    Args:
+        what: named in the error.
+
+    Raises (from what is returned):
+        SourceError: it took too long or too much, or died.
     """
     if sys.platform != "linux":
         return functools.cache(function)
@@ -26,8 +42,11 @@ def start(function: Callable[[], T]) -> Callable[[], T]:
 
     def work() -> None:
         receiver.close()  # else sending would wait for ever once the parent is gone
+        _limit()
         try:
             sender.send(function())
+        except MemoryError:
+            os._exit(_OUT_OF_MEMORY)
         except BaseException:  # the parent finds the pipe closed
             return
 
@@ -39,6 +58,11 @@ def start(function: Callable[[], T]) -> Callable[[], T]:
         try:
             value: T = receiver.recv()
         except EOFError:
+            process.join()
+            # One that the system kills, for memory that others took, says nothing of the work.
+            if process.exitcode not in (0, -signal.SIGKILL):
+                assert process.exitcode is not None
+                raise SourceError(what, _why(process.exitcode), "do not use these files") from None
             value = function()
         except BaseException:  # an interrupt
             process.kill()
@@ -49,3 +73,23 @@ def start(function: Callable[[], T]) -> Callable[[], T]:
         return value
 
     return functools.cache(result)
+
+
+def _limit() -> None:
+    """Bound this process: the memory beyond what it inherited, and its time."""
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    memory = pages * resource.getpagesize() + _MOST_MEMORY
+    for kind, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, _MOST_SECONDS)):
+        _, hard = resource.getrlimit(kind)
+        if hard == resource.RLIM_INFINITY or hard > most:
+            resource.setrlimit(kind, (most, hard))
+
+
+def _why(code: int) -> str:
+    if code == -signal.SIGXCPU:
+        return f"they take more than {_MOST_SECONDS} s to read"
+    if code in (_OUT_OF_MEMORY, -signal.SIGABRT):
+        return f"they take more than {_MOST_MEMORY >> 30} GiB of memory, or crash what reads them"
+    return f"their reader died (exit code {code})"

@@ -188,7 +188,10 @@ class ModelConverter:
         caches = [
             cache_shape(layer.sliding_window, cache_length, target, rings) for layer in spec.layers
         ]
-        describe = background.start(lambda: self._describe(family, spec, cache_length, caches))
+        describe = background.start(
+            lambda: self._describe(family, spec, cache_length, caches),
+            f"{self.name}: tokenizer and chat template",
+        )
 
         formats = {path: quantization.format_of(path, shape) for path, shape in shapes.items()}
         weights = {path: formats[path].weight(path, shape) for path, shape in shapes.items()}

@@ -71,6 +71,8 @@ NAMES: tuple[tuple[str, str, str], ...] = (
     ("head", "lm_head.weight", "output.weight"),
 )  # fmt: skip
 
+_MOST_LAYERS = 10_000  # a bound on what a damaged config can ask for
+
 
 @dataclass(frozen=True)
 class WeightSource:
@@ -177,6 +179,12 @@ class Family:
             SourceError: the numbers contradict each other.
             UnsupportedError: they make sense but are not supported.
         """
+        if self.num_hidden_layers > _MOST_LAYERS:
+            raise SourceError(
+                f"{self.name} config",
+                f"num_hidden_layers={self.num_hidden_layers} is more than any model has",
+                "check config.json",
+            )
         if self.num_attention_heads % self.kv_heads:
             raise SourceError(
                 f"{self.name} config",

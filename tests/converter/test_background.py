@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from converter import background
+from converter.errors import SourceError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it runs when asked for")
 
@@ -23,7 +24,7 @@ def test_it_runs_beside_and_once(tmp_path: Path) -> None:
             file.write("x")
         return os.getpid(), bytes(10_000_000)  # more than a pipe holds
 
-    result = background.start(work)
+    result = background.start(work, "it")
     deadline = time.monotonic() + 30
     while not (tmp_path / "runs").exists():  # without being asked for
         assert time.monotonic() < deadline
@@ -40,7 +41,7 @@ def test_a_failure_is_raised_here() -> None:
     def work() -> None:
         raise ValueError(os.getpid())
 
-    result = background.start(work)
+    result = background.start(work, "it")
     with pytest.raises(ValueError, match=f"^{os.getpid()}$") as caught:
         result()
     assert caught.traceback[-1].name == "work"
@@ -48,7 +49,7 @@ def test_a_failure_is_raised_here() -> None:
 
 
 def test_a_result_that_cannot_be_sent() -> None:
-    value = background.start(lambda: lambda: 7)()
+    value = background.start(lambda: lambda: 7, "it")()
     assert value() == 7
 
 
@@ -60,7 +61,7 @@ def test_a_copy_that_is_killed(capfd: pytest.CaptureFixture[str]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)  # as the system does when memory runs out
         return 7
 
-    assert background.start(work)() == 7
+    assert background.start(work, "it")() == 7
     assert capfd.readouterr() == ("", "")
 
 
@@ -68,7 +69,7 @@ def test_a_copy_that_nobody_waits_for_ends_with_us() -> None:
     script = (
         "import multiprocessing, os\n"
         "from converter import background\n"
-        "background.start(lambda: bytes(10_000_000))\n"  # more than a pipe holds
+        "background.start(lambda: bytes(10_000_000), 'it')\n"  # more than a pipe holds
         "print(multiprocessing.active_children()[0].pid, flush=True)\n"
         "os._exit(0)\n"
     )
@@ -79,3 +80,32 @@ def test_a_copy_that_nobody_waits_for_ends_with_us() -> None:
     while status.exists() and "State:\tZ" not in status.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("memory", "it, they take more than 1 GiB of memory, or crash"),
+        ("time", "it, they take more than 1 s to read"),
+        ("abort", "or crash what reads them"),
+        ("crash", "their reader died"),
+    ],
+)
+def test_what_strangers_wrote_is_bounded(
+    monkeypatch: pytest.MonkeyPatch, kind: str, said: str
+) -> None:
+    parent = os.getpid()
+
+    def work() -> object:
+        assert os.getpid() != parent, "it must not run here"
+        if kind == "memory":
+            return len(bytes(2 << 30))
+        while kind == "time":
+            pass
+        os.kill(os.getpid(), signal.SIGABRT if kind == "abort" else signal.SIGSEGV)
+        return None
+
+    monkeypatch.setattr(background, "_MOST_MEMORY", 1 << 30)
+    monkeypatch.setattr(background, "_MOST_SECONDS", 1)
+    with pytest.raises(SourceError, match=said):
+        background.start(work, "it")()
