@@ -14,8 +14,8 @@ from typing import TypeVar
 from converter.errors import SourceError
 
 T = TypeVar("T")
-# Gemma's tokenizer, the largest that we know, is proved in 3 s and 1 GiB.
-_MOST_SECONDS, _MOST_MEMORY = 120, 4 << 30
+# Gemma's tokenizer, the largest that we know, is proved in 3 s and less than 1 GiB.
+_MOST_SECONDS, _MOST_MEMORY = 120, 3 << 29
 _OUT_OF_MEMORY = 66
 
 
@@ -42,6 +42,7 @@ def start(function: Callable[[], T], what: str) -> Callable[[], T]:
 
     def work() -> None:
         receiver.close()  # else sending would wait for ever once the parent is gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what native code says when it dies
         _limit()
         try:
             sender.send(function())
@@ -91,5 +92,6 @@ def _why(code: int) -> str:
     if code == -signal.SIGXCPU:
         return f"they take more than {_MOST_SECONDS} s to read"
     if code in (_OUT_OF_MEMORY, -signal.SIGABRT):
-        return f"they take more than {_MOST_MEMORY >> 30} GiB of memory, or crash what reads them"
+        most = f"{_MOST_MEMORY / (1 << 30):g} GiB"
+        return f"they take more than {most} of memory, or crash what reads them"
     return f"their reader died (exit code {code})"
