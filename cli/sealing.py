@@ -18,7 +18,7 @@ from converter.lora import adapter_files
 from converter.quantization import Clip
 from converter.receipt import Origin
 from converter.reference import ReferenceConverter
-from converter.report import report
+from converter.report import source_bytes, tensor_groups, weights_bytes
 
 
 class Sealing:
@@ -125,11 +125,14 @@ def options_for_receipt(converter: ModelConverter, plan: Plan) -> dict[str, Any]
 
 def figures_for_receipt(converter: ModelConverter, plan: Plan) -> dict[str, Any]:
     """What a receipt says of the plan: neither the machine, nor what `inspect` says."""
-    figures = report(converter, plan, Path()).as_json()
-    left_out = (
-        "output", "output_exists", "disk_free_bytes", "threads", "memory_bytes", "signatures",
-    )  # fmt: skip
-    return {key: value for key, value in figures.items() if key not in left_out}
+    return {
+        "model": converter.name,
+        "family": plan.family.name,
+        "tensors": [asdict(group) for group in tensor_groups(plan.weights)],
+        "source_bytes": source_bytes(converter, plan),
+        "weights_bytes": weights_bytes(plan),
+        "output_bytes": plan.bundle.nbytes,
+    }
 
 
 def options_of_receipt(receipt: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from converter.tokenizer import HF_KIND, SENTENCEPIECE_KIND
 
 # What a conversion keeps in memory, in bytes, as peaks of whole processes were measured (Linux
 # x86-64, Python 3.11, tiny to 0.6B). Nothing of it follows the number of parameters.
-_BASE = 42_000_000  # the interpreter and the libraries that every conversion imports
+_BASE = 49_000_000  # the interpreter and the libraries that every conversion imports
 _PER_VALUE = 11  # of a thread's block: as stored 2, float32 4, reordered 4, packed 1
 _PER_FLATBUFFER_BYTE = 2  # its builder, and the result
 _PER_LAYER = 70_000  # of one signature: its tensors and operators as Python objects
@@ -75,7 +75,6 @@ class PlanReport:
 def report(converter: ModelConverter, plan: Plan, output: Path) -> PlanReport:
     """Describe what `converter.write(plan, output)` would do."""
     threads = converter.options.threads
-    tensors = converter.checkpoint.tensors
     return PlanReport(
         model=converter.name,
         family=plan.family.name,
@@ -86,10 +85,8 @@ def report(converter: ModelConverter, plan: Plan, output: Path) -> PlanReport:
         kv_cache_length=plan.cache_length,
         prefill_lengths=plan.prefill_lengths,
         signatures=summarise(memoryview(plan.model.flatbuffer)).signatures,
-        tensors=_groups(plan.weights),
-        source_bytes=sum(
-            tensors[name].nbytes for name in {weight.source.tensor for weight in plan.weights}
-        ),
+        tensors=tensor_groups(plan.weights),
+        source_bytes=source_bytes(converter, plan),
         weights_bytes=weights_bytes(plan),
         output_bytes=plan.bundle.nbytes,
         memory_bytes=_memory(plan, threads),
@@ -97,6 +94,12 @@ def report(converter: ModelConverter, plan: Plan, output: Path) -> PlanReport:
         disk_free_bytes=disk_free(output),
         threads=threads,
     )
+
+
+def source_bytes(converter: ModelConverter, plan: Plan) -> int:
+    """What is read of the checkpoint's tensors."""
+    tensors = converter.checkpoint.tensors
+    return sum(tensors[name].nbytes for name in {weight.source.tensor for weight in plan.weights})
 
 
 def weights_bytes(plan: Plan) -> int:
@@ -123,7 +126,7 @@ def disk_free(output: Path) -> int:
         raise OutputError(str(output), why, "choose another folder with --output-dir") from error
 
 
-def _groups(weights: Iterable[PlannedWeight]) -> list[TensorGroup]:
+def tensor_groups(weights: Iterable[PlannedWeight]) -> list[TensorGroup]:
     """The weights by kind and element type, in the order in which they first appear."""
     groups: dict[tuple[str, str], list[int]] = {}
     for weight in weights:
