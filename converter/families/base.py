@@ -71,7 +71,12 @@ NAMES: tuple[tuple[str, str, str], ...] = (
     ("head", "lm_head.weight", "output.weight"),
 )  # fmt: skip
 
-_MOST_LAYERS = 10_000  # a bound on what a damaged config can ask for
+# Bounds on what a damaged config can ask for.
+_MOST = {
+    "vocab_size": 1 << 24, "hidden_size": 1 << 20, "intermediate_size": 1 << 22,
+    "num_hidden_layers": 10_000, "num_attention_heads": 1 << 14, "num_key_value_heads": 1 << 14,
+    "head_dim": 1 << 16,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -179,12 +184,14 @@ class Family:
             SourceError: the numbers contradict each other.
             UnsupportedError: they make sense but are not supported.
         """
-        if self.num_hidden_layers > _MOST_LAYERS:
-            raise SourceError(
-                f"{self.name} config",
-                f"num_hidden_layers={self.num_hidden_layers} is more than any model has",
-                "check config.json",
-            )
+        for key, most in _MOST.items():
+            value = getattr(self, key)
+            if value is not None and value > most:
+                raise SourceError(
+                    f"{self.name} config",
+                    f"{key}={value} is more than any model has",
+                    "check config.json",
+                )
         if self.num_attention_heads % self.kv_heads:
             raise SourceError(
                 f"{self.name} config",

@@ -203,6 +203,7 @@ def test_what_would_change_the_numbers_is_refused_by_name(
         ({"hidden_size": "big"}, "hidden_size='big' is not a positive integer"),
         ({"num_hidden_layers": 0}, "num_hidden_layers=0 is not a positive integer"),
         ({"num_hidden_layers": 1 << 60}, "is more than any model has"),
+        ({"hidden_size": 1 << 60, "head_dim": None}, "is more than any model has"),
         ({"rms_norm_eps": True}, "rms_norm_eps=True is not a positive number"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings='no' is not a bool"),
         ({"vocab_size": None}, "has no vocab_size"),
