@@ -18,6 +18,7 @@ import platform
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +88,12 @@ def hash_parts(path: Path) -> list[dict[str, Any]]:
 def parts_of(path: Path) -> list[Part]:
     """Ranges that cover the whole file."""
     bundle = read_bundle(path)
-    starts = [("header", 0), *sorted(((s.kind, s.offset) for s in bundle.sections), key=_second)]
+    starts = [
+        ("header", 0),
+        *sorted(((s.kind, s.offset) for s in bundle.sections), key=itemgetter(1)),
+    ]
     ends = [offset for _, offset in starts[1:]] + [bundle.nbytes]
     return [Part(name, start, end - start) for (name, start), end in zip(starts, ends, strict=True)]
-
-
-def _second(pair: tuple[str, int]) -> int:
-    return pair[1]
 
 
 def versions() -> dict[str, str]:
@@ -280,6 +280,8 @@ def _wrong(receipt: Any) -> str | None:
         whole = isinstance(entry, dict) and all(type(entry.get(k)) is t for k, t in keys.items())
         if not whole or type(entry.get("blake3")) is not str:
             return "a list of files or parts is damaged"
+        if any(not 0 <= entry[key] < 1 << 63 for key, kind in keys.items() if kind is int):
+            return "a size or an offset is impossible"
     return None
 
 

@@ -116,7 +116,7 @@ def readers(work: Path) -> dict[str, Reader]:
         return found.metadata, found.model
 
     def template(data: bytes) -> object:
-        source = data.decode("utf-8")
+        source = data.decode("utf-8", "replace")  # it comes out of JSON, which is UTF-8
         # In a bounded copy of the process, as a conversion does it.
         return background.start(
             lambda: str(choose_template(source, family="x", bos_token="<s>", eos_token="</s>")), "x"
@@ -157,8 +157,6 @@ def fuzz(name: str, inputs: int, seed: int, keep: bool = False) -> Result:
                 result.accepted += 1
             except LiteRTLMError as error:
                 words = re.sub(r"\d+|'.*?'|\".*?\"", "#", error.why)[:60]
-            except UnicodeDecodeError:
-                words = "not UTF-8"  # what a template is read from has refused this before
             except BaseException as error:
                 words = f"{type(error).__name__}: {error}"[:200]
                 place = folder / f"failure-{len(result.failures)}"

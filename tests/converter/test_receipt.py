@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from cli.main import EXIT_FAILURE, EXIT_USAGE, main
 from converter import receipt
 from converter.errors import OutputError, SourceError
 from converter.receipt import differences, hash_parts, parts_of, pending_path, read_receipt
+from tests.hub_server import HubServer
 from tests.tiny_models import make_model, write_tokenizer
 
 
@@ -211,6 +213,7 @@ def test_a_damaged_receipt_is_refused(output: Path) -> None:
         return found
 
     paper = output.with_suffix(".json")
+    output.write_bytes(bytes(output.stat().st_size))  # so that the receipt alone says what is where
     for place in places({key: whole[key] for key in ("receipt", "output", "source")}):
         for value in (None, [], {}, "x", -1, 1 << 70):
             damaged = copy.deepcopy(whole)
@@ -221,6 +224,29 @@ def test_a_damaged_receipt_is_refused(output: Path) -> None:
             paper.write_text(json.dumps(damaged))
             with contextlib.suppress(SourceError):
                 differences(read_receipt(paper), output)
+
+
+def test_the_same_bytes_again_from_a_hub(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, and a file that was converted already; the commit of the receipt is asked for."""
+    monkeypatch.setenv("LITERT_LM_MODELS", str(tmp_path / "models"))
+    with HubServer(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        shutil.copytree(source, hub.root / "org" / "weights")
+        ready = ["--output-dir", str(hub.root / "org" / "ready"), "--quiet"]
+        assert main(["convert", str(source), *ready]) == 0
+        (hub.root / "org" / "ready" / "tiny.json").unlink()
+        for name in ("weights", "ready"):
+            assert main(["convert", f"org/{name}", "--quiet"]) == 0
+            output = tmp_path / "models" / "org" / name / f"{name}.litertlm"
+            found = said(output)
+            assert found["source"]["kind"] == "hub"
+            assert found["source"]["commit"] == hub.commit(f"org/{name}")
+            again = ["--output-dir", str(tmp_path / "again"), "--quiet"]
+            paper = str(output.with_suffix(".json"))
+            assert main(["convert", "--from-receipt", paper, *again]) == 0
+            assert (tmp_path / "again" / output.name).read_bytes() == output.read_bytes()
 
 
 def test_a_receipt_that_cannot_be_written(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
