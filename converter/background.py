@@ -9,9 +9,9 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar, cast
 
-from converter.errors import SourceError
+from converter.errors import LiteRTLMError, SourceError
 
 T = TypeVar("T")
 # Gemma's tokenizer, the largest that we know, is proved in 3 s and less than 1 GiB.
@@ -24,10 +24,10 @@ def start(function: Callable[[], T], what: str) -> Callable[[], T]:
 
     For work that holds Python's lock: threads would stand still beside it. And for work on what
     strangers wrote, a tokenizer and a template: it may take so much time and memory, and its death
-    in native code is an error of ours. The result must be picklable. An exception is not carried
-    over: the function then runs again in this process and raises here, with its own traceback. It
-    also runs here where a fork is not safe (macOS: system libraries may hold threads) or does not
-    exist.
+    in native code is an error of ours. The result must be picklable. An error of ours is raised
+    here as it is; for any other exception the function runs again in this process, and raises here
+    with its own traceback. It also runs here where a fork is not safe (macOS: system libraries may
+    hold threads) or does not exist.
 
     Args:
         what: named in the error.
@@ -46,6 +46,8 @@ def start(function: Callable[[], T], what: str) -> Callable[[], T]:
         _limit()
         try:
             sender.send(function())
+        except LiteRTLMError as error:  # not again where nothing is bounded
+            sender.send(_Refusal(type(error), (error.what, error.why, error.fix)))
         except MemoryError:
             os._exit(_OUT_OF_MEMORY)
         except BaseException:  # the parent finds the pipe closed
@@ -57,7 +59,7 @@ def start(function: Callable[[], T], what: str) -> Callable[[], T]:
 
     def result() -> T:
         try:
-            value: T = receiver.recv()
+            value = receiver.recv()
         except EOFError:
             process.join()
             # One that the system kills, for memory that others took, says nothing of the work.
@@ -71,9 +73,18 @@ def start(function: Callable[[], T], what: str) -> Callable[[], T]:
         finally:
             receiver.close()
             process.join()
-        return value
+        if isinstance(value, _Refusal):
+            raise value.kind(*value.parts)
+        return cast(T, value)
 
     return functools.cache(result)
+
+
+class _Refusal(NamedTuple):
+    """An error of ours on its way from the copy."""
+
+    kind: type[LiteRTLMError]
+    parts: tuple[str, str, str]
 
 
 def _limit() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from converter import background
-from converter.errors import SourceError
+from converter.errors import SourceError, UnsupportedError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it runs when asked for")
 
@@ -47,6 +47,17 @@ def test_a_failure_is_raised_here() -> None:
         result()
     assert caught.traceback[-1].name == "work"
     assert not multiprocessing.active_children()
+
+
+def test_an_error_of_ours_is_carried_over() -> None:
+    parent = os.getpid()
+
+    def work() -> None:
+        assert os.getpid() != parent, "it must not run here, where nothing is bounded"
+        raise UnsupportedError("this", "is refused", "try that")
+
+    with pytest.raises(UnsupportedError, match=r"^this, is refused, try that$"):
+        background.start(work, "it")()
 
 
 def test_a_result_that_cannot_be_sent() -> None:
