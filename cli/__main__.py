@@ -3,11 +3,24 @@
 import os
 import sys
 
-from cli.main import main
 
-# Nothing here multiplies with numpy's BLAS, whose idle threads spin and cost a start 0.1 s.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-code = main()
-sys.stderr.flush()
+def command() -> int:
+    """The command line, in the supervised process."""
+    # Nothing here multiplies with numpy's BLAS, whose idle threads spin and cost a start 0.1 s.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from cli.main import main  # here, as the supervisor needs none of it
+
+    return main()
+
+
+try:
+    from cli.supervisor import supervised
+
+    code = supervised(command)
+except KeyboardInterrupt:  # before anything has begun
+    print("error: interrupted, at your request, run it again", file=sys.stderr)
+    code = 130
+if sys.stderr is not None:
+    sys.stderr.flush()
 # The system takes memory back at once; the interpreter would take every object apart first.
 os._exit(code)

@@ -95,11 +95,10 @@ def main(args: argparse.Namespace) -> None:
 
 def _reference(args: argparse.Namespace, stack: ExitStack) -> Reference:
     """What says the source's logits; its files are gone when `stack` is left."""
-    import tempfile
-
     from cli.obtain import in_float, require_reference, source_checkpoint
+    from converter.scratch import scratch_folder
 
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="litert-lm-eval-")))
+    folder = stack.enter_context(scratch_folder("litert-lm-eval-"))
     if args.engine == "torch":
         from cli.progress import stage_progress
         from converter.reference import check_can_run, next_token_logits

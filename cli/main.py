@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cli import convert, eval, inspect, list, rm, run, verify
 from converter.errors import LiteRTLMError, OptionError
@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     debug = "--debug" in arguments
     try:
+        if hasattr(signal, "pthread_sigmask"):  # the supervisor blocks it until here
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         args = build_parser().parse_args(arguments)
         debug = args.debug  # argparse takes --deb, too
         with _endings():
@@ -76,6 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our stdout left; give the interpreter's last flush somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
+    except OSError as error:  # where nobody could say more: stdout on a full disk, for example
+        return _fail(
+            f"{error.filename or 'reading or writing'}, {error.strerror or error}, "
+            "check the disk and its permissions (--debug shows what was done)",
+            EXIT_FAILURE,
+            debug,
+        )
     except Exception as error:
         return _fail(
             f"unexpected {type(error).__name__}, {error}, "
@@ -98,10 +107,13 @@ class _Ended(BaseException):
 def _endings() -> Iterator[None]:
     """Let SIGTERM and SIGHUP unwind, as SIGINT does; what was ignored (nohup) stays so."""
 
+    before: dict[int, Any] = {}
+
     def end(number: int, _frame: FrameType | None) -> None:
+        for later in before:  # a closed terminal says it to every process, and so do supervisors
+            signal.signal(later, signal.SIG_IGN)
         raise _Ended(number)
 
-    before = {}
     for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
         number = getattr(signal, name, None)
         ours = threading.current_thread() is threading.main_thread()

@@ -71,14 +71,17 @@ def obtain(
     from cli.sealing import Sealing
 
     local, origin = _fetch(source, args, prefer_converted=not chosen, becomes=output)
+    adapter = None
     if "lora" in chosen:
-        chosen["lora"] = _fetch_adapter(chosen["lora"], args)
+        commit = None if expected is None else expected["options"]["adapter"].get("commit")
+        chosen["lora"], adapter = _fetch_adapter(chosen["lora"], args, commit)
+    sealing = Sealing(output, origin, adapter, expected)
     if local.suffix != ".litertlm":
-        _convert(local, source, output, chosen, args, Sealing(output, origin, expected))
+        _convert(local, source, output, chosen, args, sealing)
     elif chosen:
         raise _converted_already(args.model)
     else:
-        _adopt(local, output, Sealing(output, origin, expected))
+        _adopt(local, output, sealing)
     return output
 
 
@@ -218,13 +221,16 @@ def _with_adapter(source: Source, chosen: dict[str, Any]) -> Source:
     return replace(source, name=f"{source.name}-{adapter}")
 
 
-def _fetch_adapter(text: str, args: argparse.Namespace) -> Path:
-    """The folder of an adapter, downloaded where it is remote."""
+def _fetch_adapter(
+    text: str, args: argparse.Namespace, revision: str | None
+) -> tuple[Path, Origin]:
+    """The folder of an adapter, downloaded where it is remote; and where it is from."""
+    from converter.receipt import Origin
     from converter.sources import models_dir, parse_adapter
 
     path, repo_id = parse_adapter(text)
     if path is not None:
-        return path
+        return path, Origin("folder", str(path.absolute()))
     from converter.checkpoint.hub import download
 
     assert repo_id is not None
@@ -233,14 +239,16 @@ def _fetch_adapter(text: str, args: argparse.Namespace) -> Path:
         _say(args, "Adapter not found locally. Downloading...")
 
     folder = models_dir().joinpath(*repo_id.split("/"), "adapter")
-    return download(
+    fetched = download(
         repo_id,
         folder,
+        revision=revision,
         quiet=args.quiet,
         is_adapter=True,
         offline=args.offline,
         announce=announce,
-    ).path
+    )
+    return fetched.path, Origin("hub", repo_id, commit=fetched.commit)
 
 
 def _converted_already(model: str) -> OptionError:

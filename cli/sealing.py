@@ -12,6 +12,7 @@ from typing import Any
 from converter import receipt
 from converter.atomic_file import Seal
 from converter.base import ModelConverter, Plan
+from converter.checkpoint.files import check_states, file_states
 from converter.errors import OutputError, SourceError
 from converter.graph.kv_cache import Target
 from converter.lora import adapter_files
@@ -28,9 +29,16 @@ class Sealing:
         OutputError, SourceError: see `converter.receipt`.
     """
 
-    def __init__(self, output: Path, origin: Origin, expected: dict[str, Any] | None) -> None:
+    def __init__(
+        self,
+        output: Path,
+        origin: Origin,
+        adapter: Origin | None,
+        expected: dict[str, Any] | None,
+    ) -> None:
         self._writer = receipt.ReceiptWriter(output)
-        self._output, self._origin, self._expected = output, origin, expected
+        self._output, self._expected = output, expected
+        self._origin, self._adapter = origin, adapter
 
     def check_sources(self, files: Sequence[Path]) -> None:
         """Before the work: whether these are the files that the receipt names."""
@@ -52,13 +60,17 @@ class Sealing:
         """What is called with the complete file of a conversion; the sources are checked now."""
         adapter = converter.options.lora
         files = [*converter.checkpoint.files, *(adapter_files(adapter) if adapter else ())]
+        before = file_states(files)
         self.check_sources(files)
 
         def seal(finished: Path) -> Callable[[], None]:
+            def check_unchanged() -> None:  # hashed as it was read
+                converter.checkpoint.check_unchanged()
+                check_states(before)  # those that are not kept open, too
+
             figures = figures_for_receipt(converter, plan)
-            named = self.seal(finished, files, options_for_receipt(converter, plan), figures)
-            converter.checkpoint.check_unchanged()  # hashed as it was read
-            return named
+            options = options_for_receipt(converter, plan, self._adapter)
+            return self.seal(finished, files, options, figures, check_unchanged)
 
         return seal
 
@@ -68,8 +80,13 @@ class Sealing:
         files: Sequence[Path],
         options: dict[str, Any] | None,
         plan: dict[str, Any] | None,
+        check_unchanged: Callable[[], None] = lambda: None,
     ) -> Callable[[], None]:
-        """Of an output that is complete but has no name yet: what must be there before it has."""
+        """Of an output that is complete but has no name yet: what must be there before it has.
+
+        Args:
+            check_unchanged: raises where what was hashed is not what was read.
+        """
         with ThreadPoolExecutor(1) as beside:
             sources = beside.submit(receipt.hash_files, files)
             parts = receipt.hash_parts(finished)
@@ -96,6 +113,7 @@ class Sealing:
                     f"written with {before}; here is {found['versions']}",
                     "use these versions, or convert without --from-receipt",
                 )
+        check_unchanged()
         self._writer.prepare(found)
         return self._writer.finish
 
@@ -109,9 +127,10 @@ class Sealing:
             raise
 
 
-def options_for_receipt(converter: ModelConverter, plan: Plan) -> dict[str, Any]:
+def options_for_receipt(
+    converter: ModelConverter, plan: Plan, adapter: Origin | None
+) -> dict[str, Any]:
     """What a receipt says of the options: what they came to, defaults included."""
-    adapter = converter.options.lora
     return {
         "quantize": plan.quantization.name,
         "clip": converter.options.clip.value,
@@ -119,7 +138,7 @@ def options_for_receipt(converter: ModelConverter, plan: Plan) -> dict[str, Any]
         "cache_length": plan.cache_length,
         "target": converter.options.target.value,
         "engine": "torch" if isinstance(converter, ReferenceConverter) else "direct",
-        "adapter": None if adapter is None else {"model": str(adapter.absolute())},
+        "adapter": None if adapter is None else asdict(adapter),
     }
 
 

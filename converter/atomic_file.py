@@ -72,11 +72,11 @@ class AtomicFile:
     def _open(self) -> int:
         """The unfinished file, locked."""
         while True:
-            fd = os.open(unfinished(self.target), _CREATE, 0o600)
+            fd = os.open(unfinished(self.target), _CREATE, 0o666)  # less the umask
             try:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
                     raise OSError(errno.EEXIST, f"{unfinished(self.target)} is no file")
-                if not _lock(fd):
+                if not lock(fd):
                     raise OutputError(
                         str(self.target),
                         "another conversion is writing it",
@@ -149,9 +149,6 @@ class AtomicFile:
         try:
             self._end_sync()
             os.fsync(self._fd)
-            umask = os.umask(0)
-            os.umask(umask)
-            self._temporary.chmod(0o666 & ~umask)  # it was private
             if fcntl is None:  # Windows renames no open file
                 os.close(self._fd)
             self._temporary.replace(self.target)
@@ -220,7 +217,7 @@ def sweep(target: Path) -> bool:
     except OSError:
         return True
     try:
-        if not _lock(fd):
+        if not lock(fd):
             return False
         with contextlib.suppress(OSError):
             unfinished(target).unlink()
@@ -229,7 +226,7 @@ def sweep(target: Path) -> bool:
         os.close(fd)
 
 
-def _lock(fd: int) -> bool:
+def lock(fd: int) -> bool:
     """Lock a file until it is closed, by its process's death too; False where it is locked."""
     if fcntl is None:
         return True

@@ -35,8 +35,9 @@ def start(function: Callable[[], T], what: str) -> Callable[[], T]:
     Raises (from what is returned):
         SourceError: it took too long or too much, or died.
     """
+    guarded = functools.partial(_without_panics, function, what)
     if sys.platform != "linux":
-        return functools.cache(function)
+        return functools.cache(guarded)
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
@@ -45,7 +46,7 @@ def start(function: Callable[[], T], what: str) -> Callable[[], T]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what native code says when it dies
         _limit()
         try:
-            sender.send(function())
+            sender.send(guarded())
         except LiteRTLMError as error:  # not again where nothing is bounded
             sender.send(_Refusal(type(error), (error.what, error.why, error.fix)))
         except MemoryError:
@@ -66,7 +67,7 @@ def start(function: Callable[[], T], what: str) -> Callable[[], T]:
             if process.exitcode not in (0, -signal.SIGKILL):
                 assert process.exitcode is not None
                 raise SourceError(what, _why(process.exitcode), "do not use these files") from None
-            value = function()
+            value = guarded()
         except BaseException:  # an interrupt
             process.kill()
             raise
@@ -78,6 +79,17 @@ def start(function: Callable[[], T], what: str) -> Callable[[], T]:
         return cast(T, value)
 
     return functools.cache(result)
+
+
+def _without_panics(function: Callable[[], T], what: str) -> T:
+    """`function()`; a panic of the Rust code behind it, which is no Exception, as an error."""
+    try:
+        return function()
+    except (Exception, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as panic:
+        why = f"their reader gave up ({panic})"
+        raise SourceError(what, why, "do not use these files") from panic
 
 
 class _Refusal(NamedTuple):

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.atomic_file import AtomicFile, sweep
+from converter.checkpoint.files import is_plain_name
 from converter.errors import OutputError, SourceError
 from converter.inspection import read_bundle
 from converter.version import __version__
@@ -270,6 +271,8 @@ def _wrong(receipt: Any) -> str | None:
     ):  # fmt: skip
         if not isinstance(receipt.get(group), dict) or type(receipt[group].get(key)) is not kind:
             return f"{group} has no {key}"
+    if not is_plain_name(receipt["output"]["name"]):  # it will be a file's
+        return "the output's name is not a plain one"
     if not isinstance(receipt.get("options"), dict | None):
         return "options are no object"
     wanted: Iterable[tuple[Any, dict[str, type]]] = [

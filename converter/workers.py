@@ -18,7 +18,12 @@ class Workers:
 
     def __init__(self, threads: int) -> None:
         self._threads = [threading.Thread(target=self._work) for _ in range(threads)]
-        self._changed = threading.Condition()
+        # Interrupts come to the thread that calls `do`. Inside Condition's own methods, which are
+        # Python's, they would leave a lock taken: that thread takes locks themselves, and waits
+        # for one.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._done = threading.Lock()  # taken until no urgent task is left
         self._urgent: deque[Task] = deque()
         self._others: deque[Task] = deque()
         self._awaited = 0  # urgent tasks that are not done
@@ -42,17 +47,20 @@ class Workers:
 
     def do(self, tasks: Iterable[Task]) -> None:
         """Do these next, and return when all are done."""
-        with self._changed:
+        with self._lock:
             before = len(self._urgent)
             self._urgent.extend(tasks)
             self._awaited += len(self._urgent) - before
+            self._done = threading.Lock()
+            if self._awaited and not self._error:
+                self._done.acquire()
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._awaited or self._error)
+        self._done.acquire()
         self._check()
 
     def do_later(self, tasks: Iterable[Task]) -> None:
         """Do these when there is time."""
-        with self._changed:
+        with self._lock:
             self._others.extend(tasks)
             self._changed.notify_all()
 
@@ -70,7 +78,7 @@ class Workers:
 
     def _next(self) -> Task | None:
         """Something to do; None at the end."""
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._urgent or self._others or self._ended)
             if self._urgent:
                 return self._counted(self._urgent.popleft())
@@ -79,21 +87,26 @@ class Workers:
     def _counted(self, task: Task) -> Task:
         def counted() -> None:
             task()
-            with self._changed:
+            with self._lock:
                 self._awaited -= 1
-                self._changed.notify_all()
+                if not self._awaited:
+                    self._wake()
 
         return counted
 
     def _fail(self, error: BaseException) -> None:
-        with self._changed:
+        with self._lock:
             self._error = self._error or error
             self._urgent.clear()
             self._others.clear()
-            self._changed.notify_all()
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._done.locked():
+            self._done.release()
 
     def _join(self) -> None:
-        with self._changed:
+        with self._lock:
             self._ended = True
             self._changed.notify_all()
         for thread in self._threads:

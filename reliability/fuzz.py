@@ -30,9 +30,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from benchmarks.measure import commit, guarded, machine
+from benchmarks.measure import guarded
 from converter.errors import LiteRTLMError
-from converter.version import __version__
+from reliability.trials import conclude
 
 CORPUS = Path(__file__).resolve().parent.parent / "tests" / "reliability" / "corpus"
 _LONGEST_SECONDS, _MOST_MEMORY = 10, 2 << 30
@@ -269,21 +269,16 @@ def main() -> None:
         for failure in found.failures[:5]:
             print(f"  {failure}")
     failures = sum(len(found.failures) for found in results.values())
-    document = {
-        "reliability": "fuzz",
-        "litert_lm_cli": __version__,
-        "commit": commit(),
-        "machine": machine("numpy", "tokenizers", "jinja2", "minijinja"),
-        "seed": args.seed,
-        "inputs": sum(found.inputs for found in results.values()),
-        "failures": failures,
-        "readers": {
+    conclude(
+        "fuzz",
+        ["numpy", "tokenizers", "jinja2", "minijinja"],
+        failures,
+        seed=args.seed,
+        inputs=sum(found.inputs for found in results.values()),
+        readers={
             name: vars(found) | {"failures": len(found.failures)} for name, found in results.items()
         },
-    }
-    print(json.dumps(document))
-    if failures:
-        raise SystemExit(1)
+    )
 
 
 if __name__ == "__main__":

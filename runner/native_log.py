@@ -15,11 +15,16 @@ import tempfile
 from types import TracebackType
 from typing import IO, TextIO
 
+# Holds the descriptor of a file for the log, which cli.supervisor reads after a crash.
+_VARIABLE = "LITERT_LM_LOG"
 _STDERR = 2
 _GLOG_PREFIX = re.compile(r"^[IWEF]\d{4} [^\]]*\] ")
 _SOURCE_PLACE = re.compile(r":?\s*ERROR: \[[^\]]*\]")
 _HOLLOW = re.compile(r"^Failed to [a-z ]+: [A-Z_]+$")  # it failed, and that is all
-_NO_REASON = re.compile(r"^(INFO: |WARNING: |===|third_party/|@ +0x|0x[0-9a-f]+ |[IW]\d{4} |$)")
+_NO_REASON = re.compile(
+    r"^(INFO: |WARNING: |===|third_party/|@ +0x|0x[0-9a-f]+ |[IW]\d{4} |thread '.*' panicked at |"
+    r"fatal runtime error: failed to initiate panic|$)"
+)
 
 
 class NativeLog:
@@ -38,7 +43,7 @@ class NativeLog:
     def __enter__(self) -> NativeLog:
         if not self._hidden:
             return self
-        self._file = tempfile.TemporaryFile()
+        self._file = _open_log()
         self._real = os.dup(_STDERR)
         if _writes_to_stderr(sys.stderr):
             sys.stderr.flush()
@@ -98,6 +103,19 @@ def find_reason(log: str) -> str | None:
         if text and not (reason and _HOLLOW.match(text)):
             reason = text
     return reason
+
+
+def _open_log() -> IO[bytes]:
+    fd = int(os.environ.get(_VARIABLE, -1))
+    try:  # another program may have inherited the variable, but not the file
+        is_ours = os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:litert-lm-log")
+    except OSError:
+        is_ours = False
+    if not is_ours:
+        return tempfile.TemporaryFile()
+    os.ftruncate(fd, 0)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return open(fd, "w+b", closefd=False)
 
 
 def _writes_to_stderr(stream: TextIO | None) -> bool:

@@ -7,6 +7,7 @@ Content-Length and Range, and the hub's error codes. Faults are attributes that 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -217,8 +218,9 @@ class _Handler(BaseHTTPRequestHandler):
         if body:
             content = content if cut is None else content[:cut]
             size, pause = self.hub.trickle or (max(1, len(content)), 0)
-            for start in range(0, len(content), size):
-                self.wfile.write(content[start : start + size])
-                time.sleep(pause)
+            with contextlib.suppress(BrokenPipeError):  # whoever asked was killed
+                for start in range(0, len(content), size):
+                    self.wfile.write(content[start : start + size])
+                    time.sleep(pause)
         if cut is not None:
             self.close_connection = True

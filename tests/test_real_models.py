@@ -6,6 +6,7 @@ that nothing of ours stands on both sides.
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -60,15 +62,19 @@ def greedy(bundle: Path, prompt: str, count: int) -> str:
 
 def expected(gguf: Path, prompt: str, count: int) -> str:
     """transformers' continuation in float32, without the token that ends it."""
+    import gguf as gguf_library
     import torch
     from transformers import AutoModelForCausalLM
 
     settle_torch()
     with open_checkpoint(gguf) as checkpoint:
         tokenizer = load_tokenizer(checkpoint)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    )
+    # transformers makes the same map of names for every module, which takes most of its time.
+    made_once = functools.cache(gguf_library.get_tensor_name_map)
+    with mock.patch.object(gguf_library, "get_tensor_name_map", made_once):
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
     start = [tokenizer.bos_token_id] if tokenizer.adds_bos else []
     ids = [*start, *tokenizer.encode(prompt)]
     with torch.no_grad():

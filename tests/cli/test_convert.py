@@ -1011,8 +1011,9 @@ def test_no_network(
         "error: org/none, http://127.0.0.1:9 cannot be reached, run this again later; "
         "without it, local folders, .gguf files and what is in models/ still work\n",
     )
-    assert not list(models.rglob("*.litertlm"))
+    assert not list(models.rglob("*"))
     # What was converted before is used without it.
+    (models / "org" / "none").mkdir(parents=True)
     (models / "org" / "none" / "none.litertlm").touch()
     path = models / "org" / "none" / "none.litertlm"
     assert converted(capsys, "org/none") == (path, KEPT.format(path))

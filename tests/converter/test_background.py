@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -57,6 +58,22 @@ def test_an_error_of_ours_is_carried_over() -> None:
         raise UnsupportedError("this", "is refused", "try that")
 
     with pytest.raises(UnsupportedError, match=r"^this, is refused, try that$"):
+        background.start(work, "it")()
+
+
+class _PanicError(BaseException):
+    """As Rust's comes to Python: no Exception."""
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_a_panic_is_an_error(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+
+    def work() -> None:
+        raise _PanicError("byte index 4 is out of bounds")
+
+    why = "their reader gave up (byte index 4 is out of bounds)"
+    with pytest.raises(SourceError, match=f"^it, {re.escape(why)}, do not use these files$"):
         background.start(work, "it")()
 
 

@@ -17,25 +17,7 @@ from converter.errors import LiteRTLMError, SourceError, UnsupportedError
 from converter.inspection import read_bundle
 from runner.interpreter import GraphRunner
 from tests.converter.test_base import write_llama_gguf
-from tests.tiny_models import make_checkpoint, text_logits
-
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-def make_adapter(model: Any, folder: Path, **options: Any) -> Any:
-    """Give a model an adapter with random numbers, save it, and return peft's merged model."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    settings = {"r": 4, "lora_alpha": 6, "target_modules": TARGETS, **options}
-    adapted = get_peft_model(model, LoraConfig(**settings))
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in adapted.named_parameters():
-        if "lora_" in name:
-            values = torch.randn(parameter.shape, generator=generator)
-            parameter.data = values * 0.2
-    adapted.save_pretrained(folder)
-    return adapted.merge_and_unload()
+from tests.tiny_models import make_adapter, make_checkpoint, text_logits
 
 
 def convert(checkpoint: Path, adapter: Path, output: Path, **options: Any) -> Path:

@@ -17,7 +17,7 @@ from converter import receipt
 from converter.errors import OutputError, SourceError
 from converter.receipt import differences, hash_parts, parts_of, pending_path, read_receipt
 from tests.hub_server import HubServer
-from tests.tiny_models import make_model, write_tokenizer
+from tests.tiny_models import make_adapter, make_model, write_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +150,28 @@ def test_other_bytes_than_those_of_the_receipt_are_not_kept(
     assert not again.exists()
 
 
+def test_a_side_file_that_changes_meanwhile(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It was read long before it is hashed."""
+    edited = Path(shutil.copytree(source, tmp_path / "source"))
+    hash_parts = receipt.hash_parts
+
+    def edit(path: Path) -> list[dict[str, Any]]:
+        with (edited / "tokenizer_config.json").open("a") as file:
+            file.write(" ")
+        return hash_parts(path)
+
+    monkeypatch.setattr(receipt, "hash_parts", edit)
+    out = tmp_path / "out"
+    assert main(["convert", str(edited), "--output-dir", str(out), "--quiet"]) == EXIT_FAILURE
+    assert "tokenizer_config.json, it changed while it was read" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_the_receipt_decides_alone(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paper = str(output.with_suffix(".json"))
     for option in (["--quantize", "fp16"], ["--clip", "max"], ["--dry-run"], ["--revision", "x"]):
@@ -197,6 +219,20 @@ def test_what_is_no_receipt_is_refused(output: Path, content: bytes) -> None:
     paper.write_bytes(content)
     for arguments in (["verify", str(output)], ["convert", "--from-receipt", str(paper)]):
         assert main(arguments) == EXIT_FAILURE
+
+
+@pytest.mark.parametrize("name", ["../up", "/tmp/away", "a/b", "C:x", "..", "", "a\nb"])
+def test_a_receipt_names_no_other_folder(
+    output: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = said(output)
+    found["output"]["name"] = name
+    paper = tmp_path / "stranger.json"
+    paper.write_text(json.dumps(found))
+    arguments = ["--output-dir", str(tmp_path / "below"), "--quiet"]
+    assert main(["convert", "--from-receipt", str(paper), *arguments]) == EXIT_FAILURE
+    assert "the output's name is not a plain one" in capsys.readouterr().err
+    assert not (tmp_path / "below").exists()
 
 
 def test_a_damaged_receipt_is_refused(output: Path) -> None:
@@ -247,6 +283,34 @@ def test_the_same_bytes_again_from_a_hub(
             paper = str(output.with_suffix(".json"))
             assert main(["convert", "--from-receipt", paper, *again]) == 0
             assert (tmp_path / "again" / output.name).read_bytes() == output.read_bytes()
+
+
+@pytest.mark.parametrize("on_hub", [True, False])
+def test_the_same_bytes_again_with_an_adapter(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_hub: bool
+) -> None:
+    monkeypatch.setenv("LITERT_LM_MODELS", str(tmp_path / "models"))
+    with HubServer(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        published = hub.root / "org" / "adapter"
+        make_adapter(make_model("llama"), published, target_modules=["q_proj"])
+        adapter = "org/adapter" if on_hub else str(published)
+        options = ["--quiet", "--output-dir", str(tmp_path / "out")]
+        assert main(["convert", str(source), "--lora", adapter, *options]) == 0
+        output = tmp_path / "out" / "tiny-adapter.litertlm"
+        found = said(output)["options"]["adapter"]
+        assert found["model"] == adapter
+        assert found["commit"] == (hub.commit("org/adapter") if on_hub else None)
+        names = [entry["name"] for entry in said(output)["source"]["files"]]
+        assert names[-2:] == ["adapter_config.json", "adapter_model.safetensors"]
+        options[-1] = str(tmp_path / "again")
+        paper = str(output.with_suffix(".json"))
+        assert main(["convert", "--from-receipt", paper, *options]) == 0
+        assert (tmp_path / "again" / output.name).read_bytes() == output.read_bytes()
+
+        make_adapter(make_model("llama"), published, target_modules=["v_proj"])
+        shutil.rmtree(tmp_path / "models", ignore_errors=True)
+        assert main(["convert", "--from-receipt", paper, "--force", *options]) == EXIT_FAILURE
 
 
 def test_a_receipt_that_cannot_be_written(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +84,38 @@ def test_an_error_beside_the_work_ends_it() -> None:
         work()
     assert done == []
     assert threading.active_count() <= before + 1  # the timer may be there still
+
+
+_INTERRUPTED = """
+import random, signal
+from converter.workers import Workers
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, interrupt)
+interrupted = 0
+for _ in range(600):
+    try:
+        with Workers(2) as workers:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00002, 0.004))
+            for _ in range(1000):
+                workers.do([lambda: None] * 3)
+                workers.do_later([lambda: None])
+    except KeyboardInterrupt:
+        interrupted += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+print(interrupted > 500)  # Python drops one that comes while it frees an object
+"""
+
+
+def test_an_interrupt_at_any_moment_leaves_no_lock_taken() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,  # else it waits for ever
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n")

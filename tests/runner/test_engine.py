@@ -441,6 +441,8 @@ def test_a_template_that_fails(qwen3_bundle: Path, tmp_path: Path) -> None:
         ("E0000 00:00:1.6    77 a.cc:5] Failed to create engine: UNKNOWN: ERROR: [b.cc:1]\n",
          "Failed to create engine: UNKNOWN"),
         ("terminate called\n", "terminate called"),
+        ("thread '<unnamed>' (7) panicked at a/lib.rs:26:50:\nno such regex\n"
+         "fatal runtime error: failed to initiate panic, error 5, aborting\n", "no such regex"),
     ],
 )  # fmt: skip
 def test_finds_the_reason_in_a_log(log: str, reason: str | None) -> None:

@@ -365,6 +365,13 @@ def test_gated_model(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert download("org/m", tmp_path / "out", quiet=True).kind == "safetensors"
 
 
+def test_a_model_that_does_not_exist_leaves_no_folder(hub: HubServer, tmp_path: Path) -> None:
+    target = tmp_path / "models" / "org" / "nothing" / "checkpoint"
+    with pytest.raises(SourceError, match="there is no such model"):
+        download("org/nothing", target, quiet=True)
+    assert not (tmp_path / "models").exists()
+
+
 def test_a_model_that_does_not_exist_has_near_names(hub: HubServer, tmp_path: Path) -> None:
     for name in ("Qwen3-0.6B", "Qwen3-0.6B-Base", "Qwen3-30B-A3B", "Other"):
         publish(hub, f"Qwen/{name}", model())

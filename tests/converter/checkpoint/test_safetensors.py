@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -199,6 +200,24 @@ def test_a_file_that_is_written_again(model: Path) -> None:
         os.utime(path, ns=(1, 1))
         with pytest.raises(SourceError, match="changed while it was read"):
             checkpoint.read_rows("x", 0, 1)
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+def test_a_file_that_is_replaced_or_removed(model: Path, replacement: bool) -> None:
+    """Its bytes are still to be read, but the receipt is of what has its name."""
+    path = model / "model.safetensors"
+    save_file({"x": np.zeros((4, 4), np.float32)}, path)
+    status = path.stat()
+    with open_folder(model) as checkpoint:
+        if replacement:
+            shutil.copy(path, model / "other")
+            os.utime(model / "other", ns=(status.st_atime_ns, status.st_mtime_ns))
+            os.replace(model / "other", path)
+        else:
+            path.unlink()
+        why = "changed while it was read" if replacement else "no such file"
+        with pytest.raises(SourceError, match=why):
+            checkpoint.check_unchanged()
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
