@@ -143,11 +143,12 @@ def settle(output: Path) -> None:
     pending = pending_path(output)
     if not sweep(output) or not sweep(pending) or not pending.is_file():
         return
-    with contextlib.suppress(SourceError, OSError):
-        receipt = read_receipt(pending)
-        if output.is_file() and differences(receipt, output) == []:
+    with contextlib.suppress(SourceError, OSError):  # the disk fails: it waits for the next run
+        is_its = output.is_file() and _is_receipt(pending)
+        if is_its and not differences(read_receipt(pending), output):
             os.replace(pending, receipt_path(output))
-    pending.unlink(missing_ok=True)
+        else:
+            pending.unlink()
 
 
 def add_check(output: Path, found: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import itertools
 import os
 import random
 import resource
@@ -268,11 +269,13 @@ def _of_disk(trial: Trial, library: Path) -> Iterator[tuple[str, tuple[Trial, Fa
     """System calls that fail from some moment on, and a clock that cannot be trusted."""
 
     def failing(below: Path, kind: str, number: int, calls: int) -> Fault:
+        firsts = itertools.cycle(random.sample(range(1, calls + 1), calls))  # each in its turn
+
         def fault() -> subprocess.Popen[Any]:
             environment = {
                 "LD_PRELOAD": str(library),
                 "FAULT_BELOW": str(below),
-                kind: str(random.randint(1, calls)),
+                kind: str(next(firsts)),
                 "FAULT_ERRNO": str(number),
             }
             return _start(trial, environment=environment)
@@ -280,15 +283,11 @@ def _of_disk(trial: Trial, library: Path) -> Iterator[tuple[str, tuple[Trial, Fa
         return fault
 
     source = Path(trial.source)
-    yield "read error", (trial, failing(source, "FAULT_READ", errno.EIO, 20))
-    yield "write error", (trial, failing(trial.out, "FAULT_WRITE", errno.EIO, 45))
-    yield (
-        "no space from some write on",
-        (
-            trial,
-            failing(trial.out, "FAULT_WRITE", errno.ENOSPC, 45),
-        ),
-    )
+    # An undisturbed conversion makes 10 such reads and 35 or more writes.
+    yield "read error", (trial, failing(source, "FAULT_READ", errno.EIO, 11))
+    yield "write error", (trial, failing(trial.out, "FAULT_WRITE", errno.EIO, 38))
+    no_space = failing(trial.out, "FAULT_WRITE", errno.ENOSPC, 38)
+    yield "no space from some write on", (trial, no_space)
 
     def jump() -> subprocess.Popen[Any]:
         environment = {"LD_PRELOAD": str(library), "FAULT_CLOCK": "1"}

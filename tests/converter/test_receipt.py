@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,29 @@ def test_a_run_that_was_stopped_between_the_two_names(output: Path) -> None:
         receipt.settle(output)
         assert paper.read_bytes() == right
         assert not waiting.exists()
+
+
+def test_a_disk_that_fails_between_the_two_names(
+    source: Path, output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The new output has its name, and its receipt cannot be given one: it waits for the next."""
+    output.with_suffix(".json").write_text(json.dumps(said(output) | {"check": {"older": True}}))
+    replace = os.replace
+
+    def failing(old: Path, new: Path) -> None:
+        if Path(new).suffix == ".json":
+            raise OSError(28, "No space left on device")
+        replace(old, new)
+
+    arguments = ["convert", str(source), "--output-dir", str(output.parent), "--force", "--quiet"]
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", failing)
+        assert main(arguments) == EXIT_FAILURE
+        assert "No space left on device" in capsys.readouterr().err
+        assert pending_path(output).is_file()
+    assert main(["verify", str(output)]) == 0
+    assert said(output)["check"] is None
+    assert not pending_path(output).exists()
 
 
 @pytest.mark.parametrize(
