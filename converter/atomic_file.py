@@ -76,7 +76,7 @@ class AtomicFile:
             try:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
                     raise OSError(errno.EEXIST, f"{unfinished(self.target)} is no file")
-                if not lock(fd):
+                if lock(fd) is False:
                     raise OutputError(
                         str(self.target),
                         "another conversion is writing it",
@@ -217,7 +217,7 @@ def sweep(target: Path) -> bool:
     except OSError:
         return True
     try:
-        if not lock(fd):
+        if lock(fd) is False:
             return False
         with contextlib.suppress(OSError):
             unfinished(target).unlink()
@@ -226,16 +226,20 @@ def sweep(target: Path) -> bool:
         os.close(fd)
 
 
-def lock(fd: int) -> bool:
-    """Lock a file until it is closed, by its process's death too; False where it is locked."""
+def lock(fd: int) -> bool | None:
+    """Lock a file until it is closed, by its process's death too.
+
+    Returns:
+        False where it is locked, None where there are no locks (Windows, some file systems).
+    """
     if fcntl is None:
-        return True
+        return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks
-        return True
+    except OSError:
+        return None
     return True
 
 

@@ -19,7 +19,7 @@ def scratch_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
     """A new private folder in `parent` (default: the system's temporary one) while it is used.
 
     It is locked by its process. What a killed one left is not: the next call with the same prefix
-    and parent removes it.
+    and parent removes it. Where there are no locks, nobody can know, and it stays.
 
     Raises:
         OSError: it cannot be made.
@@ -45,7 +45,7 @@ def _make_locked(prefix: str, place: Path) -> tuple[Path, int | None]:
         # Another process may have swept it before the lock was ours.
         with contextlib.suppress(FileNotFoundError):
             fd = os.open(folder, _OPEN)
-            if lock(fd) and folder.exists():
+            if lock(fd) is not False and folder.exists():
                 return folder, fd
             os.close(fd)
 
@@ -55,7 +55,7 @@ def _sweep(folder: Path) -> None:
     with contextlib.suppress(OSError):
         fd = os.open(folder, _OPEN)
         try:
-            if lock(fd):
+            if lock(fd):  # not where there are none: somebody may use it
                 shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(fd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -56,6 +57,18 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
         assert used.exists()
     with scratch_folder("work-", tmp_path) as folder:
         assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_where_there_are_no_locks_nobody_s_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_fd: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    with scratch_folder("work-", tmp_path) as folder, scratch_folder("work-", tmp_path) as other:
+        assert sorted(tmp_path.iterdir()) == sorted((folder, other))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_link_of_that_name_is_left_alone(tmp_path: Path) -> None:
