@@ -7,10 +7,10 @@ Content-Length and Range, and the hub's error codes. Faults are attributes that 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -61,7 +61,7 @@ class HubServer:
         self.files_at: str | None = None
         self.seen: list[Seen] = []
         handler = type("Handler", (_Handler,), {"hub": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = _Server(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
 
@@ -95,6 +95,12 @@ class HubServer:
 
     def listed(self, repo_id: str) -> list[Path]:
         return sorted(path for path in (self.root / repo_id).rglob("*") if path.is_file())
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # whoever asked may be killed
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -218,9 +224,8 @@ class _Handler(BaseHTTPRequestHandler):
         if body:
             content = content if cut is None else content[:cut]
             size, pause = self.hub.trickle or (max(1, len(content)), 0)
-            with contextlib.suppress(BrokenPipeError):  # whoever asked was killed
-                for start in range(0, len(content), size):
-                    self.wfile.write(content[start : start + size])
-                    time.sleep(pause)
+            for start in range(0, len(content), size):
+                self.wfile.write(content[start : start + size])
+                time.sleep(pause)
         if cut is not None:
             self.close_connection = True
