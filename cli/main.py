@@ -106,7 +106,9 @@ class _Ended(BaseException):
 @contextmanager
 def _endings() -> Iterator[None]:
     """Let SIGTERM and SIGHUP unwind, as SIGINT does; what was ignored (nohup) stays so."""
-
+    if threading.current_thread() is not threading.main_thread():  # others hear no signals
+        yield
+        return
     before: dict[int, Any] = {}
 
     def end(number: int, _frame: FrameType | None) -> None:
@@ -116,14 +118,47 @@ def _endings() -> Iterator[None]:
 
     for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
         number = getattr(signal, name, None)
-        ours = threading.current_thread() is threading.main_thread()
-        if ours and number is not None and signal.getsignal(number) == signal.SIG_DFL:
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
             before[number] = signal.signal(number, end)
     try:
-        yield
+        with _raised_again():
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _raised_again() -> Iterator[None]:
+    """Raise once more, a moment later, what a signal raised where Python drops exceptions.
+
+    Callbacks are such places: of a weak reference (imports have some), or of a fork.
+    """
+    report = sys.unraisablehook
+
+    lost: BaseException = KeyboardInterrupt()
+
+    def hear(dropped: Any) -> None:
+        nonlocal lost
+        if isinstance(dropped.exc_value, KeyboardInterrupt | _Ended):
+            lost = dropped.exc_value
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        else:
+            report(dropped)
+
+    def raise_again(_number: int, _frame: FrameType | None) -> None:
+        raise lost
+
+    if not hasattr(signal, "setitimer"):  # Windows
+        yield
+        return
+    sys.unraisablehook, alarm = hear, signal.signal(signal.SIGALRM, raise_again)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = report
+        signal.signal(signal.SIGALRM, alarm)
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

@@ -277,3 +277,32 @@ def test_a_closed_stdout_is_no_error(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+_DROPPED = """
+import signal, sys, time, weakref
+from cli import list, main
+def work(_):
+    class Thing: pass
+    thing = Thing()
+    number = getattr(signal, sys.argv[1])
+    called = weakref.ref(thing, lambda _: signal.raise_signal(number))
+    del thing  # Python drops what the callback raises
+    time.sleep(30)
+list.main = work
+sys.exit(main.main(["list"]))
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_where_python_drops_exceptions(name: str, code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _DROPPED, name],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == code
+    assert re.fullmatch("error: interrupted, .*, run it again\n", done.stderr)
