@@ -134,8 +134,10 @@ def _raised_again() -> Iterator[None]:
 
     Callbacks are such places: of a weak reference (imports have some), or of a fork.
     """
+    if not hasattr(signal, "setitimer"):  # Windows
+        yield
+        return
     report = sys.unraisablehook
-
     lost: BaseException = KeyboardInterrupt()
 
     def hear(dropped: Any) -> None:
@@ -149,9 +151,6 @@ def _raised_again() -> Iterator[None]:
     def raise_again(_number: int, _frame: FrameType | None) -> None:
         raise lost
 
-    if not hasattr(signal, "setitimer"):  # Windows
-        yield
-        return
     sys.unraisablehook, alarm = hear, signal.signal(signal.SIGALRM, raise_again)
     try:
         yield

@@ -8,10 +8,10 @@ from reliability.stress import measure
 
 
 def test_conversions_at_once_leave_nothing(tmp_path: Path) -> None:
-    found = measure(tmp_path, tiny=20, real=0)
+    found = measure(tmp_path, tiny=28, real=0)
     assert set(found) == {"tiny, processes", "tiny, one process"}
     for result in found.values():
-        assert result.conversions == 20
+        assert result.conversions == 28
         assert (result.failed, result.other_bytes, result.left_behind) == (0, 0, [])
     # Only of its own process, as others use this machine, and without what tests hold open.
     alone = found["tiny, one process"]
