@@ -165,6 +165,8 @@ def options_of_receipt(receipt: dict[str, Any]) -> dict[str, Any]:
         return {}
     try:
         lengths = tuple(int(length) for length in said["prefill_lengths"])
+        if min(lengths, default=0) < 1:
+            raise ValueError(f"{lengths} are no lengths")
         chosen = {
             "quantize": str(said["quantize"]),
             "clip": Clip(said["clip"]),

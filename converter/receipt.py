@@ -276,6 +276,11 @@ def _wrong(receipt: Any) -> str | None:
         return "the output's name is not a plain one"
     if not isinstance(receipt.get("options"), dict | None):
         return "options are no object"
+    for origin in (receipt["source"], (receipt.get("options") or {}).get("adapter")):
+        if isinstance(origin, dict) and not all(
+            isinstance(origin.get(key), str | None) for key in ("commit", "file")
+        ):
+            return "a commit or a file's name is no text"
     wanted: Iterable[tuple[Any, dict[str, type]]] = [
         *((part, {"name": str, "offset": int, "size": int}) for part in receipt["output"]["parts"]),
         *((file, {"name": str, "size": int}) for file in receipt["source"]["files"]),

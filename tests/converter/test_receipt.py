@@ -286,6 +286,37 @@ def test_a_damaged_receipt_is_refused(output: Path) -> None:
                 differences(read_receipt(paper), output)
 
 
+@pytest.mark.parametrize("value", [5, ["main"], {}, False])
+def test_an_origin_that_is_no_text_is_refused(
+    output: Path, value: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter, commit, file = said(output), said(output), said(output)
+    adapter["options"]["adapter"] = {"model": "org/adapter", "commit": value}
+    commit["source"] |= {"kind": "hub", "model": "org/model", "commit": value}
+    file["source"] |= {"kind": "hub", "model": "org/model", "file": value}
+    paper = output.with_name("stranger.json")
+    for damaged in (adapter, commit, file):
+        paper.write_text(json.dumps(damaged))
+        assert main(["convert", "--from-receipt", str(paper), "--force", "--quiet"]) == EXIT_FAILURE
+        assert "a commit or a file's name is no text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("prefill_lengths", [-1]), ("prefill_lengths", []), ("prefill_lengths", 5), ("clip", {}),
+     ("target", []), ("cache_length", None), ("adapter", "x")],
+)  # fmt: skip
+def test_damaged_options_are_refused(
+    output: Path, option: str, value: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = said(output)
+    damaged["options"][option] = value
+    paper = output.with_name("stranger.json")
+    paper.write_text(json.dumps(damaged))
+    assert main(["convert", "--from-receipt", str(paper), "--force", "--quiet"]) == EXIT_FAILURE
+    assert "its options are damaged" in capsys.readouterr().err
+
+
 def test_the_same_bytes_again_from_a_hub(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
