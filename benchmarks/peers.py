@@ -16,8 +16,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from converter import reference
 from converter.errors import EngineError
+from converter.torch import reference
 
 # Its names for int8 per channel and for int4 in blocks of 32, activations quantised on the fly.
 LITERT_TORCH_INT8, LITERT_TORCH_INT4 = "dynamic_wi8_afp32", "dynamic_wi4b32_afp32"

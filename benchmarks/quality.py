@@ -28,8 +28,8 @@ from benchmarks import peers
 from benchmarks.engine import THREADS
 from benchmarks.measure import Run, commit, guarded, in_turn, machine, note, run
 from benchmarks.run import CACHE_LENGTH, LITERT_TORCH_LADDER, MODELS, best, engine_runs
-from converter.quantization import SCHEMES
 from converter.version import __version__
+from converter.weights.quantization import SCHEMES
 from runner.engine import Model
 from runner.evaluation import (
     TEXT,

@@ -26,12 +26,13 @@ from gguf.quants import dequantize, quantize
 from benchmarks.measure import commit, guarded, machine, note, run
 from benchmarks.run import MODELS
 from benchmarks.sources import name_of
-from converter.atomic_file import AtomicFile
-from converter.base import ConvertOptions, ModelConverter
-from converter.calibration import TOKENS
+from converter.base import ModelConverter
 from converter.checkpoint.safetensors import open_folder
-from converter.quantization import INT4_BLOCK32, INT8, Clip
+from converter.options import ConvertOptions
+from converter.output.atomic_file import AtomicFile
 from converter.version import __version__
+from converter.weights.calibration import TOKENS
+from converter.weights.quantization import INT4_BLOCK32, INT8, Clip
 from runner.evaluation import TEXT
 
 _SCORED, _OTHER_TEXT = slice(0, 384), slice(1500, 2300)  # tokens

@@ -34,7 +34,7 @@ from benchmarks.engine import THREADS
 from benchmarks.measure import Run, commit, guarded, in_turn, machine, note, run
 from benchmarks.run_report import tables
 from benchmarks.sources import GEMMA3_270M, SMOLLM2_135M
-from converter.base import DEFAULT_CACHE_LENGTH
+from converter.options import DEFAULT_CACHE_LENGTH
 from converter.registry import family_of
 from converter.version import __version__
 from tests.conftest import real_model

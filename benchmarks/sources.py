@@ -27,9 +27,9 @@ from benchmarks.checkpoints import SHAPES, make_checkpoint
 from converter.checkpoint.gguf import GGUFCheckpoint, open_gguf
 from converter.checkpoint.safetensors import open_folder
 from converter.families.base import Family
-from converter.gguf_tokenizer import rebuild_tokenizer
 from converter.registry import family_of
-from converter.stream import halves_from_pairs
+from converter.text.gguf_tokenizer import rebuild_tokenizer
+from converter.weights.stream import halves_from_pairs
 from tests.conftest import real_model
 
 # What Hugging Face's config.json says of this model; a GGUF says less.

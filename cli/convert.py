@@ -229,27 +229,6 @@ def _lines(report: PlanReport, force: bool) -> list[str]:
     return [printable(line) for line in lines]
 
 
-def prefill_lengths(text: str) -> tuple[int, ...]:
-    """`256` -> the ladder up to 256 and 256 itself; `32,100` -> exactly these.
-
-    Raises:
-        OptionError: not positive integers, or one of them twice.
-    """
-    from converter.base import PREFILL_LADDER
-
-    try:
-        numbers = [_positive(part) for part in text.split(",")]
-    except argparse.ArgumentTypeError as error:
-        raise OptionError(
-            f"--prefill-seq-len {text}", str(error), "give one length or a comma list, like 64,256"
-        ) from error
-    if "," not in text:
-        return tuple(sorted({*(n for n in PREFILL_LADDER if n < numbers[0]), numbers[0]}))
-    if len(set(numbers)) < len(numbers):
-        raise OptionError(f"--prefill-seq-len {text}", "names a length twice", "name each once")
-    return tuple(sorted(numbers))
-
-
 def _positive(text: str) -> int:
     try:
         value = int(text)

@@ -96,12 +96,12 @@ def main(args: argparse.Namespace) -> None:
 def _reference(args: argparse.Namespace, stack: ExitStack) -> Reference:
     """What says the source's logits; its files are gone when `stack` is left."""
     from cli.obtain import in_float, require_reference, source_checkpoint
-    from converter.scratch import scratch_folder
+    from converter.output.scratch import scratch_folder
 
     folder = stack.enter_context(scratch_folder("litert-lm-eval-"))
     if args.engine == "torch":
         from cli.progress import stage_progress
-        from converter.reference import check_can_run, next_token_logits
+        from converter.torch.reference import check_can_run, next_token_logits
 
         require_reference(args)
         checkpoint = stack.enter_context(source_checkpoint(args.against, args))
@@ -113,7 +113,7 @@ def _reference(args: argparse.Namespace, stack: ExitStack) -> Reference:
 
         return by_transformers
 
-    from converter.inspection import read_bundle
+    from converter.litertlm.inspection import read_bundle
     from runner.evaluation import graph_logits
 
     bundle = in_float(args.against, folder, args)

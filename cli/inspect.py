@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from converter.inspection import Bundle, SignatureSummary
+    from converter.litertlm.inspection import Bundle, SignatureSummary
 
 
 # What a target means, below its line.
@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from converter.inspection import read_bundle
+    from converter.litertlm.inspection import read_bundle
 
     bundle = read_bundle(args.file)
     if args.json:

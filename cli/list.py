@@ -19,10 +19,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     from cli.inspect import printable, size
+    from converter.checkpoint.model_store import freed_bytes, stored_models
+    from converter.checkpoint.sources import list_models, models_dir
     from converter.errors import SourceError
-    from converter.inspection import read_bundle
-    from converter.model_store import freed_bytes, stored_models
-    from converter.sources import list_models, models_dir
+    from converter.litertlm.inspection import read_bundle
 
     folder = models_dir()
     downloaded = {

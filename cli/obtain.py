@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from cli.sealing import Sealing
     from converter.base import ModelConverter, Plan
     from converter.checkpoint.base import Checkpoint
+    from converter.checkpoint.sources import Source
     from converter.receipt import Origin
     from converter.report import PlanReport
-    from converter.sources import Source
 
 # More than what stands beside a network in the file takes: tokenizer, template and metadata.
 _TEXT_ROOM = 1 << 28
@@ -41,8 +41,8 @@ def obtain(
     Raises:
         LiteRTLMError: see `converter.errors`.
     """
+    from converter.checkpoint.sources import models_dir, parse_model
     from converter.receipt import settle
-    from converter.sources import models_dir, parse_model
 
     expected: dict[str, Any] | None = getattr(args, "receipt", None)
     if expected is None:
@@ -95,8 +95,8 @@ def preview(args: argparse.Namespace, output_dir: Path | None = None) -> PlanRep
     Raises:
         LiteRTLMError: see `converter.errors`.
     """
+    from converter.checkpoint.sources import models_dir, parse_model
     from converter.report import report
-    from converter.sources import models_dir, parse_model
 
     chosen = _chosen_options(args)
     if "engine" in chosen:
@@ -123,7 +123,7 @@ def require_reference(args: argparse.Namespace) -> None:
     Raises:
         LiteRTLMError: it is not installed, and nobody said yes.
     """
-    from converter import reference
+    from converter.torch import reference
 
     if reference.is_installed():
         return
@@ -152,7 +152,7 @@ def in_float(model: str, folder: Path, args: argparse.Namespace) -> Path:
     Raises:
         LiteRTLMError: see `converter.errors`.
     """
-    from converter.sources import models_dir, parse_model
+    from converter.checkpoint.sources import models_dir, parse_model
 
     source = parse_model(model, models_dir())
     local, _ = _fetch(source, args, prefer_converted=False)
@@ -173,7 +173,7 @@ def source_checkpoint(model: str, args: argparse.Namespace) -> Iterator[Checkpoi
     Raises:
         LiteRTLMError: see `converter.errors`.
     """
-    from converter.sources import models_dir, parse_model
+    from converter.checkpoint.sources import models_dir, parse_model
 
     local, _ = _fetch(parse_model(model, models_dir()), args, prefer_converted=False)
     if local.suffix.lower() == ".litertlm":
@@ -189,23 +189,23 @@ def _chosen_options(args: argparse.Namespace) -> dict[str, Any]:
     """
     chosen: dict[str, Any] = {}
     if args.quantize is not None:
-        from converter.quantization import parse_quantization
+        from converter.weights.quantization import parse_quantization
 
         chosen["quantize"] = parse_quantization(args.quantize).name
     if args.clip is not None:
-        from converter.quantization import Clip
+        from converter.weights.quantization import Clip
 
         chosen["clip"] = Clip(args.clip)
     if args.lora is not None:
         chosen["lora"] = args.lora
     if args.prefill_seq_len is not None:
-        from cli.convert import prefill_lengths
+        from converter.options import parse_prefill_lengths
 
-        chosen["prefill_lengths"] = prefill_lengths(args.prefill_seq_len)
+        chosen["prefill_lengths"] = parse_prefill_lengths(args.prefill_seq_len)
     if args.kv_cache_max_len is not None:
         chosen["cache_length"] = args.kv_cache_max_len
     if args.target is not None:
-        from converter.graph.kv_cache import Target
+        from converter.tflite.kv_cache import Target
 
         chosen["target"] = Target(args.target)
     if args.engine == "torch":
@@ -225,8 +225,8 @@ def _fetch_adapter(
     text: str, args: argparse.Namespace, revision: str | None
 ) -> tuple[Path, Origin]:
     """The folder of an adapter, downloaded where it is remote; and where it is from."""
+    from converter.checkpoint.sources import models_dir, parse_adapter
     from converter.receipt import Origin
-    from converter.sources import models_dir, parse_adapter
 
     path, repo_id = parse_adapter(text)
     if path is not None:
@@ -335,8 +335,8 @@ def _fetched_before(source: Source, args: argparse.Namespace, prefer_converted: 
 
 def _adopt(file: Path, output: Path, sealing: Sealing) -> None:
     """Give a downloaded bundle its place, without a second copy where the file system can."""
-    from converter.atomic_file import link_or_copy
-    from converter.inspection import read_bundle
+    from converter.litertlm.inspection import read_bundle
+    from converter.output.atomic_file import link_or_copy
 
     read_bundle(file)  # a damaged one is refused before it is taken for a model
     sealing.check_sources([file])
@@ -353,8 +353,8 @@ def _convert(
     sealing: Sealing | None = None,
 ) -> None:
     from cli.progress import byte_progress, stage_progress
-    from converter.graph.kv_cache import Target
     from converter.report import weights_bytes
+    from converter.tflite.kv_cache import Target
 
     if getattr(args, "backend", "cpu") == "gpu" or "engine" in chosen:
         chosen = {"target": Target.GPU, **chosen}
@@ -389,7 +389,8 @@ def _planned(
     tell: Callable[[str], None] = lambda _: None,
 ) -> Iterator[tuple[ModelConverter, Plan]]:
     """The converter of an open checkpoint, and its plan; `tell` is told the stages of slow ones."""
-    from converter.base import ConvertOptions, ModelConverter
+    from converter.base import ModelConverter
+    from converter.options import ConvertOptions
 
     if source.kind == "demo":
         # So small a model that int8 activations change what it says (CONVERSION_STATUS.md).
@@ -397,7 +398,7 @@ def _planned(
     options = ConvertOptions(**{key: chosen[key] for key in chosen if key != "engine"})
     with open_checkpoint(local) as checkpoint:
         if "engine" in chosen:
-            from converter.reference import ReferenceConverter
+            from converter.torch.reference import ReferenceConverter
 
             converter: ModelConverter = ReferenceConverter(checkpoint, source.name, options, tell)
         else:

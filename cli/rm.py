@@ -26,9 +26,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     from cli.inspect import printable, size
+    from converter.checkpoint.model_store import find_model, freed_bytes, remove
+    from converter.checkpoint.sources import models_dir
     from converter.errors import OptionError
-    from converter.model_store import find_model, freed_bytes, remove
-    from converter.sources import models_dir
 
     model = find_model(args.model, models_dir())
     paths = [path for path in model.parts if not args.keep_checkpoint or path != model.checkpoint]

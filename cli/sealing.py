@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from converter import receipt
-from converter.atomic_file import Seal
 from converter.base import ModelConverter, Plan
 from converter.checkpoint.files import check_states, file_states
 from converter.errors import OutputError, SourceError
-from converter.graph.kv_cache import Target
-from converter.lora import adapter_files
-from converter.quantization import Clip
+from converter.output.atomic_file import Seal
 from converter.receipt import Origin
-from converter.reference import ReferenceConverter
 from converter.report import source_bytes, tensor_groups, weights_bytes
+from converter.tflite.kv_cache import Target
+from converter.torch.reference import ReferenceConverter
+from converter.weights.lora import adapter_files
+from converter.weights.quantization import Clip
 
 
 class Sealing:

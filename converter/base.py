@@ -10,14 +10,15 @@ of weights per thread, whatever the size of the model.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from converter import background
-from converter.atomic_file import AtomicFile, Seal
-from converter.bundle import (
+from converter.checkpoint.base import Checkpoint
+from converter.decoder import DecoderSpec
+from converter.errors import OptionError, SourceError
+from converter.families.base import Family, WeightSource
+from converter.litertlm.bundle import (
     FIRST_SECTION,
     BundleLayout,
     Section,
@@ -25,55 +26,23 @@ from converter.bundle import (
     lay_out,
     tokenizer_section,
 )
-from converter.checkpoint.base import Checkpoint
-from converter.decoder import DecoderSpec
-from converter.errors import OptionError, SourceError
-from converter.families.base import Family, WeightSource
-from converter.graph.decoder_graph import build_decoder
-from converter.graph.kv_cache import CacheShape, Target, cache_shape
-from converter.graph.tflite_writer import Layout, write
-from converter.lora import open_adapter
-from converter.metadata import LlmMetadataResult, build_llm_metadata
-from converter.quantization import (
-    DEFAULT_SCHEME,
-    Clip,
+from converter.litertlm.metadata import LlmMetadataResult, build_llm_metadata
+from converter.options import DEFAULT_CACHE_LENGTH, ConvertOptions
+from converter.output.atomic_file import AtomicFile, Seal
+from converter.registry import family_of
+from converter.text import background
+from converter.text.tokenizer import load_tokenizer
+from converter.tflite.decoder_graph import build_decoder
+from converter.tflite.kv_cache import CacheShape, cache_shape
+from converter.tflite.writer import Layout, write
+from converter.version import __version__
+from converter.weights.lora import open_adapter
+from converter.weights.quantization import (
     Quantization,
     parse_quantization,
     part_of,
 )
-from converter.registry import family_of
-from converter.stream import PlannedWeight, Progress, WeightStream
-from converter.tokenizer import load_tokenizer
-from converter.version import __version__
-
-# The engine takes the longest that fits into what is left of a prompt, again and again, and pads
-# the last: with no rung between 8 and 64, 62 tokens were eight calls.
-PREFILL_LADDER = (8, 16, 32, 64, 128, 256, 512, 1024)
-DEFAULT_CACHE_LENGTH = 1280
-
-
-@dataclass(frozen=True)
-class ConvertOptions:
-    """What the user may choose.
-
-    Attributes:
-        quantize: name of a scheme, and rules for parts (`parse_quantization`).
-        clip: how the scales of int4 blocks are chosen.
-        prefill_lengths: tokens per prefill signature, ascending.
-        cache_length: slots in the KV cache; None for the default, or the model's own limit where
-            that is lower.
-        target: what the graph is made for.
-        lora: folder of a LoRA adapter to merge.
-        threads: workers that stream weights; the result does not depend on it.
-    """
-
-    quantize: str = DEFAULT_SCHEME
-    clip: Clip = Clip.MSE
-    prefill_lengths: Sequence[int] = PREFILL_LADDER
-    cache_length: int | None = None
-    target: Target = Target.CPU
-    lora: Path | None = None
-    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+from converter.weights.stream import PlannedWeight, Progress, WeightStream
 
 
 @dataclass(frozen=True)
@@ -158,7 +127,7 @@ class ModelConverter:
         """Carry out a plan: the file appears under its name when it is complete.
 
         Args:
-            seal: see `converter.atomic_file`.
+            seal: see `converter.output.atomic_file`.
         """
         with AtomicFile(output) as file:
             self.package(plan, file, self.stream(plan, file, progress))

@@ -22,10 +22,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from converter.atomic_file import AtomicFile, sweep
 from converter.checkpoint.files import is_plain_name
 from converter.errors import OutputError, SourceError
-from converter.inspection import read_bundle
+from converter.litertlm.inspection import read_bundle
+from converter.output.atomic_file import AtomicFile, sweep
 from converter.version import __version__
 
 FORMAT = 1

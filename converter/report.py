@@ -12,9 +12,10 @@ from typing import Any
 
 from converter.base import ModelConverter, Plan
 from converter.errors import OutputError
-from converter.inspection import SignatureSummary, summarise
-from converter.stream import BLOCK_VALUES, PlannedWeight
-from converter.tokenizer import HF_KIND, SENTENCEPIECE_KIND
+from converter.litertlm.inspection import SignatureSummary, summarise
+from converter.text.bundle_tokenizer import SENTENCEPIECE_KIND
+from converter.text.tokenizer_json import HF_KIND
+from converter.weights.stream import BLOCK_VALUES, PlannedWeight
 
 # What a conversion keeps in memory, in bytes, as peaks of whole processes were measured (Linux
 # x86-64, Python 3.11, tiny to 0.6B). Nothing of it follows the number of parameters.

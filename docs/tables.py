@@ -11,8 +11,8 @@ import re
 from pathlib import Path
 
 from cli.main import build_parser
-from converter.quantization import DEFAULT_SCHEME, SCHEMES
 from converter.registry import FAMILIES
+from converter.weights.quantization import DEFAULT_SCHEME, SCHEMES
 
 PAGE = Path(__file__).resolve().parent.parent / "README_MODELS.md"
 

@@ -89,14 +89,14 @@ class Result:
 
 def readers(work: Path) -> dict[str, Reader]:
     """All readers; those that open files do so in `work`."""
-    from converter import background
-    from converter.chat_template import choose_template
     from converter.checkpoint import gguf_header, safetensors
     from converter.checkpoint.files import PositionedFile
-    from converter.inspection import read_bundle
+    from converter.litertlm.inspection import read_bundle
     from converter.receipt import read_receipt
     from converter.registry import family_of
-    from converter.tokenizer_json import load_tokenizer_json
+    from converter.text import background
+    from converter.text.chat_template import choose_template
+    from converter.text.tokenizer_json import load_tokenizer_json
 
     def from_file(read: Callable[[Path], object]) -> Callable[[bytes], object]:
         path = work / "input"

@@ -29,8 +29,9 @@ from typing import NamedTuple
 
 from benchmarks.measure import guarded, note
 from cli.obtain import open_checkpoint
-from converter.base import ConvertOptions, ModelConverter
+from converter.base import ModelConverter
 from converter.errors import LiteRTLMError
+from converter.options import ConvertOptions
 from reliability.trials import command, conclude, digest, start
 from tests.conftest import real_model
 from tests.tiny_models import make_model, write_tokenizer

@@ -9,12 +9,10 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
-from converter.errors import OptionError
-
-if TYPE_CHECKING:
-    from runner.engine import Model
+from converter.errors import EngineError, OptionError
 
 Finish = Literal["stop", "length", "context", "cancelled"]
 
@@ -42,6 +40,21 @@ class Statistics:
     first_token_seconds: float
 
 
+class LoadedModel(Protocol):
+    """What a conversation needs of `runner.engine.Model`, which makes it."""
+
+    path: Path
+    engine: Any
+    benchmark: bool
+
+    @property
+    def context_length(self) -> int | None: ...
+
+    def tokenize(self, text: str) -> list[int]: ...
+
+    def failure(self, what: str, error: Exception) -> EngineError: ...
+
+
 class Conversation:
     """Turns with one model; made by `Model.conversation` and `Model.completion`.
 
@@ -56,7 +69,7 @@ class Conversation:
 
     def __init__(
         self,
-        model: Model,
+        model: LoadedModel,
         settings: dict[str, Any],
         sampler: Any,
         max_tokens: int | None,

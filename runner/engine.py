@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from converter.errors import EngineError, OptionError
-from converter.inspection import Bundle, read_bundle
+from converter.litertlm.inspection import Bundle, read_bundle
 from runner.conversation import Conversation, uninterrupted
 from runner.native_log import NativeLog
 from runner.packed_weights import packed_weights_folder

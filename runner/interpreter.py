@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from converter.inspection import read_bundle
+from converter.litertlm.inspection import read_bundle
 
 
 class GraphRunner:

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from converter.scratch import scratch_folder
+from converter.output.scratch import scratch_folder
 
 NO_CACHE = ":nocache"  # the engine's word for it
 _PREFIX = ".litert-lm-weights-"

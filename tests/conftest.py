@@ -173,7 +173,8 @@ def gemma3_tokenizer() -> Path:
 def _convert(source: Path, output: Path, scheme: str) -> Path:
     """Convert a GGUF or a folder with the default options."""
     from cli.obtain import open_checkpoint
-    from converter.base import ConvertOptions, ModelConverter
+    from converter.base import ModelConverter
+    from converter.options import ConvertOptions
 
     with open_checkpoint(source) as checkpoint:
         ModelConverter(checkpoint, output.stem, ConvertOptions(quantize=scheme)).convert(output)
@@ -225,7 +226,7 @@ def qwen3_bundle(qwen3_tokenizer: Path, bundles: Path) -> Path:
 @pytest.fixture(scope="session")
 def reference_environment() -> None:
     """What `./setup --reference` makes."""
-    from converter import reference
+    from converter.torch import reference
 
     if not reference.is_installed():
         reference.install()

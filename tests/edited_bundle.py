@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from converter.bundle import Section, lay_out
-from converter.inspection import read_bundle
+from converter.litertlm.bundle import Section, lay_out
+from converter.litertlm.inspection import read_bundle
 
 
 def edited_bundle(source: Path, target: Path, edit: Callable[[Any], None]) -> Path:

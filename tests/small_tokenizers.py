@@ -10,7 +10,8 @@ from gguf import GGUFWriter
 
 from converter.checkpoint.base import Checkpoint
 from converter.checkpoint.gguf import open_gguf
-from converter.tokenizer import BundleTokenizer, load_tokenizer
+from converter.text.bundle_tokenizer import BundleTokenizer
+from converter.text.tokenizer import load_tokenizer
 
 GEMMA_SPECIAL = [
     "<start_of_turn>user\nHi 1<end_of_turn>\n<start_of_turn>model\n",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from converter.base import Plan
-from converter.graph.tflite import DType
-from converter.stream import PlannedWeight
+from converter.tflite.graph import DType
+from converter.weights.stream import PlannedWeight
 
 _FLOATS = {DType.FLOAT16: np.float16, DType.FLOAT32: np.float32}
 

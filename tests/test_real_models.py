@@ -19,11 +19,12 @@ from unittest import mock
 import pytest
 
 from cli.obtain import open_checkpoint
-from converter.base import ConvertOptions, ModelConverter
-from converter.graph.kv_cache import Target
-from converter.inspection import read_bundle
-from converter.quantization import SCHEMES
-from converter.tokenizer import load_tokenizer
+from converter.base import ModelConverter
+from converter.litertlm.inspection import read_bundle
+from converter.options import ConvertOptions
+from converter.text.tokenizer import load_tokenizer
+from converter.tflite.kv_cache import Target
+from converter.weights.quantization import SCHEMES
 from runner.engine import Model
 from runner.evaluation import TEXT, measure_perplexity
 from tests.tiny_models import settle_torch

@@ -14,9 +14,9 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter.atomic_file import AtomicFile
 from converter.errors import OutputError, SourceError
-from converter.scratch import scratch_folder
+from converter.output.atomic_file import AtomicFile
+from converter.output.scratch import scratch_folder
 
 
 @dataclass(frozen=True)

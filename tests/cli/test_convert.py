@@ -19,14 +19,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cli.convert import prefill_lengths
 from cli.inspect import size
 from cli.main import main
 from converter.checkpoint.demo import DEMO
+from converter.checkpoint.sources import DEMO_ID
 from converter.errors import OptionError
-from converter.inspection import read_bundle
-from converter.quantization import SCHEMES
-from converter.sources import DEMO_ID
+from converter.litertlm.inspection import read_bundle
+from converter.options import parse_prefill_lengths
+from converter.weights.quantization import SCHEMES
 from tests.gguf_files import write_gguf
 from tests.hub_server import HubServer
 from tests.tiny_models import make_checkpoint
@@ -164,10 +164,10 @@ def test_schemes_and_lengths(llama: Path, capsys: pytest.CaptureFixture[str], sc
 )
 def test_prefill_lengths(text: str, lengths: tuple[int, ...] | None) -> None:
     if lengths is not None:
-        assert prefill_lengths(text) == lengths
+        assert parse_prefill_lengths(text) == lengths
         return
     with pytest.raises(OptionError):
-        prefill_lengths(text)
+        parse_prefill_lengths(text)
 
 
 def test_an_existing_output_is_kept_unless_forced(
@@ -797,7 +797,7 @@ def test_too_little_disk_is_seen_before_the_first_byte(
     out = tmp_path / "a" / "b"
     with_free_disk(monkeypatch, needed - 1)
     monkeypatch.setattr(
-        "converter.atomic_file.AtomicFile.__init__", lambda *_: pytest.fail("opened")
+        "converter.output.atomic_file.AtomicFile.__init__", lambda *_: pytest.fail("opened")
     )
     assert refused(capsys, tmp_path, llama, "--output-dir", out) == (
         f"{out}/llama.litertlm, needs {size(needed)} of disk, {size(needed - 1)} are free, "

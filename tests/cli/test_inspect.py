@@ -11,8 +11,9 @@ import pytest
 from cli.inspect import size
 from cli.main import main
 from cli.obtain import open_checkpoint
-from converter.base import ConvertOptions, ModelConverter
-from converter.inspection import read_bundle
+from converter.base import ModelConverter
+from converter.litertlm.inspection import read_bundle
+from converter.options import ConvertOptions
 from tests.edited_bundle import edited_bundle
 from tests.tiny_models import make_checkpoint
 

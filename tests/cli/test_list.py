@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cli.main import main
-from converter.bundle import Section, lay_out
+from converter.litertlm.bundle import Section, lay_out
 
 
 @pytest.fixture

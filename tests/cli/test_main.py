@@ -15,8 +15,8 @@ from cli import convert, inspect
 from cli.main import main
 from converter.errors import EngineError, LiteRTLMError, OptionError, OutputError, SourceError
 from converter.errors import UnsupportedError as Unsupported
-from converter.quantization import SCHEMES
 from converter.version import __version__
+from converter.weights.quantization import SCHEMES
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("run", "convert", "eval", "inspect", "list", "rm", "verify")
@@ -239,7 +239,7 @@ def test_a_reader_that_leaves(tmp_path: Path) -> None:
 
 
 def models_with_one(folder: Path) -> Path:
-    from converter.bundle import Section, lay_out
+    from converter.litertlm.bundle import Section, lay_out
 
     layout = lay_out([Section("GenericBinaryData", 1, {})], {})
     (folder / "local" / "m").mkdir(parents=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cli.main import build_parser, main
-from converter.inspection import read_bundle
+from converter.litertlm.inspection import read_bundle
 from tests.edited_bundle import always_thinks, edited_bundle
 from tests.tiny_models import make_checkpoint
 

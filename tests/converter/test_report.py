@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from cli.obtain import open_checkpoint
-from converter.base import ConvertOptions, ModelConverter
+from converter.base import ModelConverter
 from converter.checkpoint.base import Checkpoint
 from converter.errors import OutputError
-from converter.inspection import read_bundle
-from converter.quantization import SCHEMES
+from converter.litertlm.inspection import read_bundle
+from converter.options import ConvertOptions
 from converter.report import PlanReport, disk_free, report, weights_bytes
+from converter.weights.quantization import SCHEMES
 from tests.tiny_models import TINY_CONFIGS, make_checkpoint
 
 ROOT = Path(__file__).parents[2]

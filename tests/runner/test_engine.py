@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from cli.obtain import open_checkpoint
-from converter.base import ConvertOptions, ModelConverter
+from converter.base import ModelConverter
 from converter.errors import EngineError, OptionError, SourceError
-from converter.graph.kv_cache import Target
+from converter.options import ConvertOptions
+from converter.tflite.kv_cache import Target
 from runner.conversation import Conversation
 from runner.engine import Model, Sampling
 from runner.native_log import find_reason
@@ -397,7 +398,7 @@ def test_a_truncated_bundle_is_refused(qwen3_bundle: Path, tmp_path: Path) -> No
 
 
 def test_the_engines_reason_is_in_the_error(qwen3_bundle: Path, tmp_path: Path) -> None:
-    from converter.inspection import read_bundle
+    from converter.litertlm.inspection import read_bundle
 
     section = read_bundle(qwen3_bundle).section("TFLiteModel")
     assert section is not None

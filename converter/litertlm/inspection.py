@@ -1,0 +1,270 @@
+"""Reads `.litertlm` files, ours or anybody's: sections, metadata, signatures.
+
+The file is hostile input: whatever is wrong with it ends in a `SourceError`.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from converter.errors import SourceError
+
+_MAX_HEADER = 1 << 24
+_MIN_WEIGHT = 64  # bytes; smaller constants are shapes and axes
+
+
+@dataclass(frozen=True)
+class SectionInfo:
+    """One section: its type, place and size in bytes, and its key-value pairs."""
+
+    kind: str
+    offset: int
+    nbytes: int
+    items: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TensorSummary:
+    """A signature's input or output."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class SignatureSummary:
+    """A signature of the TFLite model."""
+
+    name: str
+    inputs: list[TensorSummary]
+    outputs: list[TensorSummary]
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """The TFLite model: its signatures, and the bytes of its weights by element type."""
+
+    signatures: list[SignatureSummary] = field(default_factory=list)
+    weight_bytes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A parsed `.litertlm` file."""
+
+    path: Path
+    nbytes: int
+    version: str
+    system: dict[str, Any]
+    sections: list[SectionInfo]
+
+    def section(self, kind: str) -> SectionInfo | None:
+        """The first section of a type, or None."""
+        return next((section for section in self.sections if section.kind == kind), None)
+
+    @cached_property
+    def metadata(self) -> Any:
+        """The LlmMetadata message; an empty one where the file has none.
+
+        Raises:
+            SourceError: it cannot be parsed.
+        """
+        from google.protobuf.message import DecodeError
+
+        from converter.litertlm.schemas import llm_metadata_pb2
+
+        message = llm_metadata_pb2.LlmMetadata()
+        section = self.section("LlmMetadataProto")
+        if section is not None:
+            with self.path.open("rb") as file:
+                file.seek(section.offset)
+                data = file.read(section.nbytes)
+            try:
+                message.ParseFromString(data)
+            except DecodeError as error:
+                raise _damaged(self.path, "its LlmMetadata cannot be parsed") from error
+        return message
+
+    @cached_property
+    def model(self) -> ModelSummary:
+        """What the `prefill_decode` model offers.
+
+        Raises:
+            SourceError: it cannot be parsed.
+        """
+        section = self.section("TFLiteModel")
+        if section is None:
+            return ModelSummary()
+        with (
+            _refusing(self.path, "its TFLite model cannot be parsed"),
+            self.path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as view,
+            view[section.offset : section.offset + section.nbytes] as model,
+        ):
+            return summarise(model)
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Parse the header of a `.litertlm` file.
+
+    Raises:
+        SourceError: no such file, not a `.litertlm` file, or a damaged one.
+    """
+    from converter.litertlm.schemas import HEADER_BEGIN, HEADER_END_AT, MAGIC, VERSION_AT
+
+    try:
+        nbytes = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(HEADER_BEGIN)
+            if len(head) < HEADER_BEGIN or not head.startswith(MAGIC):
+                raise SourceError(
+                    str(path), "not a .litertlm file", "convert a model with litert-lm-cli convert"
+                )
+            (end,) = struct.unpack_from("<Q", head, HEADER_END_AT)
+            if not HEADER_BEGIN < end <= min(nbytes, _MAX_HEADER):
+                raise _damaged(path, f"its header claims to end at byte {end} of {nbytes}")
+            packed = file.read(end - HEADER_BEGIN)
+    except OSError as error:
+        raise SourceError(
+            str(path), error.strerror or str(error), "check the path and its permissions"
+        ) from error
+    with _refusing(path, "its header cannot be parsed"):
+        system, sections = _parse_header(packed)
+    for section in sections:
+        if not end <= section.offset <= section.offset + section.nbytes <= nbytes:
+            raise _damaged(
+                path,
+                f"section {section.kind} claims bytes {section.offset} to "
+                f"{section.offset + section.nbytes}, the file has {nbytes}",
+            )
+    version = ".".join(map(str, struct.unpack_from("<3I", head, VERSION_AT)))
+    return Bundle(path, nbytes, version, system, sections)
+
+
+def _parse_header(packed: bytes) -> tuple[dict[str, Any], list[SectionInfo]]:
+    from converter.litertlm.schemas import header as schema
+
+    # Read table by table: the generated object API stops at a misspelt name (0.18.1).
+    value_tables = {value: name for name, value in vars(schema.VData).items()}
+    kinds = {value: name for name, value in vars(schema.AnySectionDataType).items()}
+    header = schema.LiteRTLMMetaData.GetRootAs(packed, 0)
+
+    def value_of(pair: Any) -> Any:
+        table = getattr(schema, value_tables[pair.ValueType()])()
+        table.Init(pair.Value().Bytes, pair.Value().Pos)
+        return _text(table.Value())
+
+    def pairs(count: int, get: Callable[[int], Any]) -> dict[str, Any]:
+        return {_name(get(i).Key()): value_of(get(i)) for i in range(count)}
+
+    sections = []
+    listed = header.SectionMetadata()
+    for index in range(listed.ObjectsLength()):
+        section = listed.Objects(index)
+        sections.append(
+            SectionInfo(
+                kinds.get(section.DataType(), str(section.DataType())),
+                section.BeginOffset(),
+                section.EndOffset() - section.BeginOffset(),
+                pairs(section.ItemsLength(), section.Items),
+            )
+        )
+    system = header.SystemMetadata()
+    return pairs(system.EntriesLength(), system.Entries) if system else {}, sections
+
+
+def summarise(model: memoryview) -> ModelSummary:
+    """What a TFLite model offers; its weights need not be there."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    dtypes = {value: name.lower() for name, value in vars(schema.TensorType).items()}
+    if model[4:8] != b"TFL3":  # zeros, as a sparse copy has, would read as a model without anything
+        raise ValueError("not a TFLite model")
+    root = schema.Model.GetRootAs(model, 0)
+    sizes = {}
+    for index in range(root.BuffersLength()):
+        buffer = root.Buffers(index)
+        nbytes = buffer.Size() or buffer.DataLength()
+        if nbytes >= _MIN_WEIGHT:
+            sizes[index] = nbytes
+    weight_bytes: dict[str, int] = {}
+    # From the last, decode, which uses all the weights: then nothing is left to look for.
+    for index in reversed(range(root.SubgraphsLength())):
+        subgraph = root.Subgraphs(index)
+        for position in range(subgraph.TensorsLength()):
+            if not sizes:
+                break
+            tensor = subgraph.Tensors(position)
+            if nbytes := sizes.pop(tensor.Buffer(), 0):
+                dtype = dtypes[tensor.Type()]
+                weight_bytes[dtype] = weight_bytes.get(dtype, 0) + nbytes
+
+    def tensors(signature: Any, subgraph: Any, direction: str) -> list[TensorSummary]:
+        maps = [
+            getattr(signature, direction)(i)
+            for i in range(getattr(signature, f"{direction}Length")())
+        ]
+        return [
+            TensorSummary(
+                _name(entry.Name()),
+                [int(n) for n in tensor.ShapeAsNumpy()] if tensor.ShapeLength() else [],
+                dtypes[tensor.Type()],
+            )
+            for entry in maps
+            for tensor in [subgraph.Tensors(entry.TensorIndex())]
+        ]
+
+    signatures = []
+    for index in range(root.SignatureDefsLength()):
+        signature = root.SignatureDefs(index)
+        subgraph = root.Subgraphs(signature.SubgraphIndex())
+        signatures.append(
+            SignatureSummary(
+                _name(signature.SignatureKey()),
+                tensors(signature, subgraph, "Inputs"),
+                tensors(signature, subgraph, "Outputs"),
+            )
+        )
+    return ModelSummary(signatures, weight_bytes)
+
+
+def _text(value: Any) -> Any:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _name(value: bytes | None) -> str:
+    if value is None:
+        raise ValueError("a name is missing")
+    return value.decode("utf-8", "replace")
+
+
+@contextmanager
+def _refusing(path: Path, why: str) -> Iterator[None]:
+    """Whatever a flatbuffer reader stumbles over in damaged bytes becomes one refusal."""
+    try:
+        yield
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        OSError,
+        RecursionError,
+        TypeError,
+        ValueError,
+        struct.error,
+    ) as error:
+        raise _damaged(path, why) from error
+
+
+def _damaged(path: Path, why: str) -> SourceError:
+    return SourceError(str(path), f"damaged: {why}", "convert or download it again")

@@ -1,0 +1,231 @@
+"""Builds the bundle's LlmMetadata from a family's base text, the tokenizer and the chat template.
+
+The base textproto says what only a person can know of a family (sampler, model type, channels).
+Everything else is derived from the source and proved: a start token that the runtime adds while
+the template writes it too, or an end of turn that stops nothing, spoils every answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from converter.errors import SourceError, UnsupportedError
+from converter.text.chat_template import TemplateReport, choose_template
+
+if TYPE_CHECKING:
+    from converter.text.bundle_tokenizer import BundleTokenizer
+
+# The oldest LiteRT-LM that runs our networks (docs/runtime.md); nobody enforces it yet.
+OLDEST_ENGINE = "0.11.0"
+
+
+@dataclass(frozen=True)
+class LlmMetadataResult:
+    """
+    Attributes:
+        message: the LlmMetadata protobuf.
+        notes: what a user should know about choices made here, one line each.
+    """
+
+    message: Any
+    template: TemplateReport
+    notes: tuple[str, ...]
+
+
+def build_llm_metadata(
+    base: str,
+    tokenizer: BundleTokenizer,
+    max_num_tokens: int,
+    name: str,
+    generation_config: dict[str, Any] | None = None,
+) -> LlmMetadataResult:
+    """Build the metadata of one model.
+
+    Args:
+        base: text of the family's base textproto.
+        max_num_tokens: slots in the KV cache; the runtime stops there.
+        name: the family's name, which also selects the family's own templates.
+        generation_config: the source's generation_config.json, where it has one.
+
+    Raises:
+        UnsupportedError: no template renders rightly, or nothing would end a turn.
+        SourceError: the tokenizer does not know a token that the template writes.
+    """
+    from google.protobuf import text_format
+
+    from converter.litertlm.schemas import llm_metadata_pb2
+
+    config = generation_config or {}
+    message = llm_metadata_pb2.LlmMetadata()
+    text_format.Parse(base, message)
+    report = choose_template(
+        tokenizer.chat_template,
+        family=name,
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+    )
+    _check_special_tokens(report, tokenizer, name)
+    notes = _template_notes(report)
+
+    message.jinja_prompt_template = report.template
+    message.max_num_tokens = max_num_tokens
+    message.min_runtime_version = OLDEST_ENGINE
+    message.ClearField("start_token")
+    if _needs_start_token(report, tokenizer):
+        message.start_token.token_ids.ids.append(tokenizer.bos_token_id)
+    notes += _check_start(report, tokenizer, message.HasField("start_token"), name)
+
+    stops = _stop_tokens(message, report, tokenizer, config, name)
+    message.ClearField("stop_tokens")
+    for token in stops:
+        message.stop_tokens.add().token_ids.ids.append(token)
+
+    _set_sampler(message.sampler_params, config)
+    _keep_what_the_template_shows(message, report)
+    return LlmMetadataResult(message, report, tuple(notes))
+
+
+def _template_notes(report: TemplateReport) -> list[str]:
+    notes = []
+    if report.rejected and not report.chosen.startswith("adapted source"):
+        reason, _, _ = report.rejected[-1].reason.partition(": renders")  # without the two texts
+        notes.append(
+            f"chat template: the family's own ({report.chosen}) replaces the source's, "
+            f"which fails in the engine ({reason})"
+        )
+    if report.refused:
+        notes.append(f"chat template: the source refuses {report.refused[0]}")
+    if not report.exact_history:
+        notes.append(
+            "chat template: after the first turn the runtime feeds not quite the source's text"
+        )
+    if report.prints_date:
+        notes.append("chat template: it prints the date, which the runtime fills in")
+    if report.source_template is None:
+        notes.append("chat template: the source has none, so the bundle completes text")
+    return notes
+
+
+# --- Start token ------------------------------------------------------------------------------
+
+
+def _needs_start_token(report: TemplateReport, tokenizer: BundleTokenizer) -> bool:
+    if tokenizer.bos_token_id is None:
+        return False
+    return tokenizer.adds_bos if report.source_template is None else report.start_token_needed
+
+
+def _check_special_tokens(report: TemplateReport, tokenizer: BundleTokenizer, name: str) -> None:
+    """A special token that the template writes must be one token, or the model reads its letters.
+
+    The start token is looked at too where the text carries it.
+    """
+    written = report.runtime_prompt + report.after_assistant
+    for text, token in tokenizer.special_tokens.items():
+        if text and text in written and tokenizer.outline(text) != [token]:
+            raise SourceError(
+                f"{name}: tokenizer",
+                f"the chat template writes {text!r}, which this {tokenizer.kind} tokenizer "
+                f"encodes as {tokenizer.outline(text)} and not as its token {token}",
+                "use the tokenizer.json of the same model",
+            )
+
+
+def _check_start(
+    report: TemplateReport, tokenizer: BundleTokenizer, has_start: bool, name: str
+) -> list[str]:
+    """The runtime's tokens must hold as many start tokens as the source's."""
+    bos = tokenizer.bos_token_id
+    if bos is None or report.source_template is None:
+        return []
+    source = tokenizer.outline(report.source_prompt)
+    runtime = [bos] * has_start + tokenizer.outline(report.runtime_prompt)
+    if source.count(bos) != runtime.count(bos):
+        raise UnsupportedError(
+            f"{name}: start token",
+            f"the source's prompt holds it {source.count(bos)} times, the runtime's "
+            f"{runtime.count(bos)} times",
+            "correct chat_template in the source folder",
+        )
+    if source != runtime:
+        return ["tokens: the runtime's prompt has the source's text, but not all of its tokens"]
+    return []
+
+
+# --- Stop tokens ------------------------------------------------------------------------------
+
+
+def _stop_tokens(
+    message: Any,
+    report: TemplateReport,
+    tokenizer: BundleTokenizer,
+    config: dict[str, Any],
+    name: str,
+) -> list[int]:
+    """Every id that ends a turn, ascending: declared, known of the family, or seen in the render.
+
+    The base names tokens of many models; only those that are special in this vocabulary count. An
+    ordinary piece that is spelled alike is text that the model may want to write.
+    """
+    ends = set(tokenizer.eos_token_ids)
+    declared = config.get("eos_token_id")
+    if declared is not None:
+        ends |= {declared} if isinstance(declared, int) else set(declared)
+    texts = [token.token_str for token in message.stop_tokens if token.HasField("token_str")]
+    known = {tokenizer.special_tokens[text] for text in texts if text in tokenizer.special_tokens}
+    turn_end = _special_prefix(report.after_assistant.lstrip(), tokenizer)
+    if turn_end is not None:
+        known.add(turn_end)
+    stops = ends | {token for token in known if token != tokenizer.bos_token_id}
+    beyond = sorted(token for token in stops if not 0 <= token < tokenizer.vocab_size)
+    if beyond:
+        raise SourceError(
+            f"{name}: end of turn",
+            f"token {beyond[0]} is not in the vocabulary of {tokenizer.vocab_size}",
+            "check eos_token_id in generation_config.json",
+        )
+    if not stops:
+        raise UnsupportedError(
+            f"{name}: end of turn",
+            "neither the tokenizer nor the chat template says which token ends a turn",
+            "declare eos_token in tokenizer_config.json",
+        )
+    return sorted(stops)
+
+
+def _special_prefix(text: str, tokenizer: BundleTokenizer) -> int | None:
+    """The longest special token that `text` begins with."""
+    found = [
+        special for special in tokenizer.special_tokens if special and text.startswith(special)
+    ]
+    return tokenizer.special_tokens[max(found, key=len)] if found else None
+
+
+# --- Sampler, channels ------------------------------------------------------------------------
+
+
+def _set_sampler(sampler: Any, config: dict[str, Any]) -> None:
+    """The source's own sampling, over the family's. Greedy is top-p over one token."""
+    if config.get("do_sample") is False or config.get("temperature") == 0:
+        sampler.type, sampler.k, sampler.temperature = sampler.TOP_P, 1, 1.0
+        return
+    for key, field in (("temperature", "temperature"), ("top_p", "p"), ("top_k", "k")):
+        if config.get(key):  # a top_k of 0 means no limit, for which the runtime has no word
+            setattr(sampler, field, config[key])
+
+
+def _keep_what_the_template_shows(message: Any, report: TemplateReport) -> None:
+    """A family's thoughts and tools are claimed only where this model's template has them."""
+    source = report.source_template or ""
+    channels = [
+        channel
+        for channel in message.channels
+        if not channel.is_reasoning_channel or channel.start.strip() in source
+    ]
+    del message.channels[:]
+    message.channels.extend(channels)
+    if not (message.supports_thinking and report.thinking):
+        message.ClearField("supports_thinking")
+    if not (message.supports_function_calling and report.tools):
+        message.ClearField("supports_function_calling")

@@ -1,0 +1,62 @@
+"""What the user may choose for a conversion."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from converter.errors import OptionError
+from converter.tflite.kv_cache import Target
+from converter.weights.quantization import DEFAULT_SCHEME, Clip
+
+# The engine takes the longest that fits into what is left of a prompt, again and again, and pads
+# the last: with no rung between 8 and 64, 62 tokens were eight calls.
+PREFILL_LADDER = (8, 16, 32, 64, 128, 256, 512, 1024)
+DEFAULT_CACHE_LENGTH = 1280
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What the user may choose.
+
+    Attributes:
+        quantize: name of a scheme, and rules for parts (`parse_quantization`).
+        clip: how the scales of int4 blocks are chosen.
+        prefill_lengths: tokens per prefill signature, ascending.
+        cache_length: slots in the KV cache; None for the default, or the model's own limit where
+            that is lower.
+        target: what the graph is made for.
+        lora: folder of a LoRA adapter to merge.
+        threads: workers that stream weights; the result does not depend on it.
+    """
+
+    quantize: str = DEFAULT_SCHEME
+    clip: Clip = Clip.MSE
+    prefill_lengths: Sequence[int] = PREFILL_LADDER
+    cache_length: int | None = None
+    target: Target = Target.CPU
+    lora: Path | None = None
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+
+
+def parse_prefill_lengths(text: str) -> tuple[int, ...]:
+    """`256` -> the ladder up to 256 and 256 itself; `32,100` -> exactly these.
+
+    Raises:
+        OptionError: not positive integers, or one of them twice.
+    """
+    numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if 0 in numbers:
+        wrong = text.split(",")[numbers.index(0)]
+        raise OptionError(
+            f"--prefill-seq-len {text}",
+            f"{wrong!r} is not a positive integer",
+            "give one length or a comma list, like 64,256",
+        )
+    if "," not in text:
+        return tuple(sorted({*(n for n in PREFILL_LADDER if n < numbers[0]), numbers[0]}))
+    if len(set(numbers)) < len(numbers):
+        raise OptionError(f"--prefill-seq-len {text}", "names a length twice", "name each once")
+    return tuple(sorted(numbers))

@@ -1,0 +1,285 @@
+"""The tokenizer that goes into the bundle.
+
+From a folder it is tokenizer.json or tokenizer.model, changed only in what the engine must not do.
+From a GGUF it is rebuilt (`gguf_tokenizer`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint.base import Checkpoint
+from converter.checkpoint.gguf import GGUFCheckpoint
+from converter.errors import SourceError, UnsupportedError
+from converter.text.bundle_tokenizer import (
+    SENTENCEPIECE_KIND,
+    BundleTokenizer,
+    load_engine,
+    make_controls_readable,
+)
+from converter.text.tokenizer_json import SAVE_AGAIN, TokenizerJson
+
+
+def load_tokenizer(checkpoint: Checkpoint, prefer_sentencepiece: bool = False) -> BundleTokenizer:
+    """Load a checkpoint's tokenizer, or rebuild it from a GGUF's metadata.
+
+    Args:
+        checkpoint: an open folder or GGUF.
+        prefer_sentencepiece: use a folder's tokenizer.model where it agrees with its
+            tokenizer.json; the engine starts faster with it.
+
+    Raises:
+        SourceError: files are missing or damaged.
+        UnsupportedError: the tokenizer cannot be rebuilt exactly.
+    """
+    if isinstance(checkpoint, GGUFCheckpoint):
+        from converter.text.gguf_tokenizer import rebuild_tokenizer
+
+        return rebuild_tokenizer(checkpoint)
+    return _from_folder(checkpoint, prefer_sentencepiece)
+
+
+# ---- A folder -----------------------------------------------------------------------------------
+
+
+def _from_folder(checkpoint: Checkpoint, prefer_sentencepiece: bool) -> BundleTokenizer:
+    folder = checkpoint.path
+    json_file, model_file = folder / "tokenizer.json", folder / "tokenizer.model"
+    if not json_file.is_file() and not model_file.is_file():
+        raise SourceError(
+            str(folder), "no tokenizer: looked for tokenizer.json and tokenizer.model", SAVE_AGAIN
+        )
+    settings = _read_json(folder / "tokenizer_config.json")
+    template = _folder_template(folder, settings)
+    rows = _embedding_rows(checkpoint.config)
+    fast = TokenizerJson(_read(json_file), rows, str(json_file)) if json_file.is_file() else None
+    model = None
+    if model_file.is_file() and (prefer_sentencepiece or fast is None):
+        model = _sentencepiece_file(model_file, settings, template)
+    if fast is None:
+        if model is None:
+            raise UnsupportedError(
+                str(model_file), "not a SentencePiece model, and no tokenizer.json", SAVE_AGAIN
+            )
+        _refuse_lost_tokens(model_file, model, settings)
+        return _describe_folder(checkpoint, settings, template, model, None)
+    if model and _agree(model, fast, rows):
+        return _describe_folder(checkpoint, settings, template, model, fast)
+    return _describe_folder(checkpoint, settings, template, fast, fast)
+
+
+class _PieceModel:
+    """A SentencePiece model, loaded."""
+
+    kind = SENTENCEPIECE_KIND
+
+    def __init__(self, data: bytes, name: str, special: dict[str, int]) -> None:
+        self.data = data
+        self.outline = load_engine(SENTENCEPIECE_KIND, data, name)
+        self.special = special
+        self.vocab_size = int(self.outline.get_piece_size())
+
+    def text(self, token_id: int) -> str | None:
+        if token_id < self.vocab_size:
+            return str(self.outline.id_to_piece(token_id))
+        return None
+
+    def id(self, text: str) -> int | None:
+        found = int(self.outline.piece_to_id(text))
+        return found if self.text(found) == text else None
+
+    def spelling(self, text: str) -> str:
+        """The pieces of `text`, joined."""
+        return "".join(self.outline.encode(text, out_type=str))
+
+    def is_readable(self, text: str) -> bool:
+        """Whether `text` is a piece that encoding can give: not a control piece, not unknown."""
+        found = self.id(text)
+        return found is not None and not (
+            self.outline.is_control(found) or self.outline.is_unknown(found)
+        )
+
+
+def _describe_folder(
+    checkpoint: Checkpoint,
+    settings: dict[str, Any],
+    template: str | None,
+    chosen: TokenizerJson | _PieceModel,
+    fast: TokenizerJson | None,
+) -> BundleTokenizer:
+    bos, adds_bos = _folder_bos(checkpoint, settings, chosen, fast)
+    eos_token = _token_text(settings.get("eos_token"))
+    eos_ids = {
+        *_ids(checkpoint.generation_config.get("eos_token_id")),
+        *_ids(checkpoint.config.get("eos_token_id")),
+        *_ids(_mapping(checkpoint.config.get("text_config")).get("eos_token_id")),
+        *_ids(chosen.id(eos_token) if eos_token else None),
+    }
+    if eos_token is None and eos_ids:
+        eos_token = chosen.text(min(eos_ids))
+    tokenizer = BundleTokenizer(
+        kind=chosen.kind,
+        data=chosen.data,
+        vocab_size=chosen.vocab_size,
+        chat_template=template,
+        bos_token=bos,
+        bos_token_id=chosen.id(bos) if bos else None,
+        eos_token_ids=tuple(sorted(eos_ids)),
+        eos_token=eos_token,
+        adds_bos=adds_bos,
+        special_tokens=fast.special if fast else chosen.special,
+    )
+    return tokenizer.with_outline(chosen.outline)
+
+
+def _folder_bos(
+    checkpoint: Checkpoint,
+    settings: dict[str, Any],
+    chosen: TokenizerJson | _PieceModel,
+    fast: TokenizerJson | None,
+) -> tuple[str | None, bool]:
+    """The start token and whether it is put before plain text.
+
+    `add_bos_token` decides where it is stated, as in transformers; else what tokenizer.json does.
+    A lone SentencePiece model is Llama's, which adds it.
+    """
+    bos = _token_text(settings.get("bos_token"))
+    if "bos_token" not in settings:
+        declared = _ids(checkpoint.config.get("bos_token_id"))
+        bos = chosen.text(declared[0]) if declared else None
+    stated = settings.get("add_bos_token")
+    if isinstance(stated, bool):
+        return bos, stated and bos is not None
+    if fast is None:
+        return bos, bos is not None
+    plain = fast.outline.encode("a", add_special_tokens=False).tokens
+    full = fast.outline.encode("a").tokens
+    added = full[0] if full[:1] != plain[:1] else None
+    if bos is None or added is None:
+        return bos or added, added is not None
+    return bos, added == bos
+
+
+def _folder_template(folder: Path, settings: dict[str, Any]) -> str | None:
+    """The chat template: its own file first, then tokenizer_config.json."""
+    jinja = folder / "chat_template.jinja"
+    if jinja.is_file():
+        return _text(_read(jinja), jinja)
+    template = _read_json(folder / "chat_template.json").get("chat_template")
+    template = template or settings.get("chat_template")
+    if isinstance(template, list):
+        entries = [entry for entry in template if isinstance(entry, dict)]
+        template = next((e.get("template") for e in entries if e.get("name") == "default"), None)
+    return template if isinstance(template, str) and template else None
+
+
+def _sentencepiece_file(
+    path: Path, settings: dict[str, Any], template: str | None
+) -> _PieceModel | None:
+    """tokenizer.model with readable control pieces; None if the file is of another format."""
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    data = _read(path)
+    model = sentencepiece_model_pb2.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError:
+        return None
+    if not model.pieces:
+        return None
+    kinds = model.SentencePiece
+    special = {p.piece: i for i, p in enumerate(model.pieces) if p.type == kinds.CONTROL}
+    if make_controls_readable(model, _token_text(settings.get("eos_token")), template):
+        data = model.SerializeToString(deterministic=True)
+    return _PieceModel(data, str(path), special)
+
+
+def _refuse_lost_tokens(path: Path, model: _PieceModel, settings: dict[str, Any]) -> None:
+    added = _mapping(settings.get("added_tokens_decoder")).values()
+    lost = [text for token in added if (text := _token_text(token)) and model.id(text) is None]
+    if lost:
+        raise UnsupportedError(
+            str(path),
+            f"the added tokens {', '.join(lost[:5])} are not in it, and there is no tokenizer.json",
+            SAVE_AGAIN,
+        )
+
+
+_PROBES = (
+    "Hello, world!  Two spaces,\ttabs\n\nand 12345 digits.",
+    "  naïve café, 日本語, Привет, 🙂👍🏽 — “quoted”",
+    "def f(x):\n    return x ** 2  # <b>html</b>\n",
+)
+
+
+def _agree(model: _PieceModel, fast: TokenizerJson, rows: int | None) -> bool:
+    """Whether the SentencePiece model can stand in for tokenizer.json.
+
+    It cannot where tokenizer.json has tokens that the model lacks, as fine-tunes add them. A token
+    beyond the embedding's last row is no loss: no network could read it.
+    """
+    limit = sys.maxsize if rows is None else rows
+    pieces = {str(model.outline.id_to_piece(i)): i for i in range(model.vocab_size)}
+    if pieces != {text.replace(" ", "▁"): i for text, i in fast.ids.items() if i < limit}:
+        return False
+    readable = (text for text in fast.special if model.is_readable(text))
+    # The pieces differ, as an outline has letters alone; what they spell must not.
+    return all(model.spelling(text) == fast.spelling(text) for text in (*_PROBES, *readable))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SourceError(str(path), error.strerror or str(error), "make it readable") from None
+
+
+def _text(data: bytes, path: Path) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise SourceError(str(path), "is not UTF-8 text", "download the file again") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """An object from a JSON file; {} where there is no file."""
+    if not path.is_file():
+        return {}
+    return _parse(_read(path), path)
+
+
+def _parse(data: bytes, path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_text(data, path))
+    except (ValueError, RecursionError) as error:
+        raise SourceError(str(path), f"is not JSON: {error}", "download the file again") from None
+    if not isinstance(value, dict):
+        raise SourceError(str(path), "is not a JSON object", "download the file again")
+    return value
+
+
+def _embedding_rows(config: dict[str, Any]) -> int | None:
+    """The number of rows that the config gives the embedding; None where it is silent."""
+    rows = {**config, **_mapping(config.get("text_config"))}.get("vocab_size")
+    return rows if type(rows) is int else None
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _token_text(token: Any) -> str | None:
+    """A token's text: configs write it as a string or as an object with `content`."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) and token else None
+
+
+def _ids(value: Any) -> list[int]:
+    """The ids in a config's value: null, a number or a list."""
+    values = value if isinstance(value, list) else [value]
+    return [item for item in values if type(item) is int and item >= 0]

@@ -1,0 +1,362 @@
+"""Attention: softmax(q @ keys^T + mask) @ values, over no more columns than are in use.
+
+N tokens in this call, heads in groups that share a key-value head: kv * group heads, d = head_dim.
+The queries of a group stand in the rows of one matrix, (1, kv, group * N, d), so that keys and
+values are not repeated. Rows and columns are told by their positions in the text, as floats, which
+the runtime's delegate computes with: exact up to 2^24.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from converter.tflite.graph import Graph, Model, Tensor
+
+# Added to the scores of columns out of sight, times how far they are.
+_HIDDEN = 1e9
+# The position of a column that holds nothing: in the future of every row.
+NOWHERE = 1 << 23
+# How many columns may be read instead of all. More steps would read less, but the runtime prepares
+# the bodies that are not taken anew at every call, for every layer.
+LEVELS = (256, 512, 1024, 2048, 4096, 8192, 16384)
+# A call of so many tokens has a level for itself: the first one of a prompt.
+_LONG_CALL = 64
+# Cutting columns off copies them; to read more than this share of all, read all.
+_WORTH_CUTTING = 0.7
+# A prefill's rows are taken so many at once: early ones need not look at the columns of late ones.
+ROWS_AT_ONCE = 256
+# The keys of a decode are taken so many bytes at once, and no more columns: cut off, packed and
+# multiplied in the processor's cache. And not in more pieces than this.
+_TILE_BYTES = 1 << 20
+_TILE_COLUMNS = 512
+_TILES = 8
+_JOINED_AT_ONCE = 4  # the delegate takes no more
+# If they are many, a prefill's columns are taken so many at once, lest its memory grow with them.
+_MANY_COLUMNS = 2048
+_MERGED_COLUMNS = 1024
+
+# A mask from the first column and their number: (1, 1, N, columns), or (1, 1, group * N, columns)
+# where it is repeated for the heads of a group.
+MaskOf = Callable[[int, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns that may be looked at.
+
+    Attributes:
+        holds: with how many columns in use these are enough.
+    """
+
+    holds: int
+    start: int
+    stop: int
+
+    @property
+    def count(self) -> int:
+        return self.stop - self.start
+
+    def tiles(self, width: int) -> list[tuple[int, int]]:
+        """(start, size) of the pieces that are `width` wide; the last may be narrower."""
+        return [(at, min(width, self.stop - at)) for at in range(self.start, self.stop, width)]
+
+
+def first_columns(rows: int, everything: int) -> tuple[Columns, ...]:
+    """The choices where columns are used from the first one on."""
+    most = _WORTH_CUTTING * everything
+    levels = {rows} if rows >= _LONG_CALL else set()
+    levels |= {level for level in LEVELS if level >= rows}
+    return tuple(
+        Columns(level, 0, level)
+        for level in (*sorted(level for level in levels if level <= most), everything)
+    )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a call that look at the same columns.
+
+    Attributes:
+        start: the first of them.
+        positions: (1, 1, rows, 1), float32.
+        needed: how many columns are in use, (1,).
+        choices: ascending by what they hold; the last is taken when none is enough.
+    """
+
+    start: int
+    positions: Tensor
+    needed: Tensor
+    choices: tuple[Columns, ...]
+
+
+class AttentionByRows:
+    """The attention of one kind of layer in one call: for each of `rows` the fitting columns.
+
+    Each choice of columns has a body of its own, behind nested IFs: a binary search. All layers and
+    signatures share the bodies. They are handed all keys and values, which the runtime does not
+    copy, and cut off what they read.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        graph: Graph,
+        name: str,
+        rows: Sequence[Rows],
+        columns: Tensor,
+        window: int | None,
+    ) -> None:
+        """
+        Args:
+            columns: positions of the keys, (1, 1, 1, columns), float32.
+            window: how many positions a row sees, itself included; None for all before it.
+        """
+        self.model = model
+        self.graph = graph
+        self.name = name
+        self.rows = rows
+        self.columns = columns
+        self.window = window
+
+    def attend(self, name: str, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """One layer's attention: (1, N, heads, d) -> the same shape."""
+        parts = []
+        for rows in self.rows:
+            part = f"{name}/{rows.start}"
+            own = cut(self.graph, f"{part}/q", q, 1, rows.start, rows.positions.shape[2])
+            inputs = (own, keys, values, rows.positions, self.columns, rows.needed)
+            parts.append(self._choose(self.graph, part, rows.choices, inputs))
+        return _join(self.graph, f"{name}/rows", parts, axis=1)
+
+    def _choose(
+        self, g: Graph, name: str, choices: tuple[Columns, ...], inputs: Sequence[Tensor]
+    ) -> Tensor:
+        """Attention over the first of `choices` that is enough."""
+        q, keys, values, rows, columns, needed = inputs
+        if len(choices) == 1:
+            [chosen] = choices
+            # Where all that is used is no longer than the window, nothing has left it.
+            window = self.window if self.window and self.window < chosen.holds else None
+
+            def mask_of(at: int, size: int) -> Tensor:
+                part = cut(g, f"{name}/columns/{at}", columns, 3, at, size)
+                return make_mask(g, f"{name}/mask/{at}", rows, part, window)
+
+            return make_attention(g, name, q, keys, values, mask_of, chosen)
+        lower, upper = choices[: len(choices) // 2], choices[len(choices) // 2 :]
+        holds = g.constant(f"{name}/holds_{lower[-1].holds}", [lower[-1].holds])
+        is_enough = g.make_greater_equal(f"{name}/is_enough", holds, needed)
+        then, otherwise = self._body(lower, inputs), self._body(upper, inputs)
+        return g.make_if(f"{name}/context", is_enough, then, otherwise, inputs)
+
+    def _body(self, choices: tuple[Columns, ...], inputs: Sequence[Tensor]) -> Graph:
+        """The branch in which one of `choices` is taken."""
+        _, keys, _, rows, *_ = inputs
+        span = f"{choices[0].start}:{choices[0].stop}-{choices[-1].start}:{choices[-1].stop}"
+        name = f"{self.name}/{rows.shape[2]}_rows/{keys.shape[2]}_columns/{span}"
+        body = self.model.bodies.get(name)
+        if body is None:
+            body = self.model.add_body(name)
+            names = ("q", "keys", "values", "rows", "columns", "needed")
+            copies = [
+                body.add_input(part, tensor.shape, tensor.dtype)
+                for part, tensor in zip(names, inputs, strict=True)
+            ]
+            body.add_output("context", self._choose(body, "attention", choices, copies))
+        return body
+
+
+def make_mask(g: Graph, name: str, rows: Tensor, columns: Tensor, window: int | None) -> Tensor:
+    """0 where a row sees a column, else at most -1e9: (1, 1, rows, columns).
+
+    A row at position p sees the positions p - window + 1 to p. Differences, not comparisons: the
+    runtime's delegate computes these.
+
+    Args:
+        rows: (1, 1, rows, 1), float32.
+        columns: (1, 1, 1, columns), float32.
+        window: None for all before p.
+    """
+    ago = g.make_sub(f"{name}/ago", rows, columns)
+    zero = g.constant(f"{name}/zero", 0.0)
+    hidden = g.make_minimum(f"{name}/future", ago, zero)
+    if window is not None:
+        oldest = g.constant(f"{name}/oldest", float(window - 1))
+        past = g.make_minimum(f"{name}/past", g.make_sub(f"{name}/left", oldest, ago), zero)
+        hidden = g.make_add(f"{name}/hidden", hidden, past)
+    return g.make_mul(name, hidden, g.constant(f"{name}/scale", _HIDDEN))
+
+
+def make_attention(
+    g: Graph,
+    name: str,
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask_of: MaskOf,
+    columns: Columns | None = None,
+    values_axis: int = 2,
+) -> Tensor:
+    """softmax(q @ keys^T + mask) @ values: (1, N, heads, d) -> the same shape.
+
+    Args:
+        keys, values: (1, kv, all columns, d).
+        mask_of: makes the mask of some columns.
+        columns: look at these alone, by pieces where that is cheaper; None for all at once.
+        values_axis: 3 where values are (1, kv, d, all columns).
+    """
+    _, n, heads, d = q.shape
+    _, kv, everything, _ = keys.shape
+    rows = heads // kv * n
+    heads_first = make_heads_first(g, f"{name}/q/heads_first", q)
+    q = g.make_reshape(f"{name}/q/grouped", heads_first, (1, kv, rows, d))
+    pieces = _Pieces(g, name, q, keys, values, mask_of, values_axis, n)
+    if columns is None:
+        context = pieces.join([(0, everything)])
+    elif n > 1 and columns.count > _MANY_COLUMNS:
+        context = pieces.merge(columns.tiles(_MERGED_COLUMNS))
+    elif n == 1 and columns.count < everything:  # with more rows, scores outweigh keys
+        width = min(_TILE_BYTES // (4 * kv * d), _TILE_COLUMNS)
+        width = max(width, -(-columns.count // _TILES))
+        context = pieces.join(columns.tiles(width))
+    else:
+        context = pieces.join(columns.tiles(columns.count))
+    context = g.make_reshape(f"{name}/heads", context, (1, heads, n, d))
+    if n == 1:
+        return g.make_reshape(f"{name}/tokens_first", context, (1, n, heads, d))
+    return g.make_transpose(f"{name}/tokens_first", context, (0, 2, 1, 3))
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """Attention over columns that are taken some at once; `tiles` are their (start, size).
+
+    Attributes:
+        q: (1, kv, group * N, d).
+        keys, values, mask_of, values_axis: see `make_attention`.
+        n: tokens of this call, N.
+    """
+
+    g: Graph
+    name: str
+    q: Tensor
+    keys: Tensor
+    values: Tensor
+    mask_of: MaskOf
+    values_axis: int
+    n: int
+
+    def join(self, tiles: Sequence[tuple[int, int]]) -> Tensor:
+        """One softmax over all scores: (1, kv, group * N, d)."""
+        g, name, start = self.g, self.name, tiles[0][0]
+        count = sum(size for _, size in tiles)
+        score = _join(g, f"{name}/scores", [self.scores(*tile) for tile in tiles], axis=3)
+        weights = g.make_softmax(f"{name}/softmax", self.masked(score, start, count))
+        weights = self.in_rows(f"{name}/weights", weights)
+        context: Tensor | None = None
+        for at, size in tiles:
+            weight = cut(g, f"{name}/weights/{at}", weights, 3, at - start, size)
+            part = self.weighted(weight, at, size)
+            context = part if context is None else g.make_add(f"{name}/sum/{at}", context, part)
+        assert context is not None  # there is at least one column
+        return context
+
+    def merge(self, tiles: Sequence[tuple[int, int]]) -> Tensor:
+        """The same without holding all scores, (1, kv, group * N, d): they would be most of a long
+        prompt's memory.
+
+        As in online softmax (Milakov and Gimelshein, 2018): of each tile the highest score, the sum
+        of exp(score - highest) and the values weighted so; they are merged by their highest scores.
+        """
+        g, merged = self.g, None
+        for at, size in tiles:
+            name = f"{self.name}/piece_{at}"
+            score = self.masked(self.scores(at, size), at, size)
+            highest = g.make_reduce_max(f"{name}/highest", score)
+            weight = g.make_exp(f"{name}/exp", g.make_sub(f"{name}/below", score, highest))
+            total = self.in_rows(f"{name}/total", g.make_sum(f"{name}/sum", weight))
+            part = self.weighted(self.in_rows(f"{name}/weights", weight), at, size)
+            piece = self.in_rows(f"{name}/highest/rows", highest), total, part
+            merged = piece if merged is None else self._merge_two(f"{name}/merged", merged, piece)
+        assert merged is not None  # there is at least one column
+        _, total, context = merged
+        return g.make_div(f"{self.name}/context", context, total)
+
+    def _merge_two(
+        self, name: str, a: tuple[Tensor, Tensor, Tensor], b: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of (highest, total, context), both over the same rows."""
+        g = self.g
+        highest = g.make_maximum(f"{name}/highest", a[0], b[0])
+        parts = []
+        for side, (own, total, context) in (("a", a), ("b", b)):
+            factor = g.make_exp(
+                f"{name}/{side}/factor", g.make_sub(f"{name}/{side}/below", own, highest)
+            )
+            parts.append(
+                (
+                    g.make_mul(f"{name}/{side}/total", total, factor),
+                    g.make_mul(f"{name}/{side}/context", context, factor),
+                )
+            )
+        (total_a, context_a), (total_b, context_b) = parts
+        return (
+            highest,
+            g.make_add(f"{name}/total", total_a, total_b),
+            g.make_add(f"{name}/context", context_a, context_b),
+        )
+
+    def scores(self, at: int, size: int) -> Tensor:
+        """(1, kv, group * N, size)."""
+        part = cut(self.g, f"{self.name}/keys/{at}", self.keys, 2, at, size)
+        return self.g.make_batch_matmul(f"{self.name}/scores/{at}", self.q, part)
+
+    def masked(self, score: Tensor, at: int, size: int) -> Tensor:
+        """Scores + mask, (kv, group, N, size) where one mask serves all heads."""
+        g, (_, kv, rows, _), mask = self.g, score.shape, self.mask_of(at, size)
+        if mask.shape[2] != rows:
+            shape = kv, rows // self.n, self.n, size
+            score = g.make_reshape(f"{self.name}/scores/{at}/groups", score, shape)
+        return g.make_add(f"{self.name}/masked/{at}", score, mask)
+
+    def in_rows(self, name: str, x: Tensor) -> Tensor:
+        """(kv, group, N, any) -> (1, kv, group * N, any)."""
+        shape = *self.q.shape[:3], x.shape[3]
+        return x if x.shape == shape else self.g.make_reshape(name, x, shape)
+
+    def weighted(self, weights: Tensor, at: int, size: int) -> Tensor:
+        """weights @ values, (1, kv, group * N, d)."""
+        part = cut(self.g, f"{self.name}/values/{at}", self.values, self.values_axis, at, size)
+        name, transposed = f"{self.name}/attended/{at}", self.values_axis == 3
+        return self.g.make_batch_matmul(name, weights, part, transposed)
+
+
+def make_heads_first(g: Graph, name: str, x: Tensor) -> Tensor:
+    """(1, N, heads, d) -> (1, heads, N, d); with one token that moves nothing."""
+    _, n, heads, d = x.shape
+    if n == 1:
+        return g.make_reshape(name, x, (1, heads, 1, d))
+    return g.make_transpose(name, x, (0, 2, 1, 3))
+
+
+def cut(g: Graph, name: str, x: Tensor, axis: int, start: int, size: int) -> Tensor:
+    """`size` of x along an axis; x itself if that is all of it."""
+    if size == x.shape[axis]:
+        return x
+    begin, sizes = [0] * len(x.shape), list(x.shape)
+    begin[axis], sizes[axis] = start, size
+    return g.make_slice(name, x, begin, sizes)
+
+
+def _join(g: Graph, name: str, parts: Sequence[Tensor], axis: int) -> Tensor:
+    """The parts one after another along an axis."""
+    parts, at = list(parts), _JOINED_AT_ONCE
+    while len(parts) > 1:
+        parts = [
+            g.make_concatenation(f"{name}/{len(parts)}_{i}", parts[i : i + at], axis)
+            if len(parts[i : i + at]) > 1
+            else parts[i]
+            for i in range(0, len(parts), at)
+        ]
+    return parts[0]

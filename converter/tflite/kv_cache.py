@@ -1,0 +1,467 @@
+"""The KV cache: the part of the graph in which targets differ.
+
+    this call's k, v -> extend: caches with these in their places -> attend (`attention`)
+
+N tokens in this call, C slots asked for, S slots in this kind of cache, kv key-value heads and
+d = head_dim. What all layers of a kind share is computed once per call.
+
+* `PlainCache`, for GPU delegates, is the layout that they are known to take: static, one mask
+  input, every slot read at every call. k is (1, kv, S, d), v is (1, kv, d, S).
+* On a CPU cost should follow what is used. k and v are (1, kv, S, d): a call's tokens lie together.
+  There is no mask input, which the runtime would fill for all C slots: who sees whom follows from
+  positions. `FullCache` (layers that see everything) reads as many slots as are in use; a ring
+  (layers with a window) holds little more than the window: `RingCache`, `LongRingCache`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+import numpy as np
+
+from converter.decoder import DecoderSpec
+from converter.tflite.attention import (
+    NOWHERE,
+    ROWS_AT_ONCE,
+    AttentionByRows,
+    Columns,
+    Rows,
+    cut,
+    first_columns,
+    make_attention,
+    make_heads_first,
+)
+from converter.tflite.graph import DType, Graph, Model, Tensor
+
+# Added to the scores of positions that left the window. Large against any score, small enough that
+# two such numbers added up (the runtime's mask and ours) stay finite.
+_MASKED = -1e9
+# How many tokens the engine may take back between two turns.
+REWIND = 120
+# A call may leave so much padding in a ring: what the shortest signature of the ladder has.
+_PADDING = 8
+# Slots of a ring beyond the window. A call of so many tokens overwrites nothing that it looks at.
+RING_SLACK = REWIND + _PADDING
+
+
+class Target(str, Enum):
+    """What the graph is made for: `--target`."""
+
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """The caches of one kind of layer.
+
+    Attributes:
+        slots: positions that a cache has room for.
+        window: how many positions a token sees; None for all. Shorter than the context that was
+            asked for, or it does not matter.
+        is_ring: whether later positions take the places of those that left the window.
+        v_axis: the axis of a v cache along which slots lie; that of a k cache is 2.
+    """
+
+    slots: int
+    window: int | None = None
+    is_ring: bool = False
+    v_axis: int = 2
+
+
+def cache_shape(
+    sliding_window: int | None, cache_length: int, target: Target, rings: bool
+) -> CacheShape:
+    """The caches of a layer with this window, where `cache_length` tokens are asked for.
+
+    Args:
+        rings: whether a ring may be taken. It has forgotten what left its window, so not where the
+            engine takes back more than `REWIND` tokens, as it does with a model's thoughts.
+    """
+    window = sliding_window if sliding_window and sliding_window < cache_length else None
+    if target is Target.GPU:
+        return CacheShape(cache_length, window, v_axis=3)
+    if window and rings and window + RING_SLACK < cache_length:
+        return CacheShape(window + RING_SLACK, window, is_ring=True)
+    return CacheShape(cache_length, window)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One signature and the inputs that its layers share.
+
+    Attributes:
+        positions: (N,), position 0 for the padding at a prefill's end.
+        first, last: the first of them, and the last that is not padding, (1,).
+        mask: the runtime's causal mask, (1, 1, N, C); None on a CPU.
+    """
+
+    model: Model
+    graph: Graph
+    spec: DecoderSpec
+    length: int
+    positions: Tensor
+    first: Tensor
+    last: Tensor
+    mask: Tensor | None
+
+
+@dataclass(frozen=True)
+class Extended:
+    """A layer's caches after this call, and the keys and values that its queries look at."""
+
+    k_cache: Tensor
+    v_cache: Tensor
+    keys: Tensor
+    values: Tensor
+
+
+class Write(NamedTuple):
+    """Writing a call's keys or values into a cache.
+
+    Attributes:
+        new: (1, kv, N, d).
+        cache: (1, kv, S, d).
+        start: where `new` goes, (4,).
+        tokens, written: see `make_blend`.
+    """
+
+    new: Tensor
+    cache: Tensor
+    start: Tensor
+    tokens: Tensor
+    written: Tensor
+
+
+def make_cache(call: Call, shape: CacheShape, target: Target) -> KVCache:
+    """The graph of one kind of cache, with what its layers share."""
+    if target is Target.GPU:
+        return PlainCache(call, shape)
+    if not shape.is_ring:
+        return FullCache(call, shape)
+    return RingCache(call, shape) if call.length <= RING_SLACK else LongRingCache(call, shape)
+
+
+class KVCache:
+    """One kind of cache in one signature."""
+
+    def __init__(self, call: Call, shape: CacheShape) -> None:
+        self.call = call
+        self.shape = shape
+        self.graph = call.graph
+        self.length = call.length
+        self.name = f"cache_{shape.window}" if shape.window else "cache"
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Emit what all layers share."""
+        raise NotImplementedError
+
+    def extend(self, name: str, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Extended:
+        """Write this call's keys and values, both (1, N, kv, d)."""
+        raise NotImplementedError
+
+    def attend(self, name: str, q: Tensor, seen: Extended) -> Tensor:
+        """(1, N, heads, d) -> the same shape."""
+        raise NotImplementedError
+
+    def add_inputs(self, layer: int) -> tuple[Tensor, Tensor]:
+        """A layer's k and v cache."""
+        spec = self.call.spec
+        shape = 1, spec.num_key_value_heads, self.shape.slots, spec.head_dim
+        columns = (*shape[:2], shape[3], shape[2])
+        v_shape = shape if self.shape.v_axis == 2 else columns
+        return (
+            self.graph.add_input(f"kv_cache_k_{layer}", shape, DType.FLOAT32),
+            self.graph.add_input(f"kv_cache_v_{layer}", v_shape, DType.FLOAT32),
+        )
+
+    def make_start(self, name: str, slot: Tensor, axis: int) -> Tensor:
+        """Where a call writes in a cache with its slots along `axis`, (4,)."""
+        parts = [self.graph.constant("cache/zero", [0])] * 4
+        parts[axis] = slot
+        return self.graph.make_concatenation(f"{self.name}/{name}", parts, axis=0)
+
+
+class PlainCache(KVCache):
+    """Position p lies in slot p; every call reads all slots."""
+
+    def prepare(self) -> None:
+        self.mask = self.make_window_mask()
+        group = self.call.spec.num_attention_heads // self.call.spec.num_key_value_heads
+        if group > 1:
+            copies = [self.mask] * group
+            self.mask = self.graph.make_concatenation(f"{self.name}/mask/grouped", copies, axis=2)
+        self.k_start = self.make_start("k_start", self.call.first, axis=2)
+        self.v_start = self.make_start("v_start", self.call.first, axis=3)
+
+    def extend(self, name: str, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Extended:
+        g, (_, n, kv, d) = self.graph, v.shape
+        k = make_heads_first(g, f"{name}/k/heads_first", k)
+        if n == 1:
+            v = g.make_reshape(f"{name}/v/columns", v, (1, kv, d, 1))
+        else:
+            v = g.make_transpose(f"{name}/v/columns", v, (0, 2, 3, 1))
+        k = g.make_dynamic_update_slice(f"{name}/k/cache", k_cache, k, self.k_start)
+        v = g.make_dynamic_update_slice(f"{name}/v/cache", v_cache, v, self.v_start)
+        return Extended(k, v, k, v)
+
+    def attend(self, name: str, q: Tensor, seen: Extended) -> Tensor:
+        def mask_of(at: int, size: int) -> Tensor:
+            return cut(self.graph, f"{name}/mask/{at}", self.mask, 3, at, size)
+
+        return make_attention(self.graph, name, q, seen.keys, seen.values, mask_of, values_axis=3)
+
+    def make_window_mask(self) -> Tensor:
+        """(1, 1, N, C): the runtime's mask, narrowed to the window."""
+        g, window, slots, mask = self.graph, self.shape.window, self.shape.slots, self.call.mask
+        assert mask is not None  # it is an input of this target
+        if window is None:
+            return mask
+        # Slot j holds position j; it is out of sight when position - j >= window.
+        name = f"{self.name}/mask"
+        until = np.arange(slots, dtype=np.int32).reshape(1, 1, 1, slots) + window
+        position = g.make_reshape(f"{name}/position", self.call.positions, (1, 1, self.length, 1))
+        passed = g.make_greater_equal(
+            f"{name}/passed", position, g.constant(f"{name}/seen_until", until)
+        )
+        return g.make_select(name, passed, g.constant(f"{name}/masked", _MASKED), mask)
+
+
+class FullCache(KVCache):
+    """Position p lies in slot p; a call reads as many slots as are in use."""
+
+    def prepare(self) -> None:
+        g, slots = self.graph, self.shape.slots
+        self.start = self.make_start("start", self.call.first, axis=2)
+        columns = np.arange(slots, dtype=np.float32).reshape(1, 1, 1, slots)
+        self.attention = self.make_attention(g.constant(f"{self.name}/columns", columns))
+        if self.length == 1:
+            return
+        # The padding of a last prefill may reach beyond the cache. DYNAMIC_UPDATE_SLICE then moves
+        # the block back, over keys that are in use: it is to begin with these.
+        name, n = f"{self.name}/end", self.length
+        latest = g.constant(f"{name}/latest_start", [slots - n])
+        self.fits = g.make_greater_equal(f"{name}/fits", latest, self.call.first)
+        moved = g.make_sub(f"{name}/moved", self.call.first, latest)
+        places = g.constant(f"{name}/places", np.arange(n, dtype=np.int32))
+        self.places = self.make_places(name, g.make_sub(f"{name}/token", places, moved))
+
+    def columns_of(self, start: int, stop: int) -> tuple[Columns, ...]:
+        """What these rows of a call may look at, by the position after the last of them."""
+        return first_columns(stop - start, self.shape.slots)
+
+    def make_attention(self, columns: Tensor) -> AttentionByRows:
+        """Attention in which the first tokens of a call do not look where only later ones do.
+
+        Args:
+            columns: positions of the keys, (1, 1, 1, columns), float32.
+        """
+        g, call, all_rows = self.graph, self.call, []
+        positions = self.make_positions(f"{self.name}/rows", (1, 1, self.length, 1))
+        for start in range(0, self.length, ROWS_AT_ONCE):
+            stop = min(start + ROWS_AT_ONCE, self.length)
+            name = f"{self.name}/rows_{start}"
+            length = g.constant(f"{name}/stop", [stop])
+            needed = g.make_add(f"{name}/end", call.first, length)
+            if start:  # rows that are all padding need nothing
+                at = g.constant(f"{name}/start", [start])
+                begin = g.make_add(f"{name}/begin", call.first, at)
+                is_used = g.make_greater_equal(f"{name}/is_used", self.call.last, begin)
+                used = g.make_cast(f"{name}/used", is_used, DType.INT32)
+                needed = g.make_mul(f"{name}/needed", needed, used)
+            rows = cut(g, f"{name}/positions", positions, 2, start, stop - start)
+            all_rows.append(Rows(start, rows, needed, self.columns_of(start, stop)))
+        return AttentionByRows(call.model, g, self.name, all_rows, columns, self.shape.window)
+
+    def make_positions(self, name: str, shape: Sequence[int]) -> Tensor:
+        """Where this call's tokens stand in the text, float32; padding goes on from them."""
+        g = self.graph
+        numbers = g.constant(f"{name}/numbers", np.arange(self.length, dtype=np.int32))
+        position = g.make_add(f"{name}/int32", self.call.first, numbers)
+        column = g.make_cast(f"{name}/float32", position, DType.FLOAT32)
+        return g.make_reshape(f"{name}/positions", column, shape)
+
+    def make_places(self, name: str, token: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of this call's tokens goes to each place; none where it is negative, (places,)."""
+        g, zero = self.graph, self.graph.constant("cache/zero", [0])
+        is_written = g.make_greater_equal(f"{name}/is_written", token, zero)
+        return (
+            g.make_maximum(f"{name}/tokens", token, zero),
+            g.make_cast(f"{name}/written", is_written, DType.FLOAT32),
+        )
+
+    def extend(self, name: str, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Extended:
+        k_cache = self.write(f"{name}/k", k, k_cache)
+        v_cache = self.write(f"{name}/v", v, v_cache)
+        return Extended(k_cache, v_cache, k_cache, v_cache)
+
+    def write(self, name: str, new: Tensor, cache: Tensor) -> Tensor:
+        """A cache with this call's tokens, (1, N, kv, d)."""
+        block = make_heads_first(self.graph, f"{name}/heads_first", new)
+        if self.length > 1:
+            block = self.make_either(f"{name}/block", block, cache)
+        return self.graph.make_dynamic_update_slice(f"{name}/cache", cache, block, self.start)
+
+    def make_either(self, name: str, new: Tensor, cache: Tensor) -> Tensor:
+        """`add_fit` where this call's tokens fit as they are, else `add_moved`."""
+        model, prefix = self.call.model, f"{self.name}/{self.length}_tokens"
+        inputs = Write(new, cache, self.start, *self.places)
+        ways = {f"{prefix}/fit": self.add_fit, f"{prefix}/moved": self.add_moved}
+        for body_name, add in ways.items():
+            if body_name not in model.bodies:  # for all layers
+                body = model.add_body(body_name)
+                parts = inputs._asdict().items()
+                add(body, Write(*(body.add_input(part, x.shape, x.dtype) for part, x in parts)))
+        fit, moved = (model.bodies[body_name] for body_name in ways)
+        return self.graph.make_if(name, self.fits, fit, moved, inputs)
+
+    def add_fit(self, body: Graph, write: Write) -> None:
+        """The block to be written is what is new."""
+        body.add_output("block", write.new)
+
+    def add_moved(self, body: Graph, write: Write) -> None:
+        """It ends where the cache does."""
+        first = write.cache.shape[2] - self.length
+        last = cut(body, "last", write.cache, 2, first, self.length)
+        block = make_blend(body, "block", last, write.new, write.tokens, write.written)
+        body.add_output("block", block)
+
+    def attend(self, name: str, q: Tensor, seen: Extended) -> Tensor:
+        return self.attention.attend(f"{name}/context", q, seen.keys, seen.values)
+
+
+class RingCache(FullCache):
+    """Position p lies in slot p mod R; R is the window and `RING_SLACK`.
+
+    A short call writes, then looks: what it overwrites has left the window of its first row.
+    """
+
+    def prepare(self) -> None:
+        g, n, slots, call = self.graph, self.length, self.shape.slots, self.call
+        self.slots = g.constant(f"{self.name}/slots", [slots])
+        slot = g.make_floor_mod(f"{self.name}/slot", call.first, self.slots)
+        self.start = self.make_start("start", slot, axis=2)
+        self.attention = self.make_attention(self.make_columns(f"{self.name}/columns", call.last))
+        if n == 1:
+            return
+        name = f"{self.name}/fits"
+        to_the_end = g.constant(f"{name}/latest_start", [slots - n])
+        room = g.make_sub(f"{name}/room", to_the_end, slot)
+        tokens = g.make_sub(f"{name}/tokens", call.last, call.first)
+        least = g.constant(f"{name}/least", [n - 1 - _PADDING])
+        unpadded = g.make_sub(f"{name}/unpadded", tokens, least)
+        spare = g.make_minimum(f"{name}/spare", room, unpadded)
+        self.fits = g.make_greater_equal(name, spare, g.constant("cache/zero", [0]))
+        self.places = self.make_newest_places()
+
+    def make_age(self, name: str, newest: Tensor) -> Tensor:
+        """How long before position `newest`, (1,), the one in each slot is, (R,)."""
+        g = self.graph
+        slot = g.constant(f"{self.name}/numbers", np.arange(self.shape.slots, dtype=np.int32))
+        back = g.make_sub(f"{name}/back", newest, slot)
+        return g.make_floor_mod(name, back, self.slots)
+
+    def make_columns(self, name: str, newest: Tensor) -> Tensor:
+        """The position in each slot when `newest` was the last to be written, (1, 1, 1, R)."""
+        g, zero = self.graph, self.graph.constant("cache/zero", [0])
+        position = g.make_sub(f"{name}/all", newest, self.make_age(f"{name}/age", newest))
+        is_used = g.make_greater_equal(f"{name}/is_used", position, zero)
+        nowhere = g.constant(f"{name}/nowhere", [NOWHERE])
+        position = g.make_select(f"{name}/used", is_used, position, nowhere)
+        column = g.make_cast(f"{name}/float32", position, DType.FLOAT32)
+        return g.make_reshape(name, column, (1, 1, 1, self.shape.slots))
+
+    def make_newest_places(self) -> tuple[Tensor, Tensor]:
+        """Which of this call's tokens goes to each slot: the newest position that belongs there.
+
+        Padding has position 0 and is no token, so it is never the newest.
+        """
+        g, last = self.graph, self.call.last
+        newest = g.make_sub(f"{self.name}/newest", last, self.make_age(f"{self.name}/age", last))
+        token = g.make_sub(f"{self.name}/token", newest, self.call.first)
+        return self.make_places(self.name, token)
+
+    def write(self, name: str, new: Tensor, cache: Tensor) -> Tensor:
+        if self.length == 1:
+            return super().write(name, new, cache)
+        new = make_heads_first(self.graph, f"{name}/heads_first", new)
+        return self.make_either(f"{name}/cache", new, cache)
+
+    def add_fit(self, body: Graph, write: Write) -> None:
+        """The ring with a block in it."""
+        ring = body.make_dynamic_update_slice("ring", write.cache, write.new, write.start)
+        body.add_output("ring", ring)
+
+    def add_moved(self, body: Graph, write: Write) -> None:
+        """The ring with tokens at its end and at its beginning, or without their padding."""
+        ring = make_blend(body, "ring", write.cache, write.new, write.tokens, write.written)
+        body.add_output("ring", ring)
+
+
+class LongRingCache(RingCache):
+    """A ring in a call of more tokens, which looks at the ring as it was and at its own N keys.
+
+    A prompt's first call has nothing before it, and later rows of a long call no longer see it:
+    they look at its own.
+    """
+
+    def prepare(self) -> None:
+        g, call = self.graph, self.call
+        self.slots = g.constant(f"{self.name}/slots", [self.shape.slots])
+        one = g.constant(f"{self.name}/one", [1])
+        before = g.make_sub(f"{self.name}/before", call.first, one)
+        ring = self.make_columns(f"{self.name}/ring", before)
+        own = self.make_positions(f"{self.name}/own", (1, 1, 1, self.length))
+        columns = g.make_concatenation(f"{self.name}/columns", (ring, own), axis=3)
+        self.attention = self.make_attention(columns)
+        self.places = self.make_newest_places()
+
+    def columns_of(self, start: int, stop: int) -> tuple[Columns, ...]:
+        """Its own columns follow the ring's; row i sees i - window + 1 to i."""
+        assert self.shape.window is not None  # a ring has one
+        slots, first_seen = self.shape.slots, start - self.shape.window + 1
+        own = Columns(stop, slots + max(first_seen, 0), slots + stop)
+        if first_seen >= 0:
+            return (own,)
+        # Its own are enough where it ends at its length: nothing lies in the ring.
+        return own, Columns(slots + stop, 0, slots + stop)
+
+    def extend(self, name: str, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Extended:
+        keys, k_cache = self.write_after(f"{name}/k", k, k_cache)
+        values, v_cache = self.write_after(f"{name}/v", v, v_cache)
+        return Extended(k_cache, v_cache, keys, values)
+
+    def write_after(self, name: str, new: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+        """The old ring's rows before this call's, and the new ring."""
+        g = self.graph
+        new = make_heads_first(g, f"{name}/heads_first", new)
+        seen = g.make_concatenation(f"{name}/seen", (cache, new), axis=2)
+        # The engine lays the new cache over the old one. The old one is taken from the copy, so
+        # that nothing is written before the copy is made.
+        old = cut(g, f"{name}/old", seen, 2, 0, cache.shape[2])
+        return seen, make_blend(g, f"{name}/cache", old, new, *self.places)
+
+
+def make_blend(
+    g: Graph, name: str, old: Tensor, new: Tensor, tokens: Tensor, written: Tensor
+) -> Tensor:
+    """A stretch of a cache with some of its slots written.
+
+    Args:
+        old: what stands there, (1, kv, slots, d).
+        new: (1, kv, N, d).
+        tokens: which of the N goes to each slot, (slots,).
+        written: 1.0 in the slots that are written, 0.0 in the others, (slots,).
+    """
+    factor = g.make_reshape(f"{name}/written", written, (1, 1, *written.shape, 1))
+    kept = g.make_sub(f"{name}/kept", g.constant(f"{name}/one", 1.0), factor)
+    new = g.make_gather(f"{name}/new", new, tokens, axis=2)
+    return g.make_add(
+        name,
+        g.make_mul(f"{name}/old_part", old, kept),
+        g.make_mul(f"{name}/new_part", new, factor),
+    )

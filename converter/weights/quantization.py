@@ -1,0 +1,320 @@
+"""Storage formats of weights, and the schemes that choose among them: rows in, packed rows out.
+
+A format works on one block of rows at a time and never sees a whole tensor. The result of a row
+depends on that row alone, so the bytes do not depend on block size or number of threads.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from converter.decoder import DecoderSpec
+from converter.errors import OptionError, UnsupportedError
+from converter.kernels import pack_int4, pack_int8
+from converter.tflite.graph import DType, Weight
+
+_FLOAT16_MAX = float(np.finfo(np.float16).max)
+_NOT_FINITE = "holds NaN or infinite values"
+# Integers to which a block's largest magnitude is taken while its scale is searched. Beyond 8 it is
+# clipped; a block that lies on a grid already reaches one of the others. More of them gain nothing
+# (benchmarks/README.md).
+_REACHES = (9.0, 8.0, 7.0, 6.0, 5.0)
+
+
+class Clip(str, Enum):
+    """How numbers are rounded: `--clip`.
+
+    MSE: the scale of an int4 block is that of least squared error, and columns are scaled by what
+    reaches them (`converter.weights.calibration`). MAX: plainly, the largest magnitude gives the
+    scale. An int8 row always takes that: with so many steps, clipping gains nothing that can be
+    measured (benchmarks/README.md).
+    """
+
+    MSE = "mse"
+    MAX = "max"
+
+
+class ValueRangeError(ValueError):
+    """A weight holds a value that the format cannot represent; the message says which."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one weight is stored.
+
+    Attributes:
+        dtype: element type in the model.
+        block: columns that share a scale in int4, a float16; in int8 a row has one float32.
+        is_widened: whether the graph makes float32 of it, and multiplies by that.
+    """
+
+    dtype: DType
+    block: int | None = None
+    is_widened: bool = False
+
+    @property
+    def quantized(self) -> bool:
+        """Whether each row has a float32 scale."""
+        return self.dtype is DType.INT8
+
+    def weight(self, path: str, shape: tuple[int, ...]) -> Weight:
+        """A weight of this format.
+
+        Raises:
+            UnsupportedError: blocks do not divide its rows.
+        """
+        if self.block is None:
+            return Weight(path, shape, self.dtype, self.quantized, is_widened=self.is_widened)
+        rows, columns = shape
+        if columns % self.block:
+            raise UnsupportedError(
+                path,
+                f"has {columns} columns, which blocks of {self.block} do not divide",
+                f"choose another scheme for this part: --quantize ...,{part_of(path)}=dynamic_int8",
+            )
+        scales = Weight(f"{path}.scales", (rows, columns // self.block), DType.FLOAT16)
+        return Weight(path, shape, self.dtype, scales=scales)
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether a product with it takes its input in int8, rounded token by token."""
+        return self.block is not None or (self.dtype is DType.INT8 and not self.is_widened)
+
+    @property
+    def takes_bf16(self) -> bool:
+        """Whether `pack` takes BF16 rows as uint16, which saves widening them."""
+        return self.dtype is DType.INT8
+
+    def pack(
+        self,
+        rows: np.ndarray,
+        buffer: np.ndarray | None = None,
+        clip: Clip = Clip.MSE,
+        importance: np.ndarray | None = None,
+        factors: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Pack rows, `(n, columns)`; except by int8, they are used as scratch space and lost.
+
+        Args:
+            rows: float32; or uint16 for BF16, where the format `takes_bf16`.
+            buffer: int8, of one dimension and large enough, for a result that is int8 or int4.
+            clip: how the scales of int4 blocks are chosen.
+            importance: what a squared error in each column costs, float32 `(columns,)`; None where
+                all cost the same.
+            factors: what columns are multiplied with first, float32 `(columns,)`.
+
+        Returns:
+            The packed rows, `(n, columns)`, or `(n, columns / 2)` in int4; and their scales, `(n,)`
+            or `(n, blocks)`, or None.
+
+        Raises:
+            ValueRangeError: a value is NaN or infinite, or too large for float16.
+        """
+        if self.dtype is DType.INT8:
+            packed = _room(buffer, rows.shape, np.int8)
+            scales = np.empty(len(rows), np.float32)
+            if not pack_int8(rows, packed, scales, factors):
+                raise ValueRangeError(_NOT_FINITE)
+            return packed, scales
+        if self.block is not None:
+            packed = _room(buffer, (len(rows), rows.shape[1] // 2), np.uint8)
+            scales = np.empty((len(rows), rows.shape[1] // self.block), np.float16)
+            reaches = _REACHES if clip is Clip.MSE else ()
+            if importance is None:
+                importance = np.ones(rows.shape[1], np.float32)
+            if pack_int4(rows, self.block, reaches, importance, packed, scales, factors):
+                return packed, scales
+        elif factors is not None:
+            rows *= factors
+        peak = max(rows.max(initial=0), -rows.min(initial=0))  # NaN spreads through both
+        if not np.isfinite(peak):
+            raise ValueRangeError(_NOT_FINITE)
+        if self.dtype is not DType.FLOAT32 and peak > _FLOAT16_MAX:
+            raise ValueRangeError(f"holds {peak:.3g}, beyond float16's {_FLOAT16_MAX:.0f}")
+        return rows.astype(_NUMPY[self.dtype], copy=False), None
+
+
+def blocks_met(rows: np.ndarray, packed: np.ndarray, scales: np.ndarray) -> int:
+    """How many int4 blocks are, bit for bit, what was packed into them.
+
+    Args:
+        rows: `(n, columns)`.
+        packed: `(n, columns / 2)`.
+        scales: `(n, blocks)`.
+    """
+    low, high = packed << 4, packed & 0xF0  # each value in the upper half, with its sign
+    values = np.stack([low, high], axis=-1).view(np.int8).reshape(*scales.shape, -1)
+    found = values.astype(np.float32) * (scales.astype(np.float32) / 16)[..., None]
+    return int((found == rows.reshape(found.shape)).all(axis=-1).sum())
+
+
+def _room(buffer: np.ndarray | None, shape: tuple[int, int], dtype: npt.DTypeLike) -> np.ndarray:
+    """An array for packed values, in `buffer` where there is one."""
+    count = shape[0] * shape[1]
+    flat = buffer if buffer is not None else np.empty(count, np.int8)
+    return flat[:count].view(dtype).reshape(shape)
+
+
+FLOAT32 = Format(DType.FLOAT32)
+FLOAT16 = Format(DType.FLOAT16, is_widened=True)
+INT8 = Format(DType.INT8)
+INT8_WEIGHT_ONLY = Format(DType.INT8, is_widened=True)
+INT4_BLOCK32 = Format(DType.INT4, block=32)
+INT4_BLOCK128 = Format(DType.INT4, block=128)
+
+_NUMPY = {DType.FLOAT32: np.float32, DType.FLOAT16: np.float16}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A word that `--quantize` takes.
+
+    Attributes:
+        matrix: format of all matrices.
+        embedding: another one for the embedding, where the scheme is for the whole model.
+    """
+
+    name: str
+    matrix: Format
+    summary: str
+    embedding: Format | None = None
+
+
+SCHEMES = {
+    scheme.name: scheme
+    for scheme in (
+        Scheme(
+            "dynamic_int8", INT8, "int8 weights, one scale per row; activations int8 on the fly"
+        ),
+        Scheme(
+            "dynamic_int4",
+            INT4_BLOCK32,
+            "int4 weights in blocks of 32, embedding int8; activations int8 on the fly",
+            INT8,
+        ),
+        Scheme(
+            "dynamic_int4_block128",
+            INT4_BLOCK128,
+            "int4 weights in blocks of 128, embedding int8; activations int8 on the fly",
+            INT8,
+        ),
+        Scheme("int8", INT8_WEIGHT_ONLY, "int8 weights, one scale per row; float32 arithmetic"),
+        Scheme("fp16", FLOAT16, "float16 weights, float32 arithmetic"),
+        Scheme("fp32", FLOAT32, "float32 weights and arithmetic"),
+    )
+}
+DEFAULT_SCHEME = "dynamic_int8"
+PARTS = ("embedding", "attention", "ffn", "head")
+_RULE = re.compile(r"(?:layers\.(\d+)(?:-(\d+))?\.)?([a-z]+)=(.+)")
+
+
+def part_of(path: str) -> str:
+    """`layers.0.mlp.up` -> `ffn`; see `DecoderSpec.weight_shapes`."""
+    if not path.startswith("layers."):
+        return path
+    return "ffn" if ".mlp." in path else "attention"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One part in another format, in all layers or in some of them.
+
+    Attributes:
+        text: as it was given.
+        layers: the first and the last; None for all.
+    """
+
+    text: str
+    part: str
+    layers: tuple[int, int] | None
+    format: Format
+
+    def holds_for(self, path: str) -> bool:
+        if part_of(path) != self.part:
+            return False
+        return self.layers is None or self.layers[0] <= int(path.split(".")[1]) <= self.layers[1]
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """All that `--quantize` says: a scheme, and rules of which the last that holds counts.
+
+    Attributes:
+        name: as it was given.
+    """
+
+    name: str
+    scheme: Scheme
+    rules: tuple[Rule, ...]
+
+    def format_of(self, path: str, shape: tuple[int, ...]) -> Format:
+        """The format of a weight. Vectors (norms, biases) stay float32: tiny, and they matter."""
+        if len(shape) == 1:
+            return FLOAT32
+        for rule in reversed(self.rules):
+            if rule.holds_for(path):
+                return rule.format
+        if path == "embedding" and self.scheme.embedding is not None:
+            return self.scheme.embedding
+        return self.scheme.matrix
+
+    def check(self, spec: DecoderSpec) -> None:
+        """Make sure that every rule is about something that the model has.
+
+        Raises:
+            OptionError: one is not.
+        """
+        for rule in self.rules:
+            if rule.part == "head" and spec.tied_head:
+                raise OptionError(
+                    f"--quantize {rule.text}",
+                    "this model's head is its embedding table",
+                    "say embedding= instead",
+                )
+            if rule.layers and rule.layers[1] >= len(spec.layers):
+                raise OptionError(
+                    f"--quantize {rule.text}",
+                    f"this model's layers are 0 to {len(spec.layers) - 1}",
+                    "choose layers among them",
+                )
+
+
+def parse_quantization(text: str) -> Quantization:
+    """`SCHEME` or `SCHEME,PART=SCHEME,layers.A-B.PART=SCHEME`.
+
+    Raises:
+        OptionError: it names no scheme or part that there is.
+    """
+    first, *others = text.split(",")
+    return Quantization(text, _scheme(first), tuple(map(_rule, others)))
+
+
+def _scheme(name: str) -> Scheme:
+    if name not in SCHEMES:
+        known = ", ".join(SCHEMES)
+        raise OptionError(f"--quantize {name}", "no such scheme", f"choose one of: {known}")
+    return SCHEMES[name]
+
+
+def _rule(text: str) -> Rule:
+    match = _RULE.fullmatch(text)
+    if match is None or match[3] not in PARTS:
+        raise OptionError(
+            f"--quantize ...,{text}",
+            "is not PART=SCHEME",
+            f"parts are {', '.join(PARTS)}, with layers.A-B. before attention or ffn if wanted",
+        )
+    first, last, part, scheme = match.groups()
+    layers = (int(first), int(last or first)) if first else None
+    if layers and (part not in ("attention", "ffn") or layers[0] > layers[1]):
+        raise OptionError(
+            f"--quantize ...,{text}",
+            "names layers that are none",
+            "write layers.A-B.attention= or layers.A-B.ffn= with A not above B",
+        )
+    return Rule(text, part, layers, _scheme(scheme).matrix)

@@ -1,0 +1,300 @@
+"""Every weight's way: read by rows, packed, written where the plan says.
+
+    checkpoint --rows--> _read --> Format.pack --> AtomicFile, at the planned offset
+                                       `---> the product that calibration waits for
+
+Threads take blocks of rows. Those that calibration waits for come first, in the order of the
+network; between them there is always something else to do, as long as there is anything.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from converter.checkpoint.base import Checkpoint, ThreadBuffer
+from converter.decoder import DecoderSpec
+from converter.errors import UnsupportedError
+from converter.families.base import WeightSource
+from converter.kernels import SMALLEST_HALF, SMALLEST_NORMAL, integer_product
+from converter.output.atomic_file import AtomicFile
+from converter.tflite.graph import DType, Weight
+from converter.tflite.writer import Layout
+from converter.weights.calibration import Inputs, calibrate, to_integers
+from converter.weights.lora import Update
+from converter.weights.quantization import INT8, Clip, Format, ValueRangeError, blocks_met
+from converter.weights.workers import Task, Workers
+
+# Values per block, measured (benchmarks/README.md): a block of 2^18 would stay in the L2 cache, but
+# with so few the threads spend their time handing Python's lock to each other.
+BLOCK_VALUES = 1 << 20
+# Stored types whose blocks of int4 with a float16 scale may go in without a second rounding.
+_INT4_BLOCKS = ("Q4_0",)
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class PlannedWeight:
+    """One weight on its way: where it comes from, how it is stored, where its bytes go.
+
+    Attributes:
+        stored_as: its type in the checkpoint.
+        offset: bytes from the start of the file.
+        scales_offset: the same of its blocks' scales, where it has blocks.
+        update: what an adapter adds to it.
+    """
+
+    path: str
+    source: WeightSource
+    stored_as: str
+    shape: tuple[int, ...]
+    format: Format
+    stored: Weight
+    offset: int
+    scales_offset: int | None
+    update: Update | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """What is streamed: its data, and the scales of its blocks."""
+        return self.stored.nbytes + (self.stored.scales.nbytes if self.stored.scales else 0)
+
+    @property
+    def carries_blocks(self) -> bool:
+        """Whether the checkpoint's own blocks of int4 may go in bit for bit."""
+        return self.format.block is not None and self.stored_as in _INT4_BLOCKS
+
+    def row_blocks(self) -> Iterator[tuple[int, int]]:
+        """(first row, row after the last) of pieces that are worked on at once: whole heads."""
+        rows, columns = _as_matrix(self.shape)
+        step = max(1, BLOCK_VALUES // columns)
+        if self.source.interleaved_head_dim:
+            head_dim = self.source.interleaved_head_dim
+            step = -(-step // head_dim) * head_dim
+        if len(self.shape) == 1:
+            step = rows
+        for start in range(0, rows, step):
+            yield start, min(start + step, rows)
+
+
+def needs_calibration(weights: Iterable[PlannedWeight], clip: Clip) -> bool:
+    """Whether anything is chosen by what reaches the weights."""
+    return clip is Clip.MSE and any(
+        weight.format.block is not None
+        or (weight.format.rounds_inputs and weight.path != "embedding")
+        for weight in weights
+    )
+
+
+class WeightStream:
+    """Streams the weights of a plan into a file.
+
+    Attributes:
+        inputs: what was known of each weight's inputs when it was stored.
+        met: blocks carried over exactly, and all blocks, of each weight that carries blocks.
+
+    Raises (from `run`):
+        OutputError, SourceError: see `converter.errors`.
+        UnsupportedError: a value that a format cannot hold.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        name: str,
+        weights: Sequence[PlannedWeight],
+        model: Layout,
+        file: AtomicFile,
+        clip: Clip,
+        progress: Progress,
+    ) -> None:
+        self.inputs: dict[str, Inputs] = {}
+        self.met: dict[str, tuple[int, int]] = {}
+        self._checkpoint, self._name = checkpoint, name
+        self._weights = {weight.path: weight for weight in weights}
+        self._model, self._file, self._clip, self._progress = model, file, clip, progress
+        self._sent: set[str] = set()
+        self._counting = threading.Lock()
+        self._floats = ThreadBuffer(np.float32)
+        self._packed, self._integers = ThreadBuffer(np.int8), ThreadBuffer(np.int8)
+
+    def run(self, spec: DecoderSpec, threads: int, beside: Callable[[], object]) -> None:
+        """Write all weights; `beside` is called here while threads are busy."""
+        with Workers(threads) as self._workers:
+            if needs_calibration(self._weights.values(), self._clip):
+                # The largest matrix waits for nothing, unless its blocks are chosen by importance.
+                if not spec.tied_head or self._weights["embedding"].format.block is None:
+                    self.store(Inputs(), "embedding")
+                calibrate(spec, self)
+            for path in self._weights:
+                self.store(Inputs(), path)
+            beside()
+            self._workers.finish()
+
+    # For calibration ------------------------------------------------------------------------------
+
+    def embed(self, tokens: np.ndarray) -> np.ndarray:
+        embedding = self._weights["embedding"]
+        return np.stack([self._read(embedding, i, i + 1)[0].copy() for i in tokens.tolist()])
+
+    def vector(self, path: str) -> np.ndarray:
+        found: np.ndarray = self._read(self._weights[path], 0, 1)[0].copy()
+        return found
+
+    def may_scale(self, *paths: str) -> bool:
+        weights = [self._weights[path] for path in paths]
+        return all(w.format.rounds_inputs and not w.carries_blocks for w in weights)
+
+    def store(self, inputs: Inputs, *paths: str) -> None:
+        for path in paths:
+            if path not in self._sent:
+                self._workers.do_later(self._tasks(path, inputs))
+
+    def multiply(self, inputs: Inputs, x: np.ndarray, *paths: str) -> list[np.ndarray]:
+        integers, scales = to_integers(x if inputs.factors is None else x / inputs.factors)
+        products, tasks = [], []
+        for path in paths:
+            product = np.empty((len(x), self._weights[path].shape[0]), np.float32)
+            products.append(product)
+            tasks += self._tasks(path, inputs, Wanted(integers, scales, product))
+        self._workers.do(tasks)
+        return products
+
+    def divide(self, path: str, factors: np.ndarray | None) -> None:
+        weight = self._weights[path]
+        if len(weight.shape) == 1:
+            self.store(Inputs(factors=None if factors is None else 1 / factors), path)
+        elif factors is not None:
+            self._divide_rows(weight, factors)
+
+    def _divide_rows(self, weight: PlannedWeight, factors: np.ndarray) -> None:
+        """Divide rows that are in the file: their scales."""
+        if weight.scales_offset is None:
+            scales = self._model.scales(weight.path)
+            np.maximum(scales / factors, SMALLEST_NORMAL, out=scales)
+            return
+        assert weight.stored.scales is not None
+        content = self._file.read_at(weight.scales_offset, weight.stored.scales.nbytes)
+        stored = np.frombuffer(content, np.float16).reshape(len(factors), -1)
+        with np.errstate(over="ignore"):
+            halves = (stored.astype(np.float32) / factors[:, None]).astype(np.float16)
+        if np.isinf(halves).any():
+            raise self._out_of_range(weight, "holds values whose scales are beyond float16")
+        self._file.write_at(weight.scales_offset, np.maximum(halves, SMALLEST_HALF).data)
+
+    # Blocks ---------------------------------------------------------------------------------------
+
+    def _tasks(self, path: str, inputs: Inputs, wanted: Wanted | None = None) -> list[Task]:
+        weight = self._weights[path]
+        self._sent.add(path)
+        self.inputs[path] = inputs
+        return [
+            partial(self._stream_block, weight, inputs, wanted, *block)
+            for block in weight.row_blocks()
+        ]
+
+    def _stream_block(
+        self, weight: PlannedWeight, inputs: Inputs, wanted: Wanted | None, start: int, stop: int
+    ) -> None:
+        form = weight.format
+        rows = self._read(weight, start, stop, form.takes_bf16)
+        try:
+            if wanted is not None and form.dtype is not DType.INT8:
+                # `pack` may use the rows as scratch space, but not the one to int8.
+                wanted.fill(start, *self._pack(INT8, rows, inputs, self._integers))
+            packed, scales = self._pack(form, rows, inputs, self._packed)
+        except ValueRangeError as error:
+            wider = ", or try --quantize fp32" if form.dtype is DType.FLOAT16 else ""
+            raise self._out_of_range(weight, f"{error} (rows {start} to {stop - 1})", wider) from (
+                error
+            )
+        if wanted is not None and form.dtype is DType.INT8:
+            wanted.fill(start, packed, scales)
+        self._file.write_at(weight.offset + start * packed[0].nbytes, packed.data)
+        written, met, blocks = packed.nbytes, 0, 0
+        if scales is not None and weight.scales_offset is None:
+            self._model.scales(weight.path)[start:stop] = scales
+        elif scales is not None:
+            assert weight.scales_offset is not None
+            self._file.write_at(weight.scales_offset + start * scales[0].nbytes, scales.data)
+            written += scales.nbytes
+            if weight.carries_blocks:
+                met, blocks = blocks_met(rows, packed, scales), scales.size
+        with self._counting:
+            if blocks:
+                before = self.met.get(weight.path, (0, 0))
+                self.met[weight.path] = before[0] + met, before[1] + blocks
+            self._progress(written)
+
+    def _pack(
+        self, form: Format, rows: np.ndarray, inputs: Inputs, buffer: ThreadBuffer
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        room = buffer.of_size(rows.size)
+        return form.pack(rows, room, self._clip, inputs.importance, inputs.factors)
+
+    def _out_of_range(self, weight: PlannedWeight, why: str, wider: str = "") -> UnsupportedError:
+        return UnsupportedError(
+            f"{self._name}: {weight.source.tensor}",
+            why,
+            f"the checkpoint is damaged: fetch or make it again{wider}",
+        )
+
+    def _read(
+        self, weight: PlannedWeight, start: int, stop: int, keep_bf16: bool = False
+    ) -> np.ndarray:
+        """Rows of a weight as the network has it, valid until the thread's next call."""
+        source = weight.source
+        columns = weight.shape[-1]
+        count = columns if len(weight.shape) == 1 else (stop - start) * columns
+        rows = self._checkpoint.read_rows(
+            source.tensor,
+            start,
+            stop,
+            buffer=self._floats.of_size(count),
+            keep_bf16=keep_bf16 and not source.add and weight.update is None,
+        )
+        if source.add:
+            rows += np.float32(source.add)
+        if source.interleaved_head_dim:
+            rows = halves_from_pairs(rows, source.interleaved_head_dim)
+        if weight.update is not None:
+            weight.update.add_to(rows, start)
+        return rows
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A product with a weight, filled in by the threads that store the weight.
+
+    Attributes:
+        integers, scales: its left side, `(n, columns)` and `(n,)`.
+        product: `(n, rows)`.
+    """
+
+    integers: np.ndarray
+    scales: np.ndarray
+    product: np.ndarray
+
+    def fill(self, start: int, packed: np.ndarray, scales: np.ndarray | None) -> None:
+        """The columns of the product from `start` on, of packed int8 rows."""
+        assert scales is not None
+        found = integer_product(self.integers, packed) * scales[:, None] * self.scales
+        self.product[:, start : start + len(packed)] = found.T
+
+
+def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(rows, columns) of a weight; a vector is one row to a checkpoint."""
+    return (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1])
+
+
+def halves_from_pairs(rows: np.ndarray, head_dim: int) -> np.ndarray:
+    """Per head, rows (0, d/2), (1, d/2 + 1), ... back to 0..d/2, d/2..d; (heads * d, columns)."""
+    if rows.shape[0] == 1:  # a bias: its values are the rows
+        return halves_from_pairs(rows.reshape(-1, 1), head_dim).reshape(1, -1)
+    heads = rows.reshape(-1, head_dim // 2, 2, rows.shape[1])
+    return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows.shape)

@@ -1,0 +1,196 @@
+"""What the user types as MODEL, and where it leads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from converter.checkpoint.sources import list_models, models_dir, parse_model
+from converter.errors import LiteRTLMError, SourceError, UnsupportedError
+
+MODELS = Path("/models")
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def folder(path: str, *names: str) -> Path:
+    made = Path(path)
+    made.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (made / name).touch()
+    return made
+
+
+def refusal(text: str) -> LiteRTLMError:
+    with pytest.raises(LiteRTLMError) as caught:
+        parse_model(text, MODELS)
+    assert str(caught.value).isprintable()
+    return caught.value
+
+
+def test_demo() -> None:
+    source = parse_model("demo", MODELS)
+    home = MODELS / "HuggingFaceTB" / "SmolLM2-135M-Instruct"
+    assert (source.kind, source.checkpoint_dir) == ("demo", home / "checkpoint")
+    assert source.output_path() == home / "SmolLM2-135M-Instruct.litertlm"
+
+
+def test_hugging_face_id() -> None:
+    source = parse_model("Qwen/Qwen3-0.6B", MODELS)
+    assert (source.kind, source.repo_id, source.path) == ("hub", "Qwen/Qwen3-0.6B", None)
+    assert source.output_path() == MODELS / "Qwen" / "Qwen3-0.6B" / "Qwen3-0.6B.litertlm"
+    assert source.output_path(Path("out")) == Path("out/Qwen3-0.6B.litertlm")
+    # What was fetched stays where a second conversion finds it.
+    assert source.checkpoint_dir == MODELS / "Qwen" / "Qwen3-0.6B" / "checkpoint"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["https://huggingface.co/org/m", "https://huggingface.co/org/m/", "hf.co/org/m", "org/m"],
+)
+def test_the_address_of_a_page_is_an_id(text: str) -> None:
+    assert parse_model(text, MODELS).repo_id == "org/m"
+
+
+def test_one_file_of_a_repository() -> None:
+    source = parse_model("org/m-GGUF:m-Q4_K_M.gguf", MODELS)
+    assert (source.repo_id, source.file) == ("org/m-GGUF", "m-Q4_K_M.gguf")
+    assert source.output_path() == MODELS / "org" / "m-GGUF" / "m-Q4_K_M.litertlm"
+    assert "after the colon" in refusal("org/m:model.safetensors").why
+
+
+def test_local_folder() -> None:
+    path = folder("my-finetune", "config.json", "model.safetensors")
+    for text in ("my-finetune", "./my-finetune", "my-finetune/", str(path.absolute())):
+        source = parse_model(text, MODELS)
+        assert (source.kind, source.name) == ("folder", "my-finetune")
+        assert source.output_path() == MODELS / "local/my-finetune/my-finetune.litertlm"
+        assert source.path is not None
+        assert source.path.samefile(path)
+
+
+def test_the_folder_one_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder("here", "config.json", "a.safetensors"))
+    assert parse_model(".", MODELS).name == "here"
+
+
+def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder("m", "config.json", "a.safetensors")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert parse_model("~/m", MODELS).path == tmp_path / "m"
+
+
+def test_what_exists_wins_over_an_id() -> None:
+    folder("Qwen/Qwen3-0.6B", "config.json", "model.safetensors")
+    assert parse_model("Qwen/Qwen3-0.6B", MODELS).kind == "folder"
+
+
+def test_files() -> None:
+    folder(".", "m-q4.gguf", "M.GGUF", "done.litertlm")
+    assert parse_model("m-q4.gguf", MODELS).output_path() == (
+        MODELS / "local" / "m-q4" / "m-q4.litertlm"
+    )
+    assert parse_model("./M.GGUF", MODELS).kind == "gguf"
+    done = parse_model("done.litertlm", MODELS)
+    assert (done.kind, done.output_path(Path("out"))) == ("litertlm", Path("done.litertlm"))
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "said"),
+    [
+        ([], SourceError, "config.json and *.safetensors are missing"),
+        (["config.json"], SourceError, "*.safetensors is missing"),
+        (["model.safetensors"], SourceError, "config.json is missing"),
+        (["config.json", "pytorch_model.bin"], UnsupportedError, "save_pretrained(FOLDER)"),
+        (["config.json", "model.pth"], UnsupportedError, "pickle format (model.pth)"),
+        (["adapter_config.json", "adapter_model.safetensors"], UnsupportedError, "merge it into"),
+    ],
+)
+def test_folders_that_are_not_models(
+    names: list[str], kind: type[LiteRTLMError], said: str
+) -> None:
+    folder("m", *names)
+    error = refusal("./m")
+    assert isinstance(error, kind)
+    assert said in str(error)
+    assert error.what == "./m"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "./m",
+        "../m/x",
+        "/no/such",
+        "~/no-such",
+        "m.gguf",
+        "a/b.GGUF",
+        "a/b.litertlm",
+        ".\\m",
+        "C:/m",
+    ],
+)
+def test_paths_that_do_not_exist(text: str) -> None:
+    error = refusal(text)
+    assert isinstance(error, SourceError)
+    assert error.why == "no such file or folder"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("qwen3", "a Hugging Face id has the form org/name"),
+        ("", "a Hugging Face id has the form org/name"),
+        ("a/b/c", "neither a file or folder nor a Hugging Face id"),
+        ("org/na me", "neither"),
+        ("org/..", "neither"),
+        ("org/a--b", "neither"),
+        ("org/m\x1b[31m", "neither"),
+        ("org/m\0", "neither"),
+        ("org/" + "x" * 5000, "neither"),
+        ("org/m:../../x.gguf", "cannot be named after"),
+        ("org/m:..\\x.gguf", "cannot be named after"),
+        ("https://huggingface.co/org/m/tree/main", "a Hugging Face id has the form org/name"),
+    ],
+)
+def test_what_is_nothing(text: str, said: str) -> None:
+    assert said in refusal(text).why
+
+
+def test_other_files_are_refused() -> None:
+    folder(".", "notes.txt", "model.safetensors")
+    assert "not a model" in refusal("notes.txt").why
+    assert refusal("model.safetensors").fix == "pass its folder"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+@pytest.mark.parametrize("name", ["a\nb", "a:b", ".hidden", "a\\b", "a\x1bb"])
+def test_names_that_cannot_be_a_file_everywhere(name: str) -> None:
+    folder(name, "config.json", "a.safetensors")
+    assert "cannot be named after" in refusal("./" + name).why
+
+
+def test_models_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("LITERT_LM_MODELS", raising=False)
+    assert models_dir() == Path(__file__).resolve().parents[3] / "models"
+    monkeypatch.setenv("LITERT_LM_MODELS", str(tmp_path))
+    assert models_dir() == tmp_path
+
+
+def test_list_models(tmp_path: Path) -> None:
+    assert list_models(tmp_path / "none") == []
+    kept = [
+        folder("org/a", "a.litertlm") / "a.litertlm",
+        folder("org/checkpoint", "checkpoint.litertlm") / "checkpoint.litertlm",
+        folder("local/z", "z.litertlm") / "z.litertlm",
+    ]
+    folder("org/a/checkpoint", "fetched.litertlm")
+    folder("org/a", ".a.litertlm", "a.gguf")
+    folder("org/b/folder.litertlm")
+    assert list_models(Path()) == sorted(kept)

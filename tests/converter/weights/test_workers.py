@@ -1,0 +1,121 @@
+"""Tasks that are waited for come first; one that fails ends the work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from converter.weights.workers import Workers
+
+
+def test_everything_is_done_whatever_the_threads() -> None:
+    for threads in (1, 2, 5):
+        done: list[int] = []
+        with Workers(threads) as workers:
+            workers.do_later(partial(done.append, i) for i in range(100))
+            for wave in range(1, 4):
+                workers.do(partial(done.append, 1000 * wave + i) for i in range(7))
+                assert sum(value >= 1000 * wave for value in done) == 7
+            workers.finish()
+        assert sorted(done) == [
+            *range(100),
+            *(1000 * wave + i for wave in range(1, 4) for i in range(7)),
+        ]
+
+
+def test_what_is_waited_for_comes_first() -> None:
+    done: list[str] = []
+    begun, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        go.wait()
+
+    with Workers(1) as workers:
+        workers.do_later([hold])
+        begun.wait()
+        workers.do_later([partial(done.append, "later")] * 3)
+        threading.Timer(0.1, go.set).start()
+        workers.do([partial(done.append, "now")])
+        workers.finish()
+    assert done == ["now", "later", "later", "later"]
+
+
+@pytest.mark.parametrize("waited_for", [True, False])
+def test_an_error_comes_out_and_drops_the_rest(waited_for: bool) -> None:
+    done: list[int] = []
+
+    def fail() -> None:
+        raise ValueError("this one")
+
+    def work() -> None:
+        with Workers(1) as workers:
+            if waited_for:
+                workers.do([fail])
+            workers.do_later([fail, *(partial(done.append, i) for i in range(100))])
+            workers.finish()
+
+    with pytest.raises(ValueError, match="this one"):
+        work()
+    assert done == []
+
+
+def test_an_error_beside_the_work_ends_it() -> None:
+    go = threading.Event()
+    done: list[int] = []
+
+    def hold() -> None:
+        go.wait()
+
+    def work() -> None:
+        with Workers(2) as workers:
+            workers.do_later([hold, hold])
+            workers.do_later(partial(done.append, i) for i in range(100))
+            threading.Timer(0.1, go.set).start()
+            raise KeyboardInterrupt
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == []
+    assert threading.active_count() <= before + 1  # the timer may be there still
+
+
+_INTERRUPTED = """
+import random, signal
+from converter.weights.workers import Workers
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, interrupt)
+interrupted = 0
+for _ in range(600):
+    try:
+        with Workers(2) as workers:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00002, 0.004))
+            for _ in range(1000):
+                workers.do([lambda: None] * 3)
+                workers.do_later([lambda: None])
+    except KeyboardInterrupt:
+        interrupted += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+print(interrupted > 500)  # Python drops one that comes while it frees an object
+"""
+
+
+def test_an_interrupt_at_any_moment_leaves_no_lock_taken() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,  # else it waits for ever
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n")
