@@ -194,7 +194,7 @@ def _dry_run(args: argparse.Namespace) -> None:
 
 
 def _lines(report: PlanReport, force: bool) -> list[str]:
-    from cli.inspect import printable, size, tensor_lines
+    from cli.inspect import printable, run_memory_lines, size, tensor_lines
 
     lines = [f"{report.output}  {size(report.output_bytes)}"]
     if report.output_exists:
@@ -217,7 +217,7 @@ def _lines(report: PlanReport, force: bool) -> list[str]:
     for group in report.tensors:
         lines.append(f"  {group.kind:12}{group.dtype:12}{size(group.bytes):>10}  x{group.count}")
     short = " (too little)" if report.disk_needed_bytes > report.disk_free_bytes else ""
-    lines += ["", "Needs"]
+    lines += ["", "Memory to run", *run_memory_lines(report.run_memory), "", "Conversion needs"]
     for what, nbytes, note in (
         ("to read", report.source_bytes, ""),
         ("weights", report.weights_bytes, ""),

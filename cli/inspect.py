@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from converter.litertlm.inspection import Bundle, SignatureSummary
+    from converter.litertlm.run_memory import RunMemory
 
 
 # What a target means, below its line.
@@ -60,6 +61,7 @@ def as_json(bundle: Bundle) -> dict[str, Any]:
         "metadata": json_format.MessageToDict(bundle.metadata, preserving_proto_field_name=True),
         "signatures": [dataclasses.asdict(s) for s in bundle.model.signatures],
         "weight_bytes": bundle.model.weight_bytes,
+        "run_memory": dataclasses.asdict(bundle.model.run_memory),
     }
 
 
@@ -82,7 +84,7 @@ def _lines(bundle: Bundle) -> list[str]:
     lines += ["", "Weights"]
     for dtype, nbytes in sorted(bundle.model.weight_bytes.items(), key=lambda item: -item[1]):
         lines.append(f"  {dtype:24}{size(nbytes):>10}")
-    lines += ["", "Metadata"]
+    lines += ["", "Memory to run", *run_memory_lines(bundle.model.run_memory), "", "Metadata"]
     metadata = type(bundle.metadata)()
     metadata.CopyFrom(bundle.metadata)
     template = metadata.jinja_prompt_template
@@ -108,6 +110,19 @@ def tensor_lines(signature: SignatureSummary) -> list[str]:
         f"{'+'.join(sorted(directions[line])):8}{line}"
         + (f"  x{len(names)}" if len(names) > 1 else "")
         for line, names in counts.items()
+    ]
+
+
+def run_memory_lines(needs: RunMemory) -> list[str]:
+    """What a network needs in the engine, a line each."""
+    return [
+        f"  {what:24}{size(nbytes):>10}"
+        for what, nbytes in (
+            ("weights", needs.weights_bytes),
+            ("KV cache", needs.kv_cache_bytes),
+            ("scratch, at most", needs.scratch_bytes),
+            ("beside the engine", needs.total_bytes),
+        )
     ]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from converter.base import ModelConverter, Plan
 from converter.errors import OutputError
 from converter.litertlm.inspection import SignatureSummary, summarise
+from converter.litertlm.run_memory import RunMemory
 from converter.text.bundle_tokenizer import SENTENCEPIECE_KIND
 from converter.text.tokenizer_json import HF_KIND
 from converter.weights.stream import BLOCK_VALUES, PlannedWeight
@@ -48,6 +49,7 @@ class PlanReport:
         memory_bytes: most memory that the conversion holds, about; independent of the weights.
         disk_needed_bytes: what must be free. An output that is replaced stays until the new one is
             complete.
+        run_memory: what the result needs in the engine.
     """
 
     model: str
@@ -67,6 +69,7 @@ class PlanReport:
     disk_needed_bytes: int
     disk_free_bytes: int
     threads: int
+    run_memory: RunMemory
 
     def as_json(self) -> dict[str, Any]:
         """The whole report in plain types."""
@@ -76,6 +79,7 @@ class PlanReport:
 def report(converter: ModelConverter, plan: Plan, output: Path) -> PlanReport:
     """Describe what `converter.write(plan, output)` would do."""
     threads = converter.options.threads
+    model = summarise(memoryview(plan.model.flatbuffer))
     return PlanReport(
         model=converter.name,
         family=plan.family.name,
@@ -85,7 +89,7 @@ def report(converter: ModelConverter, plan: Plan, output: Path) -> PlanReport:
         output_exists=output.exists(),
         kv_cache_length=plan.cache_length,
         prefill_lengths=plan.prefill_lengths,
-        signatures=summarise(memoryview(plan.model.flatbuffer)).signatures,
+        signatures=model.signatures,
         tensors=tensor_groups(plan.weights),
         source_bytes=source_bytes(converter, plan),
         weights_bytes=weights_bytes(plan),
@@ -94,6 +98,7 @@ def report(converter: ModelConverter, plan: Plan, output: Path) -> PlanReport:
         disk_needed_bytes=disk_needed(converter, plan),
         disk_free_bytes=disk_free(output),
         threads=threads,
+        run_memory=model.run_memory,
     )
 
 

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import SourceError
+from converter.litertlm.run_memory import RunMemory, run_memory
 
 _MAX_HEADER = 1 << 24
 _MIN_WEIGHT = 64  # bytes; smaller constants are shapes and axes
+_NO_NETWORK = RunMemory(0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,13 @@ class SignatureSummary:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """The TFLite model: its signatures, and the bytes of its weights by element type."""
+    """The TFLite model: its signatures, the bytes of its weights by element type, and what it needs
+    when it runs.
+    """
 
     signatures: list[SignatureSummary] = field(default_factory=list)
     weight_bytes: dict[str, int] = field(default_factory=dict)
+    run_memory: RunMemory = _NO_NETWORK
 
 
 @dataclass(frozen=True)
@@ -234,7 +239,8 @@ def summarise(model: memoryview) -> ModelSummary:
                 tensors(signature, subgraph, "Outputs"),
             )
         )
-    return ModelSummary(signatures, weight_bytes)
+    needs = run_memory(root, sum(weight_bytes.values()))
+    return ModelSummary(signatures, weight_bytes, needs)
 
 
 def _text(value: Any) -> Any:

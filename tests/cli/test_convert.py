@@ -635,6 +635,7 @@ def test_a_dry_run_as_json(llama: Path, tmp_path: Path, capsys: pytest.CaptureFi
         "model", "family", "scheme", "target", "output", "output_exists", "kv_cache_length",
         "prefill_lengths", "signatures", "tensors", "source_bytes", "weights_bytes",
         "output_bytes", "memory_bytes", "disk_needed_bytes", "disk_free_bytes", "threads",
+        "run_memory",
     ]  # fmt: skip
     path, _ = converted(capsys, llama, "--quantize", "fp16", "--output-dir", out)
     assert main(["inspect", "--json", str(path)]) == 0

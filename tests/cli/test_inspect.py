@@ -77,7 +77,7 @@ def test_json(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     value: dict[str, Any] = json.loads(printed_by(capsys, bundle, "--json"))
     assert set(value) == {
         "path", "size", "format_version", "system", "sections", "metadata", "signatures",
-        "weight_bytes",
+        "weight_bytes", "run_memory",
     }  # fmt: skip
     assert value["path"] == str(bundle)
     assert value["size"] == bundle.stat().st_size
@@ -95,6 +95,7 @@ def test_json(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [tokens] = [t for t in value["signatures"][0]["inputs"] if t["name"] == "tokens"]
     assert tokens == {"name": "tokens", "shape": [1, 8], "dtype": "int32"}
     assert value["weight_bytes"]["int8"] == 2 * 320 * 64 + 2 * 30720
+    assert value["run_memory"]["kv_cache_bytes"] == 2 * 2 * 32 * 2 * 16 * 4
 
 
 def test_what_a_model_says_cannot_drive_the_terminal(
