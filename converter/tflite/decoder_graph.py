@@ -125,10 +125,23 @@ class _DecoderGraph:
         """(1, N) -> (N, hidden), times the family's scale."""
         g = self.graph
         ids = g.make_reshape(f"{name}/ids", tokens, (self.length,))
-        x = g.make_embedding_lookup(f"{name}/rows", ids, self.matrix("embedding", is_table=True))
+        x = self.make_rows(name, ids, "embedding")
         if self.spec.embedding_scale is None:
             return x
         return g.make_mul(name, x, g.constant(f"{name}/scale", self.spec.embedding_scale))
+
+    def make_rows(self, name: str, ids: Tensor, path: str) -> Tensor:
+        """Rows of a table in float32, (N,) -> (N, width).
+
+        EMBEDDING_LOOKUP takes no float16. Were the table widened first, every signature would hold
+        all of it as float32, 0.7 GB for Gemma 3; so its rows are gathered, and these are widened.
+        """
+        g, table = self.graph, self.graph.weight(self.weight_of(path))
+        if table.dtype is not DType.FLOAT16:
+            return g.make_embedding_lookup(f"{name}/rows", ids, table)
+        return g.make_dequantize(
+            f"{name}/rows/float32", g.make_gather(f"{name}/rows", table, ids, 0)
+        )
 
     def make_rope_tables(self, name: str, rope: Rope) -> tuple[Tensor, Tensor]:
         """cos and sin of each position and frequency, (1, N, 1, d), ready for `make_rope`.
@@ -235,15 +248,11 @@ class _DecoderGraph:
         bias_tensor = self.graph.weight(self.weight_of(f"{path}.bias")) if bias else None
         return self.graph.make_fully_connected(name, x, self.matrix(path), bias_tensor)
 
-    def matrix(self, path: str, is_table: bool = False) -> Tensor:
-        """A matrix in a form that the kernels take: some are widened, once per graph.
-
-        Args:
-            is_table: rows are looked up, which works in all formats but float16.
-        """
+    def matrix(self, path: str) -> Tensor:
+        """A matrix to multiply by; some are widened, once per graph."""
         weight = self.weight_of(path)
         tensor = self.graph.weight(weight)
-        if not weight.is_widened or (is_table and weight.dtype is not DType.FLOAT16):
+        if not weight.is_widened:
             return tensor
         name = f"{weight.name}/float32"
         if name not in self.widened:
