@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cli.request import ENGINES, Request
 from converter.errors import OptionError
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--engine",
-        choices=("direct", "torch"),
+        choices=ENGINES,
         help="direct (default), or torch: PyTorch's own export by litert-torch, in the layout for "
         "gpu; it takes minutes, 15 bytes of memory per parameter, and ./setup --reference",
     )
@@ -114,8 +115,13 @@ def add_fetch_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    request = Request.of_arguments(args, model=args.model or "")
     if args.from_receipt is not None:
-        _take_receipt(args)
+        if args.dry_run:
+            raise OptionError(
+                "--from-receipt", "has no effect with --dry-run", "leave one of them out"
+            )
+        request = request.by_receipt(args.from_receipt)
     elif args.model is None:
         raise OptionError(
             "litert-lm-cli convert",
@@ -125,72 +131,34 @@ def main(args: argparse.Namespace) -> None:
     if args.dry_run:
         if args.check:
             raise OptionError("--check", "has no effect with --dry-run", "leave one of them out")
-        _dry_run(args)
+        _dry_run(request, args.json)
         return
     if args.json:
         raise OptionError("--json", "has no effect without --dry-run", "add that, or leave it out")
 
-    from cli.obtain import obtain
+    from cli.obtain import obtain, try_out
 
-    output = obtain(args, args.output_dir, args.force, announce_kept=True)
+    output = obtain(request, announce_kept=True)
     if args.check:
-        _check(output, args.quiet)
+        summary = try_out(output)
+        if not args.quiet:
+            print(f"litert-lm-cli: checked: {summary}", file=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a path is bytes: out as they came in
     print(output)
 
 
-def _take_receipt(args: argparse.Namespace) -> None:
-    """Put what a receipt says into the arguments: the model, and `receipt` itself."""
-    from converter.receipt import read_receipt
-
-    decided = (
-        "quantize", "clip", "lora", "prefill_seq_len", "kv_cache_max_len", "target", "engine",
-        "revision", "dry_run",
-    )  # fmt: skip
-    given = [name for name in decided if getattr(args, name)]
-    if given:
-        raise OptionError(
-            "--from-receipt",
-            f"the receipt decides, not --{given[0].replace('_', '-')}",
-            "leave one of them out",
-        )
-    args.receipt = read_receipt(args.from_receipt)
-    source = args.receipt["source"]
-    if args.model is None:
-        file = source.get("file")
-        args.model = f"{source['model']}:{file}" if file else source["model"]
-    args.revision = source.get("commit")
-
-
-def _check(output: Path, quiet: bool) -> None:
-    from dataclasses import asdict
-
-    from converter.receipt import add_check, receipt_path
-    from runner.check import check, require
-    from runner.engine import Model
-    from runner.evaluation import TEXT
-
-    with Model(output) as model:
-        found = check(model, TEXT.read_text(encoding="utf-8"))
-    if receipt_path(output).is_file():
-        add_check(output, asdict(found))
-    summary = require(output, found)
-    if not quiet:
-        print(f"litert-lm-cli: checked: {summary}", file=sys.stderr)
-
-
-def _dry_run(args: argparse.Namespace) -> None:
+def _dry_run(request: Request, as_json: bool) -> None:
     from cli.obtain import preview
 
-    report = preview(args, args.output_dir)
-    if args.json:
+    report = preview(request)
+    if as_json:
         import json
 
         # In ASCII: names may hold what a terminal obeys, or its encoding lacks.
         print(json.dumps(report.as_json(), indent=2))
     else:
-        print("\n".join(_lines(report, args.force)))
+        print("\n".join(_lines(report, request.force)))
 
 
 def _lines(report: PlanReport, force: bool) -> list[str]:

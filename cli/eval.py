@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.convert import add_fetch_options
+from cli.request import Request
 from cli.run import MAX_THREADS, integer
 from converter.errors import OptionError, SourceError
 
@@ -99,12 +100,15 @@ def _reference(args: argparse.Namespace, stack: ExitStack) -> Reference:
     from converter.output.scratch import scratch_folder
 
     folder = stack.enter_context(scratch_folder("litert-lm-eval-"))
+    request = Request(
+        args.against, revision=args.revision, offline=args.offline, quiet=args.quiet, asks=True
+    )
     if args.engine == "torch":
         from cli.progress import stage_progress
         from converter.torch.reference import check_can_run, next_token_logits
 
-        require_reference(args)
-        checkpoint = stack.enter_context(source_checkpoint(args.against, args))
+        require_reference(request)
+        checkpoint = stack.enter_context(source_checkpoint(request))
         check_can_run(checkpoint, args.against)
 
         def by_transformers(tokens: list[int]) -> tuple[list[int], Iterable[np.ndarray]]:
@@ -116,7 +120,7 @@ def _reference(args: argparse.Namespace, stack: ExitStack) -> Reference:
     from converter.litertlm.inspection import read_bundle
     from runner.evaluation import graph_logits
 
-    bundle = in_float(args.against, folder, args)
+    bundle = in_float(request, folder)
     limit = read_bundle(bundle).metadata.max_num_tokens or None
     return lambda tokens: (tokens[:limit], graph_logits(bundle, tokens[:limit]))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from converter.errors import OptionError, OutputError, SourceError
 
 if TYPE_CHECKING:
+    from cli.request import Request
     from cli.sealing import Sealing
     from converter.base import ModelConverter, Plan
     from converter.checkpoint.base import Checkpoint
@@ -24,19 +24,11 @@ if TYPE_CHECKING:
 _TEXT_ROOM = 1 << 28
 
 
-def obtain(
-    args: argparse.Namespace,
-    output_dir: Path | None = None,
-    force: bool = False,
-    announce_kept: bool = False,
-) -> Path:
-    """The path of MODEL's `.litertlm` file, made if need be.
+def obtain(request: Request, announce_kept: bool = False) -> Path:
+    """The path of a model's `.litertlm` file, made if need be.
 
     Args:
-        args: holds `model` and the options of `cli.convert.add_conversion_options`.
-        output_dir: where the result goes, None for the models folder.
-        force: replace an existing result.
-        announce_kept: say so when there is one.
+        announce_kept: say so when there is one already.
 
     Raises:
         LiteRTLMError: see `converter.errors`.
@@ -44,53 +36,49 @@ def obtain(
     from converter.checkpoint.sources import models_dir, parse_model
     from converter.receipt import settle
 
-    expected: dict[str, Any] | None = getattr(args, "receipt", None)
+    expected = request.receipt
     if expected is None:
-        chosen = _chosen_options(args)
+        chosen = request.chosen()
     else:
         from cli.sealing import options_of_receipt
 
         chosen = options_of_receipt(expected)
-    source = _with_adapter(parse_model(args.model, models_dir()), chosen)
+    source = _with_adapter(parse_model(request.model, models_dir()), chosen)
     if expected is not None:
         source = replace(source, name=expected["output"]["name"])
-    output = source.output_path(output_dir)
+    output = source.output_path(request.output_dir)
     if source.kind == "litertlm":
-        if force or output_dir is not None or chosen or expected is not None:
-            raise _converted_already(args.model)
+        if request.force or request.output_dir is not None or chosen or expected is not None:
+            raise _converted_already(request.model)
         return output
     settle(output)
-    if output.exists() and not force:
+    if output.exists() and not request.force:
         # To `run` an existing file is what was meant, unless other options were asked for.
         if announce_kept or chosen:
-            _say(args, f"keeping {output}, which exists (convert --force replaces it)")
+            _say(request, f"keeping {output}, which exists (convert --force replaces it)")
         return output
 
     if "engine" in chosen:
-        require_reference(args)
+        require_reference(request)
     from cli.sealing import Sealing
 
-    local, origin = _fetch(source, args, prefer_converted=not chosen, becomes=output)
+    local, origin = _fetch(source, request, prefer_converted=not chosen, becomes=output)
     adapter = None
     if "lora" in chosen:
         commit = None if expected is None else expected["options"]["adapter"].get("commit")
-        chosen["lora"], adapter = _fetch_adapter(chosen["lora"], args, commit)
+        chosen["lora"], adapter = _fetch_adapter(chosen["lora"], request, commit)
     sealing = Sealing(output, origin, adapter, expected)
     if local.suffix != ".litertlm":
-        _convert(local, source, output, chosen, args, sealing)
+        _convert(local, source, output, chosen, request, sealing)
     elif chosen:
-        raise _converted_already(args.model)
+        raise _converted_already(request.model)
     else:
         _adopt(local, output, sealing)
     return output
 
 
-def preview(args: argparse.Namespace, output_dir: Path | None = None) -> PlanReport:
-    """What a conversion of MODEL would do. Nothing is written, and nothing downloaded.
-
-    Args:
-        args: as in `obtain`.
-        output_dir: where the result would go, None for the models folder.
+def preview(request: Request) -> PlanReport:
+    """What a conversion would do. Nothing is written, and nothing downloaded.
 
     Raises:
         LiteRTLMError: see `converter.errors`.
@@ -98,26 +86,46 @@ def preview(args: argparse.Namespace, output_dir: Path | None = None) -> PlanRep
     from converter.checkpoint.sources import models_dir, parse_model
     from converter.report import report
 
-    chosen = _chosen_options(args)
+    chosen = request.chosen()
     if "engine" in chosen:
         raise OptionError(
             "--dry-run", "plans for the direct engine alone", "leave it or --engine torch out"
         )
-    source = _with_adapter(parse_model(args.model, models_dir()), chosen)
+    source = _with_adapter(parse_model(request.model, models_dir()), chosen)
     if "lora" in chosen:
         chosen["lora"] = Path(chosen["lora"])
-    local = _fetched_before(source, args, prefer_converted=not chosen)
+    local = _fetched_before(source, request, prefer_converted=not chosen)
     if local.suffix.lower() == ".litertlm":
         raise OptionError(
             "--dry-run",
-            f"{args.model} is converted already, there is nothing to plan",
+            f"{request.model} is converted already, there is nothing to plan",
             f"see what is in it with litert-lm-cli inspect {local}",
         )
     with _planned(local, source, chosen) as (converter, plan):
-        return report(converter, plan, source.output_path(output_dir))
+        return report(converter, plan, source.output_path(request.output_dir))
 
 
-def require_reference(args: argparse.Namespace) -> None:
+def try_out(output: Path) -> str:
+    """Load a result and ask it easy questions; what it did, which its receipt says from then on.
+
+    Raises:
+        EngineError: it makes no sense, or does not run.
+    """
+    from dataclasses import asdict
+
+    from converter.receipt import add_check, receipt_path
+    from runner.check import check, require
+    from runner.engine import Model
+    from runner.evaluation import TEXT
+
+    with Model(output) as model:
+        found = check(model, TEXT.read_text(encoding="utf-8"))
+    if receipt_path(output).is_file():
+        add_check(output, asdict(found))
+    return require(output, found)
+
+
+def require_reference(request: Request) -> None:
     """Make sure that the torch engine can run; where it cannot, offer to install it.
 
     Raises:
@@ -127,7 +135,8 @@ def require_reference(args: argparse.Namespace) -> None:
 
     if reference.is_installed():
         return
-    if sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty() and not args.quiet:
+    may_ask = request.asks and not request.quiet
+    if may_ask and sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty():
         print(
             "litert-lm-cli: --engine torch needs PyTorch and litert-torch in "
             f"{reference.ENVIRONMENT} (2 GB or more). Install them now? [y/N] ",
@@ -143,74 +152,39 @@ def require_reference(args: argparse.Namespace) -> None:
     )
 
 
-def in_float(model: str, folder: Path, args: argparse.Namespace) -> Path:
-    """MODEL as a `.litertlm` file in fp32, made in `folder`; a `.litertlm` file as it is.
-
-    Args:
-        args: holds `revision`, `quiet` and `offline`.
+def in_float(request: Request, folder: Path) -> Path:
+    """A model as a `.litertlm` file in fp32, made in `folder`; a `.litertlm` file as it is.
 
     Raises:
         LiteRTLMError: see `converter.errors`.
     """
     from converter.checkpoint.sources import models_dir, parse_model
 
-    source = parse_model(model, models_dir())
-    local, _ = _fetch(source, args, prefer_converted=False)
+    source = parse_model(request.model, models_dir())
+    local, _ = _fetch(source, request, prefer_converted=False)
     if local.suffix.lower() == ".litertlm":
         return local
     output = folder / "float.litertlm"
-    _convert(local, source, output, {"quantize": "fp32", "prefill_lengths": (8,)}, args)
+    _convert(local, source, output, {"quantize": "fp32", "prefill_lengths": (8,)}, request)
     return output
 
 
 @contextmanager
-def source_checkpoint(model: str, args: argparse.Namespace) -> Iterator[Checkpoint]:
-    """MODEL's own weights, open; downloaded where they are remote.
-
-    Args:
-        args: holds `revision`, `quiet` and `offline`.
+def source_checkpoint(request: Request) -> Iterator[Checkpoint]:
+    """A model's own weights, open; downloaded where they are remote.
 
     Raises:
         LiteRTLMError: see `converter.errors`.
     """
     from converter.checkpoint.sources import models_dir, parse_model
 
-    local, _ = _fetch(parse_model(model, models_dir()), args, prefer_converted=False)
+    local, _ = _fetch(parse_model(request.model, models_dir()), request, prefer_converted=False)
     if local.suffix.lower() == ".litertlm":
-        raise SourceError(model, "it is converted already", "name the model that it was made of")
+        raise SourceError(
+            request.model, "it is converted already", "name the model that it was made of"
+        )
     with open_checkpoint(local) as checkpoint:
         yield checkpoint
-
-
-def _chosen_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What shapes the result: fields of `ConvertOptions`, and `engine` where it is not ours.
-
-    Bad ones are refused before any work.
-    """
-    chosen: dict[str, Any] = {}
-    if args.quantize is not None:
-        from converter.weights.quantization import parse_quantization
-
-        chosen["quantize"] = parse_quantization(args.quantize).name
-    if args.clip is not None:
-        from converter.weights.quantization import Clip
-
-        chosen["clip"] = Clip(args.clip)
-    if args.lora is not None:
-        chosen["lora"] = args.lora
-    if args.prefill_seq_len is not None:
-        from converter.options import parse_prefill_lengths
-
-        chosen["prefill_lengths"] = parse_prefill_lengths(args.prefill_seq_len)
-    if args.kv_cache_max_len is not None:
-        chosen["cache_length"] = args.kv_cache_max_len
-    if args.target is not None:
-        from converter.tflite.kv_cache import Target
-
-        chosen["target"] = Target(args.target)
-    if args.engine == "torch":
-        chosen["engine"] = args.engine
-    return chosen
 
 
 def _with_adapter(source: Source, chosen: dict[str, Any]) -> Source:
@@ -221,9 +195,7 @@ def _with_adapter(source: Source, chosen: dict[str, Any]) -> Source:
     return replace(source, name=f"{source.name}-{adapter}")
 
 
-def _fetch_adapter(
-    text: str, args: argparse.Namespace, revision: str | None
-) -> tuple[Path, Origin]:
+def _fetch_adapter(text: str, request: Request, revision: str | None) -> tuple[Path, Origin]:
     """The folder of an adapter, downloaded where it is remote; and where it is from."""
     from converter.checkpoint.sources import models_dir, parse_adapter
     from converter.receipt import Origin
@@ -236,16 +208,16 @@ def _fetch_adapter(
     assert repo_id is not None
 
     def announce(_kind: str) -> None:
-        _say(args, "Adapter not found locally. Downloading...")
+        _say(request, "Adapter not found locally. Downloading...")
 
     folder = models_dir().joinpath(*repo_id.split("/"), "adapter")
     fetched = download(
         repo_id,
         folder,
         revision=revision,
-        quiet=args.quiet,
+        quiet=request.quiet,
         is_adapter=True,
-        offline=args.offline,
+        offline=request.offline,
         announce=announce,
     )
     return fetched.path, Origin("hub", repo_id, commit=fetched.commit)
@@ -260,12 +232,11 @@ def _converted_already(model: str) -> OptionError:
 
 
 def _fetch(
-    source: Source, args: argparse.Namespace, prefer_converted: bool, becomes: Path | None = None
+    source: Source, request: Request, prefer_converted: bool, becomes: Path | None = None
 ) -> tuple[Path, Origin]:
     """The local folder or file of a source, downloaded where it is remote; and where it is from.
 
     Args:
-        args: holds `revision`, `quiet` and `offline`.
         becomes: where the result will be, where one stays.
     """
     from converter.receipt import Origin
@@ -273,7 +244,7 @@ def _fetch(
     if source.kind == "demo":
         from converter.checkpoint.demo import fetch_demo
 
-        demo = fetch_demo(source.checkpoint_dir, quiet=args.quiet, offline=args.offline)
+        demo = fetch_demo(source.checkpoint_dir, quiet=request.quiet, offline=request.offline)
         return demo, Origin("demo", "demo")
     if source.kind != "hub":
         assert source.path is not None
@@ -285,28 +256,30 @@ def _fetch(
     assert source.repo_id is not None
 
     def announce(kind: str) -> None:
-        _say(args, "Model not found locally. Downloading...")
+        _say(request, "Model not found locally. Downloading...")
         if becomes is not None:
             how = "it is converted already" if kind == "litertlm" else "then it is converted"
-            _say(args, f"{source.repo_id}: {how}, to {becomes}")
+            _say(request, f"{source.repo_id}: {how}, to {becomes}")
 
     fetched = download(
         source.repo_id,
         source.checkpoint_dir,
-        revision=args.revision,
-        quiet=args.quiet,
+        revision=request.revision,
+        quiet=request.quiet,
         file=source.file,
         prefer_converted=prefer_converted,
         check_config=family_of,
-        offline=args.offline,
+        offline=request.offline,
         announce=announce,
     )
     for note in fetched.notes:
-        _say(args, note)
-    return fetched.path, Origin("hub", source.repo_id, args.revision, fetched.commit, source.file)
+        _say(request, note)
+    return fetched.path, Origin(
+        "hub", source.repo_id, request.revision, fetched.commit, source.file
+    )
 
 
-def _fetched_before(source: Source, args: argparse.Namespace, prefer_converted: bool) -> Path:
+def _fetched_before(source: Source, request: Request, prefer_converted: bool) -> Path:
     """The local folder or file of a source; one that would have to be downloaded is refused."""
     if source.path is not None:
         return source.path
@@ -319,17 +292,17 @@ def _fetched_before(source: Source, args: argparse.Namespace, prefer_converted: 
         from converter.checkpoint.hub import local_copy
 
         copy = local_copy(
-            source.repo_id, source.checkpoint_dir, args.revision, source.file, prefer_converted
+            source.repo_id, source.checkpoint_dir, request.revision, source.file, prefer_converted
         )
         found = None if copy is None else copy.path
     if found is None:
         raise SourceError(
-            args.model,
+            request.model,
             "it is not downloaded yet, and a dry run downloads nothing",
             f"fetch it first (hf download {source.repo_id} --local-dir DIR) and pass what arrived, "
             "or leave --dry-run out",
         )
-    _say(args, f"planned with what was downloaded to {found}, nobody was asked for a newer one")
+    _say(request, f"planned with what was downloaded to {found}, nobody was asked for a newer one")
     return found
 
 
@@ -349,36 +322,36 @@ def _convert(
     source: Source,
     output: Path,
     chosen: dict[str, Any],
-    args: argparse.Namespace,
+    request: Request,
     sealing: Sealing | None = None,
 ) -> None:
     from cli.progress import byte_progress, stage_progress
     from converter.report import weights_bytes
     from converter.tflite.kv_cache import Target
 
-    if getattr(args, "backend", "cpu") == "gpu" or "engine" in chosen:
+    if request.backend == "gpu" or "engine" in chosen:
         chosen = {"target": Target.GPU, **chosen}
     with (
-        stage_progress(args.quiet) as tell,
+        stage_progress(request.quiet) as tell,
         _planned(local, source, chosen, tell) as (converter, plan),
     ):
         seal = None if sealing is None else sealing.of_conversion(converter, plan)
         _check_disk(converter, plan, output)
         _say(
-            args,
+            request,
             f"{source.name}: {plan.family.name}, {plan.quantization.name}, "
             f"KV cache {plan.cache_length}, {plan.model.nbytes / 1e6:.0f} MB -> {output}",
         )
 
         # The torch engine tells its stages instead.
-        hidden = args.quiet or "engine" in chosen
+        hidden = request.quiet or "engine" in chosen
         with (
             sealing.naming() if sealing is not None else nullcontext(),
-            byte_progress(weights_bytes(plan), hidden) as progress,
+            byte_progress(weights_bytes(plan), hidden, request.progress) as progress,
         ):
             converter.write(plan, output, progress, seal)
     for note in plan.metadata.notes:
-        _say(args, note)
+        _say(request, note)
 
 
 @contextmanager
@@ -436,8 +409,8 @@ def open_checkpoint(local: Path) -> Checkpoint:
     return open_folder(local)
 
 
-def _say(args: argparse.Namespace, text: str) -> None:
+def _say(request: Request, text: str) -> None:
     """A line of progress: on stderr, so that stdout carries the result alone."""
-    if not args.quiet:
+    if not request.quiet:
         printable = "".join(c if c.isprintable() else "?" for c in text)
         print(f"litert-lm-cli: {printable}", file=sys.stderr)

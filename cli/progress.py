@@ -14,9 +14,24 @@ _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
 
 
 @contextmanager
-def byte_progress(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Report work on `total` bytes: call what is yielded with the bytes of each finished piece."""
-    if quiet:
+def byte_progress(
+    total: int, quiet: bool, listener: Callable[[int, int], None] | None = None
+) -> Iterator[Callable[[int], None]]:
+    """Report work on `total` bytes: call what is yielded with the bytes of each finished piece.
+
+    Args:
+        listener: is told `(done, total)` instead of anybody at stderr, `quiet` or not.
+    """
+    if listener is not None:
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            listener(done, total)
+
+        yield advance
+    elif quiet:
         yield lambda _: None
     elif _redraws():
         from converter.checkpoint.progress import byte_bars

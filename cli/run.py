@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cli.convert import add_conversion_options
+from cli.request import BACKENDS, Request
 from converter.errors import OptionError
 
 if TYPE_CHECKING:
@@ -65,9 +66,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--seed", type=integer(0, _INT32_MAX), metavar="N", help="the same seed, the same text"
     )
     engine = parser.add_argument_group("engine")
-    engine.add_argument(
-        "--backend", choices=("cpu", "gpu"), default="cpu", help="cpu (default) or gpu"
-    )
+    engine.add_argument("--backend", choices=BACKENDS, default="cpu", help="cpu (default) or gpu")
     engine.add_argument("--threads", type=integer(1, MAX_THREADS), metavar="N", help="for cpu")
     engine.add_argument("--stats", action="store_true", help="speed of each answer, on stderr")
     engine.add_argument("--verbose", action="store_true", help="the engine's own log, on stderr")
@@ -87,7 +86,7 @@ def main(args: argparse.Namespace) -> None:
 
     from cli.obtain import obtain
 
-    path = obtain(args)
+    path = obtain(Request.of_arguments(args))
 
     from runner.chat import BASE_MODEL_NOTE, answer, chat
     from runner.engine import Model

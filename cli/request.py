@@ -1,0 +1,149 @@
+"""What is wanted of a model, whether a command line says it or a program in Python."""
+
+from __future__ import annotations
+
+import argparse
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from converter.errors import OptionError
+
+_Choice = TypeVar("_Choice", bound=enum.Enum)
+
+BACKENDS = ("cpu", "gpu")
+ENGINES = ("direct", "torch")
+# What a receipt says, so that nobody else may.
+_DECIDED_BY_RECEIPT = (
+    "quantize", "clip", "lora", "prefill_seq_len", "kv_cache_max_len", "target", "engine",
+    "revision",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Request:
+    """A model, and how to get it. The names are those of the command line's options.
+
+    What shapes the result is as the user spelt it, and None leaves the default.
+
+    Attributes:
+        model: whatever `converter.checkpoint.sources.parse_model` takes.
+        output_dir: where the result goes, None for the models folder.
+        force: replace an existing result.
+        backend: what it will run on at once, which chooses the target where nobody else does.
+        receipt: what `converter.receipt.read_receipt` read, where the same bytes are wanted again.
+        asks: whether somebody sits at a terminal who may be asked.
+        progress: is told `(done_bytes, total_bytes)` of the weights, instead of a bar on stderr;
+            from the threads that convert, one at a time.
+    """
+
+    model: str
+    quantize: str | None = None
+    clip: str | None = None
+    lora: str | None = None
+    prefill_seq_len: str | None = None
+    kv_cache_max_len: int | None = None
+    target: str | None = None
+    engine: str | None = None
+    revision: str | None = None
+    offline: bool = False
+    quiet: bool = False
+    output_dir: Path | None = None
+    force: bool = False
+    backend: str = "cpu"
+    receipt: dict[str, Any] | None = None
+    asks: bool = False
+    progress: Callable[[int, int], None] | None = None
+
+    @classmethod
+    def of_arguments(cls, args: argparse.Namespace, **others: Any) -> Request:
+        """What a parsed command line says; `others` wins over it."""
+        said = {f.name: getattr(args, f.name) for f in fields(cls) if hasattr(args, f.name)}
+        return cls(**said | {"asks": True} | others)
+
+    def by_receipt(self, path: Path) -> Request:
+        """This request, with everything that the receipt at `path` decides.
+
+        Raises:
+            OptionError: an option says something of that, too.
+            SourceError: see `converter.receipt.read_receipt`.
+        """
+        from converter.receipt import read_receipt
+
+        given = [name for name in _DECIDED_BY_RECEIPT if getattr(self, name)]
+        if given:
+            raise OptionError(
+                "--from-receipt",
+                f"the receipt decides, not {flag(given[0])}",
+                "leave one of them out",
+            )
+        receipt = read_receipt(path)
+        source = receipt["source"]
+        file = source.get("file")
+        named = f"{source['model']}:{file}" if file else source["model"]
+        return replace(
+            self, model=self.model or named, revision=source.get("commit"), receipt=receipt
+        )
+
+    def chosen(self) -> dict[str, Any]:
+        """What shapes the result: fields of `ConvertOptions`, and `engine` where it is not ours.
+
+        Raises:
+            OptionError: one of them cannot be used. No work was done for it.
+        """
+        chosen: dict[str, Any] = {}
+        if self.quantize is not None:
+            from converter.weights.quantization import parse_quantization
+
+            chosen["quantize"] = parse_quantization(self.quantize).name
+        if self.clip is not None:
+            from converter.weights.quantization import Clip
+
+            chosen["clip"] = _member(Clip, "clip", self.clip)
+        if self.lora is not None:
+            chosen["lora"] = self.lora
+        if self.prefill_seq_len is not None:
+            from converter.options import parse_prefill_lengths
+
+            chosen["prefill_lengths"] = parse_prefill_lengths(self.prefill_seq_len)
+        if self.kv_cache_max_len is not None:
+            check_integer("kv_cache_max_len", self.kv_cache_max_len)
+            chosen["cache_length"] = self.kv_cache_max_len
+        if self.target is not None:
+            from converter.tflite.kv_cache import Target
+
+            chosen["target"] = _member(Target, "target", self.target)
+        if self.engine is not None:
+            check_choice("engine", self.engine, ENGINES)
+            if self.engine == "torch":
+                chosen["engine"] = self.engine
+        return chosen
+
+
+def flag(name: str) -> str:
+    """`kv_cache_max_len` -> `--kv-cache-max-len`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise OptionError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise OptionError(
+            f"{flag(name)} {value}", "there is no such choice", f"use {' or '.join(choices)}"
+        )
+
+
+def check_integer(name: str, value: int, low: int = 1, high: float = float("inf")) -> None:
+    """Raise OptionError unless `value` is a whole number from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        border = f"from {low} to {high:g}" if high < float("inf") else f"of at least {low}"
+        raise OptionError(
+            f"{flag(name)} {value}", "cannot be used", f"give it a whole number {border}"
+        )
+
+
+def _member(kind: type[_Choice], name: str, value: str) -> _Choice:
+    check_choice(name, value, tuple(member.value for member in kind))
+    return kind(value)
