@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import NoReturn
 
 
 def command() -> int:
@@ -13,14 +14,20 @@ def command() -> int:
     return main()
 
 
-try:
-    from cli.supervisor import supervised
+def main() -> NoReturn:
+    """The command line, in a process of its own; ends this one with its exit code."""
+    try:
+        from cli.supervisor import supervised
 
-    code = supervised(command)
-except KeyboardInterrupt:  # before anything has begun
-    print("error: interrupted, at your request, run it again", file=sys.stderr)
-    code = 130
-if sys.stderr is not None:
-    sys.stderr.flush()
-# The system takes memory back at once; the interpreter would take every object apart first.
-os._exit(code)
+        code = supervised(command)
+    except KeyboardInterrupt:  # before anything has begun
+        print("error: interrupted, at your request, run it again", file=sys.stderr)
+        code = 130
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    # The system takes memory back at once; the interpreter would take every object apart first.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -131,11 +131,12 @@ def require_reference(request: Request) -> None:
     Raises:
         LiteRTLMError: it is not installed, and nobody said yes.
     """
+    from converter import home
     from converter.torch import reference
 
     if reference.is_installed():
         return
-    may_ask = request.asks and not request.quiet
+    may_ask = home.IS_CHECKOUT and request.asks and not request.quiet
     if may_ask and sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty():
         print(
             "litert-lm-cli: --engine torch needs PyTorch and litert-torch in "
@@ -148,7 +149,7 @@ def require_reference(request: Request) -> None:
             reference.install()
             return
     raise OptionError(
-        "--engine torch", "PyTorch and litert-torch are not installed", "run ./setup --reference"
+        "--engine torch", "PyTorch and litert-torch are not installed", reference.HOW_TO_INSTALL
     )
 
 

@@ -1,4 +1,4 @@
-"""The loops that every weight passes through: compiled where `setup` could, else numpy.
+"""The loops that every weight passes through: compiled where there was a compiler, else numpy.
 
 Both give the same bits. `kernels.c` is faster because a row stays in the cache through all steps;
 ctypes releases Python's lock, so the threads run side by side.
@@ -25,9 +25,14 @@ _LANES = 8  # in which kernels.c adds up
 
 @functools.cache
 def _compiled() -> ctypes.CDLL | None:
-    try:
-        library = ctypes.CDLL(str(Path(sys.prefix) / "kernels.so"))
-    except OSError:  # no C compiler when setup ran
+    # What ./setup compiled, or what a wheel brought (as kernels.so, it would be this very module).
+    for path in (Path(sys.prefix) / "kernels.so", Path(__file__).with_name("libkernels.so")):
+        try:
+            library = ctypes.CDLL(str(path))
+            break
+        except OSError:  # there was no C compiler
+            continue
+    else:
         return None
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     library.widen_bf16.argtypes = [pointer, pointer, size]

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the top. A module belongs to the longest of these names that it begins with.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("reliability", "cli", "benchmarks"),
+    ("litert_lm_cli", "reliability", "cli", "benchmarks"),
     ("converter.report", "converter.torch"),
     ("converter.base",),
     ("runner",),
@@ -25,6 +25,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "converter.output",
         "converter.decoder",
         "converter.kernels",
+        "converter.compile_kernels",
+        "converter.home",
         "converter.errors",
         "converter.version",
     ),

