@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from setuptools.command.editable_wheel import editable_wheel
 ROOT = Path(__file__).resolve().parent
 HOME = "litert_lm_cli"
 MOVED = ("cli", "converter", "runner")
+LIBRARY = f"{HOME}/converter/libkernels.so"
 
 
 def renamed(source: str) -> str:
@@ -56,7 +58,7 @@ def _mentions(tree: ast.AST) -> Iterator[tuple[int, int, str]]:
                 if not _is_moved(alias.name):
                     continue
                 if alias.asname is None:
-                    raise ValueError(f"line {node.lineno}: import {alias.name} needs a name: as ...")
+                    raise ValueError(f"line {node.lineno}: {alias.name} needs a name: as ...")
                 yield alias.lineno, alias.col_offset, alias.name
         elif isinstance(node, ast.List | ast.Tuple):
             for option, value in zip(node.elts, node.elts[1:], strict=False):
@@ -85,6 +87,7 @@ class BuildPackages(build_py):
     """Copies the packages under their new name, and compiles the loops where a compiler is."""
 
     def run(self) -> None:
+        shutil.rmtree(Path(self.build_lib, HOME), ignore_errors=True)  # of an earlier build
         super().run()
         if self.editable_mode:  # a checkout is used as it stands
             return
@@ -94,9 +97,7 @@ class BuildPackages(build_py):
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        library = Path(self.build_lib, HOME, "converter/libkernels.so")
-        library.unlink(missing_ok=True)  # of an earlier build
-        if not module.compile_kernels(library):
+        if not module.compile_kernels(Path(self.build_lib, LIBRARY)):
             self.warn("no C compiler: the wheel is for every platform, and somewhat slower")
 
     def build_module(self, module: str, module_file: str, package: str) -> tuple[str, bool]:
@@ -111,8 +112,8 @@ class BuildWheel(bdist_wheel):
 
     def get_tag(self) -> tuple[str, str, str]:
         self.run_command("build_py")
-        library = Path(self.get_finalized_command("build").build_lib, HOME, "converter/libkernels.so")
-        self.root_is_pure = not library.exists()
+        build = Path(self.get_finalized_command("build").build_lib)
+        self.root_is_pure = not (build / LIBRARY).exists()
         _, _, platform = super().get_tag()
         return "py3", "none", platform
 
@@ -131,7 +132,7 @@ if __name__ == "__main__":
         "bdist_wheel": BuildWheel,
         "editable_wheel": EditableWheel,
     }
-    inside = find_packages(str(ROOT), include=[f"{name}{end}" for name in MOVED for end in ("", ".*")])
+    inside = find_packages(str(ROOT), include=[*MOVED, *(f"{name}.*" for name in MOVED)])
     setup(
         cmdclass=commands,
         packages=[HOME, *(f"{HOME}.{package}" for package in inside)],

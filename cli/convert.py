@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.request import ENGINES, Request
+from cli.limits import LIMITS
+from cli.request import ENGINES, Request, of_arguments
 from converter.errors import OptionError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--kv-cache-max-len",
-        type=_positive,
+        type=LIMITS["kv_cache_max_len"],
         metavar="N",
         help="tokens that the KV cache holds (default: 1280)",
     )
@@ -115,7 +116,7 @@ def add_fetch_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    request = Request.of_arguments(args, model=args.model or "")
+    request = of_arguments(Request, args, model=args.model or "", asks=True)
     if args.from_receipt is not None:
         if args.dry_run:
             raise OptionError(
@@ -195,13 +196,3 @@ def _lines(report: PlanReport, force: bool) -> list[str]:
     ):
         lines.append(f"  {what:24}{size(nbytes):>10}  {note}".rstrip())
     return [printable(line) for line in lines]
-
-
-def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return value

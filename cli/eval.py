@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.convert import add_fetch_options
+from cli.limits import LIMITS
 from cli.request import Request
-from cli.run import MAX_THREADS, integer
 from converter.errors import OptionError, SourceError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="a text in UTF-8 (default: the beginning of William Morris, News from Nowhere)",
     )
     parser.add_argument(
-        "--threads", type=integer(1, MAX_THREADS), metavar="N", help="default: the engine's choice"
+        "--threads", type=LIMITS["threads"], metavar="N", help="default: the engine's choice"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--revision", metavar="REV", help="of SOURCE: branch, tag or commit")

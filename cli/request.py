@@ -7,10 +7,14 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from converter.errors import OptionError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_Options = TypeVar("_Options", bound="DataclassInstance")
 _Choice = TypeVar("_Choice", bound=enum.Enum)
 
 BACKENDS = ("cpu", "gpu")
@@ -56,12 +60,6 @@ class Request:
     receipt: dict[str, Any] | None = None
     asks: bool = False
     progress: Callable[[int, int], None] | None = None
-
-    @classmethod
-    def of_arguments(cls, args: argparse.Namespace, **others: Any) -> Request:
-        """What a parsed command line says; `others` wins over it."""
-        said = {f.name: getattr(args, f.name) for f in fields(cls) if hasattr(args, f.name)}
-        return cls(**said | {"asks": True} | others)
 
     def by_receipt(self, path: Path) -> Request:
         """This request, with everything that the receipt at `path` decides.
@@ -109,7 +107,6 @@ class Request:
 
             chosen["prefill_lengths"] = parse_prefill_lengths(self.prefill_seq_len)
         if self.kv_cache_max_len is not None:
-            check_integer("kv_cache_max_len", self.kv_cache_max_len)
             chosen["cache_length"] = self.kv_cache_max_len
         if self.target is not None:
             from converter.tflite.kv_cache import Target
@@ -122,6 +119,12 @@ class Request:
         return chosen
 
 
+def of_arguments(kind: type[_Options], args: argparse.Namespace, **others: Any) -> _Options:
+    """What a parsed command line says of a dataclass of options; `others` wins over it."""
+    names = [field.name for field in fields(kind) if hasattr(args, field.name)]
+    return kind(**{name: getattr(args, name) for name in names} | others)
+
+
 def flag(name: str) -> str:
     """`kv_cache_max_len` -> `--kv-cache-max-len`."""
     return f"--{name.replace('_', '-')}"
@@ -132,15 +135,6 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise OptionError(
             f"{flag(name)} {value}", "there is no such choice", f"use {' or '.join(choices)}"
-        )
-
-
-def check_integer(name: str, value: int, low: int = 1, high: float = float("inf")) -> None:
-    """Raise OptionError unless `value` is a whole number from `low` to `high`."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        border = f"from {low} to {high:g}" if high < float("inf") else f"of at least {low}"
-        raise OptionError(
-            f"{flag(name)} {value}", "cannot be used", f"give it a whole number {border}"
         )
 
 

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import argparse
 import io
-import math
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cli.convert import add_conversion_options
-from cli.request import BACKENDS, Request
+from cli.limits import LIMITS
+from cli.request import BACKENDS, Request, of_arguments
 from converter.errors import OptionError
-
-if TYPE_CHECKING:
-    from runner.conversation import Conversation
-    from runner.engine import Model
-
-_INT32_MAX = 2**31 - 1  # what the engine's C interface takes
-MAX_THREADS = 256
+from runner.options import ChatOptions
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -46,28 +39,31 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     sampling = parser.add_argument_group("sampling", "what is left out comes from the model's file")
     sampling.add_argument(
         "--max-tokens",
-        type=integer(1, _INT32_MAX),
+        type=LIMITS["max_tokens"],
         metavar="N",
         help="most tokens of an answer; thoughts are not counted",
     )
     sampling.add_argument(
-        "--temperature", type=_real(0, math.inf), metavar="T", help="0 always takes the likeliest"
+        "--temperature",
+        type=LIMITS["temperature"],
+        metavar="T",
+        help="0 always takes the likeliest",
     )
     sampling.add_argument(
-        "--top-k", type=integer(1, _INT32_MAX), metavar="K", help="choose among the K likeliest"
+        "--top-k", type=LIMITS["top_k"], metavar="K", help="choose among the K likeliest"
     )
     sampling.add_argument(
         "--top-p",
-        type=_real(0, 1, above=True),
+        type=LIMITS["top_p"],
         metavar="P",
         help="choose among the likeliest whose probabilities add up to P",
     )
     sampling.add_argument(
-        "--seed", type=integer(0, _INT32_MAX), metavar="N", help="the same seed, the same text"
+        "--seed", type=LIMITS["seed"], metavar="N", help="the same seed, the same text"
     )
     engine = parser.add_argument_group("engine")
     engine.add_argument("--backend", choices=BACKENDS, default="cpu", help="cpu (default) or gpu")
-    engine.add_argument("--threads", type=integer(1, MAX_THREADS), metavar="N", help="for cpu")
+    engine.add_argument("--threads", type=LIMITS["threads"], metavar="N", help="for cpu")
     engine.add_argument("--stats", action="store_true", help="speed of each answer, on stderr")
     engine.add_argument("--verbose", action="store_true", help="the engine's own log, on stderr")
     add_conversion_options(parser)
@@ -75,8 +71,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    _check_combinations(args)
+    options = of_arguments(ChatOptions, args)
+    options.check()
     prompt: str | None = args.prompt
+    if prompt is not None and not prompt.strip():
+        raise OptionError("--prompt", "is empty", "give it a text")
     if prompt is None and (sys.stdin is None or not sys.stdin.isatty()):
         from runner.chat import read_prompt
 
@@ -86,86 +85,17 @@ def main(args: argparse.Namespace) -> None:
 
     from cli.obtain import obtain
 
-    path = obtain(Request.of_arguments(args))
+    path = obtain(of_arguments(Request, args, asks=True))
 
     from runner.chat import BASE_MODEL_NOTE, answer, chat
-    from runner.engine import Model
 
-    with Model(
-        path,
-        backend=args.backend,
-        threads=args.threads,
-        verbose=args.verbose,
-        benchmark=args.stats,
-    ) as model:
+    with options.model(path, benchmark=args.stats) as model:
         # Looked up here: while the model is open, sys.stderr is another stream.
         stdout, stderr = sys.stdout, sys.stderr
-        conversation = _start(model, args)
+        conversation = options.start(model)
         if not args.raw and not model.is_chat and stderr.isatty():
             print(BASE_MODEL_NOTE, file=stderr)
         if prompt is not None:
             answer(conversation, prompt, stdout, stderr, show_statistics=args.stats)
         else:
             chat(conversation, sys.stdin, stdout, stderr, show_statistics=args.stats)
-
-
-def _start(model: Model, args: argparse.Namespace) -> Conversation:
-    from runner.engine import Sampling
-
-    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
-    if args.raw or (not model.is_chat and args.system is None and not args.thinking):
-        return model.completion(sampling=sampling, max_tokens=args.max_tokens)
-    return model.conversation(
-        system=args.system,
-        sampling=sampling,
-        max_tokens=args.max_tokens,
-        thinking=args.thinking,
-    )
-
-
-def _check_combinations(args: argparse.Namespace) -> None:
-    """Refuse options that another one would leave without effect."""
-    if args.raw:
-        thinking = "--no-thinking" if args.thinking is False else "--thinking"
-        for option, value in (("--system", args.system), (thinking, args.thinking)):
-            if value is not None:
-                raise OptionError(
-                    option, "there is no chat template to carry it with --raw", "leave one out"
-                )
-    if args.threads is not None and args.backend != "cpu":
-        raise OptionError("--threads", f"has no effect on {args.backend}", "leave it out")
-    if args.prompt is not None and not args.prompt.strip():
-        raise OptionError("--prompt", "is empty", "give it a text")
-
-
-def integer(low: int, high: int) -> Callable[[str], int]:
-    """An argparse type: a whole number in a range."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
-        return value
-
-    return parse
-
-
-def _real(low: float, high: float, above: bool = False) -> Callable[[str], float]:
-    """An argparse type: a finite number in a range, which `above` leaves open at its low end."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        inside = math.isfinite(value) and low <= value <= high and not (above and value == low)
-        if not inside:
-            border = "more than" if above else "at least"
-            limit = "" if math.isinf(high) else f" and at most {high:g}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number of {border} {low:g}{limit}")
-        return value
-
-    return parse

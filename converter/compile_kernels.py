@@ -20,7 +20,7 @@ _FLAGS = ("-O3", "-ffp-contract=off", "-shared", "-fPIC")
 def compile_kernels(library: Path) -> bool:
     """Whether `library` could be made."""
     source = Path(__file__).with_name("kernels.c")
-    command = [*shlex.split(os.environ.get("CC") or "cc"), *_FLAGS, "-o", library, source]
+    command = [*shlex.split(os.environ.get("CC") or "cc"), *_FLAGS, "-o", str(library), str(source)]
     try:
         done = subprocess.run(command, capture_output=True, check=False)
     except OSError:  # there is no such program

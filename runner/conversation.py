@@ -24,6 +24,9 @@ class Piece:
     text: str
     kind: Literal["answer", "thought"]
 
+    def __str__(self) -> str:
+        return self.text
+
 
 @dataclass(frozen=True)
 class Statistics:

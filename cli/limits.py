@@ -1,0 +1,80 @@
+"""Numbers that options take: argparse types, which the interface for Python uses, too."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cli.request import flag
+from converter.errors import OptionError
+
+_INT32_MAX = 2**31 - 1  # what the engine's C interface takes
+_MOST_THREADS = 256
+
+
+def _positive(text: str) -> int:
+    """An argparse type: a whole number above 0."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return value
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    """An argparse type: a whole number in a range."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
+        return value
+
+    return parse
+
+
+def _real(low: float, high: float, above: bool = False) -> Callable[[str], float]:
+    """An argparse type: a finite number in a range, which `above` leaves open at its low end."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        inside = math.isfinite(value) and low <= value <= high and not (above and value == low)
+        if not inside:
+            border = "more than" if above else "at least"
+            limit = "" if math.isinf(high) else f" and at most {high:g}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number of {border} {low:g}{limit}")
+        return value
+
+    return parse
+
+
+# The options' names in Python.
+LIMITS: Mapping[str, Callable[[str], Any]] = {
+    "kv_cache_max_len": _positive,
+    "max_tokens": _integer(1, _INT32_MAX),
+    "temperature": _real(0, math.inf),
+    "top_k": _integer(1, _INT32_MAX),
+    "top_p": _real(0, 1, above=True),
+    "seed": _integer(0, _INT32_MAX),
+    "threads": _integer(1, _MOST_THREADS),
+}
+
+
+def check_limits(options: Mapping[str, Any]) -> None:
+    """Raise OptionError where a number is none, or is out of its range; None is no number."""
+    for name, value in options.items():
+        if name in LIMITS and value is not None:
+            try:
+                LIMITS[name](str(value))
+            except argparse.ArgumentTypeError as error:
+                raise OptionError(flag(name), str(error), "choose another one") from None

@@ -1,0 +1,166 @@
+"""`convert` and `plan`: the command line's conversion, for programs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.limits import check_limits
+from cli.request import Request, flag
+from converter.errors import OptionError
+
+if TYPE_CHECKING:
+    from converter.report import PlanReport
+
+AnyPath = str | os.PathLike[str]
+
+
+def convert(
+    model: AnyPath | None = None,
+    *,
+    output_dir: AnyPath | None = None,
+    force: bool = False,
+    from_receipt: AnyPath | None = None,
+    quantize: str | None = None,
+    lora: AnyPath | None = None,
+    clip: str | None = None,
+    prefill_seq_len: int | str | None = None,
+    kv_cache_max_len: int | None = None,
+    target: str | None = None,
+    engine: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    quiet: bool = False,
+    check: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Convert a model; the path of its `.litertlm` file. One that exists is kept without `force`.
+
+    Args:
+        model: a folder with config.json and *.safetensors, a .gguf file, a Hugging Face id, demo.
+        output_dir: write `output_dir/NAME.litertlm`; None writes to the models folder.
+        force: replace an existing output.
+        from_receipt: make the same bytes again, as a receipt says; `model` may be left out then.
+        quantize: as `--quantize`: dynamic_int8 where None, dynamic_int4, fp16, ...
+        lora: an adapter to merge: a PEFT folder, or an id on the hub.
+        clip: mse (where None) or max.
+        prefill_seq_len: the longest prefill signature, or several as in "64,256".
+        kv_cache_max_len: tokens that the KV cache holds; 1280 where None.
+        target: cpu (where None) or gpu.
+        engine: direct (where None) or torch.
+        revision: branch, tag or commit on the hub.
+        offline: use what is on this disk, and no network.
+        quiet: no progress and no notes on stderr.
+        check: then load the result and ask it easy questions.
+        progress: is told `(done_bytes, total_bytes)` of the weights while they are converted, in
+            place of stderr; from the threads that convert, one at a time.
+
+    Raises:
+        OptionError: an option cannot be used.
+        SourceError: the model is missing, damaged or incomplete.
+        UnsupportedError: it asks for something that would change the numbers if ignored.
+        OutputError: the result cannot be written. Nothing half-written stays.
+        EngineError: the result makes no sense (`check`), or the torch engine failed.
+    """
+    from cli.obtain import obtain, try_out
+
+    request = request_for(
+        model,
+        from_receipt,
+        output_dir=output_dir,
+        force=force,
+        quantize=quantize,
+        lora=lora,
+        clip=clip,
+        prefill_seq_len=prefill_seq_len,
+        kv_cache_max_len=kv_cache_max_len,
+        target=target,
+        engine=engine,
+        revision=revision,
+        offline=offline,
+        quiet=quiet,
+        progress=progress,
+    )
+    path = obtain(request, announce_kept=True)
+    if check:
+        try_out(path)
+    return path
+
+
+def plan(
+    model: AnyPath,
+    *,
+    output_dir: AnyPath | None = None,
+    quantize: str | None = None,
+    lora: AnyPath | None = None,
+    clip: str | None = None,
+    prefill_seq_len: int | str | None = None,
+    kv_cache_max_len: int | None = None,
+    target: str | None = None,
+    revision: str | None = None,
+    quiet: bool = False,
+) -> PlanReport:
+    """What `convert` would do with the same arguments: `convert --dry-run`.
+
+    Nothing is written, and nothing downloaded. `as_json()` of what is returned has the whole of it
+    in plain types.
+
+    Raises:
+        OptionError, SourceError, UnsupportedError: as `convert`.
+    """
+    from cli.obtain import preview
+
+    return preview(
+        request_for(
+            model,
+            output_dir=output_dir,
+            quantize=quantize,
+            lora=lora,
+            clip=clip,
+            prefill_seq_len=prefill_seq_len,
+            kv_cache_max_len=kv_cache_max_len,
+            target=target,
+            revision=revision,
+            quiet=quiet,
+        )
+    )
+
+
+def request_for(
+    model: AnyPath | None, from_receipt: AnyPath | None = None, **options: Any
+) -> Request:
+    """What was asked for, in the types of the command line.
+
+    Raises:
+        OptionError, SourceError: see `Request`.
+    """
+    if model is None and from_receipt is None:
+        raise OptionError("convert", "no model was named", "name one, or a receipt")
+    for name in ("quantize", "clip", "target", "engine", "revision"):
+        if not isinstance(options.get(name), str | None):
+            raise OptionError(f"{flag(name)} {options[name]!r}", "it is no text", "pass a str")
+    if options.get("prefill_seq_len") is not None:
+        options["prefill_seq_len"] = str(options["prefill_seq_len"])
+    check_limits(options)
+    for name in ("lora", "output_dir"):
+        if options.get(name) is not None:
+            options[name] = _text(name, options[name])
+    if options.get("output_dir") is not None:
+        options["output_dir"] = Path(options["output_dir"])
+    request = Request(model="" if model is None else _text("model", model), **options)
+    if from_receipt is None:
+        return request
+    return request.by_receipt(Path(_text("from_receipt", from_receipt)))
+
+
+def _text(name: str, value: AnyPath) -> str:
+    try:
+        return os.fsdecode(value)
+    except TypeError as error:
+        raise OptionError(
+            name,
+            f"a {type(value).__name__} is not the name of a file or folder",
+            "save_pretrained it to a folder, and pass the folder",
+        ) from error
