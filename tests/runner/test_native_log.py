@@ -39,3 +39,18 @@ def test_a_variable_that_was_inherited_costs_no_file(
             os.write(2, b"it broke\n")
             assert log.reason() == "it broke"
     assert (tmp_path / "precious").read_bytes() == b"kept"
+
+
+def test_logs_side_by_side_end_in_any_order(capfd: pytest.CaptureFixture[str]) -> None:
+    first, second = NativeLog(), NativeLog()
+    first.__enter__()
+    os.write(2, b"the first broke\n")
+    with second:
+        assert second.reason() is None
+        os.write(2, b"the second broke\n")
+        first.__exit__(None, None, None)
+        os.write(2, b"hidden, too\n")
+        assert second.reason() == "hidden, too"
+        assert first.reason() is None
+    os.write(2, b"seen\n")
+    assert capfd.readouterr().err == "seen\n"
