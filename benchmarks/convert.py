@@ -7,7 +7,7 @@
 The floor is the least that any converter must do: read the source once (cat to /dev/null) and
 write the output once (cp). All are whole processes, started in turn, with a warm page cache; the
 median of the rounds after a warm-up. The last line is one JSON document; `benchmarks.plot` makes
-the README's table and plot of it.
+the table and plot of docs/performance.md.
 """
 
 from __future__ import annotations

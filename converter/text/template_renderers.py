@@ -20,7 +20,7 @@ MAX_RENDER = 1 << 20
 MAX_SECONDS = 5.0
 
 # Any day will do for the comparison; a day below ten also shows padding.
-PROOF_TIME = datetime.datetime(2024, 7, 5, 12, 0, tzinfo=datetime.timezone.utc)
+PROOF_TIME = datetime.datetime(2024, 7, 5, 12, 0, tzinfo=datetime.UTC)
 
 Message = dict[str, Any]
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -47,7 +47,7 @@ _PADDING = 8
 RING_SLACK = REWIND + _PADDING
 
 
-class Target(str, Enum):
+class Target(StrEnum):
     """What the graph is made for: `--target`."""
 
     CPU = "cpu"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ _NOT_FINITE = "holds NaN or infinite values"
 _REACHES = (9.0, 8.0, 7.0, 6.0, 5.0)
 
 
-class Clip(str, Enum):
+class Clip(StrEnum):
     """How numbers are rounded: `--clip`.
 
     MSE: the scale of an int4 block is that of least squared error, and columns are scaled by what
