@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.limits import LIMITS
-from cli.request import ENGINES, Request, of_arguments
+from cli.request import ENGINES, Request, decided_by_receipt, of_arguments
 from converter.errors import OptionError
 
 if TYPE_CHECKING:
@@ -119,9 +119,7 @@ def main(args: argparse.Namespace) -> None:
     request = of_arguments(Request, args, model=args.model or "", asks=True)
     if args.from_receipt is not None:
         if args.dry_run:
-            raise OptionError(
-                "--from-receipt", "has no effect with --dry-run", "leave one of them out"
-            )
+            raise decided_by_receipt("--dry-run")
         request = request.by_receipt(args.from_receipt)
     elif args.model is None:
         raise OptionError(

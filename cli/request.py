@@ -72,11 +72,7 @@ class Request:
 
         given = [name for name in _DECIDED_BY_RECEIPT if getattr(self, name)]
         if given:
-            raise OptionError(
-                "--from-receipt",
-                f"the receipt decides, not {flag(given[0])}",
-                "leave one of them out",
-            )
+            raise decided_by_receipt(flag(given[0]))
         receipt = read_receipt(path)
         source = receipt["source"]
         file = source.get("file")
@@ -123,6 +119,13 @@ def of_arguments(kind: type[_Options], args: argparse.Namespace, **others: Any) 
     """What a parsed command line says of a dataclass of options; `others` wins over it."""
     names = [field.name for field in fields(kind) if hasattr(args, field.name)]
     return kind(**{name: getattr(args, name) for name in names} | others)
+
+
+def decided_by_receipt(option: str) -> OptionError:
+    """An option beside a receipt that leaves it nothing to say."""
+    return OptionError(
+        "--from-receipt", f"the receipt decides, not {option}", "leave one of them out"
+    )
 
 
 def flag(name: str) -> str:

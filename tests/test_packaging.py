@@ -193,7 +193,8 @@ def test_it_converts_and_chats(installed: Path, tmp_path: Path) -> None:
     there = {"cwd": work, "env": {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data")}}
     for name in ("cli", "converter", "runner"):
         (work / f"{name}.py").write_text("raise SystemExit('the wrong module')")
-    assert run(program, "--version", **there) == f"litert-lm-cli {__version__}\n"
+    for command in ([program], [installed / "python", "-m", "litert_lm_cli"]):
+        assert run(*command, "--version", **there) == f"litert-lm-cli {__version__}\n"
     plan = json.loads(run(program, "convert", "tiny", "--json", "--dry-run", **there))
     models = tmp_path / "data/litert-lm-cli/models"
     assert plan["output"] == str(models / "local/tiny/tiny.litertlm")
@@ -214,6 +215,22 @@ with chat("tiny", max_tokens=4) as model:
     print(model.ask("a b"))
 """
     assert run(installed / "python", "-c", code, **there) == said
+
+
+def test_what_needs_a_checkout_says_so(installed: Path, tmp_path: Path) -> None:
+    make_checkpoint("llama", tmp_path / "tiny")
+    done = subprocess.run(
+        [installed / "litert-lm-cli", "convert", tmp_path / "tiny", "--engine", "torch"],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        env=ISOLATED | {"LITERT_LM_MODELS": str(tmp_path / "models")},
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: --engine torch, PyTorch and litert-torch are not installed, "
+        "get the source of litert-lm-cli and run ./setup --reference there\n"
+    )
 
 
 def test_an_editable_installation_is_the_checkout(source: Path, tmp_path: Path) -> None:
