@@ -67,7 +67,7 @@ def _mentions(tree: ast.AST) -> Iterator[tuple[int, int, str]]:
         elif isinstance(node, ast.Call):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else ""
             called = node.func.id if isinstance(node.func, ast.Name) else called
-            if called in ("import_module", "find_spec", "run_module", "files") and node.args:
+            if called in ("import_module", "find_spec", "run_module") and node.args:
                 yield from _constant(node.args[0])
 
 
