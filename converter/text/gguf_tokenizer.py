@@ -75,6 +75,9 @@ def rebuild_tokenizer(checkpoint: GGUFCheckpoint) -> BundleTokenizer:
     return tokenizer.with_outline(load_outline(kind, data, vocabulary.path))
 
 
+_NO_TOKEN = (-1, 0xFFFFFFFF)  # -1 as a number without a sign, as converters write "there is none"
+
+
 class _GGUFVocabulary:
     """The tokenizer metadata of a GGUF, checked.
 
@@ -130,6 +133,8 @@ class _GGUFVocabulary:
         token_id = self.get(key)
         if token_id is None:
             return default if default is None or default < len(self.tokens) else None
+        if token_id in _NO_TOKEN:
+            return None
         if type(token_id) is not int or not 0 <= token_id < len(self.tokens):
             raise self.wrong(f"tokenizer.ggml.{key}", f"is {token_id!r:.40}, not a token's id")
         return token_id
