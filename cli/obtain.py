@@ -54,6 +54,8 @@ def obtain(
     source = _with_adapter(parse_model(args.model, models_dir()), chosen)
     if expected is not None:
         source = replace(source, name=expected["output"]["name"])
+    for note in source.notes:
+        _say(args, note)
     output = source.output_path(output_dir)
     if source.kind == "litertlm":
         if force or output_dir is not None or chosen or expected is not None:
@@ -426,14 +428,14 @@ def _check_disk(converter: ModelConverter, plan: Plan, output: Path) -> None:
 
 
 def open_checkpoint(local: Path) -> Checkpoint:
-    """Open a `.gguf` file or a folder of safetensors."""
-    if local.suffix.lower() == ".gguf":
-        from converter.checkpoint.gguf import open_gguf
+    """Open a folder of safetensors, or a GGUF file."""
+    if local.is_dir():
+        from converter.checkpoint.safetensors import open_folder
 
-        return open_gguf(local)
-    from converter.checkpoint.safetensors import open_folder
+        return open_folder(local)
+    from converter.checkpoint.gguf import open_gguf
 
-    return open_folder(local)
+    return open_gguf(local)
 
 
 def _say(args: argparse.Namespace, text: str) -> None:

@@ -42,8 +42,11 @@ _BY_MAGIC = (
     (b"PK\x03\x04", _PICKLE),
     (b"\x80\x02", FileKind("a Python pickle, which can run code when it is read", _PICKLE.fix)),
     *((magic, _OLD_GGML) for magic in (b"lmgg", b"fmgg", b"tjgg", b"algg")),
-    *((magic, _PACKED) for magic in (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd")),
-)  # fmt: skip
+    *(
+        (magic, _PACKED)
+        for magic in (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"(\xb5/\xfd")
+    ),
+)
 _BY_TEXT = (
     (b"<!doctype html", _PAGE),
     (b"<html", _PAGE),

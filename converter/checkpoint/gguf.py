@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,7 +87,7 @@ class GGUFCheckpoint(Checkpoint):
             raise
 
     def _read(self, path: Path) -> dict[str, Any]:
-        """Take in the headers of all parts; return the first one's metadata, which speaks for all."""
+        """Take in the headers of all parts; return the metadata, which stands in the first."""
         headers = {path: self._open(path)}
         parts = parts_of(path, headers[path].metadata)
         for number, part in enumerate(parts):

@@ -65,10 +65,9 @@ def translate_config(
     """Translate metadata to Hugging Face's config keys.
 
     A key that nothing here reads and that says something (0, false, an empty list and zeros do not,
-    as in llama.cpp) is listed under `unknown_gguf_keys`, so that a family refuses what it would
-    otherwise ignore. What a GGUF says by its tensors alone is read from all of them: the head, the
-    biases (`gguf_biases`) and the factors of the rotary embedding. Llama's permuted q and k rows
-    are the family's business.
+    as in llama.cpp) is refused by name. What a GGUF says by its tensors alone is read from all of
+    them: the head, the biases (`gguf_biases`) and the factors of the rotary embedding. Llama's
+    permuted q and k rows are the family's business.
 
     Args:
         path: the file as the user knows it.
@@ -79,7 +78,7 @@ def translate_config(
 
     Raises:
         SourceError: a key is missing or damaged.
-        UnsupportedError: a config cannot say it.
+        UnsupportedError: a config cannot say it, or nothing here knows what it means.
     """
     keys = _Keys(path, metadata)
     heads = keys.count("attention.head_count")
@@ -111,7 +110,11 @@ def translate_config(
     if scaling:
         config["rope_scaling"] = scaling
     if unknown := keys.unread():
-        config["unknown_gguf_keys"] = unknown
+        raise UnsupportedError(
+            path,
+            f"it says {', '.join(unknown[:10])}, and what that does to the numbers is unknown here",
+            "convert the model's Hugging Face folder, or use another GGUF of it",
+        )
     return config
 
 
@@ -170,24 +173,20 @@ class _Keys:
         return value
 
     def unread(self) -> list[str]:
-        """The keys that say something and that nobody asked for, sorted."""
-        repeated = {
-            key
-            for key, other in _REPEATED.items()
-            if np.array_equal(self._values.get(key), self._values.get(other))
-        }
-        unread = {
-            key
-            for key in self._values.keys() - self._read - _WITHOUT_EFFECT - repeated
-            if _says_something(self._values[key])
-        }
-        # The one key that says something by being false: tokens see those that come after them.
-        causal = bool(self._values.get("attention.causal", True))
-        return sorted(unread - {"attention.causal"} if causal else unread | {"attention.causal"})
-
-
-def _says_something(value: Any) -> bool:
-    return bool(np.any(value)) if isinstance(value, np.ndarray) else bool(value)
+        """`KEY=VALUE` of the keys that say something and that nobody asked for, sorted."""
+        found = []
+        for key in sorted(self._values.keys() - self._read - _WITHOUT_EFFECT):
+            value = self._values[key]
+            if key == "attention.causal":  # false says that tokens see those that come after them
+                says_something = not value
+            elif isinstance(value, np.ndarray):
+                says_something = bool(np.any(value))
+            else:
+                repeated = key in _REPEATED and value == self._values.get(_REPEATED[key])
+                says_something = bool(value) and not repeated
+            if says_something:
+                found.append(f"{self.arch}.{key}={value!r:.40}")
+        return found
 
 
 def architecture(path: str, metadata: Mapping[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """GGUFs that Ollama's own converter wrote, in the words of llama.cpp's.
 
-`ollama pull gemma3:4b` brings a file in which the vision part stands beside the language model, some
-keys have other names, and others are missing. Source: what Ollama does to such files before its copy
-of llama.cpp reads them (`llama/compat`).
+`ollama pull gemma3:4b` brings a file in which the vision part stands beside the language model,
+some keys have other names, and others are missing. Source: what Ollama does to such files before
+its copy of llama.cpp reads them (`llama/compat`).
 """
 
 from __future__ import annotations

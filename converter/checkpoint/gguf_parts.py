@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.base import TensorInfo
+from converter.checkpoint.gguf_names import part_name, split_name
 from converter.errors import SourceError, UnsupportedError
 
-_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
 _LANGUAGE_MODEL = "pass the GGUF of the language model itself"
 _OTHER_KINDS = {
     "mmproj": (
@@ -30,19 +29,6 @@ _OTHER_KINDS = {
     ),
 }
 _KIND_OF_ARCHITECTURE = {"clip": "mmproj", "controlvector": "controlvector", "imatrix": "imatrix"}
-
-
-def split_name(name: str) -> tuple[str, int, int] | None:
-    """`m-00002-of-00003.gguf` as its stem, number and count; None for a file that is whole."""
-    match = _PART.fullmatch(name)
-    return (match[1], int(match[2]), int(match[3])) if match else None
-
-
-def part_name(name: str, number: int) -> str:
-    """The name of another part of the same model, from 1."""
-    match = _PART.fullmatch(name)
-    assert match is not None
-    return f"{match[1]}-{number:05}-of-{match[3]}{match[4]}"
 
 
 def parts_of(path: Path, metadata: Mapping[str, Any]) -> list[Path]:

@@ -36,7 +36,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "qk_layernorm": (False,),
     "residual_multiplier": (None, 1),
     "rope_interleaved": (False,),
-    "unknown_gguf_keys": (None, []),
     "use_bidirectional_attention": (None, False),
     "use_sliding_window": (None, False),
 }

@@ -183,7 +183,6 @@ def test_configs_of_transformers_5_mean_the_same(config: dict[str, Any]) -> None
         ({"residual_multiplier": 0.2}, "residual_multiplier=0.2"),
         ({"use_sliding_window": True}, "use_sliding_window=True"),
         ({"layer_types": ["sliding_attention"] * 16}, "layer_types='sliding_attention'"),
-        ({"unknown_gguf_keys": ["llama.odd"]}, "unknown_gguf_keys=['llama.odd']"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised already (gptq)"),
     ],
 )
