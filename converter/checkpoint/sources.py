@@ -184,7 +184,7 @@ def _local(text: str, path: Path, models_dir: Path) -> Source:
     if suffix == SUFFIX:
         return Source("litertlm", path.stem, models_dir, path=path)
     kind = _kind_of(path)
-    kept = None if suffix else ollama.model_of_file(absolute)
+    kept = ollama.model_of_file(absolute)
     if kept is not None:
         return _of_ollama(kept, models_dir)
     if kind == GGUF or suffix == ".gguf":
