@@ -41,7 +41,6 @@ def obtain(
     Raises:
         LiteRTLMError: see `converter.errors`.
     """
-    from converter.checkpoint.sources import models_dir, parse_model
     from converter.receipt import settle
 
     expected: dict[str, Any] | None = getattr(args, "receipt", None)
@@ -51,11 +50,9 @@ def obtain(
         from cli.sealing import options_of_receipt
 
         chosen = options_of_receipt(expected)
-    source = _with_adapter(parse_model(args.model, models_dir()), chosen)
+    source = _source_of(args, chosen)
     if expected is not None:
         source = replace(source, name=expected["output"]["name"])
-    for note in source.notes:
-        _say(args, note)
     output = source.output_path(output_dir)
     if source.kind == "litertlm":
         if force or output_dir is not None or chosen or expected is not None:
@@ -97,7 +94,6 @@ def preview(args: argparse.Namespace, output_dir: Path | None = None) -> PlanRep
     Raises:
         LiteRTLMError: see `converter.errors`.
     """
-    from converter.checkpoint.sources import models_dir, parse_model
     from converter.report import report
 
     chosen = _chosen_options(args)
@@ -105,7 +101,7 @@ def preview(args: argparse.Namespace, output_dir: Path | None = None) -> PlanRep
         raise OptionError(
             "--dry-run", "plans for the direct engine alone", "leave it or --engine torch out"
         )
-    source = _with_adapter(parse_model(args.model, models_dir()), chosen)
+    source = _source_of(args, chosen)
     if "lora" in chosen:
         chosen["lora"] = Path(chosen["lora"])
     local = _fetched_before(source, args, prefer_converted=not chosen)
@@ -215,8 +211,13 @@ def _chosen_options(args: argparse.Namespace) -> dict[str, Any]:
     return chosen
 
 
-def _with_adapter(source: Source, chosen: dict[str, Any]) -> Source:
-    """The source under a name of its own, where an adapter makes another model of it."""
+def _source_of(args: argparse.Namespace, chosen: dict[str, Any]) -> Source:
+    """What MODEL names; under a name of its own, where an adapter makes another model of it."""
+    from converter.checkpoint.sources import models_dir, parse_model
+
+    source = parse_model(args.model, models_dir())
+    for note in source.notes:
+        _say(args, note)
     if "lora" not in chosen:
         return source
     adapter = Path(chosen["lora"].rstrip("/")).name

@@ -20,6 +20,12 @@ class FileKind(NamedTuple):
 
 GGUF = FileKind("a GGUF file", "pass it to convert")
 LITERTLM = FileKind("a .litertlm file", "give it a name that ends with .litertlm")
+SAFETENSORS = FileKind(
+    "one weight file and not a model: config.json and the tokenizer are beside it",
+    "pass its folder",
+)
+_TFLITE = FileKind("a TFLite model without a tokenizer", "convert the original model")
+_ZEROS = FileKind("a file of zeros", "download or copy it again")
 _LFS_POINTER = FileKind(
     "a Git LFS pointer, which stands for a file that was not fetched",
     "fetch the file itself: git lfs pull, or hf download ORG/NAME FILE",
@@ -51,29 +57,19 @@ _BY_TEXT = (
     (b"<!doctype html", _PAGE),
     (b"<html", _PAGE),
     (b"<?xml", FileKind("an XML document, as servers send instead of a file", _PAGE.fix)),
-    (b"{", FileKind("a JSON document", "pass the model's folder, or its weights")),
 )
 
 
-def what_it_is(head: bytes) -> FileKind:
-    """Tell what a file is from its first `HEAD_BYTES` bytes, or all there are."""
-    if not head.strip(b"\0"):
-        what = "a file of zeros" if head else "an empty file"
-        return FileKind(what, "download or copy it again")
+def what_it_is(head: bytes) -> FileKind | None:
+    """Tell what a file is from its first `HEAD_BYTES` bytes, or all there are; None if unknown."""
     for magic, kind in _BY_MAGIC:
         if head.startswith(magic):
             return kind
     if head[4:8] == b"TFL3":
-        return FileKind("a TFLite model without a tokenizer", "convert the original model")
+        return _TFLITE
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 28:
-        return FileKind(
-            "a safetensors file: config.json and the tokenizer are beside it", "pass its folder"
-        )
+        return SAFETENSORS
+    if head and not head.strip(b"\0"):
+        return _ZEROS
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    for start, kind in _BY_TEXT:
-        if text.startswith(start):
-            return kind
-    return FileKind(
-        f"of a kind that is not known here: it starts with {head[:8]!r}",
-        "pass a .gguf file or a Hugging Face model folder",
-    )
+    return next((kind for start, kind in _BY_TEXT if text.startswith(start)), None)

@@ -135,7 +135,13 @@ class _HeaderReader:
         self._position = len(magic)
         if magic != b"GGUF":
             kind = what_it_is(magic + self._read(HEAD_BYTES - len(magic)))
-            raise SourceError(self._path, f"not a GGUF file but {kind.what}", kind.fix)
+            if kind is not None:
+                raise SourceError(self._path, f"not a GGUF file but {kind.what}", kind.fix)
+            raise SourceError(
+                self._path,
+                f"not a GGUF file: it starts with {magic!r}",
+                "give a .gguf file or a Hugging Face model folder",
+            )
         version = self._number("<I")
         if version & 0xFFFF == 0 and version:
             raise UnsupportedError(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from converter.checkpoint import ollama
-from converter.checkpoint.file_kinds import GGUF, HEAD_BYTES, FileKind, what_it_is
+from converter.checkpoint.file_kinds import GGUF, HEAD_BYTES, SAFETENSORS, FileKind, what_it_is
 from converter.checkpoint.files import is_plain_name, why_not_a_model
 from converter.checkpoint.gguf_names import split_name
 from converter.errors import LiteRTLMError, SourceError
@@ -193,6 +193,12 @@ def _local(text: str, path: Path, models_dir: Path) -> Source:
         if _DIGEST.fullmatch(name):
             name = _name_inside(path) or name
         return Source("gguf", _checked(text, part[0] if part else name), models_dir, path=path)
+    if suffix == ".safetensors" and kind in (None, SAFETENSORS):
+        raise SourceError(
+            shown(text),
+            "one weight file is not a model: config.json and the tokenizer are beside it",
+            "pass its folder",
+        )
     if kind is not None:
         raise SourceError(shown(text), f"it is {kind.what}", kind.fix)
     raise SourceError(shown(text), "it is not a model that can be converted", _WHAT_WORKS)
@@ -222,9 +228,9 @@ def _name_inside(path: Path) -> str | None:
 
 def _of_ollama(model: ollama.OllamaModel, models_dir: Path) -> Source:
     """Make the source for a model of Ollama's."""
-    left_out = ", ".join(model.left_out)
-    note = f"{model.name}: Ollama's own {left_out} is not used, but what its GGUF says"
-    notes = (note,) if left_out else ()
+    added = ", ".join(model.left_out)
+    note = f"{model.name}: what Ollama adds to its GGUF is not used ({added})"
+    notes = (note,) if added else ()
     return Source("gguf", model.base_name, models_dir, path=model.gguf, notes=notes)
 
 

@@ -30,13 +30,10 @@ WRONG = {
     "a compressed archive": gzip.compress(b"GGUF"),
     "a web page (HTML)": b"\n<!DOCTYPE html><html><head><title>Sign in</title>",
     "an XML document": b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
-    "a JSON document": b'\xef\xbb\xbf{"error": "Repository not found"}',
-    "a safetensors file": save({"a": np.ones(3, np.float32)}),
+    "one weight file and not a model": save({"a": np.ones(3, np.float32)}),
     "before GGUF (GGML)": b"tjgg\x03\0\0\0",
     "a TFLite model": b"\x1c\0\0\0TFL3",
-    "an empty file": b"",
     "a file of zeros": bytes(600),
-    "it starts with b'Hello, w'": b"Hello, world",
 }
 
 
@@ -45,6 +42,12 @@ def test_a_model_s_name_on_something_else(tmp_path: Path, said: str, content: by
     error = refused(tmp_path / "m.gguf", content)
     assert error.why.startswith("not a GGUF file but ")
     assert said in error.why
+
+
+@pytest.mark.parametrize("content", [b"", b"Hello, world", b'{"error": "not found"}'])
+def test_what_is_not_known_is_shown(tmp_path: Path, content: bytes) -> None:
+    error = refused(tmp_path / "m.gguf", content)
+    assert error.why == f"not a GGUF file: it starts with {content[:4]!r}"
 
 
 def test_the_magic_of_models(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_type_table_is_ggml_s() -> None:
 def test_another_format(file: Path) -> None:
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
     assert "a Git LFS pointer" in refused(file, pointer).why
-    assert refused(file, b"").why == "not a GGUF file but an empty file"
+    assert refused(file, b"").why == "not a GGUF file: it starts with b''"
 
 
 def test_big_endian(file: Path) -> None:

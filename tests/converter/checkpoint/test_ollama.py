@@ -108,7 +108,7 @@ def test_a_tag_with_a_dot_does_not_lose_what_follows_it(store: Path) -> None:
 def test_what_is_not_used_is_told(store: Path) -> None:
     keep(store, f"{OWN}/a/latest", template=b"{{ .Prompt }}", params=b"{}", license=b"MIT")
     assert parse_model("a", MODELS).notes == (
-        "a:latest: Ollama's own params, template is not used, but what its GGUF says",
+        "a:latest: what Ollama adds to its GGUF is not used (params, template)",
     )
     keep(store, f"{OWN}/b/latest")
     assert parse_model("b", MODELS).notes == ()

@@ -187,11 +187,14 @@ def test_what_is_nothing(text: str, said: str) -> None:
 
 def test_other_files_are_refused() -> None:
     folder(".", "notes.txt", "model.safetensors")
-    assert refusal("notes.txt").why == "it is an empty file"
-    Path("notes.txt").write_text("To do.")
-    assert "of a kind that is not known here" in refusal("notes.txt").why
-    Path("model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    assert "not a model" in refusal("notes.txt").why
     assert refusal("model.safetensors").fix == "pass its folder"
+    Path("blob").write_bytes((2).to_bytes(8, "little") + b"{}")
+    assert refusal("./blob").fix == "pass its folder"
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    for name in ("notes.txt", "model.safetensors"):
+        Path(name).write_bytes(pointer)
+        assert "a Git LFS pointer" in refusal(name).why
 
 
 def test_the_magic_decides_and_not_the_suffix() -> None:
