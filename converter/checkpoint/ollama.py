@@ -103,9 +103,10 @@ def model_of_file(path: Path) -> OllamaModel | None:
     for folder in path.parents:
         if not is_model_folder(folder):
             continue
-        if folder / "manifests" in path.parents:
+        manifests = _manifests(folder)
+        if path in manifests:
             return _read(folder, path)
-        for manifest in _manifests(folder):
+        for manifest in manifests:
             try:
                 model = _read(folder, manifest)
             except (SourceError, UnsupportedError):  # another model's affair

@@ -3,7 +3,7 @@
     demo                  SmolLM2-135M-Instruct, out of the Python package index
     x.litertlm            converted already
     x.gguf                a GGUF file, whatever it is called; any part of a split one
-    folder                config.json and *.safetensors
+    folder                config.json and *.safetensors, or one GGUF
     org/name              a Hugging Face id; org/name:Q4_K_M or org/name:FILE for one of several
                           GGUFs (the address of its page does, too)
     gemma3:270m           a model that Ollama keeps on this machine; its folder, manifest or blob
@@ -24,8 +24,8 @@ from typing import Literal
 from converter.checkpoint import ollama
 from converter.checkpoint.file_kinds import GGUF, HEAD_BYTES, SAFETENSORS, FileKind, what_it_is
 from converter.checkpoint.files import is_plain_name, why_not_a_model
-from converter.checkpoint.gguf_names import split_name
-from converter.errors import LiteRTLMError, SourceError
+from converter.checkpoint.gguf_names import gguf_models, split_name
+from converter.errors import LiteRTLMError, OptionError, SourceError
 
 DEMO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SUFFIX = ".litertlm"
@@ -109,7 +109,7 @@ def parse_model(text: str, models_dir: Path) -> Source:
     Raises:
         SourceError: there is no such file, or it is none of the things that can be converted.
         UnsupportedError: a folder that holds only an adapter or PyTorch pickles.
-        OptionError: Ollama's folder, with several models in it.
+        OptionError: a folder with several GGUFs, Ollama's or not.
     """
     if text == "demo":
         name = DEMO_ID.partition("/")[2]
@@ -178,6 +178,13 @@ def _local(text: str, path: Path, models_dir: Path) -> Source:
             raise SourceError(shown(text), why, "pass a folder that can be read") from error
         unusable = why_not_a_model(shown(text), names)
         if unusable is not None:
+            models = gguf_models(list(names))
+            if len(models) == 1:
+                return _local(text, path / models[0], models_dir)
+            if models:
+                raise OptionError(
+                    shown(text), f"it holds {len(models)} GGUFs: {', '.join(models)}", "name one"
+                )
             raise unusable
         return Source("folder", _checked(text, absolute.name), models_dir, path=path)
     suffix = path.suffix.lower()
@@ -207,8 +214,10 @@ def _local(text: str, path: Path, models_dir: Path) -> Source:
 def _kind_of(path: Path) -> FileKind | None:
     """What a file is by its first bytes; None for one that cannot be read, or no file."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return None
         with open(path, "rb") as stream:
-            return what_it_is(stream.read(HEAD_BYTES)) if path.is_file() else None
+            return what_it_is(stream.read(HEAD_BYTES))
     except OSError:
         return None
 

@@ -145,6 +145,9 @@ class _GGUFVocabulary:
     def end_ids(self) -> tuple[int, ...]:
         declared = (self.eos, self.special_id("eot", None), self.special_id("eom", None))
         ends = {token_id for token_id in declared if token_id is not None}
+        listed = self.get("eos_token_ids")  # as Ollama writes generation_config.json's
+        if isinstance(listed, np.ndarray) and listed.dtype.kind in "iu":
+            ends.update(i for i in listed.tolist() if i in range(len(self.tokens)))
         for i in np.flatnonzero(np.isin(self.types, (_CONTROL, _USER_DEFINED))).tolist():
             if self.tokens[i] in _TURN_ENDS:
                 ends.add(i)

@@ -197,6 +197,22 @@ def test_other_files_are_refused() -> None:
         assert "a Git LFS pointer" in refusal(name).why
 
 
+def test_a_folder_with_one_gguf_is_that() -> None:
+    folder("m", "m-Q8_0-00001-of-00002.gguf", "m-Q8_0-00002-of-00002.gguf", "mmproj-m.gguf")
+    source = parse_model("./m", MODELS)
+    assert (source.kind, source.name) == ("gguf", "m-Q8_0")
+    assert source.path == Path("m/m-Q8_0-00001-of-00002.gguf")
+    folder("m", "m-Q4_0.gguf")
+    error = refusal("./m")
+    assert error.why == "it holds 2 GGUFs: m-Q4_0.gguf, m-Q8_0-00001-of-00002.gguf"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes by name")
+def test_a_pipe_is_not_waited_for() -> None:
+    os.mkfifo("pipe")
+    assert "not a model" in refusal("pipe").why
+
+
 def test_the_magic_decides_and_not_the_suffix() -> None:
     for name in ("blob", "m.bin", "m.gguf.1", "sha256-" + "7f" * 32):
         Path(name).write_bytes(b"GGUF and more")

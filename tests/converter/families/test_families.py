@@ -133,6 +133,8 @@ def test_qwen25_has_biases_and_a_window_that_is_switched_off() -> None:
     spec = spec_of(QWEN25_05B)
     assert spec.biases == ("q", "k", "v")
     assert {layer.sliding_window for layer in spec.layers} == {None}
+    # transformers' class has neither key.
+    assert spec_of(QWEN25_05B, attention_bias=True, mlp_bias=True).biases == ("q", "k", "v")
     sliding = spec_of(QWEN25_05B, use_sliding_window=True, sliding_window=4096)
     assert [layer.sliding_window for layer in sliding.layers] == [None] * 21 + [4096] * 3
 

@@ -34,3 +34,10 @@ def test_an_id_beyond_the_vocabulary_is_refused(tmp_path: Path, token_id: int) -
     keys = {**SMALL_BPE, "ggml.eos_token_id": token_id}
     with pytest.raises(SourceError, match=f"eos_token_id' is {token_id}, not a token's id"):
         from_gguf(write_tokenizer_gguf(tmp_path / "m.gguf", keys))
+
+
+def test_ollama_lists_the_ends_of_a_text(tmp_path: Path) -> None:
+    keys = {**SMALL_BPE, "ggml.eos_token_id": 259, "ggml.eos_token_ids": [259, 257, 4000]}
+    tokenizer = from_gguf(write_tokenizer_gguf(tmp_path / "m.gguf", keys))
+    assert tokenizer.eos_token_ids == (257, 259)
+    assert tokenizer.eos_token == "<|im_end|>"
