@@ -282,6 +282,7 @@ def _fetch(
         assert source.path is not None
         return source.path, Origin(source.kind, str(source.path.absolute()))
 
+    from converter.checkpoint.gguf import check_head
     from converter.checkpoint.hub import download
     from converter.registry import family_of
 
@@ -301,6 +302,7 @@ def _fetch(
         file=source.file,
         prefer_converted=prefer_converted,
         check_config=family_of,
+        check_gguf=check_head,
         offline=args.offline,
         announce=announce,
     )

@@ -8,6 +8,7 @@ several such files: it is read as one, whichever of them is named.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,16 @@ import numpy as np
 from converter.checkpoint.base import Checkpoint, TensorInfo, ThreadBuffer, room_for
 from converter.checkpoint.files import PositionedFile
 from converter.checkpoint.gguf_config import architecture, translate_config
-from converter.checkpoint.gguf_header import DAMAGED, TENSOR_TYPES, Header, Place, read_header
+from converter.checkpoint.gguf_header import (
+    DAMAGED,
+    TENSOR_TYPES,
+    Header,
+    Place,
+    first_keys,
+    read_header,
+)
 from converter.checkpoint.gguf_ollama import in_llama_cpp_words
-from converter.checkpoint.gguf_parts import parts_of, refuse_other_kinds
+from converter.checkpoint.gguf_parts import parts_of, refuse_other_kinds, vocabulary_alone
 from converter.errors import SourceError
 from converter.kernels import widen_bf16
 from converter.registry import family_class
@@ -48,6 +56,21 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFCheckpoint:
     return GGUFCheckpoint(Path(path))
 
 
+def check_head(path: str, head: bytes) -> None:
+    """Refuse a GGUF that cannot be converted, from its first bytes, as far as they say.
+
+    Raises:
+        SourceError, UnsupportedError: see `open_gguf`.
+    """
+    metadata = first_keys(head, path)
+    _check_kind(path, metadata)
+
+
+def _check_kind(path: str, metadata: Mapping[str, Any]) -> None:
+    refuse_other_kinds(path, metadata)
+    family_class(architecture(path, metadata), f"{path}: general.architecture")
+
+
 class GGUFCheckpoint(Checkpoint):
     """A model in a GGUF file, or in the parts of a split one.
 
@@ -68,8 +91,9 @@ class GGUFCheckpoint(Checkpoint):
         self.tensors = {}
         try:
             metadata = self._read(path)
-            refuse_other_kinds(str(path), metadata, self.tensors)
-            family_class(architecture(str(path), metadata), f"{path}: general.architecture")
+            _check_kind(str(path), metadata)
+            if not self.tensors:
+                raise vocabulary_alone(str(path))
             self.metadata = in_llama_cpp_words(metadata, self.tensors)
             self.generation_config = {
                 key: self.metadata[name]

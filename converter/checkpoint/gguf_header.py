@@ -9,6 +9,8 @@ before anything is allocated for it.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import struct
 from typing import Any, BinaryIO, NamedTuple
 
@@ -108,6 +110,16 @@ def read_header(stream: BinaryIO, path: str, size: int) -> Header:
     return _HeaderReader(stream, path, size).read()
 
 
+def first_keys(head: bytes, path: str) -> dict[str, Any]:
+    """The key-value pairs that stand whole in the first bytes of a file.
+
+    Raises:
+        SourceError, UnsupportedError: it is no GGUF, or none that can be read.
+    """
+    reader = _HeaderReader(io.BytesIO(head), path, len(head))
+    return reader.first_keys()
+
+
 class _HeaderReader:
     """Reads a header front to back, never past the end of the file."""
 
@@ -125,6 +137,16 @@ class _HeaderReader:
         alignment = self._alignment(metadata)
         start = -(-self._position // alignment) * alignment
         return Header(metadata, tensors, self._placed(places, start, alignment))
+
+    def first_keys(self) -> dict[str, Any]:
+        """The keys before the end of what there is."""
+        _, count = self._preamble()
+        metadata: dict[str, Any] = {}
+        with contextlib.suppress(SourceError):
+            for _ in range(count):
+                key = self._string()
+                metadata[key] = self._value(key)
+        return metadata
 
     def _damaged(self, why: str) -> SourceError:
         return SourceError(self._path, why, DAMAGED)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.base import TensorInfo
 from converter.checkpoint.gguf_names import part_name, split_name
 from converter.errors import SourceError, UnsupportedError
 
@@ -23,10 +22,6 @@ _OTHER_KINDS = {
     ),
     "controlvector": ("it is a control vector, not a model", _LANGUAGE_MODEL),
     "imatrix": ("it is an importance matrix for quantising, not a model", _LANGUAGE_MODEL),
-    "vocabulary": (
-        "it holds a vocabulary and no weights, as llama.cpp's tests use it",
-        _LANGUAGE_MODEL,
-    ),
 }
 _KIND_OF_ARCHITECTURE = {"clip": "mmproj", "controlvector": "controlvector", "imatrix": "imatrix"}
 
@@ -59,15 +54,17 @@ def parts_of(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
     return paths
 
 
-def refuse_other_kinds(
-    path: str, metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
-) -> None:
+def vocabulary_alone(path: str) -> UnsupportedError:
+    """The refusal of a GGUF without tensors."""
+    why = "it holds a vocabulary and no weights, as llama.cpp's tests use it"
+    return UnsupportedError(path, why, _LANGUAGE_MODEL)
+
+
+def refuse_other_kinds(path: str, metadata: Mapping[str, Any]) -> None:
     """Raise UnsupportedError where a GGUF is no language model, saying what it is."""
     stated = str(metadata.get("general.type"))
     kind = _KIND_OF_ARCHITECTURE.get(str(metadata.get("general.architecture")), stated)
     if "adapter.type" in metadata:  # before `general.type` was written
         kind = "adapter"
-    if not tensors and "tokenizer.ggml.tokens" in metadata:
-        kind = "vocabulary"
     if kind in _OTHER_KINDS:
         raise UnsupportedError(path, *_OTHER_KINDS[kind])

@@ -50,6 +50,7 @@ _FOLDERS = ("safetensors", "adapter")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FIRST_WAIT, _LONGEST_WAIT = 10.0, 300.0  # seconds, where the hub has too many requests
 _NEAR_NAMES = 3
+_GGUF_HEAD = 1 << 16  # bytes, in which converters say what model it is
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def download(
     file: str | None = None,
     prefer_converted: bool = True,
     check_config: Callable[[dict[str, Any]], object] | None = None,
+    check_gguf: Callable[[str, bytes], object] | None = None,
     is_adapter: bool = False,
     offline: bool = False,
     announce: Callable[[str], None] = lambda _: None,
@@ -95,6 +97,7 @@ def download(
         is_adapter: take a LoRA adapter and nothing else.
         check_config: called with the parsed config.json before anything big is fetched; what it
             raises ends the download.
+        check_gguf: the same with the name and the first bytes of a GGUF.
         offline: ask nobody: a complete copy is here, or it is an error.
         announce: called with the kind of what will be fetched, where anything will.
 
@@ -139,6 +142,8 @@ def download(
             repository.begin(kind)
             if kind == "safetensors":
                 names = _complete_names(repository, names, check_config)
+            elif kind == "gguf" and check_gguf is not None and not (target / names[0]).exists():
+                check_gguf(f"{repo_id}/{names[0]}", repository.head(names[0], _GGUF_HEAD))
             repository.bring(kind, names, quiet, announce, asked=file)
         path = target if kind in _FOLDERS else target / names[0]
         return HubDownload(kind, path, repo_id, repository.commit, tuple(notes))

@@ -24,7 +24,11 @@ from typing import Any
 import httpx
 from huggingface_hub import HfApi, get_session, hf_hub_url
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers, parse_ratelimit_headers
+from huggingface_hub.utils import (
+    build_hf_headers,
+    hf_raise_for_status,
+    parse_ratelimit_headers,
+)
 
 from converter.checkpoint.files import is_plain_path
 from converter.checkpoint.hub_errors import RateLimited, Request, explain
@@ -184,6 +188,21 @@ class Repository:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.replace(part, path)
         progress.end_file()
+
+    def head(self, name: str, count: int) -> bytes:
+        """The first `count` bytes of a file, all of a shorter one; nothing of it is kept."""
+        url = hf_hub_url(
+            self.request.repo_id, name, revision=self.commit, endpoint=self.request.endpoint
+        )
+        headers = {**self._headers, "Range": f"bytes=0-{count - 1}"}
+        data = b""
+        with get_session().stream("GET", url, headers=headers, follow_redirects=True) as response:
+            hf_raise_for_status(response)
+            for piece in response.iter_bytes():  # of a hub that knows no ranges, no more than this
+                data += piece
+                if len(data) >= count:
+                    break
+        return data[:count]
 
     def _part(self, remote: RemoteFile) -> Path:
         """The unfinished file; a hash in its name keeps it from being continued as another."""

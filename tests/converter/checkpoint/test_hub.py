@@ -15,11 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import huggingface_hub.constants
+import numpy as np
 import pytest
 
 from converter.checkpoint import hub_repository
+from converter.checkpoint.gguf import check_head
 from converter.checkpoint.hub import choose_files, download
 from converter.errors import LiteRTLMError, OutputError, SourceError, UnsupportedError
+from tests.gguf_files import write_gguf
 from tests.hub_server import HubServer
 
 ROOT = Path(__file__).parents[3]
@@ -374,6 +377,38 @@ def test_a_split_gguf_in_a_folder_is_fetched_whole_and_known_again(
         error = refusal(hub, tmp_path / "out", file=asked, offline=True)
         assert "not" in error.why
     assert download("org/m", tmp_path / "out", quiet=True).path.name == "m-Q4_K_M.gguf"
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_gguf_of_another_kind_is_refused_before_it_is_fetched(
+    hub: HubServer, tmp_path: Path, ranges: bool
+) -> None:
+    tensors = {"big": np.zeros((1000, 1000), np.float32)}
+    hub.knows_ranges = ranges
+    for name, arch, said in (
+        ("m-Q8_0.gguf", "gemma2", "gemma2, not a supported architecture"),
+        ("m-Q4_0.gguf", "clip", "the vision or audio part (mmproj)"),
+    ):
+        publish(hub, "org/m", {name: write_gguf(tmp_path / name, {}, tensors, arch).read_bytes()})
+        error = refusal(hub, tmp_path / "out", file=name, check_gguf=check_head)
+        assert isinstance(error, UnsupportedError)
+        assert said in str(error)
+    publish(hub, "org/m", {"m-F16.gguf": b"version https://git-lfs.github.com/spec/v1"})
+    assert "a Git LFS pointer" in str(
+        refusal(hub, tmp_path / "out", file="F16", check_gguf=check_head)
+    )
+    assert not files_in(tmp_path / "out")
+
+
+def test_a_gguf_that_can_be_converted_is_fetched_after_its_head(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    content = write_gguf(tmp_path / "m.gguf", {":a.long": "x" * 100_000}).read_bytes()
+    publish(hub, "org/m", {"m.gguf": content})
+    result = download("org/m", tmp_path / "out", quiet=True, check_gguf=check_head)
+    assert result.path.read_bytes() == content
+    assert hub.fetched() == ["m.gguf", "m.gguf"]
+    assert "bytes=0-65535" in [seen.range for seen in hub.seen]
 
 
 def test_a_split_gguf_that_lacks_a_part_is_refused(hub: HubServer, tmp_path: Path) -> None:
