@@ -177,14 +177,11 @@ class _Keys:
         found = []
         for key in sorted(self._values.keys() - self._read - _WITHOUT_EFFECT):
             value = self._values[key]
+            repeated: Any = self._values.get(_REPEATED.get(key, ""))
+            is_set = bool(np.any(value)) if isinstance(value, np.ndarray) else bool(value)
             if key == "attention.causal":  # false says that tokens see those that come after them
-                says_something = not value
-            elif isinstance(value, np.ndarray):
-                says_something = bool(np.any(value))
-            else:
-                repeated = key in _REPEATED and value == self._values.get(_REPEATED[key])
-                says_something = bool(value) and not repeated
-            if says_something:
+                is_set = not is_set
+            if is_set and not np.array_equal(value, repeated):
                 found.append(f"{self.arch}.{key}={value!r:.40}")
         return found
 
