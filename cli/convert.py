@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="MODEL",
         nargs="?",
         help="a Hugging Face id (org/name), a folder with config.json and *.safetensors, "
-        "a .gguf file, or demo",
+        "a .gguf file, a model of Ollama's (NAME:TAG), or demo",
     )
     parser.add_argument(
         "--output-dir",

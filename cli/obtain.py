@@ -33,7 +33,6 @@ def obtain(request: Request, announce_kept: bool = False) -> Path:
     Raises:
         LiteRTLMError: see `converter.errors`.
     """
-    from converter.checkpoint.sources import models_dir, parse_model
     from converter.receipt import settle
 
     expected = request.receipt
@@ -43,7 +42,7 @@ def obtain(request: Request, announce_kept: bool = False) -> Path:
         from cli.sealing import options_of_receipt
 
         chosen = options_of_receipt(expected)
-    source = _with_adapter(parse_model(request.model, models_dir()), chosen)
+    source = _source_of(request, chosen)
     if expected is not None:
         source = replace(source, name=expected["output"]["name"])
     output = source.output_path(request.output_dir)
@@ -83,7 +82,6 @@ def preview(request: Request) -> PlanReport:
     Raises:
         LiteRTLMError: see `converter.errors`.
     """
-    from converter.checkpoint.sources import models_dir, parse_model
     from converter.report import report
 
     chosen = request.chosen()
@@ -91,7 +89,7 @@ def preview(request: Request) -> PlanReport:
         raise OptionError(
             "--dry-run", "plans for the direct engine alone", "leave it or --engine torch out"
         )
-    source = _with_adapter(parse_model(request.model, models_dir()), chosen)
+    source = _source_of(request, chosen)
     if "lora" in chosen:
         chosen["lora"] = Path(chosen["lora"])
     local = _fetched_before(source, request, prefer_converted=not chosen)
@@ -188,8 +186,13 @@ def source_checkpoint(request: Request) -> Iterator[Checkpoint]:
         yield checkpoint
 
 
-def _with_adapter(source: Source, chosen: dict[str, Any]) -> Source:
-    """The source under a name of its own, where an adapter makes another model of it."""
+def _source_of(request: Request, chosen: dict[str, Any]) -> Source:
+    """What MODEL names; under a name of its own, where an adapter makes another model of it."""
+    from converter.checkpoint.sources import models_dir, parse_model
+
+    source = parse_model(request.model, models_dir())
+    for note in source.notes:
+        _say(request, note)
     if "lora" not in chosen:
         return source
     adapter = Path(chosen["lora"].rstrip("/")).name
@@ -251,6 +254,7 @@ def _fetch(
         assert source.path is not None
         return source.path, Origin(source.kind, str(source.path.absolute()))
 
+    from converter.checkpoint.gguf import check_head
     from converter.checkpoint.hub import download
     from converter.registry import family_of
 
@@ -270,6 +274,7 @@ def _fetch(
         file=source.file,
         prefer_converted=prefer_converted,
         check_config=family_of,
+        check_gguf=check_head,
         offline=request.offline,
         announce=announce,
     )
@@ -400,14 +405,14 @@ def _check_disk(converter: ModelConverter, plan: Plan, output: Path) -> None:
 
 
 def open_checkpoint(local: Path) -> Checkpoint:
-    """Open a `.gguf` file or a folder of safetensors."""
-    if local.suffix.lower() == ".gguf":
-        from converter.checkpoint.gguf import open_gguf
+    """Open a folder of safetensors, or a GGUF file."""
+    if local.is_dir():
+        from converter.checkpoint.safetensors import open_folder
 
-        return open_gguf(local)
-    from converter.checkpoint.safetensors import open_folder
+        return open_folder(local)
+    from converter.checkpoint.gguf import open_gguf
 
-    return open_folder(local)
+    return open_gguf(local)
 
 
 def _say(request: Request, text: str) -> None:

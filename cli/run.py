@@ -25,7 +25,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "model",
         metavar="MODEL",
         help="a .litertlm file, a Hugging Face id (org/name), a folder with config.json and "
-        "*.safetensors, a .gguf file, or demo",
+        "*.safetensors, a .gguf file, a model of Ollama's (NAME:TAG), or demo",
     )
     prompt = parser.add_argument_group("prompt")
     prompt.add_argument("--prompt", metavar="TEXT", help="answer this and exit")

@@ -353,4 +353,4 @@ def _losses(became: str, met: Sequence[tuple[int, int]]) -> str:
     return "" if stored in _FLOATS else ", rounded again"
 
 
-_FLOATS = ("F32", "F16", "BF16")
+_FLOATS = ("F64", "F32", "F16", "BF16")

@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+# Every matrix of a layer, in the order of use; `DecoderSpec.biases` names some of them.
+ATTENTION_PROJECTIONS = ("q", "k", "v", "o")
+MLP_PROJECTIONS = ("gate", "up", "down")
+
 
 class Activation(Enum):
     """The gate of the feed-forward block."""
@@ -80,7 +84,7 @@ class DecoderSpec:
     """A decoder-only transformer.
 
     Attributes:
-        qkv_bias, o_bias, mlp_bias: whether those projections have a bias.
+        biases: the projections that have a bias, in every layer.
         qk_norm: whether queries and keys are normalised per head before the rotary embedding.
         post_norms: whether each block's output is normalised too, before the residual addition.
         embedding_scale: factor on the embedding rows, None for 1.
@@ -99,9 +103,7 @@ class DecoderSpec:
     attention_scale: float
     layers: tuple[LayerSpec, ...]
     tied_head: bool
-    qkv_bias: bool = False
-    o_bias: bool = False
-    mlp_bias: bool = False
+    biases: tuple[str, ...] = ()
     qk_norm: bool = False
     post_norms: bool = False
     embedding_scale: float | None = None
@@ -117,23 +119,23 @@ class DecoderSpec:
             yield f"{layer}.attention.norm", (hidden,)
             for part, rows in (("q", q), ("k", kv), ("v", kv)):
                 yield f"{layer}.attention.{part}", (rows, hidden)
-                if self.qkv_bias:
+                if part in self.biases:
                     yield f"{layer}.attention.{part}.bias", (rows,)
             if self.qk_norm:
                 yield f"{layer}.attention.q_norm", (self.head_dim,)
                 yield f"{layer}.attention.k_norm", (self.head_dim,)
             yield f"{layer}.attention.o", (hidden, q)
-            if self.o_bias:
+            if "o" in self.biases:
                 yield f"{layer}.attention.o.bias", (hidden,)
             if self.post_norms:
                 yield f"{layer}.attention.post_norm", (hidden,)
             yield f"{layer}.mlp.norm", (hidden,)
             for part, shape in (("gate", (ffn, hidden)), ("up", (ffn, hidden))):
                 yield f"{layer}.mlp.{part}", shape
-                if self.mlp_bias:
+                if part in self.biases:
                     yield f"{layer}.mlp.{part}.bias", (ffn,)
             yield f"{layer}.mlp.down", (hidden, ffn)
-            if self.mlp_bias:
+            if "down" in self.biases:
                 yield f"{layer}.mlp.down.bias", (hidden,)
             if self.post_norms:
                 yield f"{layer}.mlp.post_norm", (hidden,)

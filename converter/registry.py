@@ -34,10 +34,19 @@ def family_of(config: Mapping[str, Any]) -> Family:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise SourceError("config.json", "has no model_type", "is this a language model's folder?")
-    if model_type not in FAMILIES:
+    return family_class(model_type).from_config(config)
+
+
+def family_class(architecture: str, key: str = "model_type") -> type[Family]:
+    """The family of an architecture; `key` is what named it, for the message.
+
+    Raises:
+        UnsupportedError: no family here covers it.
+    """
+    if architecture not in FAMILIES:
         raise UnsupportedError(
-            f"model_type {model_type}",
+            f"{key} {architecture}",
             "not a supported architecture",
             f"supported are: {', '.join(sorted(FAMILIES))}",
         )
-    return FAMILIES[model_type].from_config(config)
+    return FAMILIES[architecture]

@@ -43,6 +43,7 @@ class HubServer:
         trickle: bodies come in pieces of so many bytes, with so many seconds between them.
         stall_after: nothing more comes after this many bytes of a file, by name; used once each.
         corrupt: names of files whose first byte is served changed.
+        knows_ranges: whether a Range that is asked for is kept to.
         files_at: another server's address, to which files are redirected, as to the hub's CDN.
         seen: all requests.
     """
@@ -59,6 +60,7 @@ class HubServer:
         self.stall_after: dict[str, int] = {}
         self.corrupt: set[str] = set()
         self.files_at: str | None = None
+        self.knows_ranges = True
         self.seen: list[Seen] = []
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = _Server(("127.0.0.1", 0), handler)
@@ -190,10 +192,12 @@ class _Handler(BaseHTTPRequestHandler):
         if path.name in self.hub.corrupt:
             content = bytes([content[0] ^ 1]) + content[1:]
         status, start = 200, 0
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        if asked:
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if asked and self.hub.knows_ranges:
             status, start = 206, int(asked.group(1))
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            stop = min(int(asked.group(2) or len(content)) + 1, len(content))
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+            content = content[:stop]
         cut = self.hub.cut_after.pop(path.name, None) if body else None
         stall = self.hub.stall_after.pop(path.name, None) if body else None
         self._send(status, content[start:], headers, body, stall or cut)

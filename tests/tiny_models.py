@@ -90,11 +90,16 @@ def settle_torch() -> None:
 
 def make_model(test_id: str) -> Any:
     """A transformers model with random weights whose logits have a scale of about 1."""
+    model_type, values = TINY_CONFIGS[test_id]
+    return random_model(model_type, values, seed=sum(map(ord, test_id)))
+
+
+def random_model(model_type: str, values: dict[str, Any], seed: int = 0) -> Any:
+    """The same of any config: `values` are what differs from transformers' defaults."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     settle_torch()
-    model_type, values = TINY_CONFIGS[test_id]
     if model_type == "gemma3":
         values = {
             **values,
@@ -109,7 +114,7 @@ def make_model(test_id: str) -> Any:
             "mm_tokens_per_image": 4,
         }
     config = AutoConfig.for_model(model_type, **values)
-    torch.manual_seed(sum(map(ord, test_id)))
+    torch.manual_seed(seed)
     auto = AutoModelForImageTextToText if model_type == "gemma3" else AutoModelForCausalLM
     model = auto.from_config(config).eval().float()
     with torch.no_grad():

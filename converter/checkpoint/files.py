@@ -159,6 +159,14 @@ def is_plain_name(name: str) -> bool:
     return name not in ("", ".", "..") and name.isprintable() and not set(name) & set('/\\:*?"<>|')
 
 
+def is_plain_path(path: str) -> bool:
+    """Tell whether `path` stays below its folder on every system: plain names between slashes.
+
+    Hidden ones are ours.
+    """
+    return all(is_plain_name(part) and not part.startswith(".") for part in path.split("/"))
+
+
 def weight_files(names: Iterable[str]) -> list[str]:
     """Return the safetensors files that hold a model's weights, of all file names in its folder.
 

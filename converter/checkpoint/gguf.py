@@ -1,23 +1,40 @@
 """GGUF files as a source of weights.
 
 A GGUF holds metadata, a table of tensors and their data, in that order. The first two are read at
-once (`gguf_header`), and weights where they lie, when they are asked for.
+once (`gguf_header`), and weights where they lie, when they are asked for. A model may be split into
+several such files: it is read as one, whichever of them is named.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from converter.checkpoint.base import Checkpoint, ThreadBuffer, room_for
+from converter.checkpoint.base import Checkpoint, TensorInfo, ThreadBuffer, room_for
 from converter.checkpoint.files import PositionedFile
-from converter.checkpoint.gguf_config import translate_config
-from converter.checkpoint.gguf_header import TENSOR_TYPES, read_header
+from converter.checkpoint.gguf_config import architecture, translate_config
+from converter.checkpoint.gguf_header import (
+    DAMAGED,
+    TENSOR_TYPES,
+    Header,
+    Place,
+    first_keys,
+    read_header,
+)
+from converter.checkpoint.gguf_ollama import in_llama_cpp_words
+from converter.checkpoint.gguf_parts import parts_of, refuse_other_kinds, vocabulary_alone
+from converter.errors import SourceError
 from converter.kernels import widen_bf16
+from converter.registry import family_class
 
 _DEQUANTIZE_STEP = 1 << 16  # elements at once: they stay in cache; 13 times as fast as by block
+_PLAIN_TYPES = {
+    "F32": "<f4", "F16": "<f2", "F64": "<f8", "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
+}  # fmt: skip
 # generation_config.json's keys, as llama.cpp's converter keeps them since 2025.
 _SAMPLING_KEYS = {
     "temperature": "general.sampling.temp",
@@ -29,33 +46,55 @@ _SAMPLING_KEYS = {
 def open_gguf(path: str | os.PathLike[str]) -> GGUFCheckpoint:
     """Open a GGUF file of version 2 or 3 and read its header, in time that follows its vocabulary.
 
+    Of a split model, any part will do.
+
     Raises:
-        SourceError: the file is missing, unreadable, truncated or damaged.
-        UnsupportedError: it is big-endian, version 1, split, or uses a type that is not supported.
+        SourceError: the file or a part is missing, unreadable, truncated or damaged.
+        UnsupportedError: it is big-endian, version 1, no language model of a family that is known,
+            or uses a type that is not supported.
     """
     return GGUFCheckpoint(Path(path))
 
 
+def check_head(path: str, head: bytes) -> None:
+    """Refuse a GGUF that cannot be converted, from its first bytes, as far as they say.
+
+    Raises:
+        SourceError, UnsupportedError: see `open_gguf`.
+    """
+    metadata = first_keys(head, path)
+    _check_kind(path, metadata)
+
+
+def _check_kind(path: str, metadata: Mapping[str, Any]) -> None:
+    refuse_other_kinds(path, metadata)
+    family_class(architecture(path, metadata), f"{path}: general.architecture")
+
+
 class GGUFCheckpoint(Checkpoint):
-    """A model in one GGUF file.
+    """A model in a GGUF file, or in the parts of a split one.
 
     Attributes:
-        metadata: the file's key-value pairs as they are: numbers, strings, `list[str]`, and numpy
-            arrays for arrays of numbers.
+        metadata: the key-value pairs as they are: numbers, strings, `list[str]`, and numpy arrays
+            for arrays of numbers. Of a file that Ollama wrote, in llama.cpp's words.
     """
 
     format = "gguf"
+    tensors: dict[str, TensorInfo]
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = PositionedFile(path)
         self._raw = ThreadBuffer(np.uint8)
+        self._files: list[PositionedFile] = []
+        self._places: dict[str, Place] = {}
+        self._file_of: dict[str, PositionedFile] = {}
+        self.tensors = {}
         try:
-            with self._file.stream() as stream:
-                header = read_header(stream, str(path), self._file.size)
-            self.metadata = header.metadata
-            self.tensors = header.tensors
-            self._places = header.places
+            metadata = self._read(path)
+            _check_kind(str(path), metadata)
+            if not self.tensors:
+                raise vocabulary_alone(str(path))
+            self.metadata = in_llama_cpp_words(metadata, self.tensors)
             self.generation_config = {
                 key: self.metadata[name]
                 for key, name in _SAMPLING_KEYS.items()
@@ -68,8 +107,43 @@ class GGUFCheckpoint(Checkpoint):
                 read_vector=lambda name: self.read_rows(name, 0, 1)[0],
             )
         except BaseException:
-            self._file.close()
+            self.close()
             raise
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        """Take in the headers of all parts; return the metadata, which stands in the first."""
+        headers = {path: self._open(path)}
+        parts = parts_of(path, headers[path].metadata)
+        for number, part in enumerate(parts):
+            if part not in headers:
+                headers[part] = self._open(part)
+            stated = headers[part].metadata.get("split.no", 0)
+            count = headers[part].metadata.get("split.count", 1)
+            if len(parts) > 1 and (stated != number or count != len(parts)):
+                raise SourceError(
+                    str(part), f"it says that it is part {stated} (from 0) of {count}", DAMAGED
+                )
+        metadata = headers[parts[0]].metadata
+        total = metadata.get("split.tensors.count")
+        if len(parts) > 1 and isinstance(total, int) and total != len(self.tensors):
+            raise SourceError(
+                str(path), f"its parts hold {len(self.tensors)} tensors, not {total}", DAMAGED
+            )
+        return metadata
+
+    def _open(self, path: Path) -> Header:
+        """Open one file, read its header and take in its tensors."""
+        file = PositionedFile(path)
+        self._files.append(file)
+        with file.stream() as stream:
+            header = read_header(stream, str(path), file.size)
+        for name in header.tensors:
+            if name in self._file_of:
+                raise SourceError(str(path), f"tensor {name!r:.80} is in another part too", DAMAGED)
+            self._file_of[name] = file
+        self._places |= header.places
+        self.tensors |= header.tensors
+        return header
 
     def read_rows(
         self,
@@ -92,27 +166,30 @@ class GGUFCheckpoint(Checkpoint):
         if not 0 <= start <= stop <= rows:
             raise ValueError(f"{name}: rows {start}:{stop} of {rows}")
         raw = self._raw.of_size((stop - start) * row_bytes)
-        self._file.read_into(place.offset + start * row_bytes, raw.data)
+        self._file_of[name].read_into(place.offset + start * row_bytes, raw.data)
         values = room_for((stop - start) * columns, buffer)
         _dequantize(raw, place.type_id, values)
         return values.reshape(stop - start, columns)
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return (self.path,)
+        return tuple(sorted(file.path for file in self._files))
 
     def check_unchanged(self) -> None:
-        self._file.check_unchanged()
+        for file in self._files:
+            file.check_unchanged()
 
     def close(self) -> None:
-        self._file.close()
+        for file in self._files:
+            file.close()
 
 
 def _dequantize(raw: np.ndarray, type_id: int, out: np.ndarray) -> None:
     """Turn whole blocks of stored bytes into float32, `out` of shape `(elements,)`."""
     name = TENSOR_TYPES[type_id].name
-    if name in ("F32", "F16"):
-        out[:] = raw.view("<f4" if name == "F32" else "<f2")
+    if name in _PLAIN_TYPES:
+        with np.errstate(over="ignore"):  # beyond float32 is infinite
+            out[:] = raw.view(_PLAIN_TYPES[name])
         return
     if name == "BF16":
         widen_bf16(raw.view("<u2"), out)

@@ -12,58 +12,62 @@ from converter.checkpoint.base import TensorInfo
 from converter.checkpoint.gguf_header import DAMAGED
 from converter.errors import SourceError, UnsupportedError
 
-# {arch}.KEY -> config key, for what a family may use or must refuse. Zero means "not set" in all
-# of them, as in llama.cpp, and is left out.
+# {arch}.KEY -> config key, for what a family may use or refuses by name. Zero means "not set" in
+# all of them, as in llama.cpp, and is left out.
 _OPTIONAL_KEYS = {
     "context_length": "max_position_embeddings",
     "feed_forward_length": "intermediate_size",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "attention.layer_norm_epsilon": "layer_norm_eps",
     "attention.sliding_window": "sliding_window",
     "attention.scale": "attention_multiplier",
-    "attention.clamp_kqv": "clip_qkv",
-    "attention.max_alibi_bias": "max_alibi_bias",
-    "attention.q_lora_rank": "q_lora_rank",
-    "attention.kv_lora_rank": "kv_lora_rank",
-    "attention.shared_kv_layers": "num_kv_shared_layers",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
     "logit_scale": "logits_scaling",
     "residual_scale": "residual_multiplier",
     "embedding_scale": "embedding_multiplier",
     "expert_count": "num_experts",
-    "expert_used_count": "num_experts_per_tok",
+    "rope.freq_base": "rope_theta",
     "rope.freq_base_swa": "rope_local_base_freq",
-    "use_parallel_residual": "use_parallel_residual",
 }
-_ROPE_SCALING_KEYS = {
-    "original_context_length": "original_max_position_embeddings",
-    "attn_factor": "attention_factor",
-    "yarn_beta_fast": "beta_fast",
-    "yarn_beta_slow": "beta_slow",
+_YARN_KEYS = {
+    "rope.scaling.original_context_length": "original_max_position_embeddings",
+    "rope.scaling.yarn_beta_fast": "beta_fast",
+    "rope.scaling.yarn_beta_slow": "beta_slow",
 }
-# Read by the code below, or of no consequence for the numbers.
-_OTHER_KEYS = {
-    "vocab_size", "block_count", "embedding_length", "attention.head_count", "attention.causal",
-    "attention.head_count_kv", "attention.key_length", "attention.value_length",
-    "attention.sliding_window_pattern", "rope.dimension_count", "rope.freq_base",
-    "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.attn_factor",
-    "rope.scaling.original_context_length", "rope.scaling.finetuned",
-    "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "tensor_data_layout",
+# Without effect on the numbers of a dense decoder: what a converter read, how embeddings are
+# pooled, what a mixture of experts does (its `expert_count` is refused), another norm's epsilon.
+_WITHOUT_EFFECT = {
+    "vocab_size", "tensor_data_layout", "pooling_type", "rope.scaling.finetuned",
+    "attention.layer_norm_epsilon", "expert_used_count", "expert_feed_forward_length",
+    "expert_shared_feed_forward_length", "expert_shared_count", "expert_weights_scale",
+    "expert_weights_norm", "expert_gating_func", "expert_group_count", "expert_group_used_count",
+    "leading_dense_block_count", "interleave_moe_layer_step", "moe_every_n_layers",
+}  # fmt: skip
+# Without effect where they say what another key says.
+_REPEATED = {
+    "embedding_length_out": "embedding_length",
+    "attention.key_length_swa": "attention.key_length",
+    "attention.value_length_swa": "attention.value_length",
+    "rope.dimension_count_swa": "rope.dimension_count",
+}
+_BIASES = {
+    "attn_q": "q", "attn_k": "k", "attn_v": "v", "attn_output": "o",
+    "ffn_gate": "gate", "ffn_up": "up", "ffn_down": "down",
 }  # fmt: skip
 
 
 def translate_config(
     path: str,
-    metadata: dict[str, Any],
+    metadata: Mapping[str, Any],
     tensors: Mapping[str, TensorInfo],
     read_vector: Callable[[str], np.ndarray],
 ) -> dict[str, Any]:
     """Translate metadata to Hugging Face's config keys.
 
-    Keys that this table does not know are listed, sorted, under `unknown_gguf_keys`, so that a
-    family can refuse what it would otherwise ignore. Llama's permuted q and k rows are the
-    family's business.
+    A key that nothing here reads and that says something (0, false, an empty list and zeros do not,
+    as in llama.cpp) is refused by name. What a GGUF says by its tensors alone is read from all of
+    them: the head, the biases (`gguf_biases`) and the factors of the rotary embedding. Llama's
+    permuted q and k rows are the family's business.
 
     Args:
         path: the file as the user knows it.
@@ -74,27 +78,25 @@ def translate_config(
 
     Raises:
         SourceError: a key is missing or damaged.
-        UnsupportedError: a config cannot say it.
+        UnsupportedError: a config cannot say it, or nothing here knows what it means.
     """
     keys = _Keys(path, metadata)
     heads = keys.count("attention.head_count")
+    layers = _layer_count(keys, len(tensors))
     config: dict[str, Any] = {
         "model_type": keys.arch,
         "vocab_size": _embedding_rows(path, tensors),
         "hidden_size": keys.count("embedding_length"),
-        "num_hidden_layers": _layer_count(keys, len(tensors)),
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": keys.count("attention.head_count_kv", heads),
-        "rope_theta": keys.number("rope.freq_base", 10000.0),
         "tie_word_embeddings": "output.weight" not in tensors,
-        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "gguf_biases": _biases(path, tensors, layers),
     }
     config["head_dim"] = _head_dim(keys, config["hidden_size"], heads)
     for key, name in _OPTIONAL_KEYS.items():
         if value := keys.number(key):
             config[name] = value
-    if keys.values.get("attention.causal") is False:
-        config["is_causal"] = False
     rotary = keys.count("rope.dimension_count", config["head_dim"])
     if rotary != config["head_dim"]:
         config["partial_rotary_factor"] = rotary / config["head_dim"]
@@ -103,34 +105,40 @@ def translate_config(
         if not 1e-6 < scale < 1e6:
             raise keys.wrong("attention.scale", f"is {scale}")
         config["query_pre_attn_scalar"] = scale**-2
-    config.update(_sliding_pattern(keys, config["num_hidden_layers"]))
+    config.update(_sliding_pattern(keys, layers))
     scaling = _rope_scaling(keys, tensors, read_vector, rotary)
     if scaling:
         config["rope_scaling"] = scaling
-    unknown = sorted(keys.values.keys() - _OPTIONAL_KEYS.keys() - _OTHER_KEYS)
-    if unknown:
-        config["unknown_gguf_keys"] = unknown
+    if unknown := keys.unread():
+        raise UnsupportedError(
+            path,
+            f"it says {', '.join(unknown[:10])}, and what that does to the numbers is unknown here",
+            "convert the model's Hugging Face folder, or use another GGUF of it",
+        )
     return config
 
 
 class _Keys:
-    """The `{arch}.*` metadata of one file, by the rest of the name."""
+    """The `{arch}.*` metadata of one file, by the rest of the name; it knows what was asked for."""
 
-    def __init__(self, path: str, metadata: dict[str, Any]) -> None:
+    def __init__(self, path: str, metadata: Mapping[str, Any]) -> None:
         self.path = path
-        arch = metadata.get("general.architecture")
-        if not isinstance(arch, str) or not arch:
-            raise SourceError(self.path, "metadata key 'general.architecture' is missing", DAMAGED)
-        self.arch = arch
-        prefix = f"{arch}."
-        self.values = {
+        self.arch = architecture(path, metadata)
+        prefix = f"{self.arch}."
+        self._values = {
             key.removeprefix(prefix): value
             for key, value in metadata.items()
             if key.startswith(prefix)
         }
+        self._read: set[str] = set()
 
     def wrong(self, key: str, why: str) -> SourceError:
         return SourceError(self.path, f"metadata key '{self.arch}.{key}' {why}", DAMAGED)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A value as it is."""
+        self._read.add(key)
+        return self._values.get(key, default)
 
     def number(self, key: str, default: Any = None) -> Any:
         """A number, or one number per layer that is the same for all of them.
@@ -138,7 +146,7 @@ class _Keys:
         float32 becomes the shortest decimal that rounds to it: 1e-06 as in the model's config.json,
         not 9.999999974752427e-07.
         """
-        value = self.values.get(key, default)
+        value = self.get(key, default)
         if isinstance(value, np.ndarray) and value.size:
             if np.any(value != value[0]):
                 raise UnsupportedError(
@@ -164,6 +172,31 @@ class _Keys:
             raise self.wrong(key, f"is {value!r:.80}, not a positive whole number")
         return value
 
+    def unread(self) -> list[str]:
+        """`KEY=VALUE` of the keys that say something and that nobody asked for, sorted."""
+        found = []
+        for key in sorted(self._values.keys() - self._read - _WITHOUT_EFFECT):
+            value = self._values[key]
+            repeated: Any = self._values.get(_REPEATED.get(key, ""))
+            is_set = bool(np.any(value)) if isinstance(value, np.ndarray) else bool(value)
+            if key == "attention.causal":  # false says that tokens see those that come after them
+                is_set = not is_set
+            if is_set and not np.array_equal(value, repeated):
+                found.append(f"{self.arch}.{key}={value!r:.40}")
+        return found
+
+
+def architecture(path: str, metadata: Mapping[str, Any]) -> str:
+    """The file's `general.architecture`.
+
+    Raises:
+        SourceError: it has none.
+    """
+    arch = metadata.get("general.architecture")
+    if not isinstance(arch, str) or not arch:
+        raise SourceError(path, "metadata key 'general.architecture' is missing", DAMAGED)
+    return arch
+
 
 def _embedding_rows(path: str, tensors: Mapping[str, TensorInfo]) -> int:
     embedding = tensors.get("token_embd.weight")
@@ -184,8 +217,24 @@ def _layer_count(keys: _Keys, tensors: int) -> int:
     return layers
 
 
+def _biases(path: str, tensors: Mapping[str, TensorInfo], layers: int) -> list[str]:
+    """The projections that have a bias, by the network's names."""
+    found = []
+    for stored, projection in _BIASES.items():
+        count = sum(f"blk.{i}.{stored}.bias" in tensors for i in range(layers))
+        if 0 < count < layers:
+            raise UnsupportedError(
+                path,
+                f"{count} of its {layers} layers have {stored}.bias, the others have none",
+                "use a model whose layers all have the same shape",
+            )
+        if count:
+            found.append(projection)
+    return found
+
+
 def _head_dim(keys: _Keys, hidden: int, heads: int) -> int:
-    if "attention.key_length" not in keys.values and hidden % heads:
+    if keys.get("attention.key_length") is None and hidden % heads:
         raise keys.wrong("attention.head_count", f"is {heads}, which does not divide {hidden}")
     key = keys.count("attention.key_length", hidden // heads)
     value = keys.count("attention.value_length", key)
@@ -200,7 +249,7 @@ def _head_dim(keys: _Keys, hidden: int, heads: int) -> int:
 
 def _sliding_pattern(keys: _Keys, layers: int) -> dict[str, Any]:
     """`layer_types` where the file speaks of each layer, `sliding_window_pattern` for a period."""
-    pattern = keys.values.get("attention.sliding_window_pattern")
+    pattern = keys.get("attention.sliding_window_pattern")
     if isinstance(pattern, np.ndarray):
         if len(pattern) < layers:
             raise keys.wrong("attention.sliding_window_pattern", f"has {len(pattern)} entries")
@@ -217,16 +266,17 @@ def _rope_scaling(
     rotary: int,
 ) -> dict[str, Any] | None:
     """Rope scaling in Hugging Face's form; `factors` divides each frequency by a stored number."""
-    factor = keys.number("rope.scaling.factor") or keys.number("rope.scale_linear") or 1.0
-    # llama.cpp's default: a factor without a type is linear.
-    kind = keys.values.get("rope.scaling.type", "linear" if factor != 1.0 else "none")
+    factor = float(keys.number("rope.scaling.factor") or keys.number("rope.scale_linear") or 1)
+    kind = keys.get("rope.scaling.type", "linear")  # llama.cpp's default
     if not isinstance(kind, str):
         raise keys.wrong("rope.scaling.type", f"is {kind!r:.80}, not a name")
     if "rope_factors_long.weight" in tensors:
         kind = "longrope"
-    is_scaled = kind in ("yarn", "longrope") or (kind != "none" and factor != 1.0)
+    yarn = _yarn(keys, kind, factor)
+    if kind == "none":
+        kind, factor = "linear", 1.0
     if "rope_freqs.weight" in tensors:
-        if is_scaled:
+        if kind != "linear":
             raise UnsupportedError(
                 keys.path,
                 f"rope_freqs.weight together with {kind} rope scaling",
@@ -239,12 +289,31 @@ def _rope_scaling(
                 f"tensor 'rope_freqs.weight' has shape {shape}, not ({rotary // 2},)",
                 DAMAGED,
             )
-        return {"rope_type": "factors", "factors": read_vector("rope_freqs.weight").tolist()}
-    if not is_scaled:
+        factors = read_vector("rope_freqs.weight") * np.float32(factor)
+        return {"rope_type": "factors", "factors": factors.tolist()}
+    if kind == "linear" and factor == 1:
         return None
-    scaling: dict[str, Any] = {"rope_type": kind, "factor": float(factor)}
-    if kind != "linear":
-        for key, name in _ROPE_SCALING_KEYS.items():
-            if value := keys.number(f"rope.scaling.{key}"):
-                scaling[name] = value
-    return scaling
+    return {"rope_type": kind, "factor": factor} | (yarn if kind == "yarn" else {})
+
+
+def _yarn(keys: _Keys, kind: str, factor: float) -> dict[str, Any]:
+    """The parameters of YaRN, which say nothing where the scaling is of another kind."""
+    found = {name: value for key, name in _YARN_KEYS.items() if (value := keys.number(key))}
+    extrapolation = keys.number("rope.scaling.yarn_ext_factor", 1)
+    if kind != "yarn":
+        keys.get("rope.scaling.yarn_log_multiplier")
+    elif extrapolation != 1:
+        raise UnsupportedError(
+            keys.path, f"YaRN with yarn_ext_factor {extrapolation}", "use another GGUF"
+        )
+    attention = 1.0
+    for key in ("rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor"):
+        attention *= keys.number(key) or 1
+    if attention != 1:
+        if kind not in ("yarn", "longrope"):
+            raise UnsupportedError(
+                keys.path, f"an attention factor of {attention} without YaRN", "use another GGUF"
+            )
+        # llama.cpp multiplies by what YaRN says, Hugging Face replaces it.
+        found["attention_factor"] = attention * (0.1 * math.log(max(factor, 1)) + 1)
+    return found

@@ -9,12 +9,15 @@ before anything is allocated for it.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import struct
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from converter.checkpoint.base import TensorInfo
+from converter.checkpoint.file_kinds import HEAD_BYTES, what_it_is
 from converter.errors import SourceError, UnsupportedError
 
 DAMAGED = "download the file again, or convert the model to GGUF again"
@@ -59,6 +62,11 @@ TENSOR_TYPES = {
     21: TensorType("IQ3_S", 256, 110),
     22: TensorType("IQ2_S", 256, 82),
     23: TensorType("IQ4_XS", 256, 136),
+    24: TensorType("I8", 1, 1),
+    25: TensorType("I16", 1, 2),
+    26: TensorType("I32", 1, 4),
+    27: TensorType("I64", 1, 8),
+    28: TensorType("F64", 1, 8),
     29: TensorType("IQ1_M", 256, 56),
     30: TensorType("BF16", 1, 2),
     34: TensorType("TQ1_0", 256, 54),
@@ -66,8 +74,8 @@ TENSOR_TYPES = {
     39: TensorType("MXFP4", 32, 17),
 }
 _UNSUPPORTED_TYPES = {
-    4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64",
-    28: "F64", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 40: "NVFP4", 41: "Q1_0",
+    4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8",
+    40: "NVFP4", 41: "Q1_0",
 }  # fmt: skip
 
 
@@ -97,9 +105,19 @@ def read_header(stream: BinaryIO, path: str, size: int) -> Header:
 
     Raises:
         SourceError: the file is truncated or damaged.
-        UnsupportedError: it is big-endian, version 1, split, or uses a type that is not supported.
+        UnsupportedError: it is big-endian, version 1, or uses a type that is not supported.
     """
     return _HeaderReader(stream, path, size).read()
+
+
+def first_keys(head: bytes, path: str) -> dict[str, Any]:
+    """The key-value pairs that stand whole in the first bytes of a file.
+
+    Raises:
+        SourceError, UnsupportedError: it is no GGUF, or none that can be read.
+    """
+    reader = _HeaderReader(io.BytesIO(head), path, len(head))
+    return reader.first_keys()
 
 
 class _HeaderReader:
@@ -115,11 +133,20 @@ class _HeaderReader:
     def read(self) -> Header:
         tensor_count, key_count = self._preamble()
         metadata = self._metadata(key_count)
-        self._refuse_split(metadata)
         tensors, places = self._tensor_table(tensor_count)
         alignment = self._alignment(metadata)
         start = -(-self._position // alignment) * alignment
         return Header(metadata, tensors, self._placed(places, start, alignment))
+
+    def first_keys(self) -> dict[str, Any]:
+        """The keys before the end of what there is."""
+        _, count = self._preamble()
+        metadata: dict[str, Any] = {}
+        with contextlib.suppress(SourceError):
+            for _ in range(count):
+                key = self._string()
+                metadata[key] = self._value(key)
+        return metadata
 
     def _damaged(self, why: str) -> SourceError:
         return SourceError(self._path, why, DAMAGED)
@@ -129,6 +156,9 @@ class _HeaderReader:
         magic = self._read(4)
         self._position = len(magic)
         if magic != b"GGUF":
+            kind = what_it_is(magic + self._read(HEAD_BYTES - len(magic)))
+            if kind is not None:
+                raise SourceError(self._path, f"not a GGUF file but {kind.what}", kind.fix)
             raise SourceError(
                 self._path,
                 f"not a GGUF file: it starts with {magic!r}",
@@ -229,15 +259,6 @@ class _HeaderReader:
             )
         self._position = position
         return strings
-
-    def _refuse_split(self, metadata: dict[str, Any]) -> None:
-        count = metadata.get("split.count", 0)
-        if isinstance(count, int) and count > 1:
-            raise UnsupportedError(
-                self._path,
-                f"one of {count} parts of a split GGUF",
-                "merge them first: llama-gguf-split --merge FIRST_PART MERGED.gguf",
-            )
 
     def _alignment(self, metadata: dict[str, Any]) -> int:
         alignment = metadata.get("general.alignment", 32)

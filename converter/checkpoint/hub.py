@@ -21,12 +21,21 @@ from converter.checkpoint.files import (
     SIDE_FILES,
     SINGLE_NAME,
     is_plain_name,
+    is_plain_path,
     weight_files,
     why_not_a_model,
 )
+from converter.checkpoint.gguf_names import (
+    all_parts,
+    default_model,
+    gguf_models,
+    part_name,
+    split_name,
+    with_tag,
+)
 from converter.checkpoint.hub_token import find_token
 from converter.checkpoint.progress import DownloadProgress, write_line
-from converter.errors import OptionError, SourceError
+from converter.errors import SourceError
 
 if TYPE_CHECKING:
     from converter.checkpoint.hub_repository import Repository
@@ -41,6 +50,7 @@ _FOLDERS = ("safetensors", "adapter")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FIRST_WAIT, _LONGEST_WAIT = 10.0, 300.0  # seconds, where the hub has too many requests
 _NEAR_NAMES = 3
+_GGUF_HEAD = 1 << 16  # bytes, in which converters say what model it is
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,7 @@ def download(
     file: str | None = None,
     prefer_converted: bool = True,
     check_config: Callable[[dict[str, Any]], object] | None = None,
+    check_gguf: Callable[[str, bytes], object] | None = None,
     is_adapter: bool = False,
     offline: bool = False,
     announce: Callable[[str], None] = lambda _: None,
@@ -81,18 +92,18 @@ def download(
         target: made if missing. Complete files in it are kept, unfinished ones continued.
         revision: branch, tag or commit; None is the repository's main branch.
         quiet: no progress on stderr.
-        file: the one .gguf or .litertlm file to take.
+        file: the one .gguf or .litertlm file to take, or the tag of a GGUF (`Q4_K_M`).
         prefer_converted: take a .litertlm where the repository has one, even beside weights.
         is_adapter: take a LoRA adapter and nothing else.
         check_config: called with the parsed config.json before anything big is fetched; what it
             raises ends the download.
+        check_gguf: the same with the name and the first bytes of a GGUF.
         offline: ask nobody: a complete copy is here, or it is an error.
         announce: called with the kind of what will be fetched, where anything will.
 
     Raises:
         SourceError: no such model, no permission, no network, not a model, damaged on the way.
         UnsupportedError: only an adapter, or only PyTorch pickles.
-        OptionError: several files would do, and the user must say which.
         OutputError: the disk is full or the folder cannot be written.
     """
     if revision is not None and _COMMIT.fullmatch(revision):  # a commit never changes
@@ -131,7 +142,9 @@ def download(
             repository.begin(kind)
             if kind == "safetensors":
                 names = _complete_names(repository, names, check_config)
-            repository.bring(kind, names, quiet, announce)
+            elif kind == "gguf" and check_gguf is not None and not (target / names[0]).exists():
+                check_gguf(f"{repo_id}/{names[0]}", repository.head(names[0], _GGUF_HEAD))
+            repository.bring(kind, names, quiet, announce, asked=file)
         path = target if kind in _FOLDERS else target / names[0]
         return HubDownload(kind, path, repo_id, repository.commit, tuple(notes))
 
@@ -180,26 +193,24 @@ def choose_files(
 
     Returns:
         The kind; the files, of which the weights of a sharded model may be too many until its index
-        has been read; and notes for the user.
+        has been read, and the first part of a split GGUF is the first; and notes for the user.
 
     Raises:
         SourceError, UnsupportedError: there is nothing that can be converted.
-        OptionError: several GGUF files, none asked for.
     """
     names = sorted(name for name in listed if is_plain_name(name))
     converted = [name for name in names if name.endswith(".litertlm")]
-    gguf = [
-        name
-        for name in names
-        if name.lower().endswith(".gguf") and not name.startswith(("mmproj", "imatrix"))
-    ]
+    gguf = gguf_models([name for name in listed if is_plain_path(name)])
     if file is not None:
-        if file not in names:
+        if file in converted:
+            return "litertlm", [file], []
+        named = file if file in listed else with_tag(gguf, file)
+        if named is None:
             have = ", ".join(converted + gguf) or "no .gguf and no .litertlm file"
             raise SourceError(
-                f"{repo_id}:{file}", "no such file in the repository", f"it has {have}"
+                f"{repo_id}:{file}", "the repository has no such file", f"it has {have}"
             )
-        return ("litertlm" if file in converted else "gguf"), [file], []
+        return "gguf", _gguf_parts(repo_id, listed, named), []
     weights = weight_files(names) if "config.json" in names else []
     if converted and (prefer_converted or not (weights or gguf)):
         first, *others = sorted(
@@ -209,12 +220,26 @@ def choose_files(
         return "litertlm", [first], [ask] if others else []
     if weights:
         return "safetensors", [*weights, *(name for name in SIDE_FILES if name in names)], []
-    if len(gguf) == 1:
-        return "gguf", gguf, []
     if gguf:
-        why = f"it has {len(gguf)} GGUF files: {', '.join(gguf)}"
-        raise OptionError(repo_id, why, f"say which, for example {repo_id}:{gguf[0]}")
+        taken = default_model(gguf)
+        rest = ", ".join(name for name in gguf if name != taken)
+        note = f"took {taken}; for {rest} ask with {repo_id}:FILE, or a tag like {repo_id}:Q8_0"
+        return "gguf", _gguf_parts(repo_id, listed, taken), [note] if rest else []
     raise why_not_a_model(repo_id, names) or SourceError(repo_id, "it is empty", "check the name")
+
+
+def _gguf_parts(repo_id: str, listed: list[str], chosen: str) -> list[str]:
+    """Every file of the GGUF `chosen`, of which any part may be named."""
+    part = split_name(chosen)
+    parts = all_parts(chosen if part is None else part_name(chosen, 1))
+    missing = [name for name in parts if name not in listed]
+    if missing:
+        raise SourceError(
+            f"{repo_id}:{chosen}",
+            f"the repository lacks {len(missing)} of its {len(parts)} parts: {missing[0]}",
+            "ask its owner, or take another of its files",
+        )
+    return parts
 
 
 def _complete_names(
@@ -264,9 +289,9 @@ def local_copy(
         if revision not in (record.revision, record.commit):
             continue
         names = list(record.files)
-        if (file is not None and names != [file]) or not all(
-            has_size(target / name, size) for name, size in record.files.items()
-        ):
+        if file != record.asked and file not in names:
+            continue
+        if not all(has_size(target / name, size) for name, size in record.files.items()):
             continue
         path = target if kind in _FOLDERS else target / names[0]
         pinned = revision == record.commit

@@ -24,9 +24,13 @@ from typing import Any
 import httpx
 from huggingface_hub import HfApi, get_session, hf_hub_url
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers, parse_ratelimit_headers
+from huggingface_hub.utils import (
+    build_hf_headers,
+    hf_raise_for_status,
+    parse_ratelimit_headers,
+)
 
-from converter.checkpoint.files import is_plain_name
+from converter.checkpoint.files import is_plain_path
 from converter.checkpoint.hub_errors import RateLimited, Request, explain
 from converter.checkpoint.progress import DownloadProgress, download_progress, human_size
 from converter.errors import OutputError, SourceError
@@ -51,7 +55,10 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Record:
-    """What a download left in the folder: `WORK/{kind}.json`, written before it and after it."""
+    """What a download left in the folder: `WORK/{kind}.json`, written before it and after it.
+
+    `asked` is the file or tag that the user named, where the repository has several.
+    """
 
     repo_id: str
     revision: str | None
@@ -59,6 +66,7 @@ class Record:
     kind: str
     files: dict[str, int]  # name to size in bytes
     complete: bool
+    asked: str | None = None
 
 
 class Repository:
@@ -110,7 +118,12 @@ class Repository:
             _write_record(self.target, replace(before, complete=False))
 
     def bring(
-        self, kind: str, names: list[str], quiet: bool, announce: Callable[[str], None]
+        self,
+        kind: str,
+        names: list[str],
+        quiet: bool,
+        announce: Callable[[str], None],
+        asked: str | None = None,
     ) -> None:
         """Make `target` hold the files `names`, and record it; see `hub.download`.
 
@@ -130,14 +143,14 @@ class Repository:
             if before is not None and kind == "safetensors":
                 for name in set(before.files) - set(names):  # an older commit's would be read too
                     (self.target / name).unlink(missing_ok=True)
-            self._record(kind, names, complete=False)
+            self._record(kind, names, asked, complete=False)
             self._check_disk(absent)
             announce(kind)
             total = sum(self.files[name].size or 0 for name in absent)
             with download_progress(self.request.repo_id, len(absent), total, quiet) as progress:
                 for name in absent:
                     self.fetch(name, progress)
-        self._record(kind, names, complete=True)
+        self._record(kind, names, asked, complete=True)
 
     def fetch(self, name: str, progress: DownloadProgress) -> None:
         """Fetch one file unless the right one is there; continue where an earlier run stopped."""
@@ -172,12 +185,29 @@ class Repository:
                 "what arrived does not have the hash that the hub lists",
                 "run this again; if it stays so, a proxy or mirror alters the files",
             )
+        path.parent.mkdir(parents=True, exist_ok=True)
         os.replace(part, path)
         progress.end_file()
 
+    def head(self, name: str, count: int) -> bytes:
+        """The first `count` bytes of a file, all of a shorter one; nothing of it is kept."""
+        url = hf_hub_url(
+            self.request.repo_id, name, revision=self.commit, endpoint=self.request.endpoint
+        )
+        headers = {**self._headers, "Range": f"bytes=0-{count - 1}"}
+        data = b""
+        with get_session().stream("GET", url, headers=headers, follow_redirects=True) as response:
+            hf_raise_for_status(response)
+            for piece in response.iter_bytes():  # of a hub that knows no ranges, no more than this
+                data += piece
+                if len(data) >= count:
+                    break
+        return data[:count]
+
     def _part(self, remote: RemoteFile) -> Path:
         """The unfinished file; a hash in its name keeps it from being continued as another."""
-        return self.target / WORK / f"{remote.digest or f'{self.commit}-{remote.name}'}.part"
+        name = remote.digest or f"{self.commit}-{remote.name.replace('/', '-')}"
+        return self.target / WORK / f"{name}.part"
 
     def _is_right(self, path: Path, remote: RemoteFile) -> bool:
         """Tell whether the file at `path` is what the hub lists.
@@ -208,14 +238,14 @@ class Repository:
                 "free some space, or set LITERT_LM_MODELS to a folder on another disk",
             )
 
-    def _record(self, kind: str, names: list[str], complete: bool) -> None:
+    def _record(self, kind: str, names: list[str], asked: str | None, complete: bool) -> None:
         """Write what `target` holds; the size of a file that is still to come is 0."""
         paths = {name: self.target / name for name in names}
         sizes = {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
-        asked = self.request
+        wanted = self.request
         _write_record(
             self.target,
-            Record(asked.repo_id, asked.revision, self.commit, kind, sizes, complete),
+            Record(wanted.repo_id, wanted.revision, self.commit, kind, sizes, complete, asked),
         )
 
 
@@ -291,7 +321,7 @@ def read_record(target: Path, kind: str) -> Record | None:
     except (OSError, ValueError, TypeError):
         return None
     sound = isinstance(record.files, dict) and record.files and record.kind == kind
-    return record if sound and all(map(is_plain_name, record.files)) else None
+    return record if sound and all(map(is_plain_path, record.files)) else None
 
 
 def _write_record(target: Path, record: Record) -> None:

@@ -2,24 +2,30 @@
 
     demo                  SmolLM2-135M-Instruct, out of the Python package index
     x.litertlm            converted already
-    x.gguf                a GGUF file
-    folder                config.json and *.safetensors
-    org/name              a Hugging Face id; org/name:FILE for one file of several
-                          (the address of its page does, too)
+    x.gguf                a GGUF file, whatever it is called; any part of a split one
+    folder                config.json and *.safetensors, or one GGUF
+    org/name              a Hugging Face id; org/name:Q4_K_M or org/name:FILE for one of several
+                          GGUFs (the address of its page does, too)
+    gemma3:270m           a model that Ollama keeps on this machine; its folder, manifest or blob
+                          does, too
 
 What exists on disk wins over a Hugging Face id of the same spelling.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from converter.checkpoint import ollama
+from converter.checkpoint.file_kinds import GGUF, HEAD_BYTES, SAFETENSORS, FileKind, what_it_is
 from converter.checkpoint.files import is_plain_name, why_not_a_model
-from converter.errors import SourceError
+from converter.checkpoint.gguf_names import gguf_models, split_name
+from converter.errors import LiteRTLMError, OptionError, SourceError
 from converter.home import data_folder
 
 DEMO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -29,9 +35,13 @@ Kind = Literal["demo", "litertlm", "gguf", "folder", "hub"]
 
 _WHAT_WORKS = (
     "pass a Hugging Face id (org/name), a folder with config.json and *.safetensors, "
-    "a .gguf file, a .litertlm file, or demo"
+    "a .gguf file, a .litertlm file, a model of Ollama's (NAME:TAG), or demo"
 )
 _PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#]+)/?")
+_TAG = re.compile(r"[\w.-]+")
+_ANY_TAG = "latest"  # what Ollama calls a model that was asked for without a tag
+_DIGEST = re.compile(r"sha256[-:]?[0-9a-f]{64}|[0-9a-f]{64}")
+_GGUF_ENDING = re.compile(r"[-_.]gguf$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,8 @@ class Source:
         models_dir: the folder of everything that was fetched or converted.
         path: the local file or folder; None for `demo` and `hub`.
         repo_id: `org/name` for `demo` and `hub`; None for local sources.
-        file: the one file that was asked for with `org/name:FILE`.
+        file: what was asked for with `org/name:FILE`: a file, or the tag of a GGUF (`Q4_K_M`).
+        notes: what the user should be told, a line each.
     """
 
     kind: Kind
@@ -53,6 +64,7 @@ class Source:
     path: Path | None = None
     repo_id: str | None = None
     file: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def home(self) -> Path:
@@ -93,11 +105,12 @@ def list_models(models_dir: Path) -> list[Path]:
 
 
 def parse_model(text: str, models_dir: Path) -> Source:
-    """Turn what the user typed into a `Source`. Reads directories, but no file and no network.
+    """Turn what the user typed into a `Source`, from what is on this machine, without the network.
 
     Raises:
         SourceError: there is no such file, or it is none of the things that can be converted.
         UnsupportedError: a folder that holds only an adapter or PyTorch pickles.
+        OptionError: a folder with several GGUFs, Ollama's or not.
     """
     if text == "demo":
         name = DEMO_ID.partition("/")[2]
@@ -107,6 +120,11 @@ def parse_model(text: str, models_dir: Path) -> Source:
         return _local(text, path, models_dir)
     if _looks_like_a_path(text):
         raise SourceError(shown(text), "no such file or folder", "check the path")
+    # A name without a tag and with one slash is an id of the hub to everybody.
+    if ":" in text or text.count("/") != 1:
+        kept = ollama.find_model(text)
+        if kept is not None:
+            return _of_ollama(kept, models_dir)
     return _hub(text, models_dir)
 
 
@@ -152,6 +170,8 @@ def _local(text: str, path: Path, models_dir: Path) -> Source:
     # `.` and `..` have no name of their own; a link keeps the name that the user sees.
     absolute = Path(os.path.abspath(path))
     if path.is_dir():
+        if ollama.is_model_folder(path):
+            return _of_ollama(ollama.only_model(path), models_dir)
         try:
             names = {entry.name for entry in path.iterdir()}
         except OSError as error:
@@ -159,20 +179,69 @@ def _local(text: str, path: Path, models_dir: Path) -> Source:
             raise SourceError(shown(text), why, "pass a folder that can be read") from error
         unusable = why_not_a_model(shown(text), names)
         if unusable is not None:
+            models = gguf_models(list(names))
+            if len(models) == 1:
+                return _local(text, path / models[0], models_dir)
+            if models:
+                raise OptionError(
+                    shown(text), f"it holds {len(models)} GGUFs: {', '.join(models)}", "name one"
+                )
             raise unusable
         return Source("folder", _checked(text, absolute.name), models_dir, path=path)
     suffix = path.suffix.lower()
     if suffix == SUFFIX:
         return Source("litertlm", path.stem, models_dir, path=path)
-    if suffix == ".gguf":
-        return Source("gguf", _checked(text, absolute.stem), models_dir, path=path)
-    if suffix == ".safetensors":
+    kind = _kind_of(path)
+    kept = ollama.model_of_file(absolute)
+    if kept is not None:
+        return _of_ollama(kept, models_dir)
+    if kind == GGUF or suffix == ".gguf":
+        name = absolute.stem if suffix == ".gguf" else absolute.name
+        part = split_name(absolute.name)
+        if _DIGEST.fullmatch(name):
+            name = _name_inside(path) or name
+        return Source("gguf", _checked(text, part[0] if part else name), models_dir, path=path)
+    if suffix == ".safetensors" and kind in (None, SAFETENSORS):
         raise SourceError(
             shown(text),
             "one weight file is not a model: config.json and the tokenizer are beside it",
             "pass its folder",
         )
+    if kind is not None:
+        raise SourceError(shown(text), f"it is {kind.what}", kind.fix)
     raise SourceError(shown(text), "it is not a model that can be converted", _WHAT_WORKS)
+
+
+def _kind_of(path: Path) -> FileKind | None:
+    """What a file is by its first bytes; None for one that cannot be read, or no file."""
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            return None
+        with open(path, "rb") as stream:
+            return what_it_is(stream.read(HEAD_BYTES))
+    except OSError:
+        return None
+
+
+def _name_inside(path: Path) -> str | None:
+    """The name that a GGUF gives its model, as a file name; None where it gives none."""
+    from converter.checkpoint.gguf_header import read_header
+
+    try:
+        with open(path, "rb") as stream:
+            header = read_header(stream, str(path), path.stat().st_size)
+    except (OSError, LiteRTLMError):  # told when it is opened to be converted
+        return None
+    name = re.sub(r"[^\w.-]+", "-", str(header.metadata.get("general.name", ""))).strip("-.")
+    return name or None
+
+
+def _of_ollama(model: ollama.OllamaModel, models_dir: Path) -> Source:
+    """Make the source for a model of Ollama's."""
+    added = ", ".join(model.left_out)
+    note = f"{model.name}: what Ollama adds to its GGUF is not used ({added})"
+    notes = (note,) if added else ()
+    return Source("gguf", model.base_name, models_dir, path=model.gguf, notes=notes)
 
 
 def _hub(text: str, models_dir: Path) -> Source:
@@ -181,25 +250,49 @@ def _hub(text: str, models_dir: Path) -> Source:
     from huggingface_hub.utils import validate_repo_id
 
     page = _PAGE.fullmatch(text)
-    repo_id, colon, file = (page.group(1) if page else text).partition(":")
+    repo_id, _, file = (page.group(1) if page else text).partition(":")
     organisation, slash, name = repo_id.partition("/")
     if not slash:
-        why = "there is no such file or folder, and a Hugging Face id has the form org/name"
-        raise SourceError(shown(text), why, _WHAT_WORKS)
+        raise _unknown_name(text)
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         why = "it is neither a file or folder nor a Hugging Face id"
         raise SourceError(shown(text), why, _WHAT_WORKS) from error
     _checked(text, organisation)
-    if not colon:
+    if file in ("", _ANY_TAG):
         return Source("hub", _checked(text, name), models_dir, repo_id=repo_id)
-    if not file.lower().endswith((".gguf", SUFFIX)):
+    if file.lower().endswith((".gguf", SUFFIX)):
+        stem = Path(file).name.rpartition(".")[0]
+        part = split_name(Path(file).name)
+        for folder in file.split("/"):
+            _checked(text, folder)
+        return Source("hub", part[0] if part else stem, models_dir, repo_id=repo_id, file=file)
+    if not _TAG.fullmatch(file):
         raise SourceError(
-            shown(text), "what stands after the colon is not a .gguf or .litertlm file", _WHAT_WORKS
+            shown(text),
+            "what stands after the colon is no .gguf or .litertlm file and no tag like Q4_K_M",
+            _WHAT_WORKS,
         )
-    _checked(text, file)
-    return Source("hub", Path(file).stem, models_dir, repo_id=repo_id, file=file)
+    tag = file.upper()
+    base = _checked(text, f"{_GGUF_ENDING.sub('', name)}-{tag}")
+    return Source("hub", base, models_dir, repo_id=repo_id, file=tag)
+
+
+def _unknown_name(text: str) -> SourceError:
+    """The refusal of a name that is no file, no id of the hub and no model that Ollama has."""
+    why = "there is no such file or folder, and a Hugging Face id has the form org/name"
+    names = ollama.known_names()
+    if ":" in text and not names:
+        return SourceError(shown(text), f"{why}; and Ollama keeps no model here", _WHAT_WORKS)
+    if ":" in text:
+        near = ", ".join(difflib.get_close_matches(text, names, 5, cutoff=0) or names[:5])
+        return SourceError(
+            shown(text),
+            f"{why}; and Ollama has no model of this name here",
+            f"ollama pull it first, or name one that is here: {near}",
+        )
+    return SourceError(shown(text), why, _WHAT_WORKS)
 
 
 def _checked(text: str, name: str) -> str:

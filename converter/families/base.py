@@ -21,7 +21,6 @@ FamilyT = TypeVar("FamilyT", bound="Family")
 # Config keys that change the numbers, with the values that change nothing. A family that supports
 # more declares the key as a field; for every other one, another value is refused by name.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "attention_bias": (False,),
     "attention_multiplier": (None,),
     "attn_logit_softcapping": (None, 0),
     "embedding_multiplier": (None, 1),
@@ -29,7 +28,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,),
     "logit_scale": (None, 1),
     "logits_scaling": (None, 1),
-    "mlp_bias": (False,),
     "n_routed_experts": (None, 0),
     "no_rope_layers": (None, []),
     "num_experts": (None, 0),
@@ -38,13 +36,15 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "qk_layernorm": (False,),
     "residual_multiplier": (None, 1),
     "rope_interleaved": (False,),
-    "unknown_gguf_keys": (None, []),
     "use_bidirectional_attention": (None, False),
     "use_sliding_window": (None, False),
 }
 
 # Leading parts of a tensor's name that say only where the decoder sits in a larger model.
 _WRAPPERS = ("model.", "language_model.")
+
+# Parts of a larger model in a GGUF that Ollama made: its vision tower, and what joins the two.
+GGUF_VISION = ("v.", "mm.")
 
 # The plain decoder: path in the network, name in safetensors (wrappers removed), name in a GGUF.
 NAMES: tuple[tuple[str, str, str], ...] = (
@@ -121,6 +121,8 @@ class Family:
     rope_scaling: dict[str, Any] | None = None
     layer_types: Sequence[str] | None = None
     tie_word_embeddings: bool = False
+    # A GGUF has no keys for biases: its tensors say which projections have one.
+    gguf_biases: Sequence[str] | None = None
 
     # Reading a config ----------------------------------------------------------------------------
 
@@ -248,7 +250,12 @@ class Family:
             attention_scale=self.attention_head_dim**-0.5,
             layers=self.layers(),
             tied_head=self.tie_word_embeddings,
+            biases=self.biases() if self.gguf_biases is None else tuple(self.gguf_biases),
         )
+
+    def biases(self) -> tuple[str, ...]:
+        """The projections to which the config gives a bias, as in `DecoderSpec.biases`."""
+        return ()
 
     def layers(self) -> tuple[LayerSpec, ...]:
         """One entry per layer."""
@@ -323,7 +330,9 @@ class Family:
         extra = [
             tensor
             for plain, tensor in available.items()
-            if plain not in wanted.values() and not any(part in plain for part in ignored)
+            if plain not in wanted.values()
+            and not any(part in plain for part in ignored)
+            and not (fmt == "gguf" and plain.startswith(GGUF_VISION))
         ]
         if extra:
             raise SourceError(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from converter.decoder import Activation, DecoderSpec, LayerSpec
+from converter.decoder import ATTENTION_PROJECTIONS, Activation, DecoderSpec, LayerSpec
 from converter.families.base import NAMES, Family, WeightSource
 
 _LAYERS_IN_27B = 62
@@ -84,9 +84,10 @@ class Gemma3(Family):
             embedding_scale=math.sqrt(self.hidden_size),
             qk_norm=True,
             post_norms=True,
-            qkv_bias=self.attention_bias,
-            o_bias=self.attention_bias,
         )
+
+    def biases(self) -> tuple[str, ...]:
+        return ATTENTION_PROJECTIONS if self.attention_bias else ()
 
     @property
     def attention_scalar(self) -> float:

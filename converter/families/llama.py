@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from converter.decoder import DecoderSpec, Rope, llama3_rope_factors
+from converter.decoder import ATTENTION_PROJECTIONS, MLP_PROJECTIONS, Rope, llama3_rope_factors
 from converter.families.base import Family, WeightSource
 
 
@@ -20,13 +19,9 @@ class Llama(Family):
     attention_bias: bool = False
     mlp_bias: bool = False
 
-    def spec(self) -> DecoderSpec:
-        return dataclasses.replace(
-            super().spec(),
-            qkv_bias=self.attention_bias,
-            o_bias=self.attention_bias,
-            mlp_bias=self.mlp_bias,
-        )
+    def biases(self) -> tuple[str, ...]:
+        attention = ATTENTION_PROJECTIONS if self.attention_bias else ()
+        return attention + (MLP_PROJECTIONS if self.mlp_bias else ())
 
     def rope(self, theta: float, scaling: Mapping[str, Any] | None) -> Rope:
         scaling = scaling or {}

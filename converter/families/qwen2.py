@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-from converter.decoder import DecoderSpec, LayerSpec
+from converter.decoder import LayerSpec
 from converter.families.base import Family
 
 
@@ -20,8 +19,8 @@ class Qwen2(Family):
     sliding_window: int | None = None
     max_window_layers: int | None = None
 
-    def spec(self) -> DecoderSpec:
-        return dataclasses.replace(super().spec(), qkv_bias=True)
+    def biases(self) -> tuple[str, ...]:
+        return ("q", "k", "v")
 
     def layers(self) -> tuple[LayerSpec, ...]:
         rope = self.rope(self.rope_theta, self.rope_scaling)

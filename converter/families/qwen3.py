@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-from converter.decoder import DecoderSpec
+from converter.decoder import ATTENTION_PROJECTIONS, DecoderSpec
 from converter.families.qwen2 import Qwen2
 
 
@@ -20,9 +20,7 @@ class Qwen3(Qwen2):
     attention_bias: bool = False
 
     def spec(self) -> DecoderSpec:
-        return dataclasses.replace(
-            super().spec(),
-            qkv_bias=self.attention_bias,
-            o_bias=self.attention_bias,
-            qk_norm=True,
-        )
+        return dataclasses.replace(super().spec(), qk_norm=True)
+
+    def biases(self) -> tuple[str, ...]:
+        return ATTENTION_PROJECTIONS if self.attention_bias else ()

@@ -75,6 +75,9 @@ def rebuild_tokenizer(checkpoint: GGUFCheckpoint) -> BundleTokenizer:
     return tokenizer.with_outline(load_outline(kind, data, vocabulary.path))
 
 
+_NO_TOKEN = (-1, 0xFFFFFFFF)  # -1 as a number without a sign, as converters write "there is none"
+
+
 class _GGUFVocabulary:
     """The tokenizer metadata of a GGUF, checked.
 
@@ -130,6 +133,8 @@ class _GGUFVocabulary:
         token_id = self.get(key)
         if token_id is None:
             return default if default is None or default < len(self.tokens) else None
+        if token_id in _NO_TOKEN:
+            return None
         if type(token_id) is not int or not 0 <= token_id < len(self.tokens):
             raise self.wrong(f"tokenizer.ggml.{key}", f"is {token_id!r:.40}, not a token's id")
         return token_id
@@ -140,6 +145,9 @@ class _GGUFVocabulary:
     def end_ids(self) -> tuple[int, ...]:
         declared = (self.eos, self.special_id("eot", None), self.special_id("eom", None))
         ends = {token_id for token_id in declared if token_id is not None}
+        listed = self.get("eos_token_ids")  # as Ollama writes generation_config.json's
+        if isinstance(listed, np.ndarray) and listed.dtype.kind in "iu":
+            ends.update(i for i in listed.tolist() if i in range(len(self.tokens)))
         for i in np.flatnonzero(np.isin(self.types, (_CONTROL, _USER_DEFINED))).tolist():
             if self.tokens[i] in _TURN_ENDS:
                 ends.add(i)

@@ -172,7 +172,7 @@ class _DecoderGraph:
         n, kv, d = self.length, self.spec.num_key_value_heads, self.spec.head_dim
         name = f"{layer}/attention"
         k = self.make_heads(layer, "k", spec, x, kv)
-        v = self.make_projection(f"{name}/v", x, f"{layer}.attention.v", self.spec.qkv_bias)
+        v = self.make_projection(f"{name}/v", x, f"{layer}.attention.v")
         return k, self.graph.make_reshape(f"{name}/v/heads", v, (1, n, kv, d))
 
     def make_queries(self, layer: str, spec: LayerSpec, x: Tensor) -> Tensor:
@@ -186,19 +186,19 @@ class _DecoderGraph:
         """(1, N, heads, d) -> (N, hidden)."""
         g, (_, n, heads, d), name = self.graph, context.shape, f"{layer}/attention"
         context = g.make_reshape(f"{name}/context/flat", context, (n, heads * d))
-        return self.make_projection(f"{name}/o", context, f"{layer}.attention.o", self.spec.o_bias)
+        return self.make_projection(f"{name}/o", context, f"{layer}.attention.o")
 
     def make_mlp(self, layer: str, x: Tensor) -> Tensor:
         """down(activation(gate(x)) * up(x)), (N, hidden) -> (N, hidden)."""
-        g, bias, name = self.graph, self.spec.mlp_bias, f"{layer}/mlp"
-        gate = self.make_projection(f"{name}/gate", x, f"{layer}.mlp.gate", bias)
-        up = self.make_projection(f"{name}/up", x, f"{layer}.mlp.up", bias)
+        g, name = self.graph, f"{layer}/mlp"
+        gate = self.make_projection(f"{name}/gate", x, f"{layer}.mlp.gate")
+        up = self.make_projection(f"{name}/up", x, f"{layer}.mlp.up")
         if self.spec.activation is Activation.GELU_TANH:
             gate = g.make_gelu(f"{name}/gelu", gate)
         else:
             gate = g.make_mul(f"{name}/silu", gate, g.make_logistic(f"{name}/logistic", gate))
         product = g.make_mul(f"{name}/gated", gate, up)
-        return self.make_projection(f"{name}/down", product, f"{layer}.mlp.down", bias)
+        return self.make_projection(f"{name}/down", product, f"{layer}.mlp.down")
 
     def make_residual(self, name: str, x: Tensor, update: Tensor) -> Tensor:
         """x + update, the update normalised first where the family does so."""
@@ -212,7 +212,7 @@ class _DecoderGraph:
     def make_heads(self, layer: str, part: str, spec: LayerSpec, x: Tensor, heads: int) -> Tensor:
         """Queries or keys with their rotary embedding, (N, hidden) -> (1, N, heads, d)."""
         name, path = f"{layer}/attention/{part}", f"{layer}.attention.{part}"
-        x = self.make_projection(name, x, path, self.spec.qkv_bias)
+        x = self.make_projection(name, x, path)
         shape = (1, self.length, heads, self.spec.head_dim)
         x = self.graph.make_reshape(f"{name}/heads", x, shape)
         if self.spec.qk_norm:
@@ -243,10 +243,12 @@ class _DecoderGraph:
         normed = g.make_mul(f"{name}/normed", x, scale)
         return g.make_mul(name, normed, g.weight(self.weight_of(path)))
 
-    def make_projection(self, name: str, x: Tensor, path: str, bias: bool = False) -> Tensor:
+    def make_projection(self, name: str, x: Tensor, path: str) -> Tensor:
         """x @ weight.T [+ bias], (N, in) -> (N, out)."""
-        bias_tensor = self.graph.weight(self.weight_of(f"{path}.bias")) if bias else None
-        return self.graph.make_fully_connected(name, x, self.matrix(path), bias_tensor)
+        bias = None
+        if path.rpartition(".")[2] in self.spec.biases:
+            bias = self.graph.weight(self.weight_of(f"{path}.bias"))
+        return self.graph.make_fully_connected(name, x, self.matrix(path), bias)
 
     def matrix(self, path: str) -> Tensor:
         """A matrix to multiply by; some are widened, once per graph."""

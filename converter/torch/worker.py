@@ -99,7 +99,7 @@ def _described(own: Any) -> dict[str, Any]:
         "norm_epsilon": own.final_norm_config.epsilon,
         "attention_scale": attention.head_dim**-0.5,
         "tied_head": own.lm_head_share_weight_with_embedding,
-        "qkv_bias": attention.qkv_use_bias,
+        "biases": ["q", "k", "v"] if attention.qkv_use_bias else [],
         "layers": [
             {
                 "rope": {"theta": float(block.attn_config.rotary_base), "factors": [1.0]},

@@ -76,8 +76,11 @@ class Weights(Protocol):
 def calibrate(spec: DecoderSpec, weights: Weights) -> None:
     """Send a few tokens through the network, and every matrix to where it is stored."""
 
-    def project(path: str, product: np.ndarray, bias: bool) -> np.ndarray:
-        return product + weights.vector(f"{path}.bias") if bias else product
+    def has_bias(path: str) -> bool:
+        return path.rpartition(".")[2] in spec.biases
+
+    def project(path: str, product: np.ndarray) -> np.ndarray:
+        return product + weights.vector(f"{path}.bias") if has_bias(path) else product
 
     def normed(path: str, x: np.ndarray) -> np.ndarray:
         mean = (x * x).mean(axis=-1, keepdims=True)
@@ -101,7 +104,7 @@ def calibrate(spec: DecoderSpec, weights: Weights) -> None:
         weights.divide(f"{block}.norm", inputs.factors)
         weights.store(inputs, q, k)
         [values] = weights.multiply(inputs, y, v)
-        values = project(v, values, spec.qkv_bias).cumsum(axis=0) / seen
+        values = project(v, values).cumsum(axis=0) / seen
         heads = values.reshape(TOKENS, kv_heads, 1, spec.head_dim)
         y = heads.repeat(groups, axis=2).reshape(TOKENS, -1)
         inputs = _inputs(y, weights.may_scale(v, o))
@@ -109,10 +112,10 @@ def calibrate(spec: DecoderSpec, weights: Weights) -> None:
         if of_values is not None:  # the same for all query heads that a value head feeds
             of_values = of_values.reshape(kv_heads, groups, -1)[:, 0].reshape(-1)
         weights.divide(v, of_values)
-        if spec.qkv_bias:
+        if has_bias(v):
             weights.divide(f"{v}.bias", of_values)
         [product] = weights.multiply(inputs, y, o)
-        x = add(block, project(o, product, spec.o_bias))
+        x = add(block, project(o, product))
 
         block = f"layers.{index}.mlp"
         gate, up, down = (f"{block}.{part}" for part in ("gate", "up", "down"))
@@ -120,14 +123,14 @@ def calibrate(spec: DecoderSpec, weights: Weights) -> None:
         inputs = _inputs(y, weights.may_scale(gate, up))
         weights.divide(f"{block}.norm", inputs.factors)
         gates, ups = weights.multiply(inputs, y, gate, up)
-        y = _activate(spec.activation, project(gate, gates, spec.mlp_bias))
-        y = y * project(up, ups, spec.mlp_bias)
+        y = _activate(spec.activation, project(gate, gates))
+        y = y * project(up, ups)
         inputs = _inputs(y, weights.may_scale(up, down))
         weights.divide(up, inputs.factors)
-        if spec.mlp_bias:
+        if has_bias(up):
             weights.divide(f"{up}.bias", inputs.factors)
         [product] = weights.multiply(inputs, y, down)
-        x = add(block, project(down, product, spec.mlp_bias))
+        x = add(block, project(down, product))
     # A tied head's columns are the embedding's: they stay as they are.
     head = "embedding" if spec.tied_head else "head"
     inputs = _inputs(normed("final_norm", x), not spec.tied_head and weights.may_scale(head))

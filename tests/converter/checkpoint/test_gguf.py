@@ -90,7 +90,11 @@ def test_alignment_of_the_file_is_honoured(file: Path) -> None:
         np.testing.assert_array_equal(checkpoint.read_rows("token_embd.weight", 0, 3), values)
 
 
-@pytest.mark.parametrize("type_id", TENSOR_TYPES)
+_INTEGERS = {24: "<i1", 25: "<i2", 26: "<i4", 27: "<i8"}
+_PLAIN = {**_INTEGERS, 28: "<f8"}  # the library has no dequantisation of these
+
+
+@pytest.mark.parametrize("type_id", TENSOR_TYPES.keys() - _PLAIN.keys())
 def test_row_ranges_equal_the_library_s_dequantisation(file: Path, type_id: int) -> None:
     kind = GGMLQuantizationType(type_id)
     block, size = gguf.GGML_QUANT_SIZES[kind]
@@ -116,6 +120,18 @@ def test_row_ranges_equal_the_library_s_dequantisation(file: Path, type_id: int)
             assert got.tobytes() == expected.astype(np.float32, copy=False).tobytes()
 
 
+@pytest.mark.parametrize("type_id", _PLAIN)
+def test_plain_numbers_become_float32(file: Path, type_id: int) -> None:
+    values = np.array([[1, -2, 3], [4, 100, -128]], _PLAIN[type_id])
+    if type_id == 28:
+        values += 0.1
+    named = {"a": values, "token_embd.weight": np.ones((2, 3), np.float32)}
+    with open_gguf(write_gguf(file, {"block_count": 1}, named)) as checkpoint:
+        assert checkpoint.tensors["a"].dtype == TENSOR_TYPES[type_id].name
+        got = checkpoint.read_rows("a", 0, 2)
+    np.testing.assert_array_equal(got, values.astype(np.float32))
+
+
 def test_rows_outside_the_tensor_are_a_programming_error(file: Path) -> None:
     with open_gguf(write_gguf(file)) as checkpoint:
         for start, stop in ((0, VOCAB + 1), (-1, 1), (2, 1)):
@@ -138,7 +154,7 @@ def test_threads_read_at_once(file: Path, monkeypatch: Any, positioned: bool) ->
     with open_gguf(write_gguf(file)) as checkpoint, ThreadPoolExecutor(8) as pool:
         if not positioned:  # as on Windows
             monkeypatch.delattr(os, "preadv", raising=False)
-            monkeypatch.setattr(checkpoint._file, "_file", SlowSeeker(file.read_bytes()))
+            monkeypatch.setattr(checkpoint._files[0], "_file", SlowSeeker(file.read_bytes()))
 
         def read(row: int) -> bool:
             got = checkpoint.read_rows("token_embd.weight", row, row + 1)
@@ -193,7 +209,7 @@ def test_a_disk_that_fails_is_told(file: Path, monkeypatch: Any) -> None:
         raise OSError(5, "Input/output error")
 
     with open_gguf(write_gguf(file)) as checkpoint:
-        monkeypatch.setattr(checkpoint._file, "_read_some", fail)
+        monkeypatch.setattr(checkpoint._files[0], "_read_some", fail)
         with pytest.raises(SourceError, match="input/output error"):
             checkpoint.read_rows("token_embd.weight", 0, 1)
 

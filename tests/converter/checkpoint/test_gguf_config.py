@@ -46,10 +46,9 @@ def test_config_of_a_plain_model(file: Path) -> None:
         "num_key_value_heads": HEADS,
         "head_dim": HIDDEN // HEADS,
         "rms_norm_eps": 1e-6,  # float32 in the file
-        "rope_theta": 10000.0,
         "max_position_embeddings": 512,
         "tie_word_embeddings": True,
-        "attention_bias": False,
+        "gguf_biases": [],
     }
 
 
@@ -86,10 +85,9 @@ def test_config_of_a_plain_model(file: Path) -> None:
                 "rope.scaling.factor": 4.0,
                 "rope.scaling.original_context_length": 32768,
                 "rope.scaling.yarn_beta_fast": 32.0,
-                "rope.scaling.yarn_log_multiplier": 0.1,
+                "rope.scaling.yarn_ext_factor": 1.0,
             },
             {
-                "unknown_gguf_keys": ["rope.scaling.yarn_log_multiplier"],
                 "rope_scaling": {
                     "rope_type": "yarn",
                     "factor": 4.0,
@@ -106,11 +104,12 @@ def test_config_of_a_plain_model(file: Path) -> None:
         ({"final_logit_softcapping": 30.0}, {"final_logit_softcapping": 30.0}),
         ({"expert_count": 8}, {"num_experts": 8}),
         ({"expert_count": 0}, {}),
-        ({"attention.causal": False}, {"is_causal": False}),
-        (
-            {"ssm.state_size": 16, "new_key": "x"},
-            {"unknown_gguf_keys": ["new_key", "ssm.state_size"]},
-        ),
+        # What says nothing.
+        ({"new_key": 0, "use_alibi": False, "new_list": [0, 0], "new_name": "", "scale": 0.0}, {}),
+        ({"attention.causal": True, "pooling_type": 3, "expert_used_count": 2}, {}),
+        ({"embedding_length_out": 64, "nextn_predict_layers": 0}, {}),
+        ({"rope.scaling.yarn_log_multiplier": 0.1, "rope.scaling.yarn_beta_fast": 32.0}, {}),
+        ({"rope.scaling.attn_factor": 1.0, "rope.scaling.original_context_length": 512}, {}),
     ],
 )
 def test_config_carries_what_changes_the_numbers(file: Path, keys: Keys, expected: Keys) -> None:
@@ -121,13 +120,26 @@ def test_config_carries_what_changes_the_numbers(file: Path, keys: Keys, expecte
 def test_config_reads_the_tensors(file: Path) -> None:
     extra = {
         "output.weight": np.zeros((VOCAB, HIDDEN), np.float32),
-        "blk.0.attn_q.bias": np.zeros(HIDDEN, np.float32),
+        **{f"blk.{i}.attn_q.bias": np.zeros(HIDDEN, np.float32) for i in range(LAYERS)},
         "rope_freqs.weight": np.arange(1, 9, dtype=np.float32),
     }
     got = config(file, tensors=tensors_of_a_model(**extra))
     assert got["tie_word_embeddings"] is False
-    assert got["attention_bias"] is True
+    assert got["gguf_biases"] == ["q"]
     assert got["rope_scaling"] == {"rope_type": "factors", "factors": [1, 2, 3, 4, 5, 6, 7, 8]}
+    stretched = config(file, {"rope.scaling.factor": 2.0}, tensors=tensors_of_a_model(**extra))
+    assert stretched["rope_scaling"]["factors"] == [2, 4, 6, 8, 10, 12, 14, 16]
+
+
+def test_attention_factor_of_yarn_is_multiplied_by_its_own(file: Path) -> None:
+    """In llama.cpp. Hugging Face's `attention_factor` is the product."""
+    keys = {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 4.0,
+        "rope.scaling.attn_factor": 2.0,
+    }
+    scaling = config(file, keys, arch="qwen2")["rope_scaling"]
+    assert scaling["attention_factor"] == pytest.approx(2 * (0.1 * np.log(4) + 1))
 
 
 def test_longrope_tensors_are_told(file: Path) -> None:
@@ -188,6 +200,44 @@ def test_missing_embedding(file: Path) -> None:
     assert refused(write_gguf(file, tensors=tensors)).why == why
 
 
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"new_key": "x", "ssm.state_size": 16}, "llama.new_key='x', llama.ssm.state_size=16"),
+        ({"attention.causal": False}, "llama.attention.causal=False"),
+        ({"attention.clamp_kqv": 8.0}, "llama.attention.clamp_kqv=8.0"),
+        ({"attention.max_alibi_bias": 8.0}, "llama.attention.max_alibi_bias=8.0"),
+        ({"attention.kv_lora_rank": 512}, "llama.attention.kv_lora_rank=512"),
+        ({"use_parallel_residual": True}, "llama.use_parallel_residual=True"),
+        ({"rope.dimension_sections": [8, 8, 0, 0]}, "llama.rope.dimension_sections"),
+        ({"embedding_length_out": 32}, "llama.embedding_length_out=32"),
+        (
+            {"rope.scaling.type": "yarn", "rope.scaling.yarn_log_multiplier": 0.5},
+            "llama.rope.scaling.yarn_log_multiplier=0.5",
+        ),
+        (
+            {"rope.scaling.type": "yarn", "rope.scaling.yarn_ext_factor": 0.5},
+            "YaRN with yarn_ext_factor 0.5",
+        ),
+        ({"rope.scaling.attn_factor": 1.5}, "an attention factor of 1.5 without YaRN"),
+    ],
+)
+def test_keys_that_change_the_numbers_are_refused_by_name(
+    file: Path, keys: Keys, said: str
+) -> None:
+    error = refused(write_gguf(file, keys))
+    assert isinstance(error, UnsupportedError)
+    assert said in error.why
+
+
+@pytest.mark.parametrize("arch", ["gemma2", "mamba", "qwen3moe", "x" * 500])
+def test_other_architectures_are_refused_before_anything_else(file: Path, arch: str) -> None:
+    error = refused(write_gguf(file, arch=arch, drop=("block_count", "attention.head_count")))
+    assert isinstance(error, UnsupportedError)
+    assert error.why == "not a supported architecture"
+    assert arch in error.what
+
+
 def test_keys_and_values_of_different_size(file: Path) -> None:
     error = refused(write_gguf(file, {"attention.key_length": 32, "attention.value_length": 16}))
     assert isinstance(error, UnsupportedError)
@@ -207,9 +257,9 @@ def test_gemma_s_attention_scale_out_of_range(file: Path) -> None:
 
 def test_rope_factors_with_another_scaling(file: Path) -> None:
     factors = {"rope_freqs.weight": np.ones(8, np.float32)}
-    error = refused(write_gguf(file, {"rope.scaling.factor": 2.0}, tensors_of_a_model(**factors)))
+    error = refused(write_gguf(file, {"rope.scaling.type": "yarn"}, tensors_of_a_model(**factors)))
     assert isinstance(error, UnsupportedError)
-    assert error.why == "rope_freqs.weight together with linear rope scaling"
+    assert error.why == "rope_freqs.weight together with yarn rope scaling"
 
 
 def test_rope_factors_of_another_length(file: Path) -> None:
@@ -237,7 +287,7 @@ def test_config_of_smollm2(smollm2_gguf: Path) -> None:
             "rope_theta": 100000.0,
             "max_position_embeddings": 8192,
             "tie_word_embeddings": True,
-            "attention_bias": False,
+            "gguf_biases": [],
         }
 
 
@@ -258,5 +308,5 @@ def test_config_of_gemma3(gemma3_gguf: Path) -> None:
             "max_position_embeddings": 32768,
             "sliding_window": 512,
             "tie_word_embeddings": True,
-            "attention_bias": False,
+            "gguf_biases": [],
         }

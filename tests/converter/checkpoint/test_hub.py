@@ -15,11 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import huggingface_hub.constants
+import numpy as np
 import pytest
 
 from converter.checkpoint import hub_repository
+from converter.checkpoint.gguf import check_head
 from converter.checkpoint.hub import choose_files, download
-from converter.errors import LiteRTLMError, OptionError, OutputError, SourceError, UnsupportedError
+from converter.errors import LiteRTLMError, OutputError, SourceError, UnsupportedError
+from tests.gguf_files import write_gguf
 from tests.hub_server import HubServer
 
 ROOT = Path(__file__).parents[3]
@@ -296,13 +299,123 @@ def test_gguf_repositories(hub: HubServer, tmp_path: Path) -> None:
     result = download("org/m", tmp_path / "out", quiet=True)
     assert (result.kind, result.path.name) == ("gguf", "m-Q4.gguf")
     publish(hub, "org/m", {"m-Q8.gguf": b"GGUF8"})
-    error = refusal(hub, tmp_path / "out")
-    assert isinstance(error, OptionError)
-    assert error.why == "it has 2 GGUF files: m-Q4.gguf, m-Q8.gguf"
-    assert error.fix == "say which, for example org/m:m-Q4.gguf"
+    several = download("org/m", tmp_path / "out", quiet=True)
+    assert several.path.name == "m-Q4.gguf"
+    assert several.notes == (
+        "took m-Q4.gguf; for m-Q8.gguf ask with org/m:FILE, or a tag like org/m:Q8_0",
+    )
     chosen = download("org/m", tmp_path / "out", quiet=True, file="m-Q8.gguf")
     assert chosen.path.read_bytes() == b"GGUF8"
     assert "it has m-Q4.gguf, m-Q8.gguf" in str(refusal(hub, tmp_path / "out", file="x.gguf"))
+
+
+QUANTS = [
+    "m-BF16.gguf", "m-F16.gguf", "m-IQ4_NL.gguf", "m-Q4_0.gguf", "m-Q4_K_M.gguf", "m-Q4_K_S.gguf",
+    "m-Q8_0.gguf", "mmproj-m-F16.gguf", "Q6_K/m-Q6_K-00001-of-00002.gguf",
+    "Q6_K/m-Q6_K-00002-of-00002.gguf", "Q3_K_L/m.gguf", "m.UD-Q2_K_XL.gguf", "m_q5_k_m.gguf",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tag", "names"),
+    [
+        (None, ["m-Q4_K_M.gguf"]),
+        ("Q4_K_M", ["m-Q4_K_M.gguf"]),
+        ("q4_k_m", ["m-Q4_K_M.gguf"]),
+        ("Q4_0", ["m-Q4_0.gguf"]),
+        ("F16", ["m-F16.gguf"]),  # not BF16's, and not the vision part's
+        ("bf16", ["m-BF16.gguf"]),
+        ("Q5_K_M", ["m_q5_k_m.gguf"]),
+        ("Q2_K_XL", ["m.UD-Q2_K_XL.gguf"]),
+        ("UD-Q2_K_XL", ["m.UD-Q2_K_XL.gguf"]),
+        ("Q3_K_L", ["Q3_K_L/m.gguf"]),
+        ("Q6_K", ["Q6_K/m-Q6_K-00001-of-00002.gguf", "Q6_K/m-Q6_K-00002-of-00002.gguf"]),
+        ("m-Q8_0.gguf", ["m-Q8_0.gguf"]),
+        (
+            "Q6_K/m-Q6_K-00002-of-00002.gguf",
+            ["Q6_K/m-Q6_K-00001-of-00002.gguf", "Q6_K/m-Q6_K-00002-of-00002.gguf"],
+        ),
+    ],
+)
+def test_a_tag_names_a_gguf_as_in_llama_cpp(tag: str | None, names: list[str]) -> None:
+    assert choose_files("org/m", QUANTS, tag)[:2] == ("gguf", names)
+
+
+@pytest.mark.parametrize("tag", ["Q4_K", "Q9_0", "x.gguf", "mmproj"])
+def test_a_tag_that_the_repository_lacks_is_refused_with_what_it_has(tag: str) -> None:
+    with pytest.raises(SourceError) as caught:
+        choose_files("org/m", [name for name in QUANTS if "_m" not in name], tag)
+    assert caught.value.why == "the repository has no such file"
+    assert "m-Q4_K_S.gguf" in caught.value.fix
+
+
+def test_without_a_tag_it_is_q4_k_m_then_q8_0_then_the_first() -> None:
+    def taken(*names: str) -> str:
+        return choose_files("org/m", list(names))[1][0]
+
+    assert taken("a-Q2_K.gguf", "a-Q4_K_M.gguf", "a-Q8_0.gguf") == "a-Q4_K_M.gguf"
+    assert taken("a-Q2_K.gguf", "a-Q8_0.gguf") == "a-Q8_0.gguf"
+    assert taken("a-Q3_K.gguf", "a-Q2_K.gguf") == "a-Q2_K.gguf"
+
+
+def test_a_split_gguf_in_a_folder_is_fetched_whole_and_known_again(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    names = [f"Q6_K/m-Q6_K-0000{i}-of-00002.gguf" for i in (1, 2)]
+    files = {name: b"GGUF" + name.encode() for name in [*names, "m-Q4_K_M.gguf"]}
+    publish(hub, "org/m", files)
+    fetched = download("org/m", tmp_path / "out", quiet=True, file="Q6_K")
+    assert fetched.path == tmp_path / "out" / names[0]
+    assert (tmp_path / "out" / names[1]).read_bytes() == files[names[1]]
+    hub.seen.clear()
+    again = download("org/m", tmp_path / "out", fetched.commit, quiet=True, file="Q6_K")
+    assert (again.path, hub.seen) == (fetched.path, [])
+    offline = download("org/m", tmp_path / "out", quiet=True, file="Q6_K", offline=True)
+    assert (offline.path, hub.seen) == (fetched.path, [])
+    # Another quantisation is not what was asked for.
+    for asked in (None, "Q4_K_M"):
+        error = refusal(hub, tmp_path / "out", file=asked, offline=True)
+        assert "not" in error.why
+    assert download("org/m", tmp_path / "out", quiet=True).path.name == "m-Q4_K_M.gguf"
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_gguf_of_another_kind_is_refused_before_it_is_fetched(
+    hub: HubServer, tmp_path: Path, ranges: bool
+) -> None:
+    tensors = {"big": np.zeros((1000, 1000), np.float32)}
+    hub.knows_ranges = ranges
+    for name, arch, said in (
+        ("m-Q8_0.gguf", "gemma2", "gemma2, not a supported architecture"),
+        ("m-Q4_0.gguf", "clip", "the vision or audio part (mmproj)"),
+    ):
+        publish(hub, "org/m", {name: write_gguf(tmp_path / name, {}, tensors, arch).read_bytes()})
+        error = refusal(hub, tmp_path / "out", file=name, check_gguf=check_head)
+        assert isinstance(error, UnsupportedError)
+        assert said in str(error)
+    publish(hub, "org/m", {"m-F16.gguf": b"version https://git-lfs.github.com/spec/v1"})
+    assert "a Git LFS pointer" in str(
+        refusal(hub, tmp_path / "out", file="F16", check_gguf=check_head)
+    )
+    assert not files_in(tmp_path / "out")
+
+
+def test_a_gguf_that_can_be_converted_is_fetched_after_its_head(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    content = write_gguf(tmp_path / "m.gguf", {":a.long": "x" * 100_000}).read_bytes()
+    publish(hub, "org/m", {"m.gguf": content})
+    result = download("org/m", tmp_path / "out", quiet=True, check_gguf=check_head)
+    assert result.path.read_bytes() == content
+    assert hub.fetched() == ["m.gguf", "m.gguf"]
+    assert "bytes=0-65535" in [seen.range for seen in hub.seen]
+
+
+def test_a_split_gguf_that_lacks_a_part_is_refused(hub: HubServer, tmp_path: Path) -> None:
+    publish(hub, "org/m", {"m-Q8_0-00001-of-00003.gguf": b"GGUF"})
+    error = refusal(hub, tmp_path / "out")
+    assert error.why == "the repository lacks 2 of its 3 parts: m-Q8_0-00002-of-00003.gguf"
+    assert not hub.fetched()
 
 
 @pytest.mark.parametrize(
@@ -314,7 +427,7 @@ def test_gguf_repositories(hub: HubServer, tmp_path: Path) -> None:
         (["config.json"], SourceError, "*.safetensors is missing"),
         (["README.md"], SourceError, "config.json and *.safetensors are missing"),
         ([], SourceError, "config.json and *.safetensors are missing"),
-        (["../x.gguf", "a/b.gguf", "C:evil.gguf", "x\n.gguf"], SourceError, "are missing"),
+        (["../x.gguf", ".download/b.gguf", "C:evil.gguf", "a/../x.gguf"], SourceError, "missing"),
     ],
 )
 def test_what_is_not_a_model(names: list[str], kind: type[LiteRTLMError], said: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from converter.checkpoint.sources import list_models, models_dir, parse_model
 from converter.errors import LiteRTLMError, SourceError, UnsupportedError
+from tests.gguf_files import write_gguf
 
 MODELS = Path("/models")
 
@@ -61,7 +62,27 @@ def test_one_file_of_a_repository() -> None:
     source = parse_model("org/m-GGUF:m-Q4_K_M.gguf", MODELS)
     assert (source.repo_id, source.file) == ("org/m-GGUF", "m-Q4_K_M.gguf")
     assert source.output_path() == MODELS / "org" / "m-GGUF" / "m-Q4_K_M.litertlm"
-    assert "after the colon" in refusal("org/m:model.safetensors").why
+    part = parse_model("org/m:Q8_0/m-Q8_0-00002-of-00003.gguf", MODELS)
+    assert (part.name, part.file) == ("m-Q8_0", "Q8_0/m-Q8_0-00002-of-00003.gguf")
+    assert "after the colon" in refusal("org/m:one two").why
+
+
+@pytest.mark.parametrize(
+    ("text", "file", "name"),
+    [
+        ("org/m-GGUF:Q4_K_M", "Q4_K_M", "m-Q4_K_M"),
+        ("org/m-GGUF:q4_k_m", "Q4_K_M", "m-Q4_K_M"),
+        ("hf.co/org/m-GGUF:Q4_K_M", "Q4_K_M", "m-Q4_K_M"),
+        ("https://huggingface.co/org/m.gguf:IQ4_NL", "IQ4_NL", "m-IQ4_NL"),
+        ("org/m:Q8_0", "Q8_0", "m-Q8_0"),
+        ("org/m-GGUF:latest", None, "m-GGUF"),
+        ("org/m-GGUF:", None, "m-GGUF"),
+    ],
+)
+def test_a_tag_names_one_gguf_of_a_repository(text: str, file: str | None, name: str) -> None:
+    source = parse_model(text, MODELS)
+    assert (source.kind, source.file, source.name) == ("hub", file, name)
+    assert source.checkpoint_dir.parent.parent == MODELS / "org"
 
 
 def test_local_folder() -> None:
@@ -155,6 +176,7 @@ def test_paths_that_do_not_exist(text: str) -> None:
         ("org/m\0", "neither"),
         ("org/" + "x" * 5000, "neither"),
         ("org/m:../../x.gguf", "cannot be named after"),
+        ("org/m:.hidden.gguf", "cannot be named after"),
         ("org/m:..\\x.gguf", "cannot be named after"),
         ("https://huggingface.co/org/m/tree/main", "a Hugging Face id has the form org/name"),
     ],
@@ -167,6 +189,45 @@ def test_other_files_are_refused() -> None:
     folder(".", "notes.txt", "model.safetensors")
     assert "not a model" in refusal("notes.txt").why
     assert refusal("model.safetensors").fix == "pass its folder"
+    Path("blob").write_bytes((2).to_bytes(8, "little") + b"{}")
+    assert refusal("./blob").fix == "pass its folder"
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    for name in ("notes.txt", "model.safetensors"):
+        Path(name).write_bytes(pointer)
+        assert "a Git LFS pointer" in refusal(name).why
+
+
+def test_a_folder_with_one_gguf_is_that() -> None:
+    folder("m", "m-Q8_0-00001-of-00002.gguf", "m-Q8_0-00002-of-00002.gguf", "mmproj-m.gguf")
+    source = parse_model("./m", MODELS)
+    assert (source.kind, source.name) == ("gguf", "m-Q8_0")
+    assert source.path == Path("m/m-Q8_0-00001-of-00002.gguf")
+    folder("m", "m-Q4_0.gguf")
+    error = refusal("./m")
+    assert error.why == "it holds 2 GGUFs: m-Q4_0.gguf, m-Q8_0-00001-of-00002.gguf"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes by name")
+def test_a_pipe_is_not_waited_for() -> None:
+    os.mkfifo("pipe")
+    assert "not a model" in refusal("pipe").why
+
+
+def test_the_magic_decides_and_not_the_suffix() -> None:
+    for name in ("blob", "m.bin", "m.gguf.1", "sha256-" + "7f" * 32):
+        Path(name).write_bytes(b"GGUF and more")
+        assert parse_model("./" + name, MODELS).kind == "gguf"
+    write_gguf(Path("sha256-" + "8f" * 32), {":general.name": "Gemma 3 270m/it"})
+    named = parse_model("./sha256-" + "8f" * 32, MODELS)
+    assert named.output_path().name == "Gemma-3-270m-it.litertlm"
+
+
+@pytest.mark.parametrize(
+    "name", ["m-00001-of-00003.gguf", "m-00003-of-00003.gguf", "m-00002-of-00003.GGUF"]
+)
+def test_a_split_model_is_named_after_the_whole(name: str) -> None:
+    Path(name).write_bytes(b"GGUF")
+    assert parse_model(name, MODELS).name == "m"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")

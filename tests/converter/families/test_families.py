@@ -100,7 +100,7 @@ def test_llama_32() -> None:
     spec = spec_of(LLAMA_32_1B)
     assert (spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim) == (32, 8, 64)
     assert spec.tied_head
-    assert not any((spec.qkv_bias, spec.qk_norm, spec.post_norms))
+    assert not any((spec.biases, spec.qk_norm, spec.post_norms))
     frequencies = spec.layers[0].rope.inverse_frequencies(64)
     # High frequencies are untouched, the lowest is divided by the factor.
     assert frequencies[0] == 1.0
@@ -121,7 +121,7 @@ def test_llama3_scaling_equals_transformers() -> None:
 def test_qwen3() -> None:
     spec = spec_of(QWEN3_06B)
     assert spec.qk_norm
-    assert not spec.qkv_bias
+    assert not spec.biases
     assert spec.head_dim == 128  # not hidden / heads
     assert {layer.sliding_window for layer in spec.layers} == {None}
     # 0.6 billion with the tied head counted once
@@ -131,9 +131,10 @@ def test_qwen3() -> None:
 
 def test_qwen25_has_biases_and_a_window_that_is_switched_off() -> None:
     spec = spec_of(QWEN25_05B)
-    assert spec.qkv_bias
-    assert not spec.o_bias
+    assert spec.biases == ("q", "k", "v")
     assert {layer.sliding_window for layer in spec.layers} == {None}
+    # transformers' class has neither key.
+    assert spec_of(QWEN25_05B, attention_bias=True, mlp_bias=True).biases == ("q", "k", "v")
     sliding = spec_of(QWEN25_05B, use_sliding_window=True, sliding_window=4096)
     assert [layer.sliding_window for layer in sliding.layers] == [None] * 21 + [4096] * 3
 
@@ -184,7 +185,6 @@ def test_configs_of_transformers_5_mean_the_same(config: dict[str, Any]) -> None
         ({"residual_multiplier": 0.2}, "residual_multiplier=0.2"),
         ({"use_sliding_window": True}, "use_sliding_window=True"),
         ({"layer_types": ["sliding_attention"] * 16}, "layer_types='sliding_attention'"),
-        ({"unknown_gguf_keys": ["llama.odd"]}, "unknown_gguf_keys=['llama.odd']"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised already (gptq)"),
     ],
 )
