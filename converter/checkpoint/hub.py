@@ -24,6 +24,7 @@ from converter.checkpoint.files import (
     is_plain_path,
     weight_files,
     why_not_a_model,
+    why_not_an_adapter,
 )
 from converter.checkpoint.gguf_names import (
     all_parts,
@@ -176,13 +177,12 @@ def choose_adapter(repo_id: str, listed: list[str]) -> tuple[str, list[str], lis
     """The same as `choose_files` of a repository that holds a LoRA adapter.
 
     Raises:
-        SourceError: it holds none.
+        SourceError, UnsupportedError: it holds none.
     """
-    missing = [name for name in ADAPTER_FILES if name not in listed]
-    if missing:
-        raise SourceError(
-            f"--lora {repo_id}", f"it has no {' and no '.join(missing)}", "check the name"
-        )
+    top = {name.split("/", 1)[0] for name in listed}
+    unusable = why_not_an_adapter(f"--lora {repo_id}", top)
+    if unusable is not None:
+        raise unusable
     return "adapter", list(ADAPTER_FILES), []
 
 

@@ -2,14 +2,13 @@
 
 An adapter is a folder with adapter_config.json and adapter_model.safetensors
 (https://huggingface.co/docs/peft). A low-rank update changes one matrix, so a block of its rows can
-be merged alone. Whatever an adapter holds beyond such updates would be lost, and is refused.
+be merged alone. So can whole weights that were trained and saved beside them (`modules_to_save`, an
+embedding). Whatever an adapter holds beyond that would be lost, and is refused.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,43 +16,66 @@ from typing import Any
 
 import numpy as np
 
-from converter.checkpoint.files import ADAPTER_FILES, PositionedFile
+from converter.checkpoint.files import ADAPTER_FILES, PositionedFile, why_not_an_adapter
 from converter.checkpoint.safetensors import SafetensorsCheckpoint, read_config, read_header
 from converter.errors import SourceError, UnsupportedError
+from converter.families.base import Family
+from converter.families.matching import without_wrappers
+from converter.weights.lora_config import MERGE, check_config, damaged, scaling
+from converter.weights.tied_head import untied
 
-# What of a config changes the numbers in a way that is not done here: key -> neutral values.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
-    "bias": (None, "none"),
-    "fan_in_fan_out": (None, False),
-    "lora_bias": (None, False),
-    "modules_to_save": (None, []),
-    "trainable_token_indices": (None, [], {}),
-    "use_dora": (None, False),
-    "use_qalora": (None, False),
-}
-_KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
+_LOW_RANK = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.default)?(?:\.weight)?")
+_WHOLE = re.compile(r"(.+?)(?:\.base_layer|\.modules_to_save(?:\.default)?)?\.(weight|bias)")
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """`scaling * B @ A`.
+
+    Attributes:
+        a, b: names in the adapter; (rank, in) and (out, rank).
+        transposed: an embedding's, whose table is the product's transpose: (rank, tokens) and
+            (width, rank).
+    """
+
+    a: str
+    b: str
+    scaling: float
+    transposed: bool
 
 
 @dataclass(frozen=True)
 class Update:
-    """The change of one matrix: `scaling * B @ A`.
+    """What an adapter makes of one weight.
 
     Attributes:
-        a, b: names in the adapter; (rank, in) and (out, rank).
+        whole: the tensor that takes its place, None where it stays.
+        add: constant to add to that, as the family stores it (see `WeightSource`).
+        low_rank: what is added to it.
     """
 
-    adapter: Adapter
-    a: str
-    b: str
-    scaling: float
+    weights: SafetensorsCheckpoint
+    whole: str | None = None
+    add: float = 0.0
+    low_rank: LowRank | None = None
 
-    def add_to(self, rows: np.ndarray, start: int) -> None:
-        """Add it to rows from `start` on, float32 (n, in), in place."""
-        tensors, read = self.adapter.weights.tensors, self.adapter.weights.read_rows
-        a = read(self.a, 0, tensors[self.a].shape[0])
-        b = read(self.b, start, start + len(rows))
-        rows += (b @ a) * np.float32(self.scaling)
+    def apply(self, rows: np.ndarray, start: int) -> None:
+        """Change rows from `start` on, float32 (n, in), in place."""
+        read, stop = self.weights.read_rows, start + len(rows)
+        if self.whole is not None:
+            rows[:] = read(self.whole, start, stop)
+            rows += np.float32(self.add)
+        pair = self.low_rank
+        if pair is None:
+            return
+        rank = self.weights.tensors[pair.a].shape[0]
+        if pair.transposed:
+            # A's rows are as long as the vocabulary: one at a time.
+            left = np.stack([read(pair.a, i, i + 1)[0, start:stop] for i in range(rank)], axis=1)
+            right = read(pair.b, 0, rows.shape[1]).T
+        else:
+            left, right = read(pair.b, start, stop), read(pair.a, 0, rank)
+        rows += (left @ right) * np.float32(pair.scaling)
 
 
 def adapter_files(folder: Path) -> list[Path]:
@@ -74,72 +96,90 @@ class Adapter:
         self.config = config
         self.weights = weights
 
-    def updates(
-        self, paths: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
-    ) -> dict[str, Update]:
+    def updates(self, family: Family) -> dict[str, Update]:
         """The update of each weight that has one, by its path in the network.
 
-        Args:
-            paths: a weight's name in safetensors, without wrappers -> its path.
-            shapes: of the weights, by path.
+        Where the family ties its head, `embedding` and `head` are what they are apart: only equal
+        updates leave them one table.
 
         Raises:
-            UnsupportedError: it changes something that is not a matrix of the decoder.
+            UnsupportedError: it changes something that is no weight of the decoder.
             SourceError: it is for another model, or damaged.
         """
+        apart = untied(family)
+        paths, shapes = apart.paths(), dict(apart.spec().weight_shapes())
         pairs: dict[str, dict[str, str]] = {}
+        wholes: dict[str, str] = {}
         strange = []
-        for name in self.weights.tensors:
-            match = _KEY.fullmatch(name)
-            path = paths.get(f"{_plain(match[1])}.weight") if match else None
-            if match is None or path is None or path == "embedding" or path not in shapes:
-                strange.append(name)
-            else:
-                pairs.setdefault(path, {})[match[2]] = name
+        for name in sorted(self.weights.tensors):
+            low, whole = _LOW_RANK.fullmatch(name), _WHOLE.fullmatch(name)
+            if low:
+                path = paths.get(f"{without_wrappers(low[1])}.weight")
+                if path is not None and (path == "embedding") == (low[2] is not None):
+                    pairs.setdefault(path, {})[low[3]] = name
+                    continue
+            elif whole:
+                path = paths.get(f"{without_wrappers(whole[1])}.{whole[2]}")
+                if path is not None and path not in wholes:
+                    wholes[path] = name
+                    continue
+            strange.append(name)
         if strange:
             raise UnsupportedError(
                 str(self.path),
-                f"it changes what cannot be merged: {', '.join(sorted(strange)[:5])}",
-                "merge it with peft's merge_and_unload and convert the result",
+                f"it changes what cannot be merged: {', '.join(strange[:5])}",
+                MERGE,
             )
-        return {path: self._update(path, found, shapes[path]) for path, found in pairs.items()}
+        if family.tie_word_embeddings:
+            self._share(wholes)
+        updates = {}
+        for path in sorted({*pairs, *wholes}):
+            tensor = wholes.get(path)
+            if tensor is not None and self.weights.tensors[tensor].shape != shapes[path]:
+                raise self._of_another(path, str(list(self.weights.tensors[tensor].shape)), shapes)
+            pair = self._low_rank(path, pairs[path], shapes) if path in pairs else None
+            add = family.source_of(path, "", "safetensors").add if tensor is not None else 0.0
+            updates[path] = Update(self.weights, tensor, add, pair)
+        return updates
 
-    def _update(self, path: str, found: dict[str, str], shape: tuple[int, ...]) -> Update:
+    def _share(self, wholes: dict[str, str]) -> None:
+        """Let a tied table that was saved whole take the place of both of its uses.
+
+        In peft `modules_to_save` makes a copy for one use, and other saved tables are loaded into
+        the one that is shared.
+        """
+        copies = self.config.get("modules_to_save") or []
+        for path, other, module in (
+            ("embedding", "head", "embed_tokens"),
+            ("head", "embedding", "lm_head"),
+        ):
+            if path in wholes and other not in wholes and module not in copies:
+                wholes[other] = wholes[path]
+
+    def _low_rank(
+        self, path: str, found: dict[str, str], shapes: dict[str, tuple[int, ...]]
+    ) -> LowRank:
         if set(found) != {"A", "B"}:
-            raise self._damaged(f"{next(iter(found.values()))} has no counterpart")
-        (rank, columns), (rows, rank_of_b) = (
-            self.weights.tensors[found[side]].shape for side in ("A", "B")
+            raise damaged(self.path, f"{next(iter(found.values()))} has no counterpart")
+        sides = [self.weights.tensors[found[side]].shape for side in ("A", "B")]
+        if any(len(shape) != 2 for shape in sides):
+            raise damaged(self.path, f"{found['A']} and its counterpart are no matrices")
+        (rank, columns), (rows, rank_of_b) = sides
+        transposed = path == "embedding"
+        shape = (columns, rows) if transposed else (rows, columns)
+        if shape != shapes[path] or rank != rank_of_b or rank == 0:
+            raise self._of_another(path, f"[{rows}, {rank_of_b}] x [{rank}, {columns}]", shapes)
+        module = found["A"].partition(".lora_")[0]
+        factor = scaling(self.config, module, rank, self.path)
+        return LowRank(found["A"], found["B"], factor, transposed)
+
+    def _of_another(self, path: str, shape: str, shapes: dict[str, tuple[int, ...]]) -> SourceError:
+        return SourceError(
+            str(self.path),
+            f"its update of {path} is {shape}, the model's is {list(shapes[path])}",
+            "take the model that the adapter was made for: "
+            f"{self.config.get('base_model_name_or_path') or 'its page names it'}",
         )
-        if (rows, columns) != shape or rank != rank_of_b or rank == 0:
-            raise SourceError(
-                str(self.path),
-                f"its update of {path} is [{rows}, {rank_of_b}] x [{rank}, {columns}], the model's "
-                f"is {list(shape)}",
-                "take the model that the adapter was made for: "
-                f"{self.config.get('base_model_name_or_path') or 'its page names it'}",
-            )
-        module = found["A"].partition(".lora_A")[0]
-        alpha = self._of_module("alpha_pattern", module, self.config.get("lora_alpha"))
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-            raise self._damaged(f"lora_alpha={alpha!r} is not a number")
-        divisor = math.sqrt(rank) if self.config.get("use_rslora") else rank
-        return Update(self, found["A"], found["B"], alpha / divisor)
-
-    def _of_module(self, key: str, module: str, default: Any) -> Any:
-        """A value that the config may give for some modules alone, by the end of their names."""
-        for pattern, value in (self.config.get(key) or {}).items():
-            if module == pattern or module.endswith(f".{pattern}"):
-                return value
-            if re.search(r"[^\w.]", pattern):
-                raise UnsupportedError(
-                    str(self.path),
-                    f"{key} holds the pattern {pattern!r}",
-                    "merge it with peft's merge_and_unload and convert the result",
-                )
-        return default
-
-    def _damaged(self, why: str) -> SourceError:
-        return SourceError(str(self.path), why, "fetch or make the adapter again")
 
 
 def open_adapter(path: Path) -> Adapter:
@@ -147,34 +187,20 @@ def open_adapter(path: Path) -> Adapter:
 
     Raises:
         SourceError: it is not there, or damaged.
-        UnsupportedError: it is not a plain LoRA adapter.
+        UnsupportedError: it is not a LoRA adapter of peft, or cannot be merged row by row.
     """
-    missing = [name for name in ADAPTER_FILES if not (path / name).is_file()]
-    if missing:
-        raise SourceError(
-            f"--lora {path}",
-            f"it has no {' and no '.join(missing)}",
-            "pass a PEFT adapter's folder, or its id on the hub",
-        )
+    try:
+        names = {entry.name for entry in path.iterdir()}
+    except OSError:
+        names = set()
+    unusable = why_not_an_adapter(f"--lora {path}", names)
+    if unusable is not None:
+        raise unusable
     config_name, weights_name = ADAPTER_FILES
     config = read_config(path / config_name)
-    for key, neutral in _NEUTRAL.items():
-        value = config.get(key)
-        if value not in neutral:
-            raise UnsupportedError(
-                str(path),
-                f"{key}={value!r} cannot be merged row by row",
-                "merge it with peft's merge_and_unload and convert the result",
-            )
+    check_config(config, path)
     with ExitStack() as stack:
         file = stack.enter_context(PositionedFile(path / weights_name))
         entries = list(read_header(file))
         weights = SafetensorsCheckpoint.of_file(path, file, entries, stack.pop_all())
     return Adapter(path, config, weights)
-
-
-def _plain(module: str) -> str:
-    """A module's name without the parts that say only where the decoder sits."""
-    from converter.families.base import without_wrappers
-
-    return without_wrappers(module)
