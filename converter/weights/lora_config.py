@@ -1,7 +1,7 @@
 """adapter_config.json: which of PEFT's keys mean what for merging `W + scaling * B @ A`.
 
-Every key of peft's `LoraConfig` stands here (a test compares the two), and a key that does not is
-refused by name unless it is switched off.
+Every key of peft's `LoraConfig` stands here (a test compares the two); a key that does not is
+refused by name, unless it is switched off.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ WITHOUT_EFFECT = frozenset({
     "eva_config", "exclude_modules",
     "fan_in_fan_out",  # peft switches it off for nn.Linear, which is all that our networks have
     "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout",
-    "lora_ga_config", "megatron_core", "modules_to_save", "peft_version", "qalora_group_size", "r",
+    "lora_ga_config", "megatron_core", "merge_weights",  # before peft 0.3
+    "modules_to_save", "peft_version", "qalora_group_size", "r",
     "rank_pattern", "revision", "runtime_config", "target_modules", "task_type", "velora_config",
 })  # fmt: skip
 # "bias" says that biases were trained: where they are, they are among the tensors.
 READ = frozenset({
     "alpha_pattern", "bias", "init_lora_weights", "lora_alpha", "peft_type",
-    "use_rslora",
+    "trainable_token_indices", "use_dora", "use_rslora",
 })  # fmt: skip
 # What changes the numbers in a way that is no sum of matrices, or is not done here, and why.
 REFUSED = {
@@ -40,9 +41,7 @@ REFUSED = {
     "megatron_config": "its layers are Megatron's",
     "monteclora_config": "its weights are drawn at random",
     "target_parameters": "it changes parameters that are no layer's weight",
-    "trainable_token_indices": "it replaces single rows of the embedding",
     "use_bdlora": "its matrices are block-diagonal",
-    "use_dora": "it scales the base's columns",
     "use_qalora": "it pools the inputs",
 }
 _NEVER_MERGED = ("alora_invocation_tokens", "arrow_config")

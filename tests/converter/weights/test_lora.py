@@ -111,6 +111,13 @@ def assert_as_peft(tmp_path: Path, base: Path, adapter: Path) -> None:
         ("qwen2", {"bias": "all"}),
         ("qwen2", {"bias": "lora_only"}),
         ("llama", {"bias": "lora_only"}),
+        # Rows set to a length, and single rows of a table; tied uses of it change together.
+        ("llama", {"use_dora": True}),
+        ("qwen2-tied", {"use_dora": True, "target_modules": ["k_proj", "lm_head"]}),
+        ("gemma3_text", {"use_dora": True, "use_rslora": True}),
+        ("llama", {"trainable_token_indices": [3, 1, 200]}),
+        ("qwen2-tied", {"trainable_token_indices": [3, 1, 200]}),
+        ("llama", {"trainable_token_indices": {"lm_head": [7], "embed_tokens": [200, 2]}}),
         # What a run started from, where that leaves the base as it is.
         ("llama", {"init_lora_weights": "gaussian"}),
         ("llama", {"init_lora_weights": "orthogonal"}),
@@ -170,7 +177,7 @@ def test_every_key_of_peft_is_known() -> None:
     from peft import LoraConfig
 
     fields = {field.name for field in dataclasses.fields(LoraConfig)}
-    assert fields == WITHOUT_EFFECT | READ | REFUSED.keys()
+    assert fields | {"merge_weights"} == WITHOUT_EFFECT | READ | REFUSED.keys()
 
 
 @pytest.fixture
@@ -241,6 +248,7 @@ def test_keys_that_are_switched_off_do_no_harm(adapter: Path) -> None:
         ({"alpha_pattern": {"q_proj": None}}, "lora_alpha=None is not a number"),
         ({"alpha_pattern": {"q_proj(": 3}}, "alpha_pattern holds 'q_proj(', no pattern"),
         ({"alpha_pattern": [3]}, "alpha_pattern=[3] is no table"),
+        ({"use_dora": True}, "use_dora and the tensors of base_model.model.model.layers.0"),
     ],
 )
 def test_values_that_make_no_sense(adapter: Path, changes: dict[str, Any], message: str) -> None:
