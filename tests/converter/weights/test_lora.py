@@ -316,6 +316,14 @@ def test_a_gguf_gets_the_same_update(adapter: Path) -> None:
     assert found[0] == found[1]
 
 
+def test_the_current_folder_has_a_name(
+    adapter: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(adapter)
+    assert main(["convert", "../base", "--lora", ".", "--output-dir", "../out", "--quiet"]) == 0
+    assert capsys.readouterr().out == "../out/base-adapter.litertlm\n"
+
+
 def test_on_the_command_line(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The result has a name of its own, so that the plain model beside it stays what it is."""
     folder = adapter.parent
