@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -100,6 +101,7 @@ def preview(request: Request) -> PlanReport:
             f"see what is in it with litert-lm-cli inspect {local}",
         )
     with _planned(local, source, chosen) as (converter, plan):
+        _say_found(request, plan)
         return report(converter, plan, source.output_path(request.output_dir))
 
 
@@ -195,7 +197,7 @@ def _source_of(request: Request, chosen: dict[str, Any]) -> Source:
         _say(request, note)
     if "lora" not in chosen:
         return source
-    adapter = Path(chosen["lora"].rstrip("/")).name
+    adapter = Path(os.path.abspath(chosen["lora"])).name  # "." has a name, too
     return replace(source, name=f"{source.name}-{adapter}")
 
 
@@ -348,6 +350,7 @@ def _convert(
             f"{source.name}: {plan.family.name}, {plan.quantization.name}, "
             f"KV cache {plan.cache_length}, {plan.model.nbytes / 1e6:.0f} MB -> {output}",
         )
+        _say_found(request, plan)
 
         # The torch engine tells its stages instead.
         hidden = request.quiet or "engine" in chosen
@@ -358,6 +361,11 @@ def _convert(
             converter.write(plan, output, progress, seal)
     for note in plan.metadata.notes:
         _say(request, note)
+
+
+def _say_found(request: Request, plan: Plan) -> None:
+    for what, finding in plan.found.items():
+        _say(request, f"{what}: {finding}")
 
 
 @contextmanager

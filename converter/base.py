@@ -10,7 +10,7 @@ of weights per thread, whatever the size of the model.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from converter.checkpoint.base import Checkpoint
 from converter.decoder import DecoderSpec
 from converter.errors import OptionError, SourceError
 from converter.families.base import Family, WeightSource
+from converter.families.matching import grouped
 from converter.litertlm.bundle import (
     FIRST_SECTION,
     BundleLayout,
@@ -36,13 +37,14 @@ from converter.tflite.decoder_graph import build_decoder
 from converter.tflite.kv_cache import CacheShape, cache_shape
 from converter.tflite.writer import Layout, write
 from converter.version import __version__
-from converter.weights.lora import open_adapter
+from converter.weights.lora import Update, open_adapter
 from converter.weights.quantization import (
     Quantization,
     parse_quantization,
     part_of,
 )
 from converter.weights.stream import PlannedWeight, Progress, WeightStream
+from converter.weights.tied_head import settle_head, untied
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Plan:
 
     Attributes:
         text_for: what stands beside a network of so many bytes.
+        found: what a user should know about the weights, by what it concerns.
     """
 
     family: Family
@@ -79,6 +82,7 @@ class Plan:
     weights: tuple[PlannedWeight, ...]
     model: Layout
     text_for: Callable[[int], Text]
+    found: Mapping[str, str]
 
     def text(self) -> Text:
         """What stands beside this plan's network; made once."""
@@ -142,17 +146,28 @@ class ModelConverter:
     def plan(self) -> Plan:
         """Validate, emit the graph and fix the place of every weight."""
         quantization = parse_quantization(self.options.quantize)
-        family = family_of(self.checkpoint.config)
-        spec = family.spec()
-        quantization.check(spec)
+        stated = family_of(self.checkpoint.config)
+        family = settle_head(stated, self.checkpoint)
         cache_length = self._cache_length(family)
         lengths = self._prefill_lengths(cache_length)
-        sources = family.weight_sources(list(self.checkpoint.tensors), self.checkpoint.format)
+        tensors = list(self.checkpoint.tensors)
+        sources = family.weight_sources(tensors, self.checkpoint.format)
+        found = _found(family.left_out(tensors, sources.values()))
+        if family is not stated:
+            found["head"] = (
+                "kept apart from the embedding, to which the config ties it: they differ"
+            )
+        updates: Mapping[str, Update] = {}
+        if self.options.lora is not None:
+            updates = open_adapter(self.options.lora).updates(family)
+            if family.tie_word_embeddings and updates.get("embedding") != updates.get("head"):
+                found["head"] = "kept apart from the embedding: the adapter changes one of them"
+                family = untied(family)
+                sources["head"] = sources["embedding"]
+        spec = family.spec()
+        quantization.check(spec)
         shapes = dict(spec.weight_shapes())
         self._check_shapes(shapes, sources)
-        updates = {}
-        if self.options.lora is not None:
-            updates = open_adapter(self.options.lora).updates(family.paths(), shapes)
         target, rings = self.options.target, not family.has_thoughts()
         caches = [
             cache_shape(layer.sliding_window, cache_length, target, rings) for layer in spec.layers
@@ -169,7 +184,7 @@ class ModelConverter:
         )
 
         def text_for(network_nbytes: int) -> Text:
-            return self._lay_out(network_nbytes, family, quantization, caches, *describe())
+            return self._lay_out(network_nbytes, family, quantization, caches, found, *describe())
 
         return Plan(
             family=family,
@@ -195,6 +210,7 @@ class ModelConverter:
             ),
             model=model,
             text_for=functools.cache(text_for),
+            found=found,
         )
 
     def _describe(
@@ -225,6 +241,7 @@ class ModelConverter:
         family: Family,
         quantization: Quantization,
         caches: Sequence[CacheShape],
+        found: Mapping[str, str],
         metadata: LlmMetadataResult,
         tokenizer_kind: str,
         tokenizer: bytes,
@@ -243,6 +260,7 @@ class ModelConverter:
             "family": family.name,
             "quantization": quantization.name,
             "target": self.options.target.value,
+            **found,
         }
         return Text(
             metadata, sections, lay_out([section for section, _ in sections], system), system
@@ -279,11 +297,13 @@ class ModelConverter:
             for path, shape in shapes.items()
             if (found := self.checkpoint.tensors[sources[path].tensor].shape) != shape
         ]
+        if any(0 in self.checkpoint.tensors[source.tensor].shape for source in sources.values()):
+            fix = "save it whole: DeepSpeed ZeRO-3 leaves empty tensors, zero_to_fp32.py fills them"
+        else:
+            fix = "check that config.json belongs to these weights"
         if wrong:
             raise SourceError(
-                self.name,
-                f"{len(wrong)} tensors have the wrong shape: {'; '.join(wrong[:5])}",
-                "check that config.json belongs to these weights",
+                self.name, f"{len(wrong)} tensors have the wrong shape: {'; '.join(wrong[:5])}", fix
             )
 
     # Stream ---------------------------------------------------------------------------------------
@@ -336,6 +356,13 @@ class ModelConverter:
             )
             for part, kinds in found.items()
         }
+
+
+def _found(left_out: Sequence[str]) -> dict[str, str]:
+    """What `inspect` and a note say about tensors that are not used."""
+    if not left_out:
+        return {}
+    return {"left out": f"{grouped(left_out)}: this network has no place for them"}
 
 
 def _losses(became: str, met: Sequence[tuple[int, int]]) -> str:
