@@ -106,7 +106,7 @@ def _template_notes(report: TemplateReport) -> list[str]:
     if report.prints_date:
         notes.append("chat template: it prints the date, which the runtime fills in")
     if report.source_template is None:
-        notes.append("chat template: the source has none, so the bundle completes text")
+        notes.append("chat template: there is none, so the bundle completes text")
     return notes
 
 
