@@ -239,5 +239,9 @@ def _keep_what_the_template_shows(message: Any, report: TemplateReport) -> None:
             channel.start = report.opens_thought
     if not (message.supports_thinking and report.thinking):
         message.ClearField("supports_thinking")
+    if message.llm_model_type.HasField("generic_model") and report.fences_calls:
+        # Hermes and its kin, of any architecture: the runtime reads such calls as Qwen's.
+        message.llm_model_type.qwen2p5.SetInParent()
+        message.supports_function_calling = True
     if not (message.supports_function_calling and report.tools):
         message.ClearField("supports_function_calling")

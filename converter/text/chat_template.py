@@ -65,6 +65,7 @@ class TemplateReport:
     start_token_needed: bool = False
     thinking: bool = False  # enable_thinking changes the prompt
     tools: bool = False  # tools, tool calls and tool results render as in the source
+    fences_calls: bool = False  # it writes tool calls as JSON between <tool_call> and </tool_call>
     prints_date: bool = False  # the runtime fills in today's date at each turn
     refused: tuple[str, ...] = ()  # conversations that the source itself refuses
     # Where what the runtime feeds over several turns is not the source's text.
@@ -101,8 +102,8 @@ def _check_prefixes(
 ) -> None:
     """The runtime feeds new[len(old):] and fails where old is not how new begins.
 
-    `old` ends with an answer. `new` ends with the prompt for the next one; or with that answer, as
-    the runtime feeds a turn again whose thoughts it takes out.
+    `old` ends with an answer. `new` ends with the prompt for the next one; or, as the runtime feeds
+    a turn again whose thoughts it takes out, with the answer to the question after it.
     """
 
     def render(count: int, prompt: bool) -> str:
@@ -118,7 +119,8 @@ def _check_prefixes(
     for count, following in itertools.zip_longest(answers, answers[1:]):
         history = render(count, False)
         longer_ones = [render(count + 1, True)] if count < len(messages) else []
-        longer_ones += [render(following, False)] if following else []
+        if following and messages[count]["role"] == "user":
+            longer_ones.append(render(following, False))
         for longer in longer_ones:
             if not longer.startswith(history):
                 raise TemplateFailureError(
@@ -181,16 +183,17 @@ def _proves_tools(template: str, reference: Reference, bos: str) -> bool:
     return True
 
 
-def _after_answer(template: str) -> tuple[str, str]:
-    """What a template writes after an answer, and what of it ends the turn: the answer's own end,
-    which the model writes, whatever follows."""
+def _after_answer(template: str) -> tuple[str, str, str]:
+    """What a template writes after the last answer; what of it ends the turn whatever follows, so
+    that the model writes it; and what stands between an answer and the next question."""
 
     def after(messages: list[Message]) -> str:
         text = render_as_runtime(template, as_parts(messages), add_generation_prompt=False)
         return text.rpartition(TURNS[1]["content"])[2]
 
     at_end, between = after(TURNS[:2]), after(TURNS[:3])
-    return at_end, at_end[: _common_length(at_end, between)].rstrip()
+    turn_end = at_end[: _common_length(at_end, between)].rstrip()
+    return at_end, turn_end, between.partition(TURNS[2]["content"])[0]
 
 
 def _fit_turns(template: str, reference: Reference) -> tuple[str, int, bool]:
@@ -198,25 +201,30 @@ def _fit_turns(template: str, reference: Reference) -> tuple[str, int, bool]:
     from converter.text.template_candidates import held_back
 
     with contextlib.suppress(TemplateFailureError):
-        _, turn_end = _after_answer(template)
-        if turn_end:
+        _, turn_end, between = _after_answer(template)
+        if between:
             calls_tools = reference.tool_case is not None
-            held = held_back(template, turn_end, calls_tools)
+            held = held_back(template, turn_end, between, calls_tools)
             return held, *_prove(held, reference)
     return template, *_prove(template, reference)
 
 
 def _fed_text(template: str, messages: list[Message], turn_end: str) -> str:
-    """Everything that is in the runtime's KV cache when it answers the last message."""
-    fed, history = "", ""
+    """Everything that is in the runtime's KV cache when it answers the last message.
+
+    A model answers as the template writes its answers, where these begin as the prompt ends.
+    """
+    fed, history, prompt = "", "", ""
     for count, message in enumerate(messages, start=1):
         parts = as_parts(messages[:count])
         if message["role"] == "user":
             prompt = render_as_runtime(template, parts, add_generation_prompt=True)
             fed += prompt[len(history) :]
         elif message["role"] == "assistant":
-            fed += message["content"] + turn_end  # generated
             history = render_as_runtime(template, parts, add_generation_prompt=False)
+            is_continued = bool(turn_end) and history.startswith(prompt)
+            answer = message["content"] + turn_end
+            fed += history[len(prompt) :] if is_continued else answer
     return fed
 
 
@@ -247,6 +255,9 @@ def _opened_thought(prompt: str) -> str:
     return found[0] if found else ""
 
 
+_FENCED_CALL = r'<tool_call>\s*{"name": "open_box", "arguments": {"box": "left"}}\s*</tool_call>'
+
+
 def _report(
     source: str | None,
     candidate: Candidate,
@@ -264,11 +275,13 @@ def _report(
             template, as_parts(messages), add_generation_prompt=True, **settings
         )
 
-    after_assistant, turn_end = _after_answer(candidate.text)
+    after_assistant, turn_end, _ = _after_answer(candidate.text)
     bos = reference.bos if lacks_bos else ""
     case = reference.cases[0]
     on, off = (render(case.messages, extra={"enable_thinking": value}) for value in (True, False))
     prompt = render(case.messages)
+    tools = _proves_tools(template, reference, bos)
+    calls = reference.tool_case.expected if tools and reference.tool_case else ""
     later = PROOF_TIME + datetime.timedelta(days=400)
     return TemplateReport(
         chosen=candidate.name,
@@ -277,7 +290,9 @@ def _report(
         renders_compared=compared,
         start_token_needed=lacks_bos,
         thinking=on != off and any(case.extra for case in reference.cases),
-        tools=_proves_tools(template, reference, bos),
+        tools=tools,
+        fences_calls=re.search(r'<tool_call>\s*{"name": "open_box".*</tool_call>', calls, re.DOTALL)
+        is not None,
         prints_date=prompt != render(case.messages, now=later),
         refused=reference.refused,
         history_difference=_history_difference(template, reference, bos, turn_end, has_channel),

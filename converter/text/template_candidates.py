@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter.text.template_dialect import in_runtime_dialect
+from converter.text.template_dialect import INDENTED_JSON, in_runtime_dialect
 from converter.text.template_renderers import (
     Message,
     TemplateFailureError,
@@ -63,7 +63,7 @@ def candidates(
     yield Candidate("source", source)
     yield from _adapted(source, bos, eos, trims_answers)
     for file in FAMILY_TEMPLATES.get(family, ()):
-        text = (FAMILIES / file).read_text(encoding="utf-8")
+        text = _family_file(file)
         tokens = _set("eos_token", eos) if "eos_token" in text else ""
         yield Candidate(file, tokens + text)
         if opening := _opening(tokens + text, prompts, bos):
@@ -77,16 +77,22 @@ def _adapted(source: str, bos: str, eos: str, trims_answers: bool) -> Iterator[C
     except TemplateFailureError as error:
         yield Candidate(name, "", str(error))
         return
+    if f"{INDENTED_JSON}(" in adapted:
+        adapted = _family_file("indented_json.jinja") + adapted
     tokens = _set("eos_token", eos) if "eos_token" in source else ""
     trims = _set("trims_answers", True) if trims_answers else ""
-    flatten = trims + (FAMILIES / "flatten.jinja").read_text(encoding="utf-8")
+    flatten = trims + _family_file("flatten.jinja")
     yield Candidate(name, tokens + flatten + adapted)
     if bos and "bos_token" in source:
         # For templates that write bos in every turn: the text carries all of them.
         tokens += _set("bos_token", bos)
         yield Candidate(f"{name} with its bos", tokens + flatten + adapted)
     # For templates that read the parts of a message themselves.
-    yield Candidate(f"{name}, typed", tokens + adapted)
+    yield Candidate(f"{name} with parts", tokens + _family_file("as_parts.jinja") + adapted)
+
+
+def _family_file(name: str) -> str:
+    return (FAMILIES / name).read_text(encoding="utf-8")
 
 
 def _set(name: str, value: str | bool) -> str:
@@ -114,7 +120,7 @@ def _opening(template: str, prompts: list[Prompt], bos: str) -> str:
     return f"{{%- if not add_generation_prompt -%}}\n{branches}{{%- endif -%}}\n" if found else ""
 
 
-def held_back(template: str, turn_end: str, calls_tools: bool) -> str:
+def held_back(template: str, turn_end: str, between: str, calls_tools: bool) -> str:
     """The template, whose history of an answered question ends where the next turn begins.
 
     The runtime feeds of each turn what it adds to the render of the history. So this render must be
@@ -123,9 +129,11 @@ def held_back(template: str, turn_end: str, calls_tools: bool) -> str:
     last answer alone, such as an empty thought. The next message is thus rendered too, and cut off.
 
     Args:
-        turn_end: what ends an answer.
+        turn_end: what ends an answer; "" where a token does that the template does not write.
+        between: all that stands between an answer and the next question.
         calls_tools: an answer that calls tools is followed by a result instead of a question.
     """
+    border = literal(turn_end or between)
     asks = _next_message("user", {"type": "text", "text": _NEXT})
     if calls_tools:
         part = {"type": "tool_response", "name": _NEXT, "response": _NEXT}
@@ -137,8 +145,8 @@ def held_back(template: str, turn_end: str, calls_tools: bool) -> str:
         f"{{% set rendered %}}\n{template}{{%+ endset %}}\n"
         "{%- if is_answered -%}\n"
         f"{{%- set turns = rendered | split({literal(_NEXT)}) | first"
-        f" | split({literal(turn_end)}) | list -%}}\n"
-        f"{{{{- turns[:-1] | join({literal(turn_end)}) ~ {literal(turn_end)} -}}}}\n"
+        f" | split({border}) | list -%}}\n"
+        f"{{{{- turns[:-1] | join({border}) ~ {literal(turn_end)} -}}}}\n"
         "{%- else -%}\n{{- rendered -}}\n{%- endif -%}\n"
     )
 

@@ -44,6 +44,8 @@ _METHODS: dict[tuple[str, int], str] = {
     ("get", 1): "{0}[{1}] if {1} in {0} else none",
     ("get", 2): "{0}[{1}] if {1} in {0} else {2}",
 }
+# A macro of that name stands before what uses it: families/indented_json.jinja.
+INDENTED_JSON = "indented_json"
 _AFFIX_TESTS = {"startswith": "startingwith", "endswith": "endingwith"}
 _OPERATORS = {
     nodes.Add: "+", nodes.Sub: "-", nodes.Mul: "*", nodes.Div: "/", nodes.FloorDiv: "//",
@@ -170,7 +172,10 @@ def _expression(node: Any) -> str:
         case nodes.Getitem():
             return f"{_expression(node.node)}[{_index(node.arg)}]"
         case nodes.Filter() if node.node is not None:
-            return f"({_expression(node.node)} | {_filter(node)})"
+            value = _expression(node.node)
+            if (width := _json_indent(node)) is not None:
+                return f"{INDENTED_JSON}({value}, {_expression(width)}, '')"
+            return f"({value} | {_filter(node)})"
         case _:
             return f"({_operation(node)})"
 
@@ -245,10 +250,16 @@ def _filters(node: nodes.Filter) -> str:
     return before + _filter(node)
 
 
+def _json_indent(node: nodes.Filter) -> Any | None:
+    if node.name != "tojson":
+        return None
+    return next((pair.value for pair in node.kwargs if pair.key == "indent"), None)
+
+
 def _filter(node: nodes.Filter) -> str:
-    if node.name == "tojson":  # the runtime's own takes no arguments, and escapes no Unicode
-        node.kwargs = [pair for pair in node.kwargs if pair.key != "ensure_ascii"]
-    arguments = _arguments(node)
+    # The runtime's tojson takes no arguments, and escapes no Unicode.
+    plain = node.name == "tojson" and all(pair.key == "ensure_ascii" for pair in node.kwargs)
+    arguments = "" if plain and not node.args else _arguments(node)
     return f"{node.name}({arguments})" if arguments else str(node.name)
 
 

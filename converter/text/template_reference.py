@@ -119,13 +119,22 @@ def render_reference(source: str, bos: str, eos: str) -> Reference:
     """Render every conversation with the source's template."""
 
     def render(messages: list[Message], extra: dict[str, Any], tools: Any = None) -> str:
-        tokens = {"bos_token": bos, "eos_token": eos}
+        def with_form(form: list[Message]) -> str:
+            tokens = {"bos_token": bos, "eos_token": eos}
+            return render_as_source(source, form, tools=tools, extra=extra, **tokens)
+
         try:
-            return render_as_source(source, messages, tools=tools, extra=extra, **tokens)
+            text = with_form(messages)
         except OutOfFuelError:
             raise
         except TemplateFailureError:  # some templates take typed parts only
-            return render_as_source(source, as_parts(messages), tools=tools, extra=extra, **tokens)
+            return with_form(as_parts(messages))
+        said = messages[-1]["content"].strip()
+        if said not in text:  # and some print nothing of anything else
+            with contextlib.suppress(TemplateFailureError):
+                typed = with_form(as_parts(messages))
+                return typed if said in typed else text
+        return text
 
     settings: list[dict[str, Any]] = [{}]
     if "enable_thinking" in source:

@@ -388,10 +388,11 @@ def test_gemma3_family_template(gemma3_tokenizer: Path) -> None:
 
 
 def test_every_family_template_is_in_the_table() -> None:
-    """Each must be offered somewhere; flatten and completion are used by name."""
+    """Each must be offered somewhere; the preludes and completion are used by name."""
     listed = {file for files in FAMILY_TEMPLATES.values() for file in files}
     on_disk = {path.name for path in FAMILIES.glob("*.jinja")}
-    assert on_disk == listed | {"flatten.jinja", "completion.jinja"}
+    used_by_name = {"flatten.jinja", "as_parts.jinja", "indented_json.jinja", "completion.jinja"}
+    assert on_disk == listed | used_by_name
 
 
 # --- Refusals ---------------------------------------------------------------------------------
