@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from cli.main import EXIT_FAILURE, EXIT_USAGE, main
 from converter.litertlm.inspection import read_bundle
 from converter.receipt import read_receipt
+from tests.hub_server import HubServer
 from tests.tiny_models import make_checkpoint
 
 TEMPLATE = (
@@ -106,6 +108,27 @@ def test_the_receipt_decides(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     arguments = ("convert", "--from-receipt", "r.json", "--chat-template", "none")
     line = refused(capsys, *arguments, code=EXIT_USAGE)
     assert "the receipt decides, not --chat-template" in line
+
+
+def test_a_template_for_tools_comes_from_the_hub_too(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LITERT_LM_MODELS", str(tmp_path / "models"))
+    with HubServer(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        published = hub.root / "org" / "model"
+        shutil.copytree(llama, published)
+        (published / "additional_chat_templates").mkdir()
+        for name in ("tool_use", "rag"):
+            (published / "additional_chat_templates" / f"{name}.jinja").write_text("{{ tools }}")
+        assert main(["convert", "org/model", *OPTIONS]) == 0
+        output = tmp_path / "models" / "org" / "model" / "model.litertlm"
+        assert "{%- if tools -%}" in read_bundle(output).metadata.jinja_prompt_template
+        files = read_receipt(output.with_suffix(".json"))["source"]["files"]
+        assert "tool_use.jinja" in [entry["name"] for entry in files]
+        fetched = hub.fetched()
+        assert main(["convert", "org/model", "--force", *OPTIONS]) == 0
+        assert hub.fetched() == fetched  # nothing twice
 
 
 def test_a_dry_run_says_which(

@@ -6,7 +6,6 @@ constructs that trip the runtime. Qwen3's, Gemma 3's and SmolLM2's are the real 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from converter.text.template_renderers import (
     render_as_runtime,
     render_as_source,
 )
+from tests.small_tokenizers import published_template
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
@@ -143,13 +143,6 @@ def runtime(template: str, **extra: Any) -> str:
     """Render one user message as the runtime hands it over."""
     messages = as_parts([{"role": "user", "content": "hi"}])
     return render_as_runtime(template, messages, add_generation_prompt=True, extra=extra)
-
-
-def published_template(folder: Path) -> str:
-    config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
-    template = config["chat_template"]
-    assert isinstance(template, str)
-    return template
 
 
 # --- The runtime's renderer -------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from converter.litertlm.metadata import build_llm_metadata
 from converter.text.chat_template import TemplateReport, choose_template
 from tests.edited_bundle import always_thinks, edited_bundle
-from tests.small_tokenizers import SMALL_BPE, from_gguf, write_tokenizer_gguf
+from tests.small_tokenizers import SMALL_BPE, from_gguf, published_template, write_tokenizer_gguf
 
 _HEAD = "{% for m in messages %}{% if m['role'] == 'assistant' %}<|im_start|>assistant\n"
 _AS_IT_IS = "{{ m['content'] }}<|im_end|>\n"
@@ -110,6 +110,18 @@ def test_the_channel_has_the_marks_of_the_template(
     assert (channel.start, channel.end) == (shape.opens or "<think>\n", "\n</think>")
     assert channel.is_reasoning_channel
     assert message.supports_thinking == shape.switch
+
+
+def test_qwen3_2507_by_the_real_template(qwen3_tokenizer: Path) -> None:
+    """Thinking-2507 and Instruct-2507 are Qwen3's template with another end."""
+    source = published_template(qwen3_tokenizer)
+    begin = source.index("    {%- if enable_thinking is defined")
+    end = source.rindex("{%- endif %}")
+    thinking = choose(source[:begin] + "    {{- '<think>\\n' }}\n" + source[end:])
+    instruct = choose(source[:begin] + source[end:])
+    for report, opens in ((thinking, "<think>\n"), (instruct, "")):
+        assert (report.chosen, report.opens_thought) == ("adapted source", opens)
+        assert (report.tools, report.thinking, report.exact_history) == (True, False, True)
 
 
 # --- In the engine ----------------------------------------------------------------------------
