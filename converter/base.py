@@ -32,6 +32,7 @@ from converter.options import DEFAULT_CACHE_LENGTH, ConvertOptions
 from converter.output.atomic_file import AtomicFile, Seal
 from converter.registry import family_of
 from converter.text import background
+from converter.text.chat_template import TEMPLATE_FIX
 from converter.text.tokenizer import load_tokenizer
 from converter.tflite.decoder_graph import build_decoder
 from converter.tflite.kv_cache import CacheShape, cache_shape
@@ -45,6 +46,9 @@ from converter.weights.quantization import (
 )
 from converter.weights.stream import PlannedWeight, Progress, WeightStream
 from converter.weights.tied_head import settle_head, untied
+
+# The metadata, and the kind and the bytes of the tokenizer's section.
+Description = tuple[LlmMetadataResult, str, bytes]
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Plan:
     Attributes:
         text_for: what stands beside a network of so many bytes.
         found: what a user should know about the weights, by what it concerns.
+        description: the proof of tokenizer and template, which `text_for` waits for.
     """
 
     family: Family
@@ -83,6 +88,7 @@ class Plan:
     model: Layout
     text_for: Callable[[int], Text]
     found: Mapping[str, str]
+    description: background.Work[Description]
 
     def text(self) -> Text:
         """What stands beside this plan's network; made once."""
@@ -99,6 +105,10 @@ class Plan:
     @property
     def bundle(self) -> BundleLayout:
         return self.text().bundle
+
+
+# For the proof of tokenizer and template: a tenth of what packing and writing take at 1 GB/s.
+_PATIENCE = 0.1e-9  # seconds per byte of the network
 
 
 class ModelConverter:
@@ -133,6 +143,9 @@ class ModelConverter:
         Args:
             seal: see `converter.output.atomic_file`.
         """
+        # A fault of the template shows before the weights, where it is known soon enough.
+        if plan.description.is_done(within=_PATIENCE * plan.model.nbytes):
+            plan.text()
         with AtomicFile(output) as file:
             self.package(plan, file, self.stream(plan, file, progress))
             file.commit(seal)
@@ -211,14 +224,18 @@ class ModelConverter:
             model=model,
             text_for=functools.cache(text_for),
             found=found,
+            description=describe,
         )
 
     def _describe(
         self, family: Family, spec: DecoderSpec, cache_length: int, caches: Sequence[CacheShape]
-    ) -> tuple[LlmMetadataResult, str, bytes]:
-        """The metadata, and the kind and the bytes of the tokenizer's section."""
+    ) -> Description:
+        """What is said of the network, proved."""
+        chosen = self.options.chat_template
         tokenizer = load_tokenizer(
-            self.checkpoint, prefer_sentencepiece=family.prefers_sentencepiece
+            self.checkpoint,
+            prefer_sentencepiece=family.prefers_sentencepiece,
+            chat_template=None if chosen is None else chosen.text,
         )
         if tokenizer.vocab_size > spec.vocab_size:
             raise SourceError(
@@ -232,6 +249,7 @@ class ModelConverter:
             max_num_tokens=cache_length,
             name=family.name,
             generation_config=self.checkpoint.generation_config,
+            template_fix=f"correct {chosen.file}" if chosen and chosen.file else TEMPLATE_FIX,
         )
         return metadata, tokenizer.kind, tokenizer_section(tokenizer.kind, tokenizer.data)
 
@@ -261,10 +279,21 @@ class ModelConverter:
             "quantization": quantization.name,
             "target": self.options.target.value,
             **found,
+            "chat template": self._template_origin(metadata.template.chosen),
         }
         return Text(
             metadata, sections, lay_out([section for section, _ in sections], system), system
         )
+
+    def _template_origin(self, candidate: str) -> str:
+        """Where the chat template came from, for `inspect`."""
+        chosen = self.options.chat_template
+        origin = "the source's" if chosen is None else "--chat-template"
+        if candidate == "completion":
+            return "none, the source has none" if chosen is None else "none, by --chat-template"
+        if ".jinja" in candidate:
+            return f"the family's {candidate}, in place of {origin}"
+        return f"{origin}, {'as it is' if candidate == 'source' else 'adapted'}"
 
     def _cache_length(self, family: Family) -> int:
         limit = family.max_position_embeddings
@@ -311,7 +340,13 @@ class ModelConverter:
     def stream(self, plan: Plan, file: AtomicFile, progress: Progress) -> WeightStream:
         """Read, pack and write every weight; the rest of the plan is made beside it."""
         weights, clip = plan.weights, self.options.clip
-        stream = WeightStream(self.checkpoint, self.name, weights, plan.model, file, clip, progress)
+
+        def written(nbytes: int) -> None:
+            progress(nbytes)
+            if plan.description.is_done():
+                plan.description()  # a fault of the template ends the stream here
+
+        stream = WeightStream(self.checkpoint, self.name, weights, plan.model, file, clip, written)
         stream.run(plan.spec, self.options.threads, beside=plan.text)
         return stream
 

@@ -86,6 +86,13 @@ def hash_parts(path: Path) -> list[dict[str, Any]]:
         return list(pool.map(lambda part: _hash_part(path, part), parts_of(path)))
 
 
+def hash_text(text: str) -> str:
+    """The hash of a text in UTF-8."""
+    from blake3 import blake3
+
+    return str(blake3(text.encode("utf-8", "surrogatepass")).hexdigest())
+
+
 def parts_of(path: Path) -> list[Part]:
     """Ranges that cover the whole file."""
     bundle = read_bundle(path)

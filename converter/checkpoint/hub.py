@@ -199,7 +199,7 @@ def choose_files(
     Raises:
         SourceError, UnsupportedError: there is nothing that can be converted.
     """
-    names = sorted(name for name in listed if is_plain_name(name))
+    names = sorted(name for name in listed if is_plain_name(name) or name in SIDE_FILES)
     converted = [name for name in names if name.endswith(".litertlm")]
     gguf = gguf_models([name for name in listed if is_plain_path(name)])
     if file is not None:
