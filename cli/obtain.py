@@ -10,14 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter.errors import OptionError, OutputError, SourceError
+from converter.errors import LiteRTLMError, OptionError, OutputError, SourceError
 
 if TYPE_CHECKING:
     from cli.request import Request
     from cli.sealing import Sealing
     from converter.base import ModelConverter, Plan
+    from converter.check import CheckReport
     from converter.checkpoint.base import Checkpoint
     from converter.checkpoint.sources import Source
+    from converter.options import ConvertOptions
     from converter.receipt import Origin
     from converter.report import PlanReport
 
@@ -103,6 +105,74 @@ def preview(request: Request) -> PlanReport:
     with _planned(local, source, chosen) as (converter, plan):
         _say_found(request, plan)
         return report(converter, plan, source.output_path(request.output_dir))
+
+
+def examine(request: Request) -> CheckReport:
+    """What would become of a model: of one on the hub, no more than its headers is fetched.
+
+    Raises:
+        LiteRTLMError: what its conversion would be refused with.
+    """
+    from converter.check import check
+    from converter.output.scratch import scratch_folder
+
+    chosen = request.chosen()
+    if "engine" in chosen:
+        raise OptionError("check", "is about the direct engine alone", "leave --engine torch out")
+    source = _source_of(request, chosen)
+    if "lora" in chosen:
+        chosen["lora"] = Path(chosen["lora"])
+    options = _options(source, chosen)
+    local = _local(source, request, prefer_converted=False)
+    if local is not None:
+        _refuse_converted(request, local)
+        with open_checkpoint(local) as checkpoint:
+            return check(checkpoint, source.name, options, has_text=True)
+    if source.kind == "demo":
+        raise SourceError(
+            request.model, "it comes in one piece, which is not here", "litert-lm-cli run demo"
+        )
+    with scratch_folder("litert-lm-cli-check-") as folder:
+        try:
+            headers = _fetch_headers(source, request, folder)
+            _refuse_converted(request, headers)
+            with open_checkpoint(headers) as checkpoint:
+                return check(checkpoint, source.name, options, has_text=False)
+        except LiteRTLMError as error:  # which says where the file lies that nobody will see
+            what, why, fix = (
+                text.replace(str(folder), request.model)
+                for text in (error.what, error.why, error.fix)
+            )
+            raise type(error)(what, why, fix) from error
+
+
+def _fetch_headers(source: Source, request: Request, folder: Path) -> Path:
+    from converter.checkpoint.gguf import check_head
+    from converter.checkpoint.hub import download
+    from converter.registry import family_of
+
+    assert source.repo_id is not None
+    return download(
+        source.repo_id,
+        folder,
+        revision=request.revision,
+        quiet=request.quiet,
+        file=source.file,
+        prefer_converted=False,
+        check_config=family_of,
+        check_gguf=check_head,
+        headers_only=True,
+        offline=request.offline,
+    ).path
+
+
+def _refuse_converted(request: Request, local: Path) -> None:
+    if local.suffix.lower() == ".litertlm":
+        raise OptionError(
+            request.model,
+            "it is converted already, there is nothing to plan",
+            "see what is in it with litert-lm-cli inspect",
+        )
 
 
 def try_out(output: Path) -> str:
@@ -289,6 +359,19 @@ def _fetch(
 
 def _fetched_before(source: Source, request: Request, prefer_converted: bool) -> Path:
     """The local folder or file of a source; one that would have to be downloaded is refused."""
+    found = _local(source, request, prefer_converted)
+    if found is None:
+        raise SourceError(
+            request.model,
+            "it is not downloaded yet, and a dry run downloads nothing",
+            f"fetch it first (hf download {source.repo_id} --local-dir DIR) and pass what arrived, "
+            "or leave --dry-run out",
+        )
+    return found
+
+
+def _local(source: Source, request: Request, prefer_converted: bool) -> Path | None:
+    """The folder or file of a source that is on this disk; None where it is not."""
     if source.path is not None:
         return source.path
     assert source.repo_id is not None
@@ -303,14 +386,8 @@ def _fetched_before(source: Source, request: Request, prefer_converted: bool) ->
             source.repo_id, source.checkpoint_dir, request.revision, source.file, prefer_converted
         )
         found = None if copy is None else copy.path
-    if found is None:
-        raise SourceError(
-            request.model,
-            "it is not downloaded yet, and a dry run downloads nothing",
-            f"fetch it first (hf download {source.repo_id} --local-dir DIR) and pass what arrived, "
-            "or leave --dry-run out",
-        )
-    _say(request, f"planned with what was downloaded to {found}, nobody was asked for a newer one")
+    if found is not None:
+        _say(request, f"told by what was downloaded to {found}, nobody was asked for a newer one")
     return found
 
 
@@ -377,12 +454,8 @@ def _planned(
 ) -> Iterator[tuple[ModelConverter, Plan]]:
     """The converter of an open checkpoint, and its plan; `tell` is told the stages of slow ones."""
     from converter.base import ModelConverter
-    from converter.options import ConvertOptions
 
-    if source.kind == "demo":
-        # So small a model that int8 activations change what it says (CONVERSION_STATUS.md).
-        chosen = {"quantize": "fp16", **chosen}
-    options = ConvertOptions(**{key: chosen[key] for key in chosen if key != "engine"})
+    options = _options(source, chosen)
     with open_checkpoint(local) as checkpoint:
         if "engine" in chosen:
             from converter.torch.reference import ReferenceConverter
@@ -391,6 +464,15 @@ def _planned(
         else:
             converter = ModelConverter(checkpoint, source.name, options)
         yield converter, converter.plan()
+
+
+def _options(source: Source, chosen: dict[str, Any]) -> ConvertOptions:
+    from converter.options import ConvertOptions
+
+    if source.kind == "demo":
+        # So small a model that int8 activations change what it says (CONVERSION_STATUS.md).
+        chosen = {"quantize": "fp16", **chosen}
+    return ConvertOptions(**{key: chosen[key] for key in chosen if key != "engine"})
 
 
 def _check_disk(converter: ModelConverter, plan: Plan, output: Path) -> None:

@@ -82,6 +82,7 @@ def download(
     check_config: Callable[[dict[str, Any]], object] | None = None,
     check_gguf: Callable[[str, bytes], object] | None = None,
     is_adapter: bool = False,
+    headers_only: bool = False,
     offline: bool = False,
     announce: Callable[[str], None] = lambda _: None,
 ) -> HubDownload:
@@ -98,6 +99,8 @@ def download(
         check_config: called with the parsed config.json before anything big is fetched; what it
             raises ends the download.
         check_gguf: the same with the name and the first bytes of a GGUF.
+        headers_only: of weights fetch the headers alone (`hub_headers`), and no tokenizer; `target`
+            is then for nothing else.
         offline: ask nobody: a complete copy is here, or it is an error.
         announce: called with the kind of what will be fetched, where anything will.
 
@@ -116,7 +119,7 @@ def download(
     import httpx
     from huggingface_hub.utils import WeakFileLock
 
-    from converter.checkpoint import hub_errors, hub_network, hub_repository
+    from converter.checkpoint import hub_errors, hub_headers, hub_network, hub_repository
 
     endpoint = hub_network.read_endpoint(os.environ)
     if offline:
@@ -145,8 +148,11 @@ def download(
             if kind == "safetensors":
                 names = _complete_names(repository, names, check_config)
             elif kind == "gguf" and check_gguf is not None and not (target / names[0]).exists():
-                check_gguf(f"{repo_id}/{names[0]}", repository.head(names[0], _GGUF_HEAD))
-            repository.bring(kind, names, quiet, announce, asked=file)
+                check_gguf(f"{repo_id}/{names[0]}", repository.read(names[0], 0, _GGUF_HEAD))
+            if headers_only:
+                hub_headers.bring_headers(repository, names)
+            else:
+                repository.bring(kind, names, quiet, announce, asked=file)
         path = target if kind in _FOLDERS else target / names[0]
         return HubDownload(kind, path, repo_id, repository.commit, tuple(notes))
 

@@ -191,20 +191,21 @@ class Repository:
         os.replace(part, path)
         progress.end_file()
 
-    def head(self, name: str, count: int) -> bytes:
-        """The first `count` bytes of a file, all of a shorter one; nothing of it is kept."""
+    def read(self, name: str, start: int, stop: int) -> bytes:
+        """The bytes `start:stop` of a file, as far as it has them; nothing of it is kept."""
         url = hf_hub_url(
             self.request.repo_id, name, revision=self.commit, endpoint=self.request.endpoint
         )
-        headers = {**self._headers, "Range": f"bytes=0-{count - 1}"}
+        headers = {**self._headers, "Range": f"bytes={start}-{stop - 1}"}
         data = b""
         with get_session().stream("GET", url, headers=headers, follow_redirects=True) as response:
             hf_raise_for_status(response)
+            begins = start if response.status_code == httpx.codes.PARTIAL_CONTENT else 0
             for piece in response.iter_bytes():  # of a hub that knows no ranges, no more than this
                 data += piece
-                if len(data) >= count:
+                if begins + len(data) >= stop:
                     break
-        return data[:count]
+        return data[start - begins : stop - begins]
 
     def _part(self, remote: RemoteFile) -> Path:
         """The unfinished file; a hash in its name keeps it from being continued as another."""

@@ -1,0 +1,90 @@
+"""`litert-lm-cli check`: what would become of a model, before anything is downloaded."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from converter.errors import LiteRTLMError
+
+if TYPE_CHECKING:
+    from converter.check import CheckReport
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    from cli.convert import add_conversion_options
+
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "check",
+        help="say what would become of a model: support, sizes, memory",
+        description="Say whether a model can be converted, as what, how large it is in each scheme "
+        "and how much memory it needs on the device. Of a model on the hub, its config and the "
+        "headers of its weights are fetched, and nothing else. Exits with 1 where a conversion "
+        "would be refused, and says why.",
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a Hugging Face id (org/name), a folder with config.json and *.safetensors, "
+        "or a .gguf file",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_conversion_options(parser)
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    from cli.obtain import examine
+    from cli.request import Request, of_arguments
+
+    try:
+        report = examine(of_arguments(Request, args))
+    except LiteRTLMError as refusal:
+        if args.json:
+            said = {"what": refusal.what, "why": refusal.why, "fix": refusal.fix}
+            _print_json({"model": args.model, "supported": False, "refusal": said})
+        raise
+    if args.json:
+        _print_json(report.as_json())
+    else:
+        print("\n".join(_lines(report)))
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    import json
+
+    # In ASCII: names may hold what a terminal obeys, or its encoding lacks.
+    print(json.dumps(value, indent=2))
+    sys.stdout.flush()
+
+
+def _lines(report: CheckReport) -> list[str]:
+    from cli.inspect import printable, size
+
+    lines = [
+        f"{report.model}: can be converted",
+        f"  family: {report.family}",
+        f"  parameters: {report.parameters / 1e9:.2f} billion",
+        f"  made for: {report.context_length} tokens",
+        "",
+        "Size of the file, without the tokenizer",
+    ]
+    for scheme in report.sizes:
+        nbytes = f"refused: {scheme.refusal}" if scheme.bytes is None else size(scheme.bytes)
+        lines.append(f"  {scheme.scheme:24}{nbytes:>10}")
+    lines += ["", f"Memory to run in {report.scheme} for {report.target}, beside the engine"]
+    lines.append(
+        f"  {'tokens of context':24}{'weights':>10}{'KV cache':>10}{'scratch':>10}{'all':>10}"
+    )
+    for context in report.memory:
+        needs = context.run_memory
+        sizes = (
+            needs.weights_bytes, needs.kv_cache_bytes, needs.scratch_bytes, needs.total_bytes,
+        )  # fmt: skip
+        lines.append(f"  {context.kv_cache_length:<24}{''.join(f'{size(n):>10}' for n in sizes)}")
+    lines.append("")
+    if not report.text_proved:
+        lines.append("Tokenizer and chat template were not fetched; they are proved at conversion.")
+    lines += [f"Note: {note}" for note in report.notes]
+    return [printable(line) for line in lines]

@@ -1,0 +1,140 @@
+"""What a model would be, from its config and the headers of its weights: not one weight is read.
+
+Every figure is that of the plan which `convert` would carry out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from converter.base import ModelConverter, Plan
+from converter.checkpoint.base import Checkpoint
+from converter.errors import LiteRTLMError, SourceError
+from converter.litertlm.inspection import summarise
+from converter.litertlm.run_memory import RunMemory
+from converter.options import DEFAULT_CACHE_LENGTH, ConvertOptions
+from converter.weights.quantization import SCHEMES
+
+# Tokens of context whose memory is told, as far as the model goes.
+CONTEXTS = (DEFAULT_CACHE_LENGTH, 4096, 8192, 32768)
+
+
+@dataclass(frozen=True)
+class SchemeSize:
+    """A scheme of `--quantize`, and how large the network is in it.
+
+    Attributes:
+        bytes: of the network in the file; tokenizer and template come to it. None where the scheme
+            is refused.
+        refusal: why it is.
+    """
+
+    scheme: str
+    bytes: int | None
+    refusal: str | None = None
+
+
+@dataclass(frozen=True)
+class ContextMemory:
+    """What the model needs in the engine with so many tokens of context (`--kv-cache-max-len`)."""
+
+    kv_cache_length: int
+    run_memory: RunMemory
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check` prints; the fields are the keys of its JSON.
+
+    Attributes:
+        family: that it is read as.
+        parameters: values in its weights; a tied head counts once.
+        context_length: tokens that the model was made for.
+        scheme: that the memory is told for.
+        text_proved: whether tokenizer and chat template were there to be proved.
+        notes: what a conversion would say beside.
+    """
+
+    model: str
+    supported: bool
+    family: str
+    parameters: int
+    context_length: int
+    scheme: str
+    target: str
+    sizes: tuple[SchemeSize, ...]
+    memory: tuple[ContextMemory, ...]
+    text_proved: bool
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The whole report in plain types."""
+        return asdict(self)
+
+
+class _NetworkConverter(ModelConverter):
+    """Plans a network alone: its tokenizer may not be there."""
+
+    def _describe(self, *_: object) -> Any:
+        raise SourceError(self.name, "its tokenizer was not looked at", "convert it")
+
+
+def check(
+    checkpoint: Checkpoint, name: str, options: ConvertOptions, has_text: bool
+) -> CheckReport:
+    """Plan a conversion in every scheme and in several lengths of context.
+
+    Args:
+        has_text: whether tokenizer and chat template are there, and are to be proved.
+
+    Raises:
+        LiteRTLMError: what a conversion would be refused with.
+    """
+    notes: tuple[str, ...] = ()
+    if has_text:
+        notes = tuple(ModelConverter(checkpoint, name, options).plan().metadata.notes)
+    plan = _NetworkConverter(checkpoint, name, options).plan()
+    lengths = options.cache_length and (options.cache_length,)
+    return CheckReport(
+        model=name,
+        supported=True,
+        family=plan.family.name,
+        parameters=sum(math.prod(weight.shape) for weight in plan.weights),
+        context_length=plan.family.max_position_embeddings,
+        scheme=plan.quantization.name,
+        target=options.target.value,
+        sizes=tuple(_sizes(checkpoint, name, options, plan)),
+        memory=tuple(_memory(checkpoint, name, options, lengths or _contexts(plan))),
+        text_proved=has_text,
+        notes=notes,
+    )
+
+
+def _contexts(plan: Plan) -> Iterable[int]:
+    limit = plan.family.max_position_embeddings
+    return dict.fromkeys(min(length, limit) for length in CONTEXTS)
+
+
+def _sizes(
+    checkpoint: Checkpoint, name: str, options: ConvertOptions, plan: Plan
+) -> Iterable[SchemeSize]:
+    for scheme in dict.fromkeys((plan.quantization.name, *SCHEMES)):
+        try:
+            chosen = replace(options, quantize=scheme)
+            nbytes = _NetworkConverter(checkpoint, name, chosen).plan().model.nbytes
+        except LiteRTLMError as refusal:  # blocks that do not divide a row, for one
+            yield SchemeSize(scheme, None, str(refusal))
+        else:
+            yield SchemeSize(scheme, nbytes)
+
+
+def _memory(
+    checkpoint: Checkpoint, name: str, options: ConvertOptions, lengths: Iterable[int]
+) -> Iterable[ContextMemory]:
+    for length in lengths:
+        plan = _NetworkConverter(checkpoint, name, replace(options, cache_length=length)).plan()
+        model = summarise(memoryview(plan.model.flatbuffer))
+        yield ContextMemory(length, model.run_memory)
