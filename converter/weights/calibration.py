@@ -139,9 +139,9 @@ def calibrate(spec: DecoderSpec, weights: Weights) -> None:
 
 
 def to_integers(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows as integers of -127 to 127, int16, and their scales, float32 `(n,)`."""
+    """Rows as integers of -127 to 127, int8, and their scales, float32 `(n,)`."""
     scales = np.maximum(np.abs(x).max(axis=1) / np.float32(INT8_MAX), _TINY)
-    return np.rint(x / scales[:, None]).astype(np.int16), scales
+    return np.rint(x / scales[:, None]).astype(np.int8), scales
 
 
 _TINY = np.finfo(np.float32).tiny

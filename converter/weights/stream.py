@@ -20,7 +20,7 @@ from converter.checkpoint.base import Checkpoint, ThreadBuffer
 from converter.decoder import DecoderSpec
 from converter.errors import UnsupportedError
 from converter.families.base import WeightSource
-from converter.kernels import SMALLEST_HALF, SMALLEST_NORMAL, integer_product
+from converter.kernels import SMALLEST_HALF, SMALLEST_NORMAL, multiply_int8
 from converter.output.atomic_file import AtomicFile
 from converter.tflite.graph import DType, Weight
 from converter.tflite.writer import Layout
@@ -283,8 +283,8 @@ class Wanted:
     def fill(self, start: int, packed: np.ndarray, scales: np.ndarray | None) -> None:
         """The columns of the product from `start` on, of packed int8 rows."""
         assert scales is not None
-        found = integer_product(self.integers, packed) * scales[:, None] * self.scales
-        self.product[:, start : start + len(packed)] = found.T
+        product = self.product[:, start : start + len(packed)]
+        multiply_int8(self.integers, self.scales, packed, scales, product)
 
 
 def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
