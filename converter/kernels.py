@@ -39,7 +39,14 @@ def _compiled() -> ctypes.CDLL | None:
     library.widen_bf16.restype = None
     library.pack_int8.argtypes = [pointer, ctypes.c_int, pointer, size, size, pointer, pointer]
     library.pack_int8.restype = ctypes.c_int
-    library.multiply_int8.argtypes = [*[pointer] * 2, size, *[pointer] * 2, *[size] * 2, pointer, size]
+    library.multiply_int8.argtypes = [
+        *[pointer] * 2,
+        size,
+        *[pointer] * 2,
+        *[size] * 2,
+        pointer,
+        size,
+    ]
     library.multiply_int8.restype = None
     library.pack_int4.argtypes = [*[pointer] * 2, *[size] * 3, pointer, size, *[pointer] * 3]
     library.pack_int4.restype = ctypes.c_int

@@ -30,7 +30,7 @@ from converter.version import __version__
 
 FORMAT = 1
 _LARGEST = 1 << 24  # bytes of a receipt
-_READ_SIZE = 1 << 20
+_READ_SIZE = 1 << 18  # what the L2 cache holds
 _PACKAGES = ("numpy", "flatbuffers", "litert-lm-builder", "tokenizers", "sentencepiece", "gguf")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
 from converter.errors import LiteRTLMError, SourceError
+from converter.output.process import end_with
 
 T = TypeVar("T")
 # Gemma's tokenizer, the largest that we know, is proved in 3 s and less than 1 GiB.
@@ -19,7 +20,7 @@ _MOST_SECONDS, _MOST_MEMORY = 120, 3 << 29
 _OUT_OF_MEMORY = 66
 
 
-def start(function: Callable[[], T], what: str) -> Callable[[], T]:
+def start(function: Callable[[], T], what: str, is_bounded: bool = True) -> Callable[[], T]:
     """Start `function` in a forked copy of this process; what is returned waits for its result.
 
     For work that holds Python's lock: threads would stand still beside it. And for work on what
@@ -31,6 +32,7 @@ def start(function: Callable[[], T], what: str) -> Callable[[], T]:
 
     Args:
         what: named in the error.
+        is_bounded: whether the copy may take so much time and memory only.
 
     Raises (from what is returned):
         SourceError: it took too long or too much, or died.
@@ -40,11 +42,14 @@ def start(function: Callable[[], T], what: str) -> Callable[[], T]:
         return functools.cache(guarded)
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
+    parent = os.getpid()
 
     def work() -> None:
         receiver.close()  # else sending would wait for ever once the parent is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what native code says when it dies
-        _limit()
+        end_with(parent)
+        if is_bounded:
+            _limit()
         try:
             sender.send(guarded())
         except LiteRTLMError as error:  # not again where nothing is bounded

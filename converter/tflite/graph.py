@@ -90,8 +90,7 @@ class Declared(NamedTuple):
     scales: int | None = None
 
 
-@dataclass(frozen=True)
-class Op:
+class Op(NamedTuple):
     operator: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
