@@ -44,7 +44,7 @@ from converter.weights.quantization import (
     parse_quantization,
     part_of,
 )
-from converter.weights.stream import PlannedWeight, Progress, WeightStream
+from converter.weights.stream import PlannedWeight, Progress, Watch, WeightStream
 
 
 @dataclass(frozen=True)
@@ -291,10 +291,14 @@ class ModelConverter:
 
     # Stream ---------------------------------------------------------------------------------------
 
-    def stream(self, plan: Plan, file: AtomicFile, progress: Progress) -> WeightStream:
+    def stream(
+        self, plan: Plan, file: AtomicFile, progress: Progress, watch: Watch | None = None
+    ) -> WeightStream:
         """Read, pack and write every weight; the rest of the plan is made beside it."""
         weights, clip = plan.weights, self.options.clip
-        stream = WeightStream(self.checkpoint, self.name, weights, plan.model, file, clip, progress)
+        stream = WeightStream(
+            self.checkpoint, self.name, weights, plan.model, file, clip, progress, watch
+        )
         stream.run(plan.spec, self.options.threads, beside=plan.text)
         return stream
 

@@ -36,6 +36,8 @@ BLOCK_VALUES = 1 << 20
 _INT4_BLOCKS = ("Q4_0",)
 
 Progress = Callable[[int], None]
+# Told each weight's path, and what is known of its inputs when it is stored.
+Watch = Callable[[str, Inputs], None]
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,6 @@ class WeightStream:
     """Streams the weights of a plan into a file.
 
     Attributes:
-        inputs: what was known of each weight's inputs when it was stored.
         met: blocks carried over exactly, and all blocks, of each weight that carries blocks.
 
     Raises (from `run`):
@@ -112,12 +113,13 @@ class WeightStream:
         file: AtomicFile,
         clip: Clip,
         progress: Progress,
+        watch: Watch | None = None,
     ) -> None:
-        self.inputs: dict[str, Inputs] = {}
         self.met: dict[str, tuple[int, int]] = {}
         self._checkpoint, self._name = checkpoint, name
         self._weights = {weight.path: weight for weight in weights}
         self._model, self._file, self._clip, self._progress = model, file, clip, progress
+        self._watch = watch
         self._sent: set[str] = set()
         self._counting = threading.Lock()
         self._floats = ThreadBuffer(np.float32)
@@ -156,7 +158,7 @@ class WeightStream:
                 self._workers.do_later(self._tasks(path, inputs))
 
     def multiply(self, inputs: Inputs, x: np.ndarray, *paths: str) -> list[np.ndarray]:
-        integers, scales = to_integers(x if inputs.factors is None else x / inputs.factors)
+        integers, scales = to_integers(x, inputs.factors)
         products, tasks = [], []
         for path in paths:
             product = np.empty((len(x), self._weights[path].shape[0]), np.float32)
@@ -192,7 +194,8 @@ class WeightStream:
     def _tasks(self, path: str, inputs: Inputs, wanted: Wanted | None = None) -> list[Task]:
         weight = self._weights[path]
         self._sent.add(path)
-        self.inputs[path] = inputs
+        if self._watch is not None:
+            self._watch(path, inputs)
         return [
             partial(self._stream_block, weight, inputs, wanted, *block)
             for block in weight.row_blocks()
