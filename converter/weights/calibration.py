@@ -140,7 +140,7 @@ def calibrate(spec: DecoderSpec, weights: Weights) -> None:
 
 
 def to_integers(x: np.ndarray, factors: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Rows, divided by factors, as integers of -127 to 127, int8, and their scales, float32 `(n,)`."""
+    """Rows, divided by factors, as int8 of -127 to 127, and their scales, float32 `(n,)`."""
     values = x.copy() if factors is None else x / factors
     peaks = np.maximum(values.max(axis=1), -values.min(axis=1))
     scales = np.maximum(peaks / np.float32(INT8_MAX), _TINY)
