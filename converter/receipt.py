@@ -31,6 +31,7 @@ from converter.version import __version__
 FORMAT = 1
 _LARGEST = 1 << 24  # bytes of a receipt
 _READ_SIZE = 1 << 18  # what the L2 cache holds
+_SHARED_READ_SIZE = 1 << 22  # enough for all cores
 _PACKAGES = ("numpy", "flatbuffers", "litert-lm-builder", "tokenizers", "sentencepiece", "gguf")
 
 
@@ -82,8 +83,7 @@ def hash_parts(path: Path) -> list[dict[str, Any]]:
     Raises:
         SourceError: it cannot be read, or is none.
     """
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda part: _hash_part(path, part), parts_of(path)))
+    return [_hash_part(path, part) for part in parts_of(path)]
 
 
 def parts_of(path: Path) -> list[Part]:
@@ -230,20 +230,24 @@ def _hash_file(path: Path) -> dict[str, Any]:
 
 
 def _hash_part(path: Path, part: Part) -> dict[str, Any]:
-    digest, _ = _hash_range(path, part.offset, part.size)
+    digest, _ = _hash_range(path, part.offset, part.size, all_cores=True)
     return {"name": part.name, "offset": part.offset, "size": part.size, "blake3": digest}
 
 
-def _hash_range(path: Path, start: int, size: int | None) -> tuple[str, int]:
+def _hash_range(
+    path: Path, start: int, size: int | None, all_cores: bool = False
+) -> tuple[str, int]:
     """The hash of a part of a file, to its end where no size is given; and its bytes."""
     from blake3 import blake3
 
-    hasher, done, buffer = blake3(), 0, memoryview(bytearray(_READ_SIZE))
+    hasher = blake3(max_threads=blake3.AUTO if all_cores else 1)
+    read_size = _SHARED_READ_SIZE if all_cores else _READ_SIZE
+    done, buffer = 0, memoryview(bytearray(read_size))
     try:
         with open(path, "rb", buffering=0) as file:
             file.seek(start)
             while size is None or done < size:
-                wanted = _READ_SIZE if size is None else min(_READ_SIZE, size - done)
+                wanted = read_size if size is None else min(read_size, size - done)
                 count = file.readinto(buffer[:wanted])
                 if not count:
                     break
