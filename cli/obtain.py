@@ -364,11 +364,12 @@ def _convert(
 
 
 def _adapter_files(chosen: dict[str, Any]) -> list[Path]:
+    """What is read of an adapter, as far as it is there: the plan refuses one that lacks a file."""
     if "lora" not in chosen:
         return []
     from converter.weights.lora import adapter_files
 
-    return adapter_files(chosen["lora"])
+    return [file for file in adapter_files(chosen["lora"]) if file.is_file()]
 
 
 def _converter(

@@ -6,6 +6,7 @@ ctypes releases Python's lock, so the threads run side by side.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import sys
@@ -27,13 +28,18 @@ _LANES = 8  # in which kernels.c adds up
 def _compiled() -> ctypes.CDLL | None:
     # What ./setup compiled, or what a wheel brought (as kernels.so, it would be this very module).
     for path in (Path(sys.prefix) / "kernels.so", Path(__file__).with_name("libkernels.so")):
-        try:
-            library = ctypes.CDLL(str(path))
-            break
-        except OSError:  # there was no C compiler
-            continue
-    else:
-        return None
+        with contextlib.suppress(OSError):  # there was no C compiler
+            return load(path)
+    return None
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """What kernels.c was compiled to.
+
+    Raises:
+        OSError: it is not there, or for another system.
+    """
+    library = ctypes.CDLL(str(path))
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     library.widen_bf16.argtypes = [pointer, pointer, size]
     library.widen_bf16.restype = None

@@ -5,16 +5,15 @@ under a name of its own, so that whoever is interrupted leaves a pair that belon
 that the next run completes.
 
 Hashes are BLAKE3 (`b3sum` prints the same): they are made beside the disk's work, and SHA-256 would
-take as long as a conversion.
+take as long as a conversion. Those of the sources are begun first of all; what this file imports
+only later is imported there.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
-import platform
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from typing import Any
 
 from converter.checkpoint.files import is_plain_name
 from converter.errors import OutputError, SourceError
-from converter.litertlm.inspection import read_bundle
 from converter.output.atomic_file import AtomicFile, sweep
 from converter.version import __version__
 
@@ -88,6 +86,8 @@ def hash_parts(path: Path) -> list[dict[str, Any]]:
 
 def parts_of(path: Path) -> list[Part]:
     """Ranges that cover the whole file."""
+    from converter.litertlm.inspection import read_bundle
+
     bundle = read_bundle(path)
     starts = [
         ("header", 0),
@@ -99,6 +99,9 @@ def parts_of(path: Path) -> list[Part]:
 
 def versions() -> dict[str, str]:
     """What the bytes of a result may depend on."""
+    import importlib.metadata
+    import platform
+
     return {
         "litert-lm-cli": __version__,
         "python": platform.python_version(),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,13 +16,25 @@ from converter import kernels
 Pack = Callable[[np.ndarray], tuple[bool, np.ndarray, np.ndarray]]
 
 
-@pytest.fixture(params=["compiled", "numpy"], autouse=True)
+@pytest.fixture(scope="session")
+def portable(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """Compiled for processors of which nothing is known."""
+    library, source = tmp_path_factory.mktemp("kernels") / "kernels.so", Path(kernels.__file__)
+    flags = ["-DPORTABLE", "-O3", "-ffp-contract=off", "-shared", "-fPIC"]
+    subprocess.run(["cc", *flags, "-o", library, source.with_suffix(".c")], check=True)
+    return kernels.load(library)
+
+
+@pytest.fixture(params=["compiled", "portable", "numpy"], autouse=True)
 def body(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every test of this file runs with both bodies."""
+    """Every test of this file runs with every body."""
     if request.param == "numpy":
         monkeypatch.setattr(kernels, "_compiled", lambda: None)
     elif shutil.which("cc") is None:
         pytest.skip("there is no C compiler here, so numpy's body is what runs")
+    elif request.param == "portable":
+        library = request.getfixturevalue("portable")
+        monkeypatch.setattr(kernels, "_compiled", lambda: library)
     else:
         assert isinstance(kernels._compiled(), ctypes.CDLL), "run ./setup --dev"
     return str(request.param)
