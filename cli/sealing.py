@@ -47,6 +47,7 @@ class Sealing:
         self._hashes = background.start(
             partial(receipt.hash_files, files), self._origin.model, is_bounded=False
         )
+        self._versions = receipt.versions()
         if self._expected is None:
             return
         said = {entry["name"]: entry for entry in self._expected["source"]["files"]}
@@ -64,10 +65,10 @@ class Sealing:
     def of_conversion(self, converter: ModelConverter, plan: Plan) -> Seal:
         """What is called with the complete file of a conversion."""
 
+        options = options_for_receipt(converter, plan, self._adapter)
+
         def seal(finished: Path) -> Callable[[], None]:
-            figures = figures_for_receipt(converter, plan)
-            options = options_for_receipt(converter, plan, self._adapter)
-            return self.seal(finished, options, figures)
+            return self.seal(finished, options, figures_for_receipt(converter, plan))
 
         return seal
 
@@ -88,7 +89,7 @@ class Sealing:
             "source": asdict(self._origin) | {"files": sources.result()},
             "options": options,
             "plan": plan,
-            "versions": receipt.versions(),
+            "versions": self._versions,
             "check": None,
         }
         if self._expected is not None:

@@ -5,14 +5,17 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Compiled several times; the fastest that the processor has is chosen when the library is loaded.
-   PORTABLE is for tests: what other processors run. */
-#if defined(PORTABLE) || !defined(__x86_64__) || !defined(__linux__)
-#define EACH_PROCESSOR
-#elif __GNUC__ >= 12
+/* On processors of which the compiler knows, loops are compiled several times; the fastest that the
+   processor has is chosen when the library is loaded. PORTABLE is for tests: what others run. */
+#if defined(__x86_64__) && defined(__linux__) && !defined(PORTABLE)
+#define KNOWS_PROCESSORS
+#endif
+#if defined(KNOWS_PROCESSORS) && __GNUC__ >= 12
 #define EACH_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
-#else
+#elif defined(KNOWS_PROCESSORS)
 #define EACH_PROCESSOR __attribute__((target_clones("avx2", "default")))
+#else
+#define EACH_PROCESSOR
 #endif
 #define INLINED static inline __attribute__((always_inline))
 
@@ -141,7 +144,7 @@ EACH_PROCESSOR void add_piece(const int8_t *x, size_t tokens, const int8_t *rows
     }
 }
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(PORTABLE)
+#ifdef KNOWS_PROCESSORS
 /* The same with AVX-512 VNNI, which multiplies bytes, but unsigned with signed ones: 128 is added
    to what is on the left, and its share taken off again. */
 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,prefer-vector-width=512"))) static void
