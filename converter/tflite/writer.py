@@ -91,10 +91,7 @@ class Layout:
 
 
 def write(model: Model) -> Layout:
-    """Write the flatbuffer and fix the place of every weight; `model` has no graphs afterwards.
-
-    A graph knows its model, and the model its graphs: nobody would notice that they are done with.
-    """
+    """Write the flatbuffer and fix the place of every weight."""
     return _Packer(model).pack()
 
 
@@ -173,8 +170,7 @@ class _Packer:
             SignatureDefs=signatures,
         )
         self._builder.Finish(root, b"TFL3")
-        self._written.clear()  # this and the graphs hold several times the result's memory
-        self._model.graphs.clear()
+        self._written.clear()  # this holds several times the result's memory
         flatbuffer: bytearray = self._builder.Bytes
         del flatbuffer[: self._builder.head]  # which copies nothing
         return self._place_weights(flatbuffer)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from converter import kernels
+from converter.compile_kernels import compile_kernels
 
 Pack = Callable[[np.ndarray], tuple[bool, np.ndarray, np.ndarray]]
 
@@ -19,9 +18,10 @@ Pack = Callable[[np.ndarray], tuple[bool, np.ndarray, np.ndarray]]
 @pytest.fixture(scope="session")
 def portable(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """Compiled for processors of which nothing is known."""
-    library, source = tmp_path_factory.mktemp("kernels") / "kernels.so", Path(kernels.__file__)
-    flags = ["-DPORTABLE", "-O3", "-ffp-contract=off", "-shared", "-fPIC"]
-    subprocess.run(["cc", *flags, "-o", library, source.with_suffix(".c")], check=True)
+    library = tmp_path_factory.mktemp("kernels") / "kernels.so"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CC", "cc -DPORTABLE")
+        assert compile_kernels(library)
     return kernels.load(library)
 
 
