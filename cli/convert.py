@@ -74,6 +74,11 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
         help="merge a LoRA adapter: a PEFT folder, or an id on the hub (org/name)",
     )
     parser.add_argument(
+        "--chat-template",
+        metavar="FILE",
+        help="a Jinja template in place of the model's own, or none: the model then completes text",
+    )
+    parser.add_argument(
         "--clip",
         choices=("mse", "max"),
         help="mse (default): scales of int4 blocks of least squared error, and columns equalised "
@@ -172,6 +177,7 @@ def _lines(report: PlanReport, force: bool) -> list[str]:
         f"  family: {report.family}",
         f"  quantization: {report.scheme}",
         f"  target: {report.target}",
+        f"  chat template: {report.chat_template}",
         f"  KV cache: {report.kv_cache_length}",
         f"  threads: {report.threads}",
         "",

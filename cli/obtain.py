@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -101,7 +102,9 @@ def preview(request: Request) -> PlanReport:
         )
     with open_checkpoint(local) as checkpoint:
         converter = _converter(checkpoint, source, chosen)
-        return report(converter, converter.plan(), source.output_path(request.output_dir))
+        plan = converter.plan()
+        _say_found(request, plan)
+        return report(converter, plan, source.output_path(request.output_dir))
 
 
 def try_out(output: Path) -> str:
@@ -196,7 +199,7 @@ def _source_of(request: Request, chosen: dict[str, Any]) -> Source:
         _say(request, note)
     if "lora" not in chosen:
         return source
-    adapter = Path(chosen["lora"].rstrip("/")).name
+    adapter = Path(os.path.abspath(chosen["lora"])).name  # "." has a name, too
     return replace(source, name=f"{source.name}-{adapter}")
 
 
@@ -350,6 +353,7 @@ def _convert(
             f"{source.name}: {plan.family.name}, {plan.quantization.name}, "
             f"KV cache {plan.cache_length}, {plan.model.nbytes / 1e6:.0f} MB -> {output}",
         )
+        _say_found(request, plan)
 
         # The torch engine tells its stages instead.
         hidden = request.quiet or "engine" in chosen
@@ -361,6 +365,11 @@ def _convert(
             converter.write(plan, output, progress, seal)
     for note in plan.metadata.notes:
         _say(request, note)
+
+
+def _say_found(request: Request, plan: Plan) -> None:
+    for what, finding in plan.found.items():
+        _say(request, f"{what}: {finding}")
 
 
 def _adapter_files(chosen: dict[str, Any]) -> list[Path]:

@@ -21,8 +21,8 @@ BACKENDS = ("cpu", "gpu")
 ENGINES = ("direct", "torch")
 # What a receipt says, so that nobody else may.
 _DECIDED_BY_RECEIPT = (
-    "quantize", "clip", "lora", "prefill_seq_len", "kv_cache_max_len", "target", "engine",
-    "revision",
+    "quantize", "clip", "lora", "chat_template", "prefill_seq_len", "kv_cache_max_len", "target",
+    "engine", "revision",
 )  # fmt: skip
 
 
@@ -47,6 +47,7 @@ class Request:
     quantize: str | None = None
     clip: str | None = None
     lora: str | None = None
+    chat_template: str | None = None
     prefill_seq_len: str | None = None
     kv_cache_max_len: int | None = None
     target: str | None = None
@@ -98,6 +99,10 @@ class Request:
             chosen["clip"] = _member(Clip, "clip", self.clip)
         if self.lora is not None:
             chosen["lora"] = self.lora
+        if self.chat_template is not None:
+            from converter.options import read_chat_template
+
+            chosen["chat_template"] = read_chat_template(self.chat_template)
         if self.prefill_seq_len is not None:
             from converter.options import parse_prefill_lengths
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from converter import receipt
 from converter.checkpoint.files import check_states, file_states
 from converter.errors import OutputError, SourceError
+from converter.options import ChatTemplate
 from converter.output.atomic_file import Seal
 from converter.receipt import Origin
 from converter.text import background
@@ -122,6 +123,7 @@ def options_for_receipt(
     """What a receipt says of the options: what they came to, defaults included."""
     from converter.torch.reference import ReferenceConverter
 
+    template = converter.options.chat_template
     return {
         "quantize": plan.quantization.name,
         "clip": converter.options.clip.value,
@@ -130,6 +132,9 @@ def options_for_receipt(
         "target": converter.options.target.value,
         "engine": "torch" if isinstance(converter, ReferenceConverter) else "direct",
         "adapter": None if adapter is None else asdict(adapter),
+        "chat_template": None
+        if template is None
+        else asdict(template) | {"blake3": receipt.hash_text(template.text)},
     }
 
 
@@ -147,7 +152,7 @@ def figures_for_receipt(converter: ModelConverter, plan: Plan) -> dict[str, Any]
     }
 
 
-def options_of_receipt(receipt: dict[str, Any]) -> dict[str, Any]:
+def options_of_receipt(found: dict[str, Any]) -> dict[str, Any]:
     """What a receipt says of the options, as `obtain` takes them.
 
     Raises:
@@ -156,7 +161,7 @@ def options_of_receipt(receipt: dict[str, Any]) -> dict[str, Any]:
     from converter.tflite.kv_cache import Target
     from converter.weights.quantization import Clip
 
-    said = receipt.get("options")
+    said = found.get("options")
     if said is None:  # a file that was converted when it was fetched
         return {}
     try:
@@ -172,6 +177,11 @@ def options_of_receipt(receipt: dict[str, Any]) -> dict[str, Any]:
         }
         if said["adapter"] is not None:
             chosen["lora"] = str(said["adapter"]["model"])
+        if (template := said.get("chat_template")) is not None:
+            text, file = str(template["text"]), template["file"]
+            if template["blake3"] != receipt.hash_text(text) or not isinstance(file, str | None):
+                raise ValueError("its chat template is not the one that it was written with")
+            chosen["chat_template"] = ChatTemplate(text, file)
     except (KeyError, TypeError, ValueError) as error:
         raise SourceError(
             "--from-receipt", f"its options are damaged ({error})", "convert the model again"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from converter.checkpoint.base import Checkpoint
 from converter.decoder import DecoderSpec
 from converter.errors import OptionError, SourceError
 from converter.families.base import Family, WeightSource
+from converter.families.matching import grouped
 from converter.litertlm.bundle import (
     FIRST_SECTION,
     BundleLayout,
@@ -33,18 +34,23 @@ from converter.options import DEFAULT_CACHE_LENGTH, ConvertOptions
 from converter.output.atomic_file import AtomicFile, Seal
 from converter.registry import family_of
 from converter.text import background
+from converter.text.chat_template import TEMPLATE_FIX
 from converter.text.tokenizer import load_tokenizer
 from converter.tflite.decoder_graph import build_decoder
 from converter.tflite.kv_cache import CacheShape, cache_shape
 from converter.tflite.writer import Layout, write
 from converter.version import __version__
-from converter.weights.lora import open_adapter
+from converter.weights.lora import Update, open_adapter
 from converter.weights.quantization import (
     Quantization,
     parse_quantization,
     part_of,
 )
 from converter.weights.stream import PlannedWeight, Progress, Watch, WeightStream
+from converter.weights.tied_head import settle_head, untied
+
+# The metadata, and the kind and the bytes of the tokenizer's section.
+Description = tuple[LlmMetadataResult, str, bytes]
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,8 @@ class Plan:
 
     Attributes:
         text_for: what stands beside a network of so many bytes.
+        found: what a user should know about the weights, by what it concerns.
+        description: the proof of tokenizer and template, which `text_for` waits for.
     """
 
     family: Family
@@ -81,6 +89,8 @@ class Plan:
     weights: tuple[PlannedWeight, ...]
     model: Layout
     text_for: Callable[[int], Text]
+    found: Mapping[str, str]
+    description: background.Work[Description]
 
     def text(self) -> Text:
         """What stands beside this plan's network; made once."""
@@ -97,6 +107,10 @@ class Plan:
     @property
     def bundle(self) -> BundleLayout:
         return self.text().bundle
+
+
+# For the proof of tokenizer and template: a tenth of what packing and writing take at 1 GB/s.
+_PATIENCE = 0.1e-9  # seconds per byte of the network
 
 
 class ModelConverter:
@@ -131,6 +145,9 @@ class ModelConverter:
         Args:
             seal: see `converter.output.atomic_file`.
         """
+        # A fault of the template shows before the weights, where it is known soon enough.
+        if plan.description.is_done(within=_PATIENCE * plan.model.nbytes):
+            plan.text()
         with AtomicFile(output) as file:
             self.package(plan, file, self.stream(plan, file, progress))
             file.commit(seal)
@@ -144,17 +161,28 @@ class ModelConverter:
     def plan(self) -> Plan:
         """Validate, emit the graph and fix the place of every weight."""
         quantization = parse_quantization(self.options.quantize)
-        family = family_of(self.checkpoint.config)
-        spec = family.spec()
-        quantization.check(spec)
+        stated = family_of(self.checkpoint.config)
+        family = settle_head(stated, self.checkpoint)
         cache_length = self._cache_length(family)
         lengths = self._prefill_lengths(cache_length)
-        sources = family.weight_sources(list(self.checkpoint.tensors), self.checkpoint.format)
+        tensors = list(self.checkpoint.tensors)
+        sources = family.weight_sources(tensors, self.checkpoint.format)
+        found = _found(family.left_out(tensors, sources.values()))
+        if family is not stated:
+            found["head"] = (
+                "kept apart from the embedding, to which the config ties it: they differ"
+            )
+        updates: Mapping[str, Update] = {}
+        if self.options.lora is not None:
+            updates = open_adapter(self.options.lora).updates(family)
+            if family.tie_word_embeddings and updates.get("embedding") != updates.get("head"):
+                found["head"] = "kept apart from the embedding: the adapter changes one of them"
+                family = untied(family)
+                sources["head"] = sources["embedding"]
+        spec = family.spec()
+        quantization.check(spec)
         shapes = dict(spec.weight_shapes())
         self._check_shapes(shapes, sources)
-        updates = {}
-        if self.options.lora is not None:
-            updates = open_adapter(self.options.lora).updates(family.paths(), shapes)
         target, rings = self.options.target, not family.has_thoughts()
         caches = [
             cache_shape(layer.sliding_window, cache_length, target, rings) for layer in spec.layers
@@ -172,7 +200,7 @@ class ModelConverter:
             )
 
         def text_for(network_nbytes: int) -> Text:
-            return self._lay_out(network_nbytes, family, quantization, caches, *describe())
+            return self._lay_out(network_nbytes, family, quantization, caches, found, *describe())
 
         return Plan(
             family=family,
@@ -198,14 +226,19 @@ class ModelConverter:
             ),
             model=model,
             text_for=functools.cache(text_for),
+            found=found,
+            description=describe,
         )
 
     def _describe(
         self, family: Family, spec: DecoderSpec, cache_length: int, caches: Sequence[CacheShape]
-    ) -> tuple[LlmMetadataResult, str, bytes]:
-        """The metadata, and the kind and the bytes of the tokenizer's section."""
+    ) -> Description:
+        """What is said of the network, proved."""
+        chosen = self.options.chat_template
         tokenizer = load_tokenizer(
-            self.checkpoint, prefer_sentencepiece=family.prefers_sentencepiece
+            self.checkpoint,
+            prefer_sentencepiece=family.prefers_sentencepiece,
+            chat_template=None if chosen is None else chosen.text,
         )
         if tokenizer.vocab_size > spec.vocab_size:
             raise SourceError(
@@ -219,6 +252,7 @@ class ModelConverter:
             max_num_tokens=cache_length,
             name=family.name,
             generation_config=self.checkpoint.generation_config,
+            template_fix=f"correct {chosen.file}" if chosen and chosen.file else TEMPLATE_FIX,
         )
         return metadata, tokenizer.kind, tokenizer_section(tokenizer.kind, tokenizer.data)
 
@@ -228,6 +262,7 @@ class ModelConverter:
         family: Family,
         quantization: Quantization,
         caches: Sequence[CacheShape],
+        found: Mapping[str, str],
         metadata: LlmMetadataResult,
         tokenizer_kind: str,
         tokenizer: bytes,
@@ -246,10 +281,22 @@ class ModelConverter:
             "family": family.name,
             "quantization": quantization.name,
             "target": self.options.target.value,
+            **found,
+            "chat template": self._template_origin(metadata.template.chosen),
         }
         return Text(
             metadata, sections, lay_out([section for section, _ in sections], system), system
         )
+
+    def _template_origin(self, candidate: str) -> str:
+        """Where the chat template came from, for `inspect`."""
+        chosen = self.options.chat_template
+        origin = "the source's" if chosen is None else "--chat-template"
+        if candidate == "completion":
+            return "none, the source has none" if chosen is None else "none, by --chat-template"
+        if ".jinja" in candidate:
+            return f"the family's {candidate}, in place of {origin}"
+        return f"{origin}, {'as it is' if candidate == 'source' else 'adapted'}"
 
     def _cache_length(self, family: Family) -> int:
         limit = family.max_position_embeddings
@@ -282,11 +329,13 @@ class ModelConverter:
             for path, shape in shapes.items()
             if (found := self.checkpoint.tensors[sources[path].tensor].shape) != shape
         ]
+        if any(0 in self.checkpoint.tensors[source.tensor].shape for source in sources.values()):
+            fix = "save it whole: DeepSpeed ZeRO-3 leaves empty tensors, zero_to_fp32.py fills them"
+        else:
+            fix = "check that config.json belongs to these weights"
         if wrong:
             raise SourceError(
-                self.name,
-                f"{len(wrong)} tensors have the wrong shape: {'; '.join(wrong[:5])}",
-                "check that config.json belongs to these weights",
+                self.name, f"{len(wrong)} tensors have the wrong shape: {'; '.join(wrong[:5])}", fix
             )
 
     # Stream ---------------------------------------------------------------------------------------
@@ -296,8 +345,14 @@ class ModelConverter:
     ) -> WeightStream:
         """Read, pack and write every weight; the rest of the plan is made beside it."""
         weights, clip = plan.weights, self.options.clip
+
+        def written(nbytes: int) -> None:
+            progress(nbytes)
+            if plan.description.is_done():
+                plan.description()  # a fault of the template ends the stream here
+
         stream = WeightStream(
-            self.checkpoint, self.name, weights, plan.model, file, clip, progress, watch
+            self.checkpoint, self.name, weights, plan.model, file, clip, written, watch
         )
         stream.run(plan.spec, self.options.threads, beside=plan.text)
         return stream
@@ -355,6 +410,13 @@ def _without_collector() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def _found(left_out: Sequence[str]) -> dict[str, str]:
+    """What `inspect` and a note say about tensors that are not used."""
+    if not left_out:
+        return {}
+    return {"left out": f"{grouped(left_out)}: this network has no place for them"}
 
 
 def _losses(became: str, met: Sequence[tuple[int, int]]) -> str:

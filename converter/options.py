@@ -15,6 +15,20 @@ from converter.weights.quantization import DEFAULT_SCHEME, Clip
 # the last: with no rung between 8 and 64, 62 tokens were eight calls.
 PREFILL_LADDER = (8, 16, 32, 64, 128, 256, 512, 1024)
 DEFAULT_CACHE_LENGTH = 1280
+_LARGEST_TEMPLATE = 1 << 20  # bytes; published ones are below 30,000
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A chat template in place of the source's own.
+
+    Attributes:
+        text: in Jinja; "" for none, so that the model completes text.
+        file: where it was read.
+    """
+
+    text: str
+    file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -29,6 +43,7 @@ class ConvertOptions:
             that is lower.
         target: what the graph is made for.
         lora: folder of a LoRA adapter to merge.
+        chat_template: one that the user chose; None for the source's own.
         threads: workers that stream weights; the result does not depend on it.
     """
 
@@ -38,7 +53,34 @@ class ConvertOptions:
     cache_length: int | None = None
     target: Target = Target.CPU
     lora: Path | None = None
+    chat_template: ChatTemplate | None = None
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+
+
+def read_chat_template(text: str) -> ChatTemplate:
+    """What `--chat-template` names: a file with a template, or `none`.
+
+    Raises:
+        OptionError: there is no such file, or it cannot be a template.
+    """
+    if text == "none":
+        return ChatTemplate("")
+    what, fix = f"--chat-template {text}", "pass a file with a Jinja template, or none"
+    try:
+        with open(text, "rb") as file:
+            content = file.read(_LARGEST_TEMPLATE + 1)
+        template = content.decode("utf-8-sig")
+    except OSError as error:
+        raise OptionError(what, (error.strerror or str(error)).lower(), fix) from error
+    except UnicodeDecodeError as error:
+        raise OptionError(what, "it is not UTF-8 text", fix) from error
+    except ValueError as error:  # a name that no file can have
+        raise OptionError(what, str(error), fix) from error
+    if len(content) > _LARGEST_TEMPLATE:
+        raise OptionError(what, f"it is larger than {_LARGEST_TEMPLATE >> 20} MiB", fix)
+    if not template.strip():
+        raise OptionError(what, "it is empty", fix)
+    return ChatTemplate(template, os.path.abspath(text))
 
 
 def parse_prefill_lengths(text: str) -> tuple[int, ...]:

@@ -84,6 +84,13 @@ def hash_parts(path: Path) -> list[dict[str, Any]]:
     return [_hash_part(path, part) for part in parts_of(path)]
 
 
+def hash_text(text: str) -> str:
+    """The hash of a text in UTF-8."""
+    from blake3 import blake3
+
+    return str(blake3(text.encode("utf-8", "surrogatepass")).hexdigest())
+
+
 def parts_of(path: Path) -> list[Part]:
     """Ranges that cover the whole file."""
     from converter.litertlm.inspection import read_bundle

@@ -56,6 +56,7 @@ class PlanReport:
     family: str
     scheme: str
     target: str
+    chat_template: str
     output: str
     output_exists: bool
     kv_cache_length: int
@@ -85,6 +86,7 @@ def report(converter: ModelConverter, plan: Plan, output: Path) -> PlanReport:
         family=plan.family.name,
         scheme=plan.quantization.name,
         target=converter.options.target.value,
+        chat_template=plan.text().system["chat template"],
         output=str(output),
         output_exists=output.exists(),
         kv_cache_length=plan.cache_length,

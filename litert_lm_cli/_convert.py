@@ -25,6 +25,7 @@ def convert(
     from_receipt: AnyPath | None = None,
     quantize: str | None = None,
     lora: AnyPath | None = None,
+    chat_template: AnyPath | None = None,
     clip: str | None = None,
     prefill_seq_len: int | str | None = None,
     kv_cache_max_len: int | None = None,
@@ -45,6 +46,7 @@ def convert(
         from_receipt: make the same bytes again, as a receipt says; `model` may be left out then.
         quantize: as `--quantize`: dynamic_int8 where None, dynamic_int4, fp16, ...
         lora: an adapter to merge: a PEFT folder, or an id on the hub.
+        chat_template: a file with a Jinja template in place of the model's own, or "none".
         clip: mse (where None) or max.
         prefill_seq_len: the longest prefill signature, or several as in "64,256".
         kv_cache_max_len: tokens that the KV cache holds; 1280 where None.
@@ -73,6 +75,7 @@ def convert(
         force=force,
         quantize=quantize,
         lora=lora,
+        chat_template=chat_template,
         clip=clip,
         prefill_seq_len=prefill_seq_len,
         kv_cache_max_len=kv_cache_max_len,
@@ -95,6 +98,7 @@ def plan(
     output_dir: AnyPath | None = None,
     quantize: str | None = None,
     lora: AnyPath | None = None,
+    chat_template: AnyPath | None = None,
     clip: str | None = None,
     prefill_seq_len: int | str | None = None,
     kv_cache_max_len: int | None = None,
@@ -118,6 +122,7 @@ def plan(
             output_dir=output_dir,
             quantize=quantize,
             lora=lora,
+            chat_template=chat_template,
             clip=clip,
             prefill_seq_len=prefill_seq_len,
             kv_cache_max_len=kv_cache_max_len,
@@ -144,7 +149,7 @@ def request_for(
     if options.get("prefill_seq_len") is not None:
         options["prefill_seq_len"] = str(options["prefill_seq_len"])
     check_limits(options)
-    for name in ("lora", "output_dir"):
+    for name in ("lora", "chat_template", "output_dir"):
         if options.get(name) is not None:
             options[name] = _text(name, options[name])
     if options.get("output_dir") is not None:

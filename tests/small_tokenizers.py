@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,10 @@ def write_tokenizer_gguf(path: Path, tokenizer: dict[str, Any], arch: str = "lla
 def from_gguf(path: Path) -> BundleTokenizer:
     with open_gguf(path) as checkpoint:
         return load_tokenizer(checkpoint)
+
+
+def published_template(folder: Path) -> str:
+    """The chat template in a folder's tokenizer_config.json."""
+    template = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))["chat_template"]
+    assert isinstance(template, str)
+    return template

@@ -7,6 +7,7 @@ costs nothing.
 from __future__ import annotations
 
 import os
+import re
 import stat
 import threading
 from collections.abc import Collection, Iterable, Mapping
@@ -22,6 +23,7 @@ SINGLE_NAME = "model.safetensors"
 SIDE_FILES = (
     "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
+    "additional_chat_templates/tool_use.jinja",
 )  # fmt: skip
 # Of a LoRA adapter in the format of PEFT.
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -212,4 +214,41 @@ def why_not_a_model(what: str, names: Collection[str]) -> LiteRTLMError | None:
         what,
         f"{missing} missing",
         "pass a Hugging Face id, a folder with config.json and *.safetensors, or a .gguf file",
+    )
+
+
+def why_not_an_adapter(what: str, names: Collection[str]) -> LiteRTLMError | None:
+    """Return the error for a folder or repository that is no adapter, None if it is one.
+
+    Args:
+        what: the folder or repository, as the user knows it.
+        names: the names of the files and folders in it.
+    """
+    if all(name in names for name in ADAPTER_FILES):
+        return None
+    if "adapters.safetensors" in names:
+        return UnsupportedError(
+            what,
+            "it is an adapter of mlx-lm (adapters.safetensors), not of peft",
+            "fuse it into its base (mlx_lm.fuse --dequantize) and convert the result",
+        )
+    if "adapter_config.json" in names and "adapter_model.bin" in names:
+        return UnsupportedError(
+            what,
+            "its weights are in PyTorch's pickle format (adapter_model.bin), which can run code "
+            "when it is read",
+            "load it with peft where you trust it, and write it with save_pretrained(FOLDER), "
+            "which makes adapter_model.safetensors",
+        )
+    runs = [match for name in names if (match := re.fullmatch(r"checkpoint-(\d+)", name))]
+    if runs:
+        last = max(runs, key=lambda match: int(match[1]))[0]
+        return SourceError(
+            what,
+            f"it is the folder of a training run, with {len(runs)} checkpoints in it",
+            f"pass one of them, for example its {last}",
+        )
+    missing = " and no ".join(name for name in ADAPTER_FILES if name not in names)
+    return SourceError(
+        what, f"it has no {missing}", "pass a PEFT adapter's folder, or its id on the hub"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from converter.checkpoint.files import (
     is_plain_path,
     weight_files,
     why_not_a_model,
+    why_not_an_adapter,
 )
 from converter.checkpoint.gguf_names import (
     all_parts,
@@ -39,8 +41,6 @@ from converter.errors import SourceError
 
 if TYPE_CHECKING:
     from converter.checkpoint.hub_repository import Repository
-
-DEFAULT_ENDPOINT = "https://huggingface.co"
 
 # These stand in the names of .litertlm files made for one accelerator, one chip or the browser.
 _NOT_GENERIC = re.compile(
@@ -111,12 +111,14 @@ def download(
         if local is not None:
             return local
 
+    # It has no effect any more, and the client says so on two lines.
+    warnings.filterwarnings("ignore", message=".*HF_HUB_ENABLE_HF_TRANSFER")
     import httpx
     from huggingface_hub.utils import WeakFileLock
 
-    from converter.checkpoint import hub_errors, hub_repository
+    from converter.checkpoint import hub_errors, hub_network, hub_repository
 
-    endpoint = (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+    endpoint = hub_network.read_endpoint(os.environ)
     if offline:
         local = local_copy(repo_id, target, revision, file, prefer_converted, is_adapter)
         if local is not None:
@@ -176,13 +178,12 @@ def choose_adapter(repo_id: str, listed: list[str]) -> tuple[str, list[str], lis
     """The same as `choose_files` of a repository that holds a LoRA adapter.
 
     Raises:
-        SourceError: it holds none.
+        SourceError, UnsupportedError: it holds none.
     """
-    missing = [name for name in ADAPTER_FILES if name not in listed]
-    if missing:
-        raise SourceError(
-            f"--lora {repo_id}", f"it has no {' and no '.join(missing)}", "check the name"
-        )
+    top = {name.split("/", 1)[0] for name in listed}
+    unusable = why_not_an_adapter(f"--lora {repo_id}", top)
+    if unusable is not None:
+        raise unusable
     return "adapter", list(ADAPTER_FILES), []
 
 
@@ -198,7 +199,7 @@ def choose_files(
     Raises:
         SourceError, UnsupportedError: there is nothing that can be converted.
     """
-    names = sorted(name for name in listed if is_plain_name(name))
+    names = sorted(name for name in listed if is_plain_name(name) or name in SIDE_FILES)
     converted = [name for name in names if name.endswith(".litertlm")]
     gguf = gguf_models([name for name in listed if is_plain_path(name)])
     if file is not None:

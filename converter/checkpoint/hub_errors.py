@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from converter.checkpoint.hub_network import ProxyFailed
 from converter.errors import LiteRTLMError, OutputError, SourceError
 
 _LOGIN = "set HF_TOKEN, put a file HF_TOKEN here, or run `hf auth login`"
@@ -109,7 +110,18 @@ def explain(error: Exception, request: Request, near: Sequence[str] = ()) -> Lit
             hint if request.token_source else f"{hint}, or {_LOGIN}: the limit is higher",
         )
     if isinstance(error, OfflineModeIsEnabled):
-        return _no_network(what, "HF_HUB_OFFLINE forbids to use the network")
+        return _no_network(what, "HF_HUB_OFFLINE forbids to use the network", "unset it")
+    if isinstance(error, ProxyFailed):
+        said = "".join(c for c in str(error)[:60] if c.isprintable())
+        does = f"does not let the request through ({said})" if error.refused else "does not answer"
+        hint = f"correct {error.proxy.variable} or unset it, or list the host in NO_PROXY"
+        return _no_network(what, f"{error.proxy} {does}", hint)
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return _no_network(
+            what,
+            f"the certificate of {request.endpoint} is signed by nobody that is known here",
+            "if a company's proxy signs it, set SSL_CERT_FILE to the file of its certificates",
+        )
     if isinstance(error, httpx.TimeoutException):
         return _no_network(what, f"{request.endpoint} did not answer in time")
     if isinstance(error, httpx.TransportError):

@@ -32,6 +32,7 @@ from huggingface_hub.utils import (
 
 from converter.checkpoint.files import is_plain_path
 from converter.checkpoint.hub_errors import RateLimited, Request, explain
+from converter.checkpoint.hub_network import use_environment
 from converter.checkpoint.progress import DownloadProgress, download_progress, human_size
 from converter.errors import OutputError, SourceError
 from converter.version import __version__
@@ -81,7 +82,7 @@ class Repository:
         """List the repository.
 
         Raises:
-            LiteRTLMError: what answers is not a hub.
+            LiteRTLMError: what answers is not a hub, or the environment cannot be followed.
             httpx.HTTPError: the client's own errors, for `hub_errors.explain`.
         """
         self.request = request
@@ -93,6 +94,7 @@ class Repository:
         self._headers["Accept-Encoding"] = "identity"  # a compressed body cannot be continued
         # Its warnings name signed addresses; what they say is said by our errors.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+        use_environment()
         _raise_when_limited()
         api = HfApi(request.endpoint, token or False, name, __version__)
         try:

@@ -28,13 +28,13 @@ def find_token() -> tuple[str | None, str | None]:
     """
     for name in (_FILE, "HUGGING_FACE_HUB_TOKEN"):
         if found := os.environ.get(name, "").strip():
-            return _checked(found, f"{name} in the environment")
+            return _checked(_bare(found), f"{name} in the environment")
     for path, place in (
         (Path(_FILE), "the file HF_TOKEN in this folder"),
         (Path("..", _FILE), "the file HF_TOKEN in the folder above"),
     ):
         if path.is_file():
-            return _checked(_read(path, place), place)
+            return _checked(_bare(_read(path, place)), place)
     from huggingface_hub import get_token
 
     found = get_token() or ""
@@ -49,6 +49,11 @@ def _read(path: Path, place: str) -> str:
         why = (error.strerror or str(error)).lower()
         raise SourceError(place, why, "make it readable, or remove it") from error
     return content.decode("latin-1").strip() if len(content) <= _LONGEST_FILE else ""
+
+
+def _bare(token: str) -> str:
+    """A token without what is copied along with it: quotes, the word before it in a header."""
+    return re.sub(r"(?i)^bearer\s+", "", token.strip("\"'")).strip()
 
 
 def _checked(token: str, place: str) -> tuple[str, str]:

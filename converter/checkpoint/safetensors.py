@@ -154,7 +154,8 @@ class SafetensorsCheckpoint(Checkpoint):
 def open_folder(path: Path) -> SafetensorsCheckpoint:
     """Open the model in folder `path`: one `model.safetensors`, or shards with or without an index.
 
-    Only headers are read. What the shards hold and the index says must agree exactly.
+    Only headers are read. As in transformers, the index says which files are shards, and what is in
+    them they say themselves: an entry without a tensor, and a tensor without an entry, do no harm.
 
     Raises:
         SourceError: something is missing, damaged or contradicts itself.
@@ -172,10 +173,8 @@ def open_folder(path: Path) -> SafetensorsCheckpoint:
     generation = path / "generation_config.json"
     generation_config = read_config(generation) if generation.name in names else {}
     shards = weight_files(names)
-    indexed: dict[str, str] = {}
     if INDEX_NAME in names and shards != [SINGLE_NAME]:
-        indexed = read_index(path / INDEX_NAME)
-        shards = sorted(set(indexed.values()))
+        shards = sorted(set(read_index(path / INDEX_NAME).values()))
     for shard in shards:
         if shard not in names:
             raise SourceError(
@@ -194,13 +193,6 @@ def open_folder(path: Path) -> SafetensorsCheckpoint:
                     raise SourceError(str(file.path), why, "remove the file that is too much")
                 tensors[info.name] = info
                 places[info.name] = _Place(file, begin)
-        for name, shard in indexed.items():
-            if name not in tensors or places[name].file.path.name != shard:
-                raise SourceError(
-                    str(path / shard),
-                    f"tensor {name} is not in it, though {INDEX_NAME} says so",
-                    "fetch the shard and the index again",
-                )
         return SafetensorsCheckpoint(
             path, config, generation_config, tensors, places, stack.pop_all()
         )

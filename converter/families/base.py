@@ -8,13 +8,19 @@ are its config, under Hugging Face's own keys; it overrides the few hooks in whi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from converter.decoder import Activation, DecoderSpec, LayerSpec, Rope
 from converter.errors import SourceError, UnsupportedError
+from converter.families.matching import (
+    listed,
+    plain_names,
+    refuse_strangers,
+    without_wrappers,
+)
 
 FamilyT = TypeVar("FamilyT", bound="Family")
 
@@ -40,8 +46,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_sliding_window": (None, False),
 }
 
-# Leading parts of a tensor's name that say only where the decoder sits in a larger model.
-_WRAPPERS = ("model.", "language_model.")
+# Tensors that are no weights, though the network has what they say.
+_KNOWN_OTHERWISE = ("lm_head.weight", "rope_freqs.weight")
 
 # Parts of a larger model in a GGUF that Ollama made: its vision tower, and what joins the two.
 GGUF_VISION = ("v.", "mm.")
@@ -102,9 +108,9 @@ class Family:
     name: ClassVar[str]
     names: ClassVar[tuple[tuple[str, str, str], ...]] = NAMES
     activations: ClassVar[Mapping[str, Activation]] = {"silu": Activation.SILU}
-    # Parts of a checkpoint that are no part of the decoder and may be left out.
     # Whether its SentencePiece model goes into the bundle where there is one: it starts faster.
     prefers_sentencepiece: ClassVar[bool] = False
+    # Parts of a checkpoint that are no part of the decoder and may be left out.
     ignored: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq", "rope_freqs.weight")
 
     vocab_size: int
@@ -303,44 +309,64 @@ class Family:
             Network path -> source, for every weight of `spec`.
 
         Raises:
-            SourceError: tensors are missing, or there are some that no weight accounts for; both
-                would give another network. All are listed.
+            SourceError, UnsupportedError: tensors are missing, or there are some without which this
+                is another network (see `matching`). All are listed.
         """
         column = 2 if fmt == "gguf" else 1
         table = {row[0]: row[column] for row in self.names}
-        available: dict[str, str] = {}
-        for tensor in tensors:
-            plain = without_wrappers(tensor)
-            if plain in available:
-                raise SourceError(
-                    f"{self.name} checkpoint",
-                    f"holds the same weight twice: {available[plain]} and {tensor}",
-                    "remove one of them",
-                )
-            available[plain] = tensor
+        what = f"{self.name} checkpoint"
+        available = plain_names(tensors, what)
         wanted = {path: _name_of(path, table) for path, _ in self.spec().weight_shapes()}
-        missing = [name for name in wanted.values() if name not in available]
-        if missing:
-            raise SourceError(
-                f"{self.name} checkpoint",
-                f"lacks {len(missing)} tensors: {_listed(missing)}",
-                "download it again, or check that config.json belongs to it",
-            )
-        ignored = {*self.ignored, table["head"]} if self.tie_word_embeddings else self.ignored
-        extra = [
+        if self.tie_word_embeddings and wanted["embedding"] not in available:
+            wanted["embedding"] = table["head"]  # one table, and some save it under this name
+        others = [
             tensor
             for plain, tensor in available.items()
             if plain not in wanted.values()
-            and not any(part in plain for part in ignored)
+            and not self._is_ignored(plain, table)
             and not (fmt == "gguf" and plain.startswith(GGUF_VISION))
         ]
-        if extra:
+        refuse_strangers(what, others, {*wanted.values(), table["head"]}, fmt)
+        missing = [name for name in wanted.values() if name not in available]
+        if missing == [table["head"]]:
             raise SourceError(
-                f"{self.name} checkpoint",
-                f"holds {len(extra)} tensors that this network does not have: {_listed(extra)}",
-                "check that model_type in config.json is right; an adapter has to be merged first",
+                what,
+                f"lacks 1 tensors: {missing[0]}",
+                "if the head is the embedding, say so in config.json: tie_word_embeddings=true",
+            )
+        if missing:
+            raise SourceError(
+                what,
+                f"lacks {len(missing)} tensors: {listed(missing)}",
+                "download it again, or check that config.json belongs to it",
             )
         return {path: self.source_of(path, available[name], fmt) for path, name in wanted.items()}
+
+    def left_out(self, tensors: Sequence[str], used: Iterable[WeightSource]) -> tuple[str, ...]:
+        """The tensors that `weight_sources` passed over, as transformers does.
+
+        Not those that are known another way: a table that is tied, GGUF's rotary factors.
+        """
+        known = {source.tensor for source in used}
+        return tuple(
+            tensor
+            for tensor in tensors
+            if tensor not in known and without_wrappers(tensor) not in _KNOWN_OTHERWISE
+        )
+
+    def tied_tables(self, tensors: Iterable[str], fmt: str) -> tuple[str, str] | None:
+        """The tensors of embedding and head, where the config ties them and both are there."""
+        column = 2 if fmt == "gguf" else 1
+        table = {row[0]: row[column] for row in self.names}
+        available = {without_wrappers(tensor): tensor for tensor in tensors}
+        embedding, head = available.get(table["embedding"]), available.get(table["head"])
+        if not self.tie_word_embeddings or embedding is None or head is None:
+            return None
+        return embedding, head
+
+    def _is_ignored(self, plain: str, table: Mapping[str, str]) -> bool:
+        is_tied_head = self.tie_word_embeddings and plain == table["head"]
+        return is_tied_head or any(part in plain for part in self.ignored)
 
     def paths(self) -> dict[str, str]:
         """Path of every weight by its name in safetensors, wrappers removed."""
@@ -383,12 +409,6 @@ def _checked(family: str, field: dataclasses.Field[Any], value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def without_wrappers(tensor: str) -> str:
-    while tensor.startswith(_WRAPPERS):
-        tensor = tensor.split(".", 1)[1]
-    return tensor
-
-
 def _name_of(path: str, table: Mapping[str, str]) -> str:
     """`layers.3.mlp.up` -> the table's name for `layers.{i}.mlp.up` with 3 in it."""
     parts = path.split(".")
@@ -396,8 +416,3 @@ def _name_of(path: str, table: Mapping[str, str]) -> str:
         return table[path]
     pattern = ".".join(["layers", "{i}", *parts[2:]])
     return table[pattern].replace("{i}", parts[1])
-
-
-def _listed(names: Sequence[str], limit: int = 20) -> str:
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from converter.errors import SourceError, UnsupportedError
-from converter.text.chat_template import TemplateReport, choose_template
+from converter.text.chat_template import TEMPLATE_FIX, TemplateReport, choose_template
 
 if TYPE_CHECKING:
     from converter.text.bundle_tokenizer import BundleTokenizer
@@ -39,6 +39,7 @@ def build_llm_metadata(
     max_num_tokens: int,
     name: str,
     generation_config: dict[str, Any] | None = None,
+    template_fix: str = TEMPLATE_FIX,
 ) -> LlmMetadataResult:
     """Build the metadata of one model.
 
@@ -47,6 +48,7 @@ def build_llm_metadata(
         max_num_tokens: slots in the KV cache; the runtime stops there.
         name: the family's name, which also selects the family's own templates.
         generation_config: the source's generation_config.json, where it has one.
+        template_fix: what to do about a chat template that cannot be used.
 
     Raises:
         UnsupportedError: no template renders rightly, or nothing would end a turn.
@@ -59,11 +61,14 @@ def build_llm_metadata(
     config = generation_config or {}
     message = llm_metadata_pb2.LlmMetadata()
     text_format.Parse(base, message)
+    _drop_unseen_channels(message, tokenizer.chat_template or "")
     report = choose_template(
         tokenizer.chat_template,
         family=name,
         bos_token=tokenizer.bos_token,
         eos_token=tokenizer.eos_token,
+        has_channel=any(channel.is_reasoning_channel for channel in message.channels),
+        fix=template_fix,
     )
     _check_special_tokens(report, tokenizer, name)
     notes = _template_notes(report)
@@ -97,13 +102,11 @@ def _template_notes(report: TemplateReport) -> list[str]:
     if report.refused:
         notes.append(f"chat template: the source refuses {report.refused[0]}")
     if not report.exact_history:
-        notes.append(
-            "chat template: after the first turn the runtime feeds not quite the source's text"
-        )
+        notes.append(f"chat template: after the first turn the runtime {report.history_difference}")
     if report.prints_date:
         notes.append("chat template: it prints the date, which the runtime fills in")
     if report.source_template is None:
-        notes.append("chat template: the source has none, so the bundle completes text")
+        notes.append("chat template: there is none, so the bundle completes text")
     return notes
 
 
@@ -215,17 +218,30 @@ def _set_sampler(sampler: Any, config: dict[str, Any]) -> None:
             setattr(sampler, field, config[key])
 
 
-def _keep_what_the_template_shows(message: Any, report: TemplateReport) -> None:
-    """A family's thoughts and tools are claimed only where this model's template has them."""
-    source = report.source_template or ""
+def _drop_unseen_channels(message: Any, source: str) -> None:
+    """A family's thoughts are claimed only where this model's template knows their marks."""
     channels = [
         channel
         for channel in message.channels
-        if not channel.is_reasoning_channel or channel.start.strip() in source
+        if not channel.is_reasoning_channel
+        or channel.start.strip() in source
+        or channel.end.strip() in source
     ]
     del message.channels[:]
     message.channels.extend(channels)
+
+
+def _keep_what_the_template_shows(message: Any, report: TemplateReport) -> None:
+    """Switchable thoughts and tools too are claimed only where this model's template has them."""
+    for channel in message.channels:
+        # Where a prompt ends inside a thought, the runtime looks there for the mark as it is here.
+        if channel.is_reasoning_channel and report.opens_thought:
+            channel.start = report.opens_thought
     if not (message.supports_thinking and report.thinking):
         message.ClearField("supports_thinking")
+    if message.llm_model_type.HasField("generic_model") and report.fences_calls:
+        # Hermes and its kin, of any architecture: the runtime reads such calls as Qwen's.
+        message.llm_model_type.qwen2p5.SetInParent()
+        message.supports_function_calling = True
     if not (message.supports_function_calling and report.tools):
         message.ClearField("supports_function_calling")

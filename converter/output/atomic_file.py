@@ -62,10 +62,15 @@ class AtomicFile:
             self._temporary = unfinished(self.target)
             os.ftruncate(self._fd, 0)
             self._syncing.start()
-        except BaseException as error:
+        except (OSError, OutputError) as error:
             self._abandon()
             if isinstance(error, OSError):
                 raise self._error(error) from error
+            raise
+        except BaseException:  # a signal, which may have come when the file was made but not ours
+            if self._temporary is None:
+                sweep(self.target)
+            self._abandon()
             raise
         return self
 

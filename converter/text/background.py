@@ -7,9 +7,10 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeVar, cast
+from typing import Generic, NamedTuple, TypeVar, cast
 
 from converter.errors import LiteRTLMError, SourceError
 from converter.output.process import end_with
@@ -20,7 +21,47 @@ _MOST_SECONDS, _MOST_MEMORY = 120, 3 << 29
 _OUT_OF_MEMORY = 66
 
 
-def start(function: Callable[[], T], what: str, is_bounded: bool = True) -> Callable[[], T]:
+class Work(Generic[T]):
+    """Work that goes on elsewhere, or is done where its result is first asked for.
+
+    Raises (from a call): what the work raised.
+    """
+
+    def __init__(self, result: Callable[[], T], wait: Callable[[float], bool]) -> None:
+        self._result, self._wait = functools.cache(result), wait
+        self._asking = threading.Lock()
+        self._is_done = False
+        self._error: BaseException | None = None
+
+    def __call__(self) -> T:
+        """Its result, waited for."""
+        with self._asking:
+            if self._error is not None:
+                raise self._error
+            try:
+                return self._result()
+            except BaseException as error:
+                self._error = error
+                raise
+            finally:
+                self._is_done = True
+
+    def is_done(self, within: float = 0.0) -> bool:
+        """Whether a call returns or raises at once, now or within so many seconds.
+
+        Not while another thread waits for it, which will say so.
+        """
+        if self._is_done:
+            return True
+        if not self._asking.acquire(blocking=False):
+            return False
+        try:
+            return self._is_done or self._wait(within)
+        finally:
+            self._asking.release()
+
+
+def start(function: Callable[[], T], what: str, is_bounded: bool = True) -> Work[T]:
     """Start `function` in a forked copy of this process; what is returned waits for its result.
 
     For work that holds Python's lock: threads would stand still beside it. And for work on what
@@ -39,7 +80,7 @@ def start(function: Callable[[], T], what: str, is_bounded: bool = True) -> Call
     """
     guarded = functools.partial(_without_panics, function, what)
     if sys.platform != "linux":
-        return functools.cache(guarded)
+        return Work(guarded, lambda _: False)
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     parent = os.getpid()
@@ -83,7 +124,7 @@ def start(function: Callable[[], T], what: str, is_bounded: bool = True) -> Call
             raise value.kind(*value.parts)
         return cast(T, value)
 
-    return functools.cache(result)
+    return Work(result, receiver.poll)
 
 
 def _without_panics(function: Callable[[], T], what: str) -> T:

@@ -13,38 +13,38 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from converter.errors import UnsupportedError
+from converter.text.template_reference import (
+    AFTER_TOOLS,
+    CONVERSATIONS,
+    THOUGHTS,
+    TOOLS,
+    TURNS,
+    Case,
+    Reference,
+    answers_after,
+    as_parts,
+    render_reference,
+)
 from converter.text.template_renderers import (
     PROOF_TIME,
     Message,
     OutOfFuelError,
     TemplateFailureError,
-    in_code,
-    literal,
-    none_means_none,
     render_as_runtime,
-    render_as_source,
 )
 
-FAMILIES = Path(__file__).parents[1] / "families"
-FAMILY_TEMPLATES: dict[str, tuple[str, ...]] = {
-    "qwen3": ("qwen3.jinja", "chatml.jinja"),
-    "qwen2": ("chatml.jinja", "deepseek_r1.jinja"),
-    "llama": ("chatml.jinja", "llama3.jinja", "zephyr.jinja", "deepseek_r1.jinja"),
-    "gemma3": ("gemma3.jinja",),
-}
+if TYPE_CHECKING:
+    from converter.text.template_candidates import Candidate
 
-
-@dataclass(frozen=True)
-class Candidate:
-    name: str
-    text: str
+TEMPLATE_FIX = (
+    "correct chat_template in the source folder, or choose another with --chat-template FILE|none"
+)
 
 
 @dataclass(frozen=True)
@@ -65,185 +65,63 @@ class TemplateReport:
     start_token_needed: bool = False
     thinking: bool = False  # enable_thinking changes the prompt
     tools: bool = False  # tools, tool calls and tool results render as in the source
+    fences_calls: bool = False  # it writes tool calls as JSON between <tool_call> and </tool_call>
     prints_date: bool = False  # the runtime fills in today's date at each turn
     refused: tuple[str, ...] = ()  # conversations that the source itself refuses
-    exact_history: bool = True  # what the runtime feeds over several turns is the source's text
+    # Where what the runtime feeds over several turns is not the source's text.
+    history_difference: str = ""
     after_assistant: str = ""  # what the source writes after an assistant's text
+    opens_thought: str = ""  # what a prompt ends with, where the answer begins inside a thought
     source_prompt: str = ""  # one prompt as the source renders it, bos included
     runtime_prompt: str = ""  # the same prompt as the runtime renders it
     source_template: str | None = field(default=None, repr=False)
 
-
-# --- What is rendered -------------------------------------------------------------------------
-
-_ODD = '"It\'s" \\n {{ x }} {% if %} <b>&amp;</b> \u00e9\u4f60\U0001f600\n\ttab'
-
-
-def _say(role: str, text: str) -> Message:
-    return {"role": role, "content": text}
-
-
-_TURNS = [
-    _say("user", "What is in the box?"),
-    _say("assistant", "A cat."),
-    _say("user", "Alive?"),
-    _say("assistant", "Look, and see."),
-    _say("user", _ODD),
-]
-_SYSTEM = _say("system", "You answer briefly.")
-CONVERSATIONS: dict[str, list[Message]] = {
-    "one user message": _TURNS[:1],
-    "odd characters": _TURNS[4:],
-    "system and user": [_SYSTEM, *_TURNS[:1]],
-    "three turns": _TURNS,
-    "system and three turns": [_SYSTEM, *_TURNS],
-}
-# The runtime moves thoughts out of the history, but only where it knows the model's channel; the
-# prefix rule must hold where it does not. Sources cut old thoughts, so the text is not compared.
-_THOUGHTS: list[Message] = [
-    *_TURNS[:1],
-    _say("assistant", "<think>\nIt meows.\n</think>\n\nA cat."),
-    *_TURNS[2:],
-]
-_TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "open_box",
-            "description": "Opens a box.",
-            "parameters": {"type": "object", "properties": {"box": {"type": "string"}}},
-        },
-    }
-]
-_CALL = {"type": "function", "function": {"name": "open_box", "arguments": {"box": "left"}}}
-_TOOL_TURNS: list[Message] = [
-    _say("user", "Open the left box."),
-    {"role": "assistant", "content": "", "tool_calls": [_CALL]},
-    {"role": "tool", "name": "open_box", "content": "a cat"},
-]
-
-
-def as_parts(messages: list[Message]) -> list[Message]:
-    """Messages as the runtime hands them over: content is a list of typed parts.
-
-    A message that only calls tools has no content at all.
-    """
-
-    def typed(message: Message) -> Message:
-        if message["role"] == "tool":
-            name = message.get("name", "")
-            part = {"type": "tool_response", "name": name, "response": message["content"]}
-        elif "tool_calls" in message:
-            return {key: value for key, value in message.items() if key != "content"}
-        else:
-            part = {"type": "text", "text": message["content"]}
-        return message | {"content": [part]}
-
-    return [typed(message) for message in messages]
-
-
-@dataclass(frozen=True)
-class _Case:
-    name: str
-    messages: list[Message]
-    extra: dict[str, Any]
-    expected: str
-
-
-@dataclass(frozen=True)
-class _Reference:
-    """What the source renders, and what it refuses to render."""
-
-    bos: str
-    cases: list[_Case]
-    tool_case: _Case | None
-    refused: tuple[str, ...]
-
-
-def _render_reference(source: str, bos: str, eos: str) -> _Reference:
-    """Render every conversation with the source's template."""
-
-    def render(messages: list[Message], extra: dict[str, Any], tools: Any = None) -> str:
-        tokens = {"bos_token": bos, "eos_token": eos}
-        try:
-            return render_as_source(source, messages, tools=tools, extra=extra, **tokens)
-        except OutOfFuelError:
-            raise
-        except TemplateFailureError:  # some templates take typed parts only
-            return render_as_source(source, as_parts(messages), tools=tools, extra=extra, **tokens)
-
-    settings: list[dict[str, Any]] = [{}]
-    if "enable_thinking" in source:
-        settings += [{"enable_thinking": True}, {"enable_thinking": False}]
-    cases, refused = [], []
-    for name, messages in CONVERSATIONS.items():
-        for extra in settings:
-            label = name + "".join(f", {k} {v}" for k, v in extra.items())
-            try:
-                cases.append(_Case(label, messages, extra, render(messages, extra)))
-            except OutOfFuelError:
-                raise
-            except TemplateFailureError as error:
-                refused.append(f"{label}: {error}")
-    tool_case = None
-    if "tools" in source:
-        with contextlib.suppress(TemplateFailureError):
-            tool_case = _Case("tools", _TOOL_TURNS, {}, render(_TOOL_TURNS, {}, _TOOLS))
-    return _Reference(bos, cases, tool_case, tuple(refused))
-
-
-# --- The candidates ---------------------------------------------------------------------------
-
-
-def _set_token(name: str, token: str) -> str:
-    return f"{{%- set {name} = {literal(token)} -%}}"
-
-
-def _candidates(source: str, family: str, bos: str, eos: str) -> Iterator[Candidate]:
-    """The source's template, the same made to fit the runtime, then the family's own."""
-    yield Candidate("source", source)
-    flatten = (FAMILIES / "flatten.jinja").read_text(encoding="utf-8").strip()
-    # The closing tag of the prelude must not eat the whitespace that the source begins with.
-    flatten = flatten.removesuffix("-%}") + "%}\n"
-    # jinja2 drops the newline that ends a template, the runtime prints it.
-    adapted = in_code(source.removesuffix("\n"), none_means_none)
-    eos_line = _set_token("eos_token", eos) if "eos_token" in source else ""
-    yield Candidate("adapted source", eos_line + flatten + adapted)
-    if bos and "bos_token" in source:
-        # For templates that write bos in every turn: the text carries all of them.
-        lines = eos_line + _set_token("bos_token", bos)
-        yield Candidate("adapted source with its bos", lines + flatten + adapted)
-    for file in FAMILY_TEMPLATES.get(family, ()):
-        text = (FAMILIES / file).read_text(encoding="utf-8")
-        tokens = _set_token("eos_token", eos) if "eos_token" in text else ""
-        yield Candidate(file, tokens + text)
+    @property
+    def exact_history(self) -> bool:
+        return not self.history_difference
 
 
 # --- The proof --------------------------------------------------------------------------------
 
 
-def _difference(got: str, expected: str) -> str:
-    at = next((i for i, (a, b) in enumerate(zip(got, expected)) if a != b), None)  # noqa: B905
-    if at is None:
-        at = min(len(got), len(expected))
+def _common_length(one: str, other: str) -> int:
+    """How many characters two texts begin with in common."""
+    shorter = min(len(one), len(other))
+    return next((i for i in range(shorter) if one[i] != other[i]), shorter)
+
+
+def _difference(got: str, expected: str, verb: str = "renders") -> str:
+    at = _common_length(got, expected)
     start = max(at - 12, 0)
-    return f"renders {got[start : at + 28]!r} where the source has {expected[start : at + 28]!r}"
+    got, expected = got[start : at + 28], expected[start : at + 28]
+    return f"{verb} {got!r} where the source has {expected!r}"
 
 
-def _check_prefixes(template: str, name: str, messages: list[Message], extra: Any) -> None:
-    """The runtime feeds new[len(old):] and fails where old is not how new begins."""
+def _check_prefixes(
+    template: str, name: str, messages: list[Message], extra: Any, tools: Any = None
+) -> None:
+    """The runtime feeds new[len(old):] and fails where old is not how new begins.
+
+    `old` ends with an answer. `new` ends with the prompt for the next one; or, as the runtime feeds
+    a turn again whose thoughts it takes out, with the answer to the question after it.
+    """
 
     def render(count: int, prompt: bool) -> str:
         return render_as_runtime(
-            template, as_parts(messages[:count]), add_generation_prompt=prompt, extra=extra
+            template,
+            as_parts(messages[:count]),
+            add_generation_prompt=prompt,
+            tools=tools,
+            extra=extra,
         )
 
-    first = 2 if messages[0]["role"] == "system" else 1
-    for count in range(first, len(messages)):
+    answers = [i + 1 for i, message in enumerate(messages) if message["role"] == "assistant"]
+    for count, following in itertools.zip_longest(answers, answers[1:]):
         history = render(count, False)
-        asks = messages[count]["role"] == "user"
-        for prompt in {asks, False}:
-            longer = render(count + 1, prompt)
+        longer_ones = [render(count + 1, True)] if count < len(messages) else []
+        if following and messages[count]["role"] == "user":
+            longer_ones.append(render(following, False))
+        for longer in longer_ones:
             if not longer.startswith(history):
                 raise TemplateFailureError(
                     f"{name}: the history of {count} messages is not how the next turn begins: "
@@ -251,7 +129,7 @@ def _check_prefixes(template: str, name: str, messages: list[Message], extra: An
                 )
 
 
-def _prove(template: str, reference: _Reference) -> tuple[int, bool]:
+def _prove(template: str, reference: Reference) -> tuple[int, bool]:
     """Number of renders compared, and whether all of them lack the source's leading bos."""
     if "is_appending_to_prefill" in template:
         raise TemplateFailureError(
@@ -280,7 +158,7 @@ def _prove(template: str, reference: _Reference) -> tuple[int, bool]:
         _check_prefixes(template, case.name, case.messages, case.extra)
     if len(lacks_bos) > 1:
         raise TemplateFailureError("it begins with the bos token in some conversations only")
-    _check_prefixes(template, "thoughts in the history", _THOUGHTS, {})
+    _check_prefixes(template, "thoughts in the history", THOUGHTS, {})
     parts = [{"type": "text", "text": text} for text in ("first part", "second part")]
     both = render_as_runtime(
         template, [{"role": "user", "content": parts}], add_generation_prompt=True
@@ -290,78 +168,120 @@ def _prove(template: str, reference: _Reference) -> tuple[int, bool]:
     return compared, lacks_bos == {True}
 
 
-def _proves_tools(template: str, reference: _Reference, bos: str) -> bool:
+def _proves_tools(template: str, reference: Reference, bos: str) -> bool:
     case = reference.tool_case
     if case is None:
         return False
     try:
         for form in (case.messages, as_parts(case.messages)):
-            got = render_as_runtime(template, form, add_generation_prompt=True, tools=_TOOLS)
+            got = render_as_runtime(template, form, add_generation_prompt=True, tools=TOOLS)
             if bos + got != case.expected:
                 return False
+        _check_prefixes(template, case.name, AFTER_TOOLS, {}, TOOLS)
     except TemplateFailureError:
         return False
     return True
 
 
-def _hold_back(template: str, tail: str) -> str:
-    """Leave `tail` off a history that ends in an assistant's turn, so that the next turn begins
-    with it.
+def _after_answer(template: str) -> tuple[str, str, str]:
+    """What a template writes after the last answer; what of it ends the turn whatever follows, so
+    that the model writes it; and what stands between an answer and the next question."""
 
-    The runtime has fed the reply up to the token that ends it, and takes the rest of the turn for
-    fed as well: the newline after <|im_end|> would be missing from every conversation.
-    """
-    return (
-        "{%- set at_end = (messages | last).role == 'assistant' and not add_generation_prompt -%}"
-        f"{{% set rendered %}}\n{template}{{%+ endset %}}"
-        f"{{{{- rendered | rstrip({literal(tail)}) if at_end else rendered -}}}}"
-    )
+    def after(messages: list[Message]) -> str:
+        text = render_as_runtime(template, as_parts(messages), add_generation_prompt=False)
+        return text.rpartition(TURNS[1]["content"])[2]
+
+    at_end, between = after(TURNS[:2]), after(TURNS[:3])
+    turn_end = at_end[: _common_length(at_end, between)].rstrip()
+    return at_end, turn_end, between.partition(TURNS[2]["content"])[0]
+
+
+def _fit_turns(template: str, reference: Reference) -> tuple[str, int, bool]:
+    """The template whose turns follow each other, and what `_prove` says of it."""
+    from converter.text.template_candidates import held_back
+
+    with contextlib.suppress(TemplateFailureError):
+        _, turn_end, between = _after_answer(template)
+        if between:
+            calls_tools = reference.tool_case is not None
+            held = held_back(template, turn_end, between, calls_tools)
+            return held, *_prove(held, reference)
+    return template, *_prove(template, reference)
 
 
 def _fed_text(template: str, messages: list[Message], turn_end: str) -> str:
-    """Everything that is in the runtime's KV cache when it answers the last message."""
-    fed, history = "", ""
+    """Everything that is in the runtime's KV cache when it answers the last message.
+
+    A model answers as the template writes its answers, where these begin as the prompt ends.
+    """
+    fed, history, prompt = "", "", ""
     for count, message in enumerate(messages, start=1):
         parts = as_parts(messages[:count])
         if message["role"] == "user":
             prompt = render_as_runtime(template, parts, add_generation_prompt=True)
             fed += prompt[len(history) :]
         elif message["role"] == "assistant":
-            fed += message["content"] + turn_end  # generated
             history = render_as_runtime(template, parts, add_generation_prompt=False)
+            is_continued = bool(turn_end) and history.startswith(prompt)
+            answer = message["content"] + turn_end
+            fed += history[len(prompt) :] if is_continued else answer
     return fed
+
+
+def _history_difference(
+    template: str, reference: Reference, bos: str, turn_end: str, has_channel: bool
+) -> str:
+    """Where the runtime's cache over several turns is not the source's text; "" where it is.
+
+    Answers with thoughts are fed again without them, as the template renders them then; the
+    newlines behind a thought stay. All else stays in the cache as it was fed and written.
+    """
+    longest = [case for case in reference.cases if not case.extra][-1]
+    prompt = render_as_runtime(template, as_parts(TURNS[:1]), add_generation_prompt=True)
+    pairs = []
+    if not (_opened_thought(prompt) and has_channel):
+        pairs.append((_fed_text(template, longest.messages, turn_end), longest.expected))
+    if reference.thoughts is not None and has_channel:
+        messages = as_parts(answers_after("\n\n", reference.thoughts.messages))
+        again = render_as_runtime(template, messages, add_generation_prompt=True)
+        pairs.append((again, reference.thoughts.expected))
+    different = [(bos + got, said) for got, said in pairs if bos + got != said]
+    return _difference(*different[0], verb="feeds") if different else ""
+
+
+def _opened_thought(prompt: str) -> str:
+    """The mark of a thought that a prompt leaves open, with the newline behind it; or ""."""
+    found = re.search(r"<think>\n?(?!.*</think>)", prompt, re.DOTALL)
+    return found[0] if found else ""
+
+
+_FENCED_CALL = r'<tool_call>\s*{"name": "open_box", "arguments": {"box": "left"}}\s*</tool_call>'
 
 
 def _report(
     source: str | None,
     candidate: Candidate,
-    reference: _Reference,
+    template: str,
+    reference: Reference,
     rejected: tuple[Rejection, ...],
     compared: int,
     lacks_bos: bool,
+    has_channel: bool,
 ) -> TemplateReport:
-    """Finish the candidate that passed, and see what else it shows when it is rendered."""
-    template = candidate.text
+    """See what else the candidate that passed shows when it is rendered."""
 
-    def render(messages: list[Message], prompt: bool = True, **settings: Any) -> str:
+    def render(messages: list[Message], **settings: Any) -> str:
         return render_as_runtime(
-            template, as_parts(messages), add_generation_prompt=prompt, **settings
+            template, as_parts(messages), add_generation_prompt=True, **settings
         )
 
-    history = render(_TURNS[:2], prompt=False)
-    after_assistant = history.rpartition(_TURNS[1]["content"])[2]
-    turn_end = after_assistant.rstrip()
-    if turn_end and turn_end != after_assistant:
-        held = _hold_back(template, after_assistant[len(turn_end) :])
-        with contextlib.suppress(TemplateFailureError):
-            _prove(held, reference)
-            template = held
-
+    after_assistant, turn_end, _ = _after_answer(candidate.text)
     bos = reference.bos if lacks_bos else ""
-    longest = [case for case in reference.cases if not case.extra][-1]
     case = reference.cases[0]
     on, off = (render(case.messages, extra={"enable_thinking": value}) for value in (True, False))
     prompt = render(case.messages)
+    tools = _proves_tools(template, reference, bos)
+    calls = reference.tool_case.expected if tools and reference.tool_case else ""
     later = PROOF_TIME + datetime.timedelta(days=400)
     return TemplateReport(
         chosen=candidate.name,
@@ -369,12 +289,15 @@ def _report(
         rejected=rejected,
         renders_compared=compared,
         start_token_needed=lacks_bos,
-        thinking=on != off,
-        tools=_proves_tools(template, reference, bos),
+        thinking=on != off and any(case.extra for case in reference.cases),
+        tools=tools,
+        fences_calls=re.search(r'<tool_call>\s*{"name": "open_box".*</tool_call>', calls, re.DOTALL)
+        is not None,
         prints_date=prompt != render(case.messages, now=later),
         refused=reference.refused,
-        exact_history=bos + _fed_text(template, longest.messages, turn_end) == longest.expected,
+        history_difference=_history_difference(template, reference, bos, turn_end, has_channel),
         after_assistant=after_assistant,
+        opens_thought=_opened_thought(prompt),
         source_prompt=case.expected,
         runtime_prompt=prompt,
         source_template=source,
@@ -383,14 +306,16 @@ def _report(
 
 def _completion_report() -> TemplateReport:
     """The template of base models, held to printing the messages' text and nothing else."""
+    from converter.text.template_candidates import FAMILIES, Candidate
+
     candidate = Candidate("completion", (FAMILIES / "completion.jinja").read_text("utf-8"))
     cases = [
-        _Case(name, messages, {}, "".join(message["content"] for message in messages))
+        Case(name, messages, {}, "".join(message["content"] for message in messages))
         for name, messages in CONVERSATIONS.items()
     ]
-    reference = _Reference("", cases, None, ())
+    reference = Reference("", cases, None, ())
     compared, lacks_bos = _prove(candidate.text, reference)
-    return _report(None, candidate, reference, (), compared, lacks_bos)
+    return _report(None, candidate, candidate.text, reference, (), compared, lacks_bos, False)
 
 
 def _refuse_endless(source: str) -> None:
@@ -405,38 +330,57 @@ def _refuse_endless(source: str) -> None:
 
 
 def choose_template(
-    source: str | None, *, family: str, bos_token: str | None, eos_token: str | None
+    source: str | None,
+    *,
+    family: str,
+    bos_token: str | None,
+    eos_token: str | None,
+    has_channel: bool = False,
+    fix: str = TEMPLATE_FIX,
 ) -> TemplateReport:
     """The first candidate that renders in the runtime as the source does in transformers.
 
     Without a source template the model is a base model, and gets the pass-through template.
 
+    Args:
+        has_channel: the runtime will know the model's thoughts, and take them out of the history.
+        fix: what to do about a template that cannot be used.
+
     Raises:
         UnsupportedError: no candidate passes; the message says why each one failed.
     """
+    from converter.text.template_candidates import Prompt, candidates
+
+    def unsupported(why: str) -> UnsupportedError:
+        return UnsupportedError(f"{family}: chat template", why, fix)
+
     if source is None or not source.strip():
         return _completion_report()
     bos, eos = bos_token or "", eos_token or ""
     try:
         _refuse_endless(source)
-        reference = _render_reference(source, bos, eos)
+        reference = render_reference(source, bos, eos)
     except OutOfFuelError as error:
-        raise _unsupported(family, str(error)) from error
-    if not reference.cases or reference.cases[0].messages != _TURNS[:1]:
-        raise _unsupported(family, f"it does not render {reference.refused[0]}")
+        raise unsupported(str(error)) from error
+    if not reference.cases or reference.cases[0].messages != TURNS[:1]:
+        raise unsupported(f"it does not render {reference.refused[0]}")
+    prompts = [
+        Prompt(case.messages, case.extra, case.expected)
+        for case in reference.cases
+        if case.messages == TURNS[:1]
+    ]
+    if not any(TURNS[0]["content"] in prompt.expected for prompt in prompts):
+        raise unsupported("it does not print the user's message")
     rejected: list[Rejection] = []
-    for candidate in _candidates(source, family, bos, eos):
+    for candidate in candidates(source, family, bos, eos, reference.trims_answers, prompts):
         try:
-            compared, lacks_bos = _prove(candidate.text, reference)
+            if candidate.failure:
+                raise TemplateFailureError(candidate.failure)
+            template, compared, lacks_bos = _fit_turns(candidate.text, reference)
         except TemplateFailureError as error:
             rejected.append(Rejection(candidate.name, str(error)))
             continue
-        return _report(source, candidate, reference, tuple(rejected), compared, lacks_bos)
+        proof = template, reference, tuple(rejected), compared, lacks_bos
+        return _report(source, candidate, *proof, has_channel)
     reasons = "; ".join(f"{rejection.candidate}: {rejection.reason}" for rejection in rejected)
-    raise _unsupported(family, f"no candidate renders in the runtime as the source does: {reasons}")
-
-
-def _unsupported(family: str, why: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"{family}: chat template", why, "correct chat_template in the source folder"
-    )
+    raise unsupported(f"no candidate renders in the runtime as the source does: {reasons}")

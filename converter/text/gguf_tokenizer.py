@@ -19,6 +19,7 @@ from converter.text.bundle_tokenizer import (
     load_outline,
     make_controls_readable,
 )
+from converter.text.named_templates import DEFAULT, chat_template_of
 from converter.text.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from converter.text.tokenizer_json import HF_KIND
 
@@ -33,16 +34,22 @@ _TURN_ENDS = (
 )  # fmt: skip
 
 
-def rebuild_tokenizer(checkpoint: GGUFCheckpoint) -> BundleTokenizer:
+def rebuild_tokenizer(
+    checkpoint: GGUFCheckpoint, chosen_template: str | None = None
+) -> BundleTokenizer:
     """Rebuild the tokenizer that a GGUF's metadata describes.
+
+    Args:
+        chosen_template: a chat template in place of its own, "" for none.
 
     Raises:
         SourceError: metadata is missing or damaged.
         UnsupportedError: the tokenizer cannot be rebuilt exactly.
     """
     vocabulary = _GGUFVocabulary(checkpoint)
-    template = checkpoint.metadata.get("tokenizer.chat_template")
-    template = template if isinstance(template, str) and template else None
+    template = chosen_template
+    if template is None:
+        template = _gguf_template(checkpoint.metadata, vocabulary.path)
     if vocabulary.model == "gpt2":
         pre_tokenizer = _pre_tokenizer(vocabulary)
         kind, data = HF_KIND, _rebuild_bpe(vocabulary, pre_tokenizer)
@@ -73,6 +80,16 @@ def rebuild_tokenizer(checkpoint: GGUFCheckpoint) -> BundleTokenizer:
         },
     )
     return tokenizer.with_outline(load_outline(kind, data, vocabulary.path))
+
+
+def _gguf_template(metadata: dict[str, Any], path: str) -> str | None:
+    """The chat template; llama.cpp writes those that have names under a key of their own."""
+    key = "tokenizer.chat_template"
+    prefix = f"{key}."
+    named = {n.removeprefix(prefix): metadata[n] for n in metadata if n.startswith(prefix)}
+    if default := metadata.get(key):
+        named[DEFAULT] = default
+    return chat_template_of(named, path)
 
 
 _NO_TOKEN = (-1, 0xFFFFFFFF)  # -1 as a number without a sign, as converters write "there is none"

@@ -43,9 +43,12 @@ def in_code(template: str, edit: Callable[[str], str]) -> str:
     return "".join(pieces)
 
 
-def none_means_none(code: str) -> str:
-    """Says `is none` with operators, whose meaning the runtime leaves alone."""
-    return _IS_NONE.sub("== none", _IS_NOT_NONE.sub("!= none", code))
+def without_generation_marks(template: str) -> str:
+    """The template with transformers' `generation` blocks, which mark the assistant's text and
+    print what they hold, as blocks that jinja2 knows."""
+    return _GENERATION.sub(
+        lambda tag: f"{tag[1]}{'endif' if tag[2] else 'if true'}{tag[3]}", template
+    )
 
 
 def literal(value: Any) -> str:
@@ -87,6 +90,7 @@ _ADDED_GLOBALS = ("cycler", "joiner", "lipsum", "now", "randrange")
 _LOOP_CONTROL = re.compile(r"{%[-+]?\s*(break|continue)\b")
 _IS_NOT_NONE = re.compile(r"\bis\s+not\s+none\b")
 _IS_NONE = re.compile(r"\bis\s+none\b")
+_GENERATION = re.compile(r"({%[-+]?\s*)(end)?generation(\s*[-+]?%})")
 _TAG = re.compile(r"({[{%].*?[%}]})", re.DOTALL)
 _STRING = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")""", re.DOTALL)
 
@@ -238,7 +242,4 @@ def _compile_source(template: str) -> Any:
         "raise_exception": raise_exception,
         "strftime_now": PROOF_TIME.strftime,
     }
-    # transformers marks the assistant's text with this block, which prints what it holds.
-    template = re.sub(r"({%[-+]?\s*)generation(\s*[-+]?%})", r"\1if true\2", template)
-    template = re.sub(r"({%[-+]?\s*)endgeneration(\s*[-+]?%})", r"\1endif\2", template)
-    return environment.from_string(template)
+    return environment.from_string(without_generation_marks(template))

@@ -20,16 +20,22 @@ from converter.text.bundle_tokenizer import (
     load_engine,
     make_controls_readable,
 )
+from converter.text.named_templates import DEFAULT, chat_template_of, join_named
 from converter.text.tokenizer_json import SAVE_AGAIN, TokenizerJson
 
 
-def load_tokenizer(checkpoint: Checkpoint, prefer_sentencepiece: bool = False) -> BundleTokenizer:
+def load_tokenizer(
+    checkpoint: Checkpoint,
+    prefer_sentencepiece: bool = False,
+    chat_template: str | None = None,
+) -> BundleTokenizer:
     """Load a checkpoint's tokenizer, or rebuild it from a GGUF's metadata.
 
     Args:
         checkpoint: an open folder or GGUF.
         prefer_sentencepiece: use a folder's tokenizer.model where it agrees with its
             tokenizer.json; the engine starts faster with it.
+        chat_template: what to take for the source's own, "" for none.
 
     Raises:
         SourceError: files are missing or damaged.
@@ -38,14 +44,16 @@ def load_tokenizer(checkpoint: Checkpoint, prefer_sentencepiece: bool = False) -
     if isinstance(checkpoint, GGUFCheckpoint):
         from converter.text.gguf_tokenizer import rebuild_tokenizer
 
-        return rebuild_tokenizer(checkpoint)
-    return _from_folder(checkpoint, prefer_sentencepiece)
+        return rebuild_tokenizer(checkpoint, chat_template)
+    return _from_folder(checkpoint, prefer_sentencepiece, chat_template)
 
 
 # ---- A folder -----------------------------------------------------------------------------------
 
 
-def _from_folder(checkpoint: Checkpoint, prefer_sentencepiece: bool) -> BundleTokenizer:
+def _from_folder(
+    checkpoint: Checkpoint, prefer_sentencepiece: bool, chosen_template: str | None
+) -> BundleTokenizer:
     folder = checkpoint.path
     json_file, model_file = folder / "tokenizer.json", folder / "tokenizer.model"
     if not json_file.is_file() and not model_file.is_file():
@@ -53,7 +61,9 @@ def _from_folder(checkpoint: Checkpoint, prefer_sentencepiece: bool) -> BundleTo
             str(folder), "no tokenizer: looked for tokenizer.json and tokenizer.model", SAVE_AGAIN
         )
     settings = _read_json(folder / "tokenizer_config.json")
-    template = _folder_template(folder, settings)
+    template = chosen_template
+    if template is None:
+        template = _folder_template(folder, settings)
     rows = _embedding_rows(checkpoint.config)
     fast = TokenizerJson(_read(json_file), rows, str(json_file)) if json_file.is_file() else None
     model = None
@@ -164,16 +174,18 @@ def _folder_bos(
 
 
 def _folder_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    """The chat template: its own file first, then tokenizer_config.json."""
-    jinja = folder / "chat_template.jinja"
-    if jinja.is_file():
-        return _text(_read(jinja), jinja)
-    template = _read_json(folder / "chat_template.json").get("chat_template")
-    template = template or settings.get("chat_template")
-    if isinstance(template, list):
-        entries = [entry for entry in template if isinstance(entry, dict)]
-        template = next((e.get("template") for e in entries if e.get("name") == "default"), None)
-    return template if isinstance(template, str) and template else None
+    """The chat template: files of its own first, then tokenizer_config.json."""
+    files = {path.stem: path for path in folder.glob("additional_chat_templates/*.jinja")}
+    if (jinja := folder / "chat_template.jinja").is_file():
+        files[DEFAULT] = jinja
+    if files:
+        texts = {name: _text(_read(path), path) for name, path in sorted(files.items())}
+        return join_named(texts, str(folder))
+    own = folder / "chat_template.json"
+    template = chat_template_of(_read_json(own).get("chat_template"), str(own))
+    return template or chat_template_of(
+        settings.get("chat_template"), str(folder / "tokenizer_config.json")
+    )
 
 
 def _sentencepiece_file(

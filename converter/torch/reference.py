@@ -129,6 +129,7 @@ class ReferenceConverter(ModelConverter):
         seal: Seal | None = None,
     ) -> None:
         """Export the network beside `output`, and pack it."""
+        plan.text()  # a fault of the template shows before the minutes that an export takes
         with AtomicFile(output) as file:
             with _work_folder(output) as folder:
                 network = folder / "network.tflite"

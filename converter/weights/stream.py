@@ -48,7 +48,7 @@ class PlannedWeight:
         stored_as: its type in the checkpoint.
         offset: bytes from the start of the file.
         scales_offset: the same of its blocks' scales, where it has blocks.
-        update: what an adapter adds to it.
+        update: what an adapter makes of it.
     """
 
     path: str
@@ -266,7 +266,7 @@ class WeightStream:
         if source.interleaved_head_dim:
             rows = halves_from_pairs(rows, source.interleaved_head_dim)
         if weight.update is not None:
-            weight.update.add_to(rows, start)
+            weight.update.apply(rows, start)
         return rows
 
 

@@ -585,12 +585,13 @@ def test_a_dry_run(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     path, _ = converted(capsys, llama, "--output-dir", out, "--prefill-seq-len", "8,16",
         "--kv-cache-max-len", "32")  # fmt: skip
     lines = said[0].splitlines()
-    assert lines[:9] == [
+    assert lines[:10] == [
         f"{path}  {size(path.stat().st_size)}",
         "  model: llama",
         "  family: llama",
         "  quantization: dynamic_int8",
         "  target: cpu",
+        "  chat template: none, the source has none",
         "  KV cache: 32",
         f"  threads: {os.cpu_count()}",
         "",
@@ -632,7 +633,8 @@ def test_a_dry_run_as_json(llama: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert said == ""
     value = json.loads(text)
     assert list(value) == [
-        "model", "family", "scheme", "target", "output", "output_exists", "kv_cache_length",
+        "model", "family", "scheme", "target", "chat_template", "output", "output_exists",
+        "kv_cache_length",
         "prefill_lengths", "signatures", "tensors", "source_bytes", "weights_bytes",
         "output_bytes", "memory_bytes", "disk_needed_bytes", "disk_free_bytes", "threads",
         "run_memory",

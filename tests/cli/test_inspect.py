@@ -49,6 +49,7 @@ def test_text(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "  quantization: dynamic_int8\n"
         "  target: cpu\n"
         "    every call reads no more of the KV cache than is in use; branches, so not for GPUs\n"
+        "  chat template: none, the source has none\n"
         "  embedding weights: F32 -> int8\n"
         "  attention weights: F32 -> int8\n"
         "  ffn weights: F32 -> int8\n"

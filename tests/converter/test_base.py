@@ -23,7 +23,8 @@ from cli.obtain import open_checkpoint
 from converter.base import ModelConverter, Plan
 from converter.errors import LiteRTLMError, OptionError, SourceError, UnsupportedError
 from converter.litertlm.inspection import read_bundle
-from converter.options import ConvertOptions
+from converter.options import ChatTemplate, ConvertOptions
+from converter.output.atomic_file import AtomicFile
 from converter.weights.quantization import SCHEMES, Clip
 from runner.interpreter import GraphRunner
 from tests.small_tokenizers import SMALL_BPE
@@ -33,7 +34,7 @@ from tests.tiny_models import make_checkpoint
 WEIGHTS = "model.safetensors"
 # Blocks of 128 do not divide this small model's rows.
 FITTING = [name for name in SCHEMES if name != "dynamic_int4_block128"]
-SHORT = {"prefill_lengths": (8,), "cache_length": 32}
+SHORT: dict[str, Any] = {"prefill_lengths": (8,), "cache_length": 32}
 
 
 @pytest.fixture(scope="module")
@@ -439,9 +440,10 @@ def test_a_tied_embedding_is_stored_once(llama: Path, tmp_path: Path) -> None:
     assert (tmp_path / "tied.litertlm").read_bytes().count(table) == 1
 
 
-def test_a_head_beside_a_tied_embedding_is_left_out(llama: Path, tmp_path: Path) -> None:
+def test_a_head_that_is_the_tied_embedding_is_left_out(llama: Path, tmp_path: Path) -> None:
     without = edited(llama, tmp_path / "a", {"lm_head.weight": None}, tie_word_embeddings=True)
-    with_head = edited(llama, tmp_path / "b", tie_word_embeddings=True)
+    table = load_file(llama / WEIGHTS)["model.embed_tokens.weight"]
+    with_head = edited(llama, tmp_path / "b", {"lm_head.weight": table}, tie_word_embeddings=True)
     convert(without, tmp_path / "a.litertlm")
     convert(with_head, tmp_path / "b.litertlm")
     assert (tmp_path / "a.litertlm").read_bytes() == (tmp_path / "b.litertlm").read_bytes()
@@ -635,3 +637,47 @@ def test_a_checkpoint_that_shrinks_while_it_is_read(llama: Path, tmp_path: Path)
     assert isinstance(error, SourceError)
     assert error.what == str(source / WEIGHTS)
     assert error.why.startswith(("the file ended early: ", "it changed while it was read"))
+
+
+# A fault of the template ------------------------------------------------------------------------
+
+BAD_OPTIONS = ConvertOptions(
+    **SHORT,
+    quantize="fp32",
+    threads=1,
+    chat_template=ChatTemplate(
+        "{% for m in messages %}{{ m.content.find('a') }}{{ m.content }}{% endfor %}"
+    ),
+)
+
+
+def test_a_bad_template_is_refused_before_the_weights(llama: Path, tmp_path: Path) -> None:
+    with open_checkpoint(llama) as checkpoint:
+        converter = ModelConverter(checkpoint, "tiny", BAD_OPTIONS)
+        plan = converter.plan()
+        assert plan.description.is_done(within=60)
+        written: list[int] = []
+        with pytest.raises(UnsupportedError, match="has no method named find"):
+            converter.write(plan, tmp_path / "out" / "tiny.litertlm", written.append)
+    assert not written
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bad_template_ends_the_stream_where_it_shows(llama: Path, tmp_path: Path) -> None:
+    """The proof of a large vocabulary may take longer than a conversion waits for it."""
+    with open_checkpoint(llama) as checkpoint:
+        converter = ModelConverter(checkpoint, "tiny", BAD_OPTIONS)
+        plan = converter.plan()
+        written: list[int] = []
+
+        def progress(nbytes: int) -> None:
+            written.append(nbytes)
+            assert plan.description.is_done(within=60)
+
+        with (
+            pytest.raises(UnsupportedError, match="has no method named find"),
+            AtomicFile(tmp_path / "tiny.litertlm") as file,
+        ):
+            converter.stream(plan, file, progress)
+    assert len(written) == 1 < len(plan.weights)
+    assert not list(tmp_path.iterdir())

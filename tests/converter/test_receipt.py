@@ -66,6 +66,7 @@ def test_it_says_what_was_read_and_what_came_out(source: Path, output: Path) -> 
         "target": "cpu",
         "engine": "direct",
         "adapter": None,
+        "chat_template": None,
     }
     assert found["plan"]["output_bytes"] == len(content)
     assert found["versions"]["numpy"]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from converter.errors import OutputError
+from converter.output import atomic_file
 from converter.output.atomic_file import AtomicFile, Seal, link_or_copy, sweep, unfinished
 
 ROOT = Path(__file__).parents[3]
@@ -57,6 +58,22 @@ def test_an_exception_keeps_what_was_there(tmp_path: Path) -> None:
         fail_within(target, KeyboardInterrupt)
     assert list(tmp_path.iterdir()) == [target]
     assert target.read_bytes() == b"old"
+
+
+def test_a_signal_while_it_is_opened_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = atomic_file.lock, iter([KeyboardInterrupt])
+
+    def lock(fd: int) -> bool | None:
+        for interrupt in calls:  # the first call alone
+            raise interrupt
+        return real(fd)
+
+    monkeypatch.setattr(atomic_file, "lock", lock)
+    with pytest.raises(KeyboardInterrupt), AtomicFile(tmp_path / "new" / "x"):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_leaving_without_a_commit_leaves_nothing(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,40 @@ def test_a_failure_is_raised_here() -> None:
         result()
     assert caught.traceback[-1].name == "work"
     assert not multiprocessing.active_children()
+
+
+def test_it_says_whether_it_is_done(tmp_path: Path) -> None:
+    def work() -> str:
+        while not (tmp_path / "go").exists():
+            time.sleep(0.01)
+        raise UnsupportedError("this", "is refused", "try that")
+
+    result = background.start(work, "it")
+    assert not result.is_done()
+    (tmp_path / "go").touch()
+    assert result.is_done(within=30)
+    for _ in range(2):  # every thread that asks is told
+        with pytest.raises(UnsupportedError, match="is refused"):
+            result()
+        assert result.is_done()
+
+
+def test_it_is_not_done_for_others_while_somebody_waits(tmp_path: Path) -> None:
+    def work() -> str:
+        while not (tmp_path / "go").exists():
+            time.sleep(0.01)
+        return "done"
+
+    result = background.start(work, "it")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(result)
+        time.sleep(0.1)
+        start = time.monotonic()
+        assert not result.is_done(within=30)
+        assert time.monotonic() - start < 10
+        (tmp_path / "go").touch()
+        assert waiting.result() == "done"
+    assert result.is_done()
 
 
 def test_an_error_of_ours_is_carried_over() -> None:

@@ -6,7 +6,6 @@ constructs that trip the runtime. Qwen3's, Gemma 3's and SmolLM2's are the real 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,20 +17,16 @@ from converter.base import ModelConverter
 from converter.checkpoint.gguf import GGUFCheckpoint
 from converter.errors import UnsupportedError
 from converter.options import ConvertOptions
-from converter.text.chat_template import (
-    CONVERSATIONS,
-    FAMILIES,
-    FAMILY_TEMPLATES,
-    TemplateReport,
-    as_parts,
-    choose_template,
-)
+from converter.text.chat_template import TemplateReport, choose_template
+from converter.text.template_candidates import FAMILIES, FAMILY_TEMPLATES
+from converter.text.template_reference import CONVERSATIONS, as_parts
 from converter.text.template_renderers import (
     OutOfFuelError,
     TemplateFailureError,
     render_as_runtime,
     render_as_source,
 )
+from tests.small_tokenizers import published_template
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
@@ -139,20 +134,15 @@ LLAMA2 = (
 def choose(
     source: str | None, family: str = "llama", bos: str | None = None, eos: str | None = None
 ) -> TemplateReport:
-    return choose_template(source, family=family, bos_token=bos, eos_token=eos)
+    return choose_template(
+        source, family=family, bos_token=bos, eos_token=eos, has_channel=True, fix="correct it"
+    )
 
 
 def runtime(template: str, **extra: Any) -> str:
     """Render one user message as the runtime hands it over."""
     messages = as_parts([{"role": "user", "content": "hi"}])
     return render_as_runtime(template, messages, add_generation_prompt=True, extra=extra)
-
-
-def published_template(folder: Path) -> str:
-    config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
-    template = config["chat_template"]
-    assert isinstance(template, str)
-    return template
 
 
 # --- The runtime's renderer -------------------------------------------------------------------
@@ -249,11 +239,10 @@ def test_gemma3_keeps_its_own_template_and_needs_the_start_token(gemma3_tokenize
     assert report.source_prompt == "<bos>" + report.runtime_prompt
 
 
-def test_qwen3_gets_the_family_template_with_thinking_and_tools(qwen3_tokenizer: Path) -> None:
+def test_qwen3_keeps_its_own_text_with_thinking_and_tools(qwen3_tokenizer: Path) -> None:
     report = choose(published_template(qwen3_tokenizer), "qwen3", None, "<|im_end|>")
-    assert report.chosen == "qwen3.jinja"
-    assert [r.candidate for r in report.rejected] == ["source", "adapted source"]
-    assert "is not how the next turn begins" in report.rejected[1].reason
+    assert report.chosen == "adapted source"
+    assert [r.candidate for r in report.rejected] == ["source"]
     assert (report.thinking, report.tools, report.exact_history) == (True, True, True)
     assert runtime(report.template, enable_thinking=False).endswith("<think>\n\n</think>\n\n")
     assert runtime(report.template, enable_thinking=True).endswith("<|im_start|>assistant\n")
@@ -286,11 +275,12 @@ def test_llama32_prints_the_day_of_the_conversation_and_no_tools() -> None:
     assert report.start_token_needed
 
 
-def test_r1_distill_cuts_thoughts_and_says_that_history_is_not_exact() -> None:
+def test_r1_distill_opens_a_thought_that_the_runtime_takes_out_again() -> None:
     report = choose(R1_DISTILL, "qwen2")
     assert report.chosen == "adapted source"
     assert report.runtime_prompt.endswith("<\uff5cAssistant\uff5c><think>\n")
-    assert not report.exact_history  # <think> stays in the cache, the source's history has none
+    assert report.opens_thought == "<think>\n"
+    assert report.exact_history
 
 
 def test_qwen25_keeps_its_default_system_prompt_and_tools() -> None:
@@ -380,21 +370,22 @@ def test_the_next_turn_begins_with_what_follows_the_end_token() -> None:
 def test_family_templates_replace_one_that_cannot_be_carried_over(
     family: str, file: str, source: str, eos: str
 ) -> None:
-    report = choose("{% set x = 'x'.upper() %}" + source, family, "<s>", eos)
+    report = choose("{% set x = 'x'.find('x') %}" + source, family, "<s>", eos)
     assert report.chosen == file
-    assert "has no method named upper" in report.rejected[1].reason
+    assert "has no method named find" in report.rejected[1].reason
 
 
 def test_gemma3_family_template(gemma3_tokenizer: Path) -> None:
-    source = "{% set x = 'x'.upper() %}" + published_template(gemma3_tokenizer)
+    source = "{% set x = 'x'.find('x') %}" + published_template(gemma3_tokenizer)
     assert choose(source, "gemma3", "<bos>", "<eos>").chosen == "gemma3.jinja"
 
 
 def test_every_family_template_is_in_the_table() -> None:
-    """Each must be offered somewhere; flatten and completion are used by name."""
+    """Each must be offered somewhere; the preludes and completion are used by name."""
     listed = {file for files in FAMILY_TEMPLATES.values() for file in files}
     on_disk = {path.name for path in FAMILIES.glob("*.jinja")}
-    assert on_disk == listed | {"flatten.jinja", "completion.jinja"}
+    used_by_name = {"flatten.jinja", "as_parts.jinja", "indented_json.jinja", "completion.jinja"}
+    assert on_disk == listed | used_by_name
 
 
 # --- Refusals ---------------------------------------------------------------------------------
@@ -403,11 +394,12 @@ def test_every_family_template_is_in_the_table() -> None:
 @pytest.mark.parametrize(
     ("source", "why"),
     [
-        ("{{ 'x'.upper() }}" + CHATML, "has no method named upper"),
+        ("{{ 'x'.find('x') }}" + CHATML, "has no method named find"),
         (CHATML.replace("{% for", "{% break %}{% for"), "it does not render"),
         ("{% for m in messages %}", "it does not render"),
         ("{{ raise_exception('closed') }}", "closed"),
-        ("{# is_appending_to_prefill #}{{ 'x'.upper() }}", "single-turn mode"),
+        ("{{ 'is_appending_to_prefill' }}" + CHATML, "single-turn mode"),
+        ("Hello!", "it does not print the user's message"),
         (
             "{% for m in messages %}[{{ m.role }}{{ messages | length }}]{{ m.content }}"
             "{% endfor %}",
@@ -420,7 +412,7 @@ def test_refusals_say_why(source: str, why: str) -> None:
         choose(source)
     assert caught.value.what == "llama: chat template"
     assert why in caught.value.why
-    assert caught.value.fix == "correct chat_template in the source folder"
+    assert caught.value.fix == "correct it"
 
 
 def test_an_endless_template_is_refused_before_it_is_run_without_a_limit() -> None:
@@ -432,11 +424,12 @@ def test_an_endless_template_is_refused_before_it_is_run_without_a_limit() -> No
     assert time.monotonic() - start < 3  # jinja2 alone would take longer
 
 
-def test_a_bos_token_in_some_conversations_only_is_refused() -> None:
+def test_a_bos_token_in_some_conversations_only_is_text() -> None:
     """The runtime adds its start token always or never."""
     source = "{% if messages | length == 1 %}{{ bos_token }}{% endif %}" + CHATML
-    with pytest.raises(UnsupportedError, match="the bos token in some conversations only"):
-        choose(source, bos="<s>")
+    report = choose(source, bos="<s>")
+    assert (report.chosen, report.start_token_needed) == ("adapted source with its bos", False)
+    assert "the bos token in some conversations only" in report.rejected[1].reason
 
 
 @pytest.mark.parametrize("code", ["{{ 'a' * 10 ** 9 }}", "{{ 'a' * 9 }}", "{{ 10 ** 10 ** 8 }}"])

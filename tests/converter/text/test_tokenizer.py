@@ -130,14 +130,6 @@ def test_chat_template_s_own_file_comes_first(folder: Path) -> None:
     assert load_tokenizer(Folder(folder)).chat_template == "from jinja"
 
 
-def test_the_default_of_several_templates_is_taken(folder: Path) -> None:
-    named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
-    configure(folder, chat_template=named)
-    assert load_tokenizer(Folder(folder)).chat_template == "D"
-    configure(folder, chat_template=[*named[:1], "stray"])
-    assert load_tokenizer(Folder(folder)).chat_template is None
-
-
 def test_truncation_is_switched_off(folder: Path) -> None:
     path = folder / "tokenizer.json"
     saved = Tokenizer.from_file(str(path))

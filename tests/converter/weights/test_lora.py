@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from converter.base import ModelConverter
 from converter.errors import LiteRTLMError, SourceError, UnsupportedError
 from converter.litertlm.inspection import read_bundle
 from converter.options import ConvertOptions
+from converter.weights.lora_config import READ, REFUSED, WITHOUT_EFFECT
 from runner.interpreter import GraphRunner
 from tests.converter.test_base import write_llama_gguf
 from tests.tiny_models import make_adapter, make_checkpoint, text_logits
@@ -51,6 +55,131 @@ def test_as_peft_merges(tmp_path: Path, family: str, options: dict[str, Any]) ->
         np.testing.assert_allclose(logits, expected[position], atol=1e-3)
 
 
+def train(base: Path, folder: Path, **options: Any) -> None:
+    """Save an adapter of a checkpoint, with some training in all that it trains."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    settings = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"], **options}
+    adapted = get_peft_model(model, LoraConfig(**settings))
+    with torch.no_grad():
+        for _, parameter in adapted.named_parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    adapted.eval().save_pretrained(folder)
+
+
+def peft_logits(base: Path, adapter: Path, tokens: list[int]) -> Any:
+    """What peft makes of the two files; not merged, as it merges into both uses of a tied table."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    return text_logits(PeftModel.from_pretrained(model, adapter).eval(), tokens)
+
+
+def assert_as_peft(tmp_path: Path, base: Path, adapter: Path) -> None:
+    tokens = np.random.default_rng(0).integers(0, 256, 12).tolist()
+    expected = peft_logits(base, adapter, tokens)
+    runner = GraphRunner(convert(base, adapter, tmp_path / "m"))
+    found = np.stack([np.ravel(runner.decode(token, i)) for i, token in enumerate(tokens)])
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        # Heads and embeddings, tied or not: each use of a tied table may change alone.
+        ("llama", {"target_modules": ["q_proj", "lm_head"]}),
+        ("qwen2-tied", {"target_modules": ["q_proj", "lm_head"]}),
+        ("qwen2-tied", {"target_modules": ["q_proj", "embed_tokens"]}),
+        ("qwen2-tied", {"target_modules": ["embed_tokens", "lm_head"]}),
+        ("gemma3_text", {"target_modules": ["embed_tokens", "o_proj"]}),
+        ("llama", {"modules_to_save": ["embed_tokens", "lm_head"]}),
+        ("qwen2-tied", {"modules_to_save": ["embed_tokens", "lm_head"]}),
+        ("qwen2-tied", {"modules_to_save": ["embed_tokens"]}),
+        ("qwen2-tied", {"modules_to_save": ["lm_head"]}),
+        ("qwen2-tied", {"target_modules": ["embed_tokens"], "ensure_weight_tying": True}),
+        ("qwen2-tied", {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
+        # Other weights saved whole; Gemma stores a norm less 1.
+        ("gemma3_text", {"modules_to_save": ["norm"]}),
+        ("llama", {"modules_to_save": ["up_proj"], "target_modules": ["q_proj"]}),
+        ("qwen2", {"bias": "all"}),
+        ("qwen2", {"bias": "lora_only"}),
+        ("llama", {"bias": "lora_only"}),
+        # Rows set to a length, and single rows of a table; tied uses of it change together.
+        ("llama", {"use_dora": True}),
+        ("qwen2-tied", {"use_dora": True, "target_modules": ["k_proj", "lm_head"]}),
+        ("gemma3_text", {"use_dora": True, "use_rslora": True}),
+        ("llama", {"trainable_token_indices": [3, 1, 200]}),
+        ("qwen2-tied", {"trainable_token_indices": [3, 1, 200]}),
+        ("llama", {"trainable_token_indices": {"lm_head": [7], "embed_tokens": [200, 2]}}),
+        # What a run started from, where that leaves the base as it is.
+        ("llama", {"init_lora_weights": "gaussian"}),
+        ("llama", {"init_lora_weights": "orthogonal"}),
+        ("llama", {"init_lora_weights": "mica"}),
+        ("llama", {"init_lora_weights": False}),
+        # Which modules have which rank and factor.
+        ("llama", {"alpha_pattern": {r"layers\.[01]\.self_attn\.q_proj": 20}}),
+        ("llama", {"alpha_pattern": {"q_proj": 3, "layers.0.self_attn.q_proj": 30}}),
+        ("llama", {"alpha_pattern": {"proj": 30}}),
+        ("llama", {"use_rslora": True, "rank_pattern": {"^model.*down_proj": 2}}),
+        ("llama", {"layers_to_transform": [1], "layers_pattern": "layers"}),
+        ("llama", {"target_modules": "all-linear", "exclude_modules": ["v_proj"]}),
+        ("llama", {"target_modules": r".*\.1\..*up_proj", "fan_in_fan_out": True}),
+    ],
+)
+def test_as_peft_computes(tmp_path: Path, family: str, options: dict[str, Any]) -> None:
+    make_checkpoint(family, tmp_path / "base")
+    train(tmp_path / "base", tmp_path / "adapter", **options)
+    assert_as_peft(tmp_path, tmp_path / "base", tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2-tied"])
+@pytest.mark.parametrize("change", [0.0, 0.3])
+def test_an_embedding_that_was_saved_whole(tmp_path: Path, family: str, change: float) -> None:
+    """As axolotl and peft's save_embedding_layers leave it; a tied one is still one table."""
+    base, folder = tmp_path / "base", tmp_path / "adapter"
+    make_checkpoint(family, base)
+    train(base, folder)
+    table = load_file(base / "model.safetensors")["model.embed_tokens.weight"]
+    table = table + np.float32(change) * np.random.default_rng(1).standard_normal(
+        table.shape, np.float32
+    )
+    edit_weights(folder, {"base_model.model.model.embed_tokens.weight": table})
+    assert_as_peft(tmp_path, base, folder)
+    if family == "qwen2-tied":
+        assert (tmp_path / "m").read_bytes().count(table.tobytes()) == 1
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda name: name.replace(".weight", ".default.weight"),
+        lambda name: name.removeprefix("base_model.model."),
+        lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."),
+    ],
+)
+def test_names_that_older_versions_and_wrappers_give(
+    tmp_path: Path, adapter: Path, wrap: Callable[[str], str]
+) -> None:
+    expected = convert(tmp_path / "base", adapter, tmp_path / "first").read_bytes()
+    path = adapter / "adapter_model.safetensors"
+    save_file({wrap(name): value for name, value in load_file(path).items()}, path)
+    assert convert(tmp_path / "base", adapter, tmp_path / "again").read_bytes() == expected
+
+
+def test_every_key_of_peft_is_known() -> None:
+    from peft import LoraConfig
+
+    fields = {field.name for field in dataclasses.fields(LoraConfig)}
+    assert fields | {"merge_weights"} == WITHOUT_EFFECT | READ | REFUSED.keys()
+
+
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
     """An adapter of the tiny Llama, whose checkpoint lies beside it."""
@@ -80,11 +209,15 @@ def edit_weights(adapter: Path, changes: dict[str, np.ndarray], without: str = "
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"use_dora": True}, "use_dora=True cannot be merged row by row"),
-        ({"bias": "all"}, "bias='all' cannot"),
-        ({"peft_type": "IA3"}, "peft_type='IA3' cannot"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save=['lm_head'] cannot"),
-        ({"alpha_pattern": {"layers.[0-3].*": 3}}, "alpha_pattern holds the pattern"),
+        ({"peft_type": "IA3"}, "peft_type='IA3' is no LoRA adapter"),
+        ({"peft_type": None}, "peft_type=None is no LoRA adapter"),
+        *(
+            ({"init_lora_weights": start}, f"init_lora_weights='{start}': the base was changed")
+            for start in ("pissa", "pissa_niter_16", "olora", "OLoRA", "corda", "loftq", "lora_ga")
+        ),
+        ({"init_lora_weights": "some_day"}, "init_lora_weights='some_day'"),
+        *(({key: [1]}, f"{key}=[1]: {why}") for key, why in REFUSED.items()),
+        ({"key_of_next_year": {"a": 1}}, "key_of_next_year={'a': 1}: this key is not known"),
     ],
 )
 def test_what_is_more_than_an_update_is_refused(
@@ -94,10 +227,38 @@ def test_what_is_more_than_an_update_is_refused(
     error = refusal(adapter)
     assert isinstance(error, UnsupportedError)
     assert message in str(error)
-    assert "merge_and_unload" in str(error)
+    apart = changes.keys() & {"alora_invocation_tokens", "arrow_config"}
+    assert ("take an adapter that is always active" if apart else "convert the result") in str(
+        error
+    )
 
 
-@pytest.mark.parametrize("module", ["embed_tokens", "layers.0.mlp.gate", "lm_head_2"])
+def test_keys_that_are_switched_off_do_no_harm(adapter: Path) -> None:
+    base = adapter.parent / "base"
+    expected = convert(base, adapter, adapter.parent / "first").read_bytes()
+    for off in (None, False, [], {}):
+        edit_config(adapter, **dict.fromkeys([*REFUSED, "key_of_next_year"], off))
+        assert convert(base, adapter, adapter.parent / "again").read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_alpha": "6"}, "lora_alpha='6' is not a number"),
+        ({"alpha_pattern": {"q_proj": None}}, "lora_alpha=None is not a number"),
+        ({"alpha_pattern": {"q_proj(": 3}}, "alpha_pattern holds 'q_proj(', no pattern"),
+        ({"alpha_pattern": [3]}, "alpha_pattern=[3] is no table"),
+        ({"use_dora": True}, "use_dora and the tensors of base_model.model.model.layers.0"),
+    ],
+)
+def test_values_that_make_no_sense(adapter: Path, changes: dict[str, Any], message: str) -> None:
+    edit_config(adapter, **changes)
+    error = refusal(adapter)
+    assert isinstance(error, SourceError)
+    assert message in str(error)
+
+
+@pytest.mark.parametrize("module", ["embed_tokens", "layers.0.mlp.gate", "lm_head_2", "score"])
 def test_other_modules_are_refused_by_name(adapter: Path, module: str) -> None:
     name = f"base_model.model.model.{module}.lora_A.weight"
     edit_weights(adapter, {name: np.zeros((4, 64), np.float32)})
@@ -119,9 +280,27 @@ def test_half_an_update_is_refused(adapter: Path) -> None:
     assert "up_proj.lora_A.weight has no counterpart" in str(error)
 
 
-def test_a_folder_without_an_adapter_is_refused(adapter: Path) -> None:
-    (adapter / "adapter_model.safetensors").unlink()
-    assert "it has no adapter_model.safetensors" in str(refusal(adapter))
+@pytest.mark.parametrize(
+    ("weights_are_now", "message"),
+    [
+        ("adapter_model.gguf", "it has no adapter_model.safetensors"),
+        ("adapter_model.bin", "its weights are in PyTorch's pickle format (adapter_model.bin)"),
+        ("adapters.safetensors", "it is an adapter of mlx-lm (adapters.safetensors), not of peft"),
+    ],
+)
+def test_a_folder_without_an_adapter_is_refused(
+    adapter: Path, weights_are_now: str, message: str
+) -> None:
+    (adapter / "adapter_model.safetensors").rename(adapter / weights_are_now)
+    assert message in str(refusal(adapter))
+
+
+def test_the_folder_of_a_run_names_its_last_checkpoint(adapter: Path) -> None:
+    for step in (20, 100):
+        shutil.copytree(adapter, adapter.parent / f"run/checkpoint-{step}")
+    adapter.rename(adapter.parent / "moved")
+    (adapter.parent / "run").rename(adapter)
+    assert "pass one of them, for example its checkpoint-100" in str(refusal(adapter))
 
 
 def test_a_gguf_gets_the_same_update(adapter: Path) -> None:
@@ -135,6 +314,14 @@ def test_a_gguf_gets_the_same_update(adapter: Path) -> None:
         assert section is not None
         found.append(bundle.read_bytes()[section.offset : section.offset + section.nbytes])
     assert found[0] == found[1]
+
+
+def test_the_current_folder_has_a_name(
+    adapter: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(adapter)
+    assert main(["convert", "../base", "--lora", ".", "--output-dir", "../out", "--quiet"]) == 0
+    assert capsys.readouterr().out == "../out/base-adapter.litertlm\n"
 
 
 def test_on_the_command_line(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,155 @@
+"""The templates that may go into a bundle: the source's, the same made to fit, the family's own.
+
+Nothing here is believed: `chat_template` proves each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from converter.text.template_dialect import INDENTED_JSON, in_runtime_dialect
+from converter.text.template_renderers import (
+    Message,
+    TemplateFailureError,
+    literal,
+    render_as_runtime,
+)
+
+FAMILIES = Path(__file__).parents[1] / "families"
+FAMILY_TEMPLATES: dict[str, tuple[str, ...]] = {
+    "qwen3": ("qwen3.jinja", "chatml.jinja"),
+    "qwen2": ("chatml.jinja", "deepseek_r1.jinja"),
+    "llama": ("chatml.jinja", "llama3.jinja", "zephyr.jinja", "deepseek_r1.jinja"),
+    "gemma3": ("gemma3.jinja",),
+}
+# A message that no conversation holds: a character for private use, which nothing trims or splits.
+_NEXT = "\ue000"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A template by a name that the user is told; `failure` says why it could not be made."""
+
+    name: str
+    text: str
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt as the source renders it.
+
+    Attributes:
+        extra: variables beside the messages, such as `enable_thinking`.
+    """
+
+    messages: list[Message]
+    extra: dict[str, bool]
+    expected: str
+
+
+def candidates(
+    source: str, family: str, bos: str, eos: str, trims_answers: bool, prompts: list[Prompt]
+) -> Iterator[Candidate]:
+    """The source's template, the same made to fit the runtime, then the family's own.
+
+    Args:
+        trims_answers: the source drops the newlines between a thought and the answer.
+        prompts: one message under every setting, the first without any, to see what the source's
+            prompt ends with.
+    """
+    yield Candidate("source", source)
+    yield from _adapted(source, bos, eos, trims_answers)
+    for file in FAMILY_TEMPLATES.get(family, ()):
+        text = _family_file(file)
+        tokens = _set("eos_token", eos) if "eos_token" in text else ""
+        yield Candidate(file, tokens + text)
+        if opening := _opening(tokens + text, prompts, bos):
+            yield Candidate(f"{file} with the source's opening", tokens + text + opening)
+
+
+def _adapted(source: str, bos: str, eos: str, trims_answers: bool) -> Iterator[Candidate]:
+    name = "adapted source"
+    try:
+        adapted = in_runtime_dialect(source)
+    except TemplateFailureError as error:
+        yield Candidate(name, "", str(error))
+        return
+    if f"{INDENTED_JSON}(" in adapted:
+        adapted = _family_file("indented_json.jinja") + adapted
+    tokens = _set("eos_token", eos) if "eos_token" in source else ""
+    trims = _set("trims_answers", True) if trims_answers else ""
+    flatten = trims + _family_file("flatten.jinja")
+    yield Candidate(name, tokens + flatten + adapted)
+    if bos and "bos_token" in source:
+        # For templates that write bos in every turn: the text carries all of them.
+        tokens += _set("bos_token", bos)
+        yield Candidate(f"{name} with its bos", tokens + flatten + adapted)
+    # For templates that read the parts of a message themselves.
+    yield Candidate(f"{name} with parts", tokens + _family_file("as_parts.jinja") + adapted)
+
+
+def _family_file(name: str) -> str:
+    return (FAMILIES / name).read_text(encoding="utf-8")
+
+
+def _set(name: str, value: str | bool) -> str:
+    return f"{{%- set {name} = {literal(value)} -%}}\n"
+
+
+def _opening(template: str, prompts: list[Prompt], bos: str) -> str:
+    """Code that ends a prompt as the source does, where that goes on after the template's end:
+    with `<think>`, for an answer that begins inside a thought. Empty where it does not."""
+    branches, found = "", False
+    for prompt in reversed(prompts):  # the one without settings comes last, as `else`
+        try:
+            begin = render_as_runtime(
+                template, prompt.messages, add_generation_prompt=True, extra=prompt.extra
+            )
+        except TemplateFailureError:
+            return ""
+        expected = prompt.expected.removeprefix(bos)
+        if not expected.startswith(begin):
+            return ""
+        tests = [f"{key} is defined and {key} == {literal(v)}" for key, v in prompt.extra.items()]
+        branches += f"{{%- elif {' and '.join(tests) or 'true'} -%}}\n"
+        branches += f"{{{{- {literal(expected[len(begin) :])} -}}}}\n"
+        found = found or expected != begin
+    return f"{{%- if not add_generation_prompt -%}}\n{branches}{{%- endif -%}}\n" if found else ""
+
+
+def held_back(template: str, turn_end: str, between: str, calls_tools: bool) -> str:
+    """The template, whose history of an answered question ends where the next turn begins.
+
+    The runtime feeds of each turn what it adds to the render of the history. So this render must be
+    what the source writes of these messages when another one follows: without the newline after the
+    token that ends an answer, which nobody has fed yet, and without what the source writes of the
+    last answer alone, such as an empty thought. The next message is thus rendered too, and cut off.
+
+    Args:
+        turn_end: what ends an answer; "" where a token does that the template does not write.
+        between: all that stands between an answer and the next question.
+        calls_tools: an answer that calls tools is followed by a result instead of a question.
+    """
+    border = literal(turn_end or between)
+    asks = _next_message("user", {"type": "text", "text": _NEXT})
+    if calls_tools:
+        part = {"type": "tool_response", "name": _NEXT, "response": _NEXT}
+        asks = f"{_next_message('tool', part)} if (messages | last).tool_calls else {asks}"
+    return (
+        "{%- set is_answered = not add_generation_prompt and messages"
+        " and (messages | last).role == 'assistant' -%}\n"
+        f"{{%- set messages = messages + [{asks}] if is_answered else messages -%}}\n"
+        f"{{% set rendered %}}\n{template}{{%+ endset %}}\n"
+        "{%- if is_answered -%}\n"
+        f"{{%- set turns = rendered | split({literal(_NEXT)}) | first"
+        f" | split({border}) | list -%}}\n"
+        f"{{{{- turns[:-1] | join({border}) ~ {literal(turn_end)} -}}}}\n"
+        "{%- else -%}\n{{- rendered -}}\n{%- endif -%}\n"
+    )
+
+
+def _next_message(role: str, part: Message) -> str:
+    return literal({"role": role, "content": [part]})

@@ -1,0 +1,300 @@
+"""Templates of the shapes that models are published with, each by the construct that is its own.
+
+They are short ones, rebuilt: what transformers renders of them, the runtime must render.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from converter.text.chat_template import TemplateReport, choose_template
+from converter.text.named_templates import join_named
+from converter.text.template_reference import TOOL_TURNS, as_parts
+from converter.text.template_renderers import render_as_runtime
+from tests.edited_bundle import edited_bundle
+
+ADAPTED, PARTS = "adapted source", "adapted source with parts"
+
+
+class Shape(NamedTuple):
+    """A template, and what is found of it.
+
+    Attributes:
+        differs: of the text after the first turn, from the source's; "" where it is exact.
+    """
+
+    family: str
+    template: str
+    bos: str | None
+    eos: str
+    chosen: str = ADAPTED
+    tools: bool = False
+    fences_calls: bool = False
+    differs: str = ""
+
+
+_CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_HERMES_TOOLS = """{%- macro type_of(spec) %}
+{%- set names = {"string": "str", "array": "list"} %}
+{%- if names[spec.type] is defined %}{{- names[spec.type] }}{%- else %}{{- "Any" }}{%- endif %}
+{%- endmacro %}
+{{- bos_token }}{{- '<|im_start|>system\\nTools: ' }}
+{%- for tool in tools %}
+    {%- set tool = tool.function if tool.function is defined else tool %}
+    {%- for name, fields in tool.parameters.properties|items %}
+        {{- name + ": " + type_of(fields) }}{%- if not loop.last %}{{- ", " }}{%- endif %}
+    {%- endfor %}
+    {{- " - " + tool.name + " " + tool.description + tool.parameters|tojson }}
+{%- endfor %}
+{{- "<|im_end|>\\n" }}
+{%- for message in messages %}
+    {%- if message.role == "assistant" and message.tool_calls is defined %}
+        {{- '<|im_start|>' + message.role }}
+        {%- for call in message.tool_calls %}
+            {{- '\\n<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
+            {{- call.function.arguments|tojson + '}\\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\\n' }}
+    {%- elif message.role == "tool" %}
+        {%- if loop.previtem and loop.previtem.role != "tool" %}
+            {{- '<|im_start|>tool\\n' }}
+        {%- endif %}
+        {{- '<tool_response>\\n' + message.content + '\\n</tool_response>' }}
+        {%- if loop.last or loop.nextitem.role != "tool" %}{{- '<|im_end|>\\n' }}{%- endif %}
+    {%- else %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
+_MISTRAL = """{%- if messages[0]["role"] == "system" %}
+    {%- set system_message = messages[0]["content"] %}
+    {%- set loop_messages = messages[1:] %}
+{%- else %}
+    {%- set loop_messages = messages %}
+{%- endif %}
+{%- set user_messages = loop_messages | selectattr("role", "equalto", "user") | list %}
+{%- set ns = namespace(index=0) %}
+{%- for message in loop_messages %}
+    {%- if not message.get("tool_calls") and message["role"] not in ["tool", "tool_results"] %}
+        {%- if (message["role"] == "user") != (ns.index % 2 == 0) %}
+            {{- raise_exception("Roles must alternate") }}
+        {%- endif %}
+        {%- set ns.index = ns.index + 1 %}
+    {%- endif %}
+{%- endfor %}
+{{- bos_token }}
+{%- for message in loop_messages %}
+    {%- if message["role"] == "user" %}
+        {%- if tools is not none and (message == user_messages[-1]) %}
+            {{- "[AVAILABLE_TOOLS] [" }}
+            {%- for key, val in tools[0].function.items() if key != "return" %}
+                {{- '"' + key + '": ' + val|tojson }}
+            {%- endfor %}
+            {{- "][/AVAILABLE_TOOLS]" }}
+        {%- endif %}
+        {%- if loop.last and system_message is defined %}
+            {{- "[INST] " + system_message + "\\n\\n" + message["content"] + "[/INST]" }}
+        {%- else %}
+            {{- "[INST] " + message["content"] + "[/INST]" }}
+        {%- endif %}
+    {%- elif message.tool_calls is defined and message.tool_calls is not none %}
+        {%- set out = message.tool_calls[0].function|tojson %}
+        {{- "[TOOL_CALLS] [" + out[:-1] + "}]" + eos_token }}
+    {%- elif message["role"] == "tool" %}
+        {{- '[TOOL_RESULTS] ' + message.content|string + "[/TOOL_RESULTS]" }}
+    {%- else %}
+        {{- " " + message["content"]|trim + eos_token }}
+    {%- endif %}
+{%- endfor %}
+"""
+_LLAMA31 = """{{- bos_token }}
+{%- if tools_in_user_message is not defined %}{%- set tools_in_user_message = true %}{%- endif %}
+{%- if not tools is defined %}{%- set tools = none %}{%- endif %}
+{%- if tools is not none and tools_in_user_message %}
+    {%- set first_user_message = messages[0]['content']|trim %}
+    {%- set messages = messages[1:] %}
+    {{- '<|start_header_id|>user<|end_header_id|>\\n\\nGiven the following functions:\\n\\n' }}
+    {%- for t in tools %}{{- t | tojson(indent=4) }}{{- "\\n\\n" }}{%- endfor %}
+    {{- first_user_message + "<|eot_id|>" }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'ipython' or message.role == 'tool' %}
+        {{- "<|start_header_id|>ipython<|end_header_id|>\\n\\n" }}
+        {%- if message.content is mapping %}{{- message.content | tojson }}
+        {%- else %}{{- message.content }}{%- endif %}
+        {{- "<|eot_id|>" }}
+    {%- elif 'tool_calls' in message %}
+        {%- if not message.tool_calls|length == 1 %}{{- raise_exception("One!") }}{%- endif %}
+        {%- set tool_call = message.tool_calls[0].function %}
+        {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n{"name": "' + tool_call.name }}
+        {{- '", "parameters": ' }}{{- tool_call.arguments | tojson }}{{- "}<|eot_id|>" }}
+    {%- else %}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
+        {{- message['content'] | trim + '<|eot_id|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+_GEMMA_PARTS = (
+    "{{ bos_token }}{%- for m in messages -%}"
+    "{%- set role = 'model' if m['role'] == 'assistant' else m['role'] -%}"
+    "{{ '<start_of_turn>' + role + '\n' }}{%- for item in m['content'] -%}"
+    "{%- if item['type'] == 'text' -%}{{ item['text'].strip() }}{%- endif -%}{%- endfor -%}"
+    "{{ '<end_of_turn>\n' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}"
+)
+_R1_WITH_TOOLS = (
+    "{%- set ns = namespace(is_tool=false, system_prompt='') -%}{%- for m in messages -%}"
+    "{%- if m['role'] == 'system' -%}{%- set ns.system_prompt = m['content'] -%}{%- endif -%}"
+    "{%- endfor -%}{{ bos_token }}{{ ns.system_prompt }}{%- for m in messages -%}"
+    "{%- if m['role'] == 'user' -%}{{ '<User>' + m['content'] }}{%- endif -%}"
+    "{%- if m['role'] == 'assistant' and m['content'] is none -%}{%- for t in m['tool_calls'] -%}"
+    "{{ '<Assistant><call>' + t['function']['name'] + t['function']['arguments'] }}{%- endfor -%}"
+    "{%- endif -%}{%- if m['role'] == 'assistant' and m['content'] is not none -%}"
+    "{%- set c = m['content'] -%}{%- if '</think>' in c -%}"
+    "{%- set c = c.split('</think>')[-1] -%}{%- endif -%}{{ '<Assistant>' + c + eos_token }}"
+    "{%- endif -%}{%- if m['role'] == 'tool' -%}{%- set ns.is_tool = true -%}{{ m['content'] }}"
+    "{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt and not ns.is_tool -%}{{ '<Assistant><think>\n' }}{%- endif %}"
+)
+
+SHAPES = {
+    "Hermes: a template for tools by name": Shape(
+        "llama",
+        str(join_named({"default": "{{bos_token}}" + _CHATML, "tool_use": _HERMES_TOOLS}, "")),
+        "<s>", "<|im_end|>", tools=True, fences_calls=True,
+    ),
+    "Mistral: system text and tools before the last question": Shape(
+        "llama", _MISTRAL, "<s>", "</s>", tools=True, differs="You answer briefly."
+    ),
+    "Llama 3.1: tools as indented JSON": Shape(
+        "llama", _LLAMA31, "<|begin_of_text|>", "<|eot_id|>", tools=True
+    ),
+    "Gemma: parts alone": Shape("gemma3", _GEMMA_PARTS, "<bos>", "<end_of_turn>", PARTS),
+    "R1: none for calls": Shape("qwen2", _R1_WITH_TOOLS, "<bos>", "<eos>"),
+    "Yi: a question ends with the next answer's head": Shape(
+        "llama",
+        "{% if messages[0]['role'] == 'system' %}{% set s = messages[0]['content'] %}{% endif %}"
+        "{% if s is defined %}{{ '<|im_start|>system\n' + s + '<|im_end|>\n' }}{% endif %}"
+        "{% for m in messages %}{% set content = m['content'] %}{% if m['role'] == 'user' %}"
+        "{{ '<|im_start|>user\n' + content + '<|im_end|>\n<|im_start|>assistant\n' }}"
+        "{% elif m['role'] == 'assistant' %}{{ content + '<|im_end|>' + '\n' }}{% endif %}"
+        "{% endfor %}",
+        None, "<|im_end|>",
+    ),
+    "DPO: the assistant's text is marked": Shape(
+        "qwen2",
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
+        "{%- generation -%}{{ m['content'] + '<|im_end|>' }}{%- endgeneration -%}{{ '\n' }}"
+        "{% else %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+        "{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        None, "<|im_end|>",
+    ),
+    "Vicuna: an answer begins with a space": Shape(
+        "llama",
+        "{{ messages[0]['content'] + ' ' if messages[0]['role'] == 'system' else 'A chat. ' }}"
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'USER: ' + m['content'].strip() }}"
+        "{% elif m['role'] == 'assistant' %}"
+        "{{ ' ASSISTANT: ' + m['content'].strip() + eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}",
+        "<s>", "</s>",
+    ),
+    "Granite Code: no end of turn": Shape(
+        "llama",
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ 'System:\n' + m['content'] }}"
+        "{% elif m['role'] == 'user' %}{{ 'Question:\n' + m['content'] }}"
+        "{% else %}{{ 'Answer:\n' + m['content'] }}{% endif %}{{ '\n\n' }}"
+        "{% if loop.last and add_generation_prompt %}{{ 'Answer:\n' }}{% endif %}{% endfor %}",
+        "<|endoftext|>", "<|endoftext|>",
+    ),
+    "Falcon 3: the last answer has no newline": Shape(
+        "llama",
+        "{% for m in messages %}{% if m['role'] != 'assistant' %}"
+        "{{ '<|' + m['role'] + '|>\n' + m['content'] + '\n' }}{% elif not loop.last %}"
+        "{{ '<|assistant|>\n' + m['content'] + eos_token + '\n' }}{% else %}"
+        "{{ '<|assistant|>\n' + m['content'] + eos_token }}{% endif %}"
+        "{% if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+        "{% endfor %}",
+        None, "<|endoftext|>",
+    ),
+    "Llama 3: bos in the first turn's text": Shape(
+        "llama",
+        "{% for m in messages %}{% set c = '<|start_header_id|>' + m['role'] + "
+        "'<|end_header_id|>\n\n' + m['content'] | trim + '<|eot_id|>' %}"
+        "{% if loop.index0 == 0 %}{% set c = bos_token + c %}{% endif %}{{ c }}{% endfor %}"
+        "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}",
+        "<|begin_of_text|>", "<|eot_id|>",
+    ),
+}  # fmt: skip
+
+
+def choose(shape: Shape) -> TemplateReport:
+    return choose_template(
+        shape.template,
+        family=shape.family,
+        bos_token=shape.bos,
+        eos_token=shape.eos,
+        has_channel="think>" in shape.template,
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_it_is_carried_over(shape: Shape) -> None:
+    report = choose(shape)
+    assert report.chosen == shape.chosen
+    assert (report.tools, report.fences_calls) == (shape.tools, shape.fences_calls)
+    assert shape.differs in report.history_difference
+    assert bool(shape.differs) == (not report.exact_history)
+
+
+# --- In the engine ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def caller(smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """An engine with the model type that fenced tool calls get."""
+    import litert_lm
+
+    def reads_calls(metadata: Any) -> None:
+        metadata.llm_model_type.qwen2p5.SetInParent()
+
+    path = tmp_path_factory.mktemp("caller") / "caller.litertlm"
+    litert_lm.set_min_log_severity(litert_lm.LogSeverity.FATAL)
+    with litert_lm.Engine(str(edited_bundle(smollm2_bundle, path, reads_calls))) as engine:
+        yield engine
+
+
+def open_box(box: str) -> str:
+    """Opens a box."""
+    return box
+
+
+@pytest.mark.parametrize("name", [name for name, shape in SHAPES.items() if shape.tools])
+def test_the_engine_renders_tools_as_we_do(name: str, caller: Any) -> None:
+    """A call in the history, and its result as the next message."""
+    *history, result = as_parts(TOOL_TURNS)
+    settings: dict[str, Any] = {"tools": [open_box], "automatic_tool_calling": False}
+    with caller.create_conversation(chat_template="{{ tools | tojson }}", **settings) as probe:
+        tools = json.loads(probe.render_message_to_string("hi"))
+    template = choose(SHAPES[name]).template
+    with caller.create_conversation(
+        chat_template=template, messages=history, **settings
+    ) as conversation:
+        got = conversation.render_message_to_string(result)
+    expected = render_as_runtime(
+        template, [*history, result], add_generation_prompt=True, tools=tools
+    )
+    assert "a cat" in got
+    assert got == expected
