@@ -31,7 +31,7 @@ from converter.checkpoint.safetensors import open_folder
 from converter.options import ConvertOptions
 from converter.output.atomic_file import AtomicFile
 from converter.version import __version__
-from converter.weights.calibration import TOKENS
+from converter.weights.calibration import TOKENS, Inputs
 from converter.weights.quantization import INT4_BLOCK32, INT8, Clip
 from runner.evaluation import TEXT
 
@@ -101,7 +101,8 @@ def measure(folder: Path) -> dict[str, dict[str, float]]:
     with open_folder(folder) as checkpoint, AtomicFile(folder / "unused") as file:
         converter = ModelConverter(checkpoint, "model", ConvertOptions("dynamic_int4"))
         plan = converter.plan()
-        inputs = converter.stream(plan, file, lambda _: None).inputs
+        inputs: dict[str, Inputs] = {}
+        converter.stream(plan, file, lambda _: None, inputs.__setitem__)
     random, kept = {}, {}
     for path, found in inputs.items():
         if path.startswith("layers.") and found.importance is not None:

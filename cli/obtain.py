@@ -102,7 +102,9 @@ def preview(request: Request) -> PlanReport:
             f"{request.model} is converted already, there is nothing to plan",
             f"see what is in it with litert-lm-cli inspect {local}",
         )
-    with _planned(local, source, chosen) as (converter, plan):
+    with open_checkpoint(local) as checkpoint:
+        converter = _converter(checkpoint, source, chosen)
+        plan = converter.plan()
         _say_found(request, plan)
         return report(converter, plan, source.output_path(request.output_dir))
 
@@ -397,9 +399,9 @@ def _adopt(file: Path, output: Path, sealing: Sealing) -> None:
     from converter.output.atomic_file import link_or_copy
 
     read_bundle(file)  # a damaged one is refused before it is taken for a model
-    sealing.check_sources([file])
+    sealing.begin([file])
     with sealing.naming():
-        link_or_copy(file, output, lambda _: sealing.seal(file, [file], None, None))
+        link_or_copy(file, output, lambda _: sealing.seal(file, None, None))
 
 
 def _convert(
@@ -411,16 +413,17 @@ def _convert(
     sealing: Sealing | None = None,
 ) -> None:
     from cli.progress import byte_progress, stage_progress
-    from converter.report import weights_bytes
-    from converter.tflite.kv_cache import Target
 
-    if request.backend == "gpu" or "engine" in chosen:
-        chosen = {"target": Target.GPU, **chosen}
-    with (
-        stage_progress(request.quiet) as tell,
-        _planned(local, source, chosen, tell) as (converter, plan),
-    ):
-        seal = None if sealing is None else sealing.of_conversion(converter, plan)
+    with stage_progress(request.quiet) as tell, open_checkpoint(local) as checkpoint:
+        if sealing is not None:
+            sealing.begin([*checkpoint.files, *_adapter_files(chosen)])
+        from converter.report import weights_bytes
+        from converter.tflite.kv_cache import Target
+
+        if request.backend == "gpu" or "engine" in chosen:
+            chosen = {"target": Target.GPU, **chosen}
+        converter = _converter(checkpoint, source, chosen, tell)
+        plan = converter.plan()
         _check_disk(converter, plan, output)
         _say(
             request,
@@ -435,6 +438,7 @@ def _convert(
             sealing.naming() if sealing is not None else nullcontext(),
             byte_progress(weights_bytes(plan), hidden, request.progress) as progress,
         ):
+            seal = None if sealing is None else sealing.of_conversion(converter, plan)
             converter.write(plan, output, progress, seal)
     for note in plan.metadata.notes:
         _say(request, note)
@@ -445,25 +449,30 @@ def _say_found(request: Request, plan: Plan) -> None:
         _say(request, f"{what}: {finding}")
 
 
-@contextmanager
-def _planned(
-    local: Path,
+def _adapter_files(chosen: dict[str, Any]) -> list[Path]:
+    """What is read of an adapter, as far as it is there: the plan refuses one that lacks a file."""
+    if "lora" not in chosen:
+        return []
+    from converter.weights.lora import adapter_files
+
+    return [file for file in adapter_files(chosen["lora"]) if file.is_file()]
+
+
+def _converter(
+    checkpoint: Checkpoint,
     source: Source,
     chosen: dict[str, Any],
     tell: Callable[[str], None] = lambda _: None,
-) -> Iterator[tuple[ModelConverter, Plan]]:
-    """The converter of an open checkpoint, and its plan; `tell` is told the stages of slow ones."""
+) -> ModelConverter:
+    """What converts an open checkpoint; `tell` is told the stages of slow ones."""
     from converter.base import ModelConverter
 
     options = _options(source, chosen)
-    with open_checkpoint(local) as checkpoint:
-        if "engine" in chosen:
-            from converter.torch.reference import ReferenceConverter
+    if "engine" in chosen:
+        from converter.torch.reference import ReferenceConverter
 
-            converter: ModelConverter = ReferenceConverter(checkpoint, source.name, options, tell)
-        else:
-            converter = ModelConverter(checkpoint, source.name, options)
-        yield converter, converter.plan()
+        return ReferenceConverter(checkpoint, source.name, options, tell)
+    return ModelConverter(checkpoint, source.name, options)
 
 
 def _options(source: Source, chosen: dict[str, Any]) -> ConvertOptions:

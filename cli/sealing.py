@@ -6,21 +6,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from converter import receipt
-from converter.base import ModelConverter, Plan
 from converter.checkpoint.files import check_states, file_states
 from converter.errors import OutputError, SourceError
 from converter.options import ChatTemplate
 from converter.output.atomic_file import Seal
 from converter.receipt import Origin
-from converter.report import source_bytes, tensor_groups, weights_bytes
-from converter.tflite.kv_cache import Target
-from converter.torch.reference import ReferenceConverter
-from converter.weights.lora import adapter_files
-from converter.weights.quantization import Clip
+from converter.text import background
+
+if TYPE_CHECKING:
+    from converter.base import ModelConverter, Plan
 
 
 class Sealing:
@@ -28,6 +27,8 @@ class Sealing:
 
     Raises:
         OutputError, SourceError: see `converter.receipt`.
+
+    Of the converter, it imports what hashing needs: the rest is imported while that has begun.
     """
 
     def __init__(
@@ -41,12 +42,17 @@ class Sealing:
         self._output, self._expected = output, expected
         self._origin, self._adapter = origin, adapter
 
-    def check_sources(self, files: Sequence[Path]) -> None:
-        """Before the work: whether these are the files that the receipt names."""
+    def begin(self, files: Sequence[Path]) -> None:
+        """Start to hash what will be read; where a receipt names files, these must be the ones."""
+        self._files, self._states = files, file_states(files)
+        self._hashes = background.start(
+            partial(receipt.hash_files, files), self._origin.model, is_bounded=False
+        )
+        self._versions = receipt.versions()
         if self._expected is None:
             return
         said = {entry["name"]: entry for entry in self._expected["source"]["files"]}
-        found = {entry["name"]: entry for entry in receipt.hash_files(files)}
+        found = {entry["name"]: entry for entry in self._hashes()}
         for name in sorted(said.keys() | found.keys()):
             if name not in found:
                 why = "it is not there"
@@ -58,38 +64,21 @@ class Sealing:
                 raise SourceError(f"{self._origin.model}: {name}", why, "find the original files")
 
     def of_conversion(self, converter: ModelConverter, plan: Plan) -> Seal:
-        """What is called with the complete file of a conversion; the sources are checked now."""
-        adapter = converter.options.lora
-        files = [*converter.checkpoint.files, *(adapter_files(adapter) if adapter else ())]
-        before = file_states(files)
-        self.check_sources(files)
+        """What is called with the complete file of a conversion."""
+
+        options = options_for_receipt(converter, plan, self._adapter)
 
         def seal(finished: Path) -> Callable[[], None]:
-            def check_unchanged() -> None:  # hashed as it was read
-                converter.checkpoint.check_unchanged()
-                check_states(before)  # those that are not kept open, too
-
-            figures = figures_for_receipt(converter, plan)
-            options = options_for_receipt(converter, plan, self._adapter)
-            return self.seal(finished, files, options, figures, check_unchanged)
+            return self.seal(finished, options, figures_for_receipt(converter, plan))
 
         return seal
 
     def seal(
-        self,
-        finished: Path,
-        files: Sequence[Path],
-        options: dict[str, Any] | None,
-        plan: dict[str, Any] | None,
-        check_unchanged: Callable[[], None] = lambda: None,
+        self, finished: Path, options: dict[str, Any] | None, plan: dict[str, Any] | None
     ) -> Callable[[], None]:
-        """Of an output that is complete but has no name yet: what must be there before it has.
-
-        Args:
-            check_unchanged: raises where what was hashed is not what was read.
-        """
+        """Of an output that is complete but has no name yet: what must be there before it has."""
         with ThreadPoolExecutor(1) as beside:
-            sources = beside.submit(receipt.hash_files, files)
+            sources = beside.submit(self._hashes)
             parts = receipt.hash_parts(finished)
         found: dict[str, Any] = {
             "receipt": receipt.FORMAT,
@@ -101,7 +90,7 @@ class Sealing:
             "source": asdict(self._origin) | {"files": sources.result()},
             "options": options,
             "plan": plan,
-            "versions": receipt.versions(),
+            "versions": self._versions,
             "check": None,
         }
         if self._expected is not None:
@@ -114,7 +103,7 @@ class Sealing:
                     f"written with {before}; here is {found['versions']}",
                     "use these versions, or convert without --from-receipt",
                 )
-        check_unchanged()
+        check_states(self._states)  # hashed as it was read
         self._writer.prepare(found)
         return self._writer.finish
 
@@ -132,6 +121,8 @@ def options_for_receipt(
     converter: ModelConverter, plan: Plan, adapter: Origin | None
 ) -> dict[str, Any]:
     """What a receipt says of the options: what they came to, defaults included."""
+    from converter.torch.reference import ReferenceConverter
+
     template = converter.options.chat_template
     return {
         "quantize": plan.quantization.name,
@@ -149,6 +140,8 @@ def options_for_receipt(
 
 def figures_for_receipt(converter: ModelConverter, plan: Plan) -> dict[str, Any]:
     """What a receipt says of the plan: neither the machine, nor what `inspect` says."""
+    from converter.report import source_bytes, tensor_groups, weights_bytes
+
     return {
         "model": converter.name,
         "family": plan.family.name,
@@ -165,6 +158,9 @@ def options_of_receipt(found: dict[str, Any]) -> dict[str, Any]:
     Raises:
         SourceError: it says something that no option has.
     """
+    from converter.tflite.kv_cache import Target
+    from converter.weights.quantization import Clip
+
     said = found.get("options")
     if said is None:  # a file that was converted when it was fetched
         return {}

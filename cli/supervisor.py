@@ -14,13 +14,14 @@ import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 
+from converter.output.process import end_with
+
 _MARK = "LITERT_LM_SUPERVISOR"  # the supervisor's process id, for the process that it starts
 _LOG = "LITERT_LM_LOG"  # as in runner.native_log, which a supervisor need not import
 _PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP")
 # So many Ctrl-C that found nobody listening end the process.
 _MOST_UNHEARD = 3
 _CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP", "SIGSYS")
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def supervised(command: Callable[[], int]) -> int:
@@ -32,7 +33,7 @@ def supervised(command: Callable[[], int]) -> int:
         The exit code: the command's, or 128 and the number of the signal that ended it.
     """
     if os.environ.pop(_MARK, None) == str(os.getppid()):
-        _end_with_supervisor(os.getppid())
+        end_with(os.getppid())
         _tell_what_is_heard(os.getppid())
         return command()
     if not (hasattr(os, "posix_spawn") and sys.executable):
@@ -144,14 +145,3 @@ def _tell_what_is_heard(supervisor: int) -> None:
 
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, interrupt)
-
-
-def _end_with_supervisor(supervisor: int) -> None:
-    """Have the system kill this process when the other one is gone (Linux)."""
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != supervisor:
-        os.kill(os.getpid(), signal.SIGKILL)

@@ -5,8 +5,14 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__linux__)
-/* Compiled twice; the faster one that the processor has is chosen when the library is loaded. */
+/* On processors of which the compiler knows, loops are compiled several times; the fastest that the
+   processor has is chosen when the library is loaded. PORTABLE is for tests: what others run. */
+#if defined(__x86_64__) && defined(__linux__) && !defined(PORTABLE)
+#define KNOWS_PROCESSORS
+#endif
+#if defined(KNOWS_PROCESSORS) && __GNUC__ >= 12
+#define EACH_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
+#elif defined(KNOWS_PROCESSORS)
 #define EACH_PROCESSOR __attribute__((target_clones("avx2", "default")))
 #else
 #define EACH_PROCESSOR
@@ -95,39 +101,99 @@ EACH_PROCESSOR int pack_int8(const void *values, int is_bf16, const float *facto
                    : pack_rows(values, 0, NULL, rows, columns, packed, scales);
 }
 
-/* Columns at once: so many of a few tokens stay in the L1 cache while all rows pass. */
-#define CHUNK 256
-#define TOKENS_AT_ONCE 4
+/* A product is taken in pieces, so that what is multiplied stays in the L1 cache: so many tokens by
+   columns, with so many rows after one another. */
+#define TOKENS 32
+#define COLUMNS 512
+#define ROWS 64
 
-/* Adds the products of a row with four tokens; compilers make one instruction of two of them. */
-INLINED void add_products(const int16_t *x, size_t stride, const int16_t *row, size_t count,
-                          int32_t *sums)
-{
-    const int16_t *a = x, *b = a + stride, *c = b + stride, *d = c + stride;
-    int32_t sum_a = 0, sum_b = 0, sum_c = 0, sum_d = 0;
-    for (size_t i = 0; i < count; i++) {
-        sum_a += (int32_t)a[i] * row[i];
-        sum_b += (int32_t)b[i] * row[i];
-        sum_c += (int32_t)c[i] * row[i];
-        sum_d += (int32_t)d[i] * row[i];
+/* Adds the products of four tokens with two rows. Compilers make instructions of it that multiply
+   and add many at once, and there are registers for no more sums. */
+#define DEFINE_ADD_PRODUCTS(NAME, LEFT, RIGHT)                                                      \
+    INLINED void NAME(const LEFT (*x)[COLUMNS], const RIGHT *r, const RIGHT *s, size_t count,       \
+                      int32_t *of_r, int32_t *of_s)                                                 \
+    {                                                                                               \
+        int32_t ar = 0, br = 0, cr = 0, dr = 0, as = 0, bs = 0, cs = 0, ds = 0;                     \
+        for (size_t i = 0; i < count; i++) {                                                        \
+            ar += (int32_t)x[0][i] * r[i], as += (int32_t)x[0][i] * s[i];                           \
+            br += (int32_t)x[1][i] * r[i], bs += (int32_t)x[1][i] * s[i];                           \
+            cr += (int32_t)x[2][i] * r[i], cs += (int32_t)x[2][i] * s[i];                           \
+            dr += (int32_t)x[3][i] * r[i], ds += (int32_t)x[3][i] * s[i];                           \
+        }                                                                                           \
+        of_r[0] += ar, of_r[1] += br, of_r[2] += cr, of_r[3] += dr;                                 \
+        of_s[0] += as, of_s[1] += bs, of_s[2] += cs, of_s[3] += ds;                                 \
     }
-    sums[0] += sum_a, sums[1] += sum_b, sums[2] += sum_c, sums[3] += sum_d;
+DEFINE_ADD_PRODUCTS(add_wide_products, int16_t, int16_t)
+DEFINE_ADD_PRODUCTS(add_byte_products, uint8_t, int8_t)
+
+/* One piece: `size` columns of some tokens with some rows; `stride` is from row to row in both. The
+   last of an odd number of rows is its own neighbour, and `sums` has room for that. */
+EACH_PROCESSOR void add_piece(const int8_t *x, size_t tokens, const int8_t *rows, size_t count,
+                              size_t stride, size_t size, int32_t (*sums)[TOKENS])
+{
+    int16_t wide[TOKENS][COLUMNS], pair[2][COLUMNS];
+    for (size_t t = 0; t < tokens; t++)
+        for (size_t i = 0; i < size; i++)
+            wide[t][i] = x[t * stride + i];
+    for (size_t r = 0; r < count; r += 2) {
+        const int8_t *row = rows + r * stride, *next = r + 1 < count ? row + stride : row;
+        for (size_t i = 0; i < size; i++)
+            pair[0][i] = row[i], pair[1][i] = next[i];
+        for (size_t t = 0; t < tokens; t += 4)
+            add_wide_products(wide + t, pair[0], pair[1], size, sums[r] + t, sums[r + 1] + t);
+    }
 }
 
-EACH_PROCESSOR void integer_product(const int16_t *x, size_t tokens, const int8_t *rows,
-                                    size_t count, size_t columns, int32_t *products)
+#ifdef KNOWS_PROCESSORS
+/* The same with AVX-512 VNNI, which multiplies bytes, but unsigned with signed ones: 128 is added
+   to what is on the left, and its share taken off again. */
+__attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,prefer-vector-width=512"))) static void
+add_piece_vnni(const int8_t *x, size_t tokens, const int8_t *rows, size_t count, size_t stride,
+               size_t size, int32_t (*sums)[TOKENS])
 {
-    int16_t wide[CHUNK];
-    memset(products, 0, count * tokens * sizeof *products);
-    for (size_t at = 0; at < columns; at += CHUNK) {
-        size_t size = columns - at < CHUNK ? columns - at : CHUNK;
-        for (size_t r = 0; r < count; r++) {
-            for (size_t i = 0; i < size; i++)
-                wide[i] = rows[r * columns + at + i];
-            for (size_t t = 0; t < tokens; t += TOKENS_AT_ONCE)
-                add_products(x + t * columns + at, columns, wide, size, products + r * tokens + t);
-        }
+    uint8_t shifted[TOKENS][COLUMNS];
+    for (size_t t = 0; t < tokens; t++)
+        for (size_t i = 0; i < size; i++)
+            shifted[t][i] = (uint8_t)(x[t * stride + i] + 128);
+    for (size_t r = 0; r < count; r += 2) {
+        const int8_t *row = rows + r * stride, *next = r + 1 < count ? row + stride : row;
+        int32_t of_row = 0, of_next = 0;
+        for (size_t i = 0; i < size; i++)
+            of_row += row[i], of_next += next[i];
+        for (size_t t = 0; t < tokens; t++)
+            sums[r][t] -= 128 * of_row, sums[r + 1][t] -= 128 * of_next;
+        for (size_t t = 0; t < tokens; t += 4)
+            add_byte_products(shifted + t, row, next, size, sums[r] + t, sums[r + 1] + t);
     }
+}
+#define HAS_VNNI (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && \
+                  __builtin_cpu_supports("avx512vl"))
+#else
+#define add_piece_vnni add_piece
+#define HAS_VNNI 0
+#endif
+
+void multiply_int8(const int8_t *x, const float *x_scales, size_t tokens, const int8_t *rows,
+                   const float *scales, size_t count, size_t columns, float *product,
+                   size_t stride)
+{
+    int has_vnni = HAS_VNNI;
+    for (size_t r = 0; r < count; r += ROWS)
+        for (size_t t = 0; t < tokens; t += TOKENS) {
+            size_t n = tokens - t < TOKENS ? tokens - t : TOKENS;
+            size_t m = count - r < ROWS ? count - r : ROWS;
+            int32_t sums[ROWS][TOKENS];
+            memset(sums, 0, sizeof sums);
+            for (size_t at = 0; at < columns; at += COLUMNS) {
+                size_t size = columns - at < COLUMNS ? columns - at : COLUMNS;
+                (has_vnni ? add_piece_vnni : add_piece)(
+                    x + t * columns + at, n, rows + r * columns + at, m, columns, size, sums);
+            }
+            for (size_t i = 0; i < n; i++)
+                for (size_t j = 0; j < m; j++)
+                    product[(t + i) * stride + r + j] =
+                        (float)((double)sums[j][i] * scales[r + j] * x_scales[t + i]);
+        }
 }
 
 /* Eight numbers at once. Sums run in these lanes and then in the order of `sum_of`, so that numpy

@@ -6,6 +6,7 @@ ctypes releases Python's lock, so the threads run side by side.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import sys
@@ -27,20 +28,32 @@ _LANES = 8  # in which kernels.c adds up
 def _compiled() -> ctypes.CDLL | None:
     # What ./setup compiled, or what a wheel brought (as kernels.so, it would be this very module).
     for path in (Path(sys.prefix) / "kernels.so", Path(__file__).with_name("libkernels.so")):
-        try:
-            library = ctypes.CDLL(str(path))
-            break
-        except OSError:  # there was no C compiler
-            continue
-    else:
-        return None
+        with contextlib.suppress(OSError):  # there was no C compiler
+            return load(path)
+    return None
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """What kernels.c was compiled to.
+
+    Raises:
+        OSError: it is not there, or for another system.
+    """
+    library = ctypes.CDLL(str(path))
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     library.widen_bf16.argtypes = [pointer, pointer, size]
     library.widen_bf16.restype = None
     library.pack_int8.argtypes = [pointer, ctypes.c_int, pointer, size, size, pointer, pointer]
     library.pack_int8.restype = ctypes.c_int
-    library.integer_product.argtypes = [pointer, size, pointer, size, size, pointer]
-    library.integer_product.restype = None
+    library.multiply_int8.argtypes = [
+        *[pointer] * 2,
+        size,
+        *[pointer] * 2,
+        *[size] * 2,
+        pointer,
+        size,
+    ]
+    library.multiply_int8.restype = None
     library.pack_int4.argtypes = [*[pointer] * 2, *[size] * 3, pointer, size, *[pointer] * 3]
     library.pack_int4.restype = ctypes.c_int
     return library
@@ -195,31 +208,46 @@ def pack_int4(
     return True
 
 
-def integer_product(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """`rows @ x.T`, exact, int32 `(m, n)`.
+def multiply_int8(
+    x: np.ndarray, x_scales: np.ndarray, rows: np.ndarray, scales: np.ndarray, product: np.ndarray
+) -> None:
+    """`(x @ rows.T) * scales * x_scales[:, None]`: exact sums of integers, scaled in float64.
 
     Args:
-        x: int16 `(n, columns)` from -127 to 127, contiguous; n is a multiple of 4, and there are at
+        x: int8 `(n, columns)` from -127 to 127, contiguous; n is a multiple of 4, and there are at
             most 2^17 columns.
+        x_scales: float32 `(n,)`.
         rows: int8 `(m, columns)` from -127 to 127, contiguous.
+        scales: float32 `(m,)`.
+        product: float32 `(n, m)`, written; its rows are contiguous.
     """
-    assert x.dtype == np.int16
-    assert rows.dtype == np.int8
+    assert x.dtype == rows.dtype == np.int8
+    assert x_scales.dtype == scales.dtype == product.dtype == np.float32
     assert x.flags.c_contiguous
     assert rows.flags.c_contiguous
     assert x.shape[1] == rows.shape[1] <= 1 << 17
     assert x.shape[0] % 4 == 0
-    products = np.zeros((len(rows), len(x)), np.int32)
+    assert product.shape == (len(x), len(rows)) == (x_scales.size, scales.size)
     if (library := _compiled()) is not None:
-        library.integer_product(
-            x.ctypes.data, len(x), rows.ctypes.data, *rows.shape, products.ctypes.data
+        stride, width = product.strides
+        assert width == product.itemsize
+        library.multiply_int8(
+            x.ctypes.data,
+            x_scales.ctypes.data,
+            len(x),
+            rows.ctypes.data,
+            scales.ctypes.data,
+            *rows.shape,
+            product.ctypes.data,
+            stride // width,
         )
-        return products
+        return
+    sums = np.zeros((len(rows), len(x)), np.int32)
     for start in range(0, x.shape[1], _EXACT_COLUMNS):
         part = slice(start, start + _EXACT_COLUMNS)
         found = rows[:, part].astype(np.float32) @ x[:, part].astype(np.float32).T
-        products += found.astype(np.int32)
-    return products
+        sums += found.astype(np.int32)
+    product[:] = (sums * scales[:, None] * x_scales).T  # of int32 and float32, numpy makes float64
 
 
 def _address(factors: np.ndarray | None, columns: int) -> int | None:

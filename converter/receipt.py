@@ -5,16 +5,15 @@ under a name of its own, so that whoever is interrupted leaves a pair that belon
 that the next run completes.
 
 Hashes are BLAKE3 (`b3sum` prints the same): they are made beside the disk's work, and SHA-256 would
-take as long as a conversion.
+take as long as a conversion. Those of the sources are begun first of all; what this file imports
+only later is imported there.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
-import platform
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,13 +23,13 @@ from typing import Any
 
 from converter.checkpoint.files import is_plain_name
 from converter.errors import OutputError, SourceError
-from converter.litertlm.inspection import read_bundle
 from converter.output.atomic_file import AtomicFile, sweep
 from converter.version import __version__
 
 FORMAT = 1
 _LARGEST = 1 << 24  # bytes of a receipt
-_READ_SIZE = 1 << 20
+_READ_SIZE = 1 << 18  # what the L2 cache holds
+_SHARED_READ_SIZE = 1 << 22  # enough for all cores
 _PACKAGES = ("numpy", "flatbuffers", "litert-lm-builder", "tokenizers", "sentencepiece", "gguf")
 
 
@@ -82,8 +81,7 @@ def hash_parts(path: Path) -> list[dict[str, Any]]:
     Raises:
         SourceError: it cannot be read, or is none.
     """
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda part: _hash_part(path, part), parts_of(path)))
+    return [_hash_part(path, part) for part in parts_of(path)]
 
 
 def hash_text(text: str) -> str:
@@ -95,6 +93,8 @@ def hash_text(text: str) -> str:
 
 def parts_of(path: Path) -> list[Part]:
     """Ranges that cover the whole file."""
+    from converter.litertlm.inspection import read_bundle
+
     bundle = read_bundle(path)
     starts = [
         ("header", 0),
@@ -106,6 +106,9 @@ def parts_of(path: Path) -> list[Part]:
 
 def versions() -> dict[str, str]:
     """What the bytes of a result may depend on."""
+    import importlib.metadata
+    import platform
+
     return {
         "litert-lm-cli": __version__,
         "python": platform.python_version(),
@@ -237,20 +240,24 @@ def _hash_file(path: Path) -> dict[str, Any]:
 
 
 def _hash_part(path: Path, part: Part) -> dict[str, Any]:
-    digest, _ = _hash_range(path, part.offset, part.size)
+    digest, _ = _hash_range(path, part.offset, part.size, all_cores=True)
     return {"name": part.name, "offset": part.offset, "size": part.size, "blake3": digest}
 
 
-def _hash_range(path: Path, start: int, size: int | None) -> tuple[str, int]:
+def _hash_range(
+    path: Path, start: int, size: int | None, all_cores: bool = False
+) -> tuple[str, int]:
     """The hash of a part of a file, to its end where no size is given; and its bytes."""
     from blake3 import blake3
 
-    hasher, done, buffer = blake3(), 0, memoryview(bytearray(_READ_SIZE))
+    hasher = blake3(max_threads=blake3.AUTO if all_cores else 1)
+    read_size = _SHARED_READ_SIZE if all_cores else _READ_SIZE
+    done, buffer = 0, memoryview(bytearray(read_size))
     try:
         with open(path, "rb", buffering=0) as file:
             file.seek(start)
             while size is None or done < size:
-                wanted = _READ_SIZE if size is None else min(_READ_SIZE, size - done)
+                wanted = read_size if size is None else min(read_size, size - done)
                 count = file.readinto(buffer[:wanted])
                 if not count:
                     break

@@ -26,7 +26,9 @@ class ThreadBuffer(threading.local):
     def of_size(self, count: int) -> np.ndarray:
         """Room for `count` values, with whatever stands there; valid until the next call."""
         if self._array.size < count:
-            self._array = np.empty(count, self._array.dtype)
+            # A power of two: of what grows by a little at a time, each size would leave a hole.
+            # Memory that nobody has touched costs nothing.
+            self._array = np.empty(1 << (count - 1).bit_length(), self._array.dtype)
         return self._array[:count]
 
 

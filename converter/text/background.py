@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar, cast
 
 from converter.errors import LiteRTLMError, SourceError
+from converter.output.process import end_with
 
 T = TypeVar("T")
 # Gemma's tokenizer, the largest that we know, is proved in 3 s and less than 1 GiB.
@@ -60,7 +61,7 @@ class Work(Generic[T]):
             self._asking.release()
 
 
-def start(function: Callable[[], T], what: str) -> Work[T]:
+def start(function: Callable[[], T], what: str, is_bounded: bool = True) -> Work[T]:
     """Start `function` in a forked copy of this process; what is returned waits for its result.
 
     For work that holds Python's lock: threads would stand still beside it. And for work on what
@@ -72,6 +73,7 @@ def start(function: Callable[[], T], what: str) -> Work[T]:
 
     Args:
         what: named in the error.
+        is_bounded: whether the copy may take so much time and memory only.
 
     Raises (from what is returned):
         SourceError: it took too long or too much, or died.
@@ -81,11 +83,14 @@ def start(function: Callable[[], T], what: str) -> Work[T]:
         return Work(guarded, lambda _: False)
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
+    parent = os.getpid()
 
     def work() -> None:
         receiver.close()  # else sending would wait for ever once the parent is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what native code says when it dies
-        _limit()
+        end_with(parent)
+        if is_bounded:
+            _limit()
         try:
             sender.send(guarded())
         except LiteRTLMError as error:  # not again where nothing is bounded

@@ -72,7 +72,7 @@ class TokenizerJson:
             letters = {
                 text: i
                 for text, i in self.ids.items()
-                if len(text) == 1 or text.startswith("<0x") or text == unknown
+                if len(text) == 1 or (len(text) == 6 and text.startswith("<0x")) or text == unknown
             }
             vocabulary = msgspec.Raw(msgspec.json.encode(letters | numbers))
             outlined = model | {"vocab": vocabulary, "merges": msgspec.Raw(b"[]")}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -90,8 +91,7 @@ class Declared(NamedTuple):
     scales: int | None = None
 
 
-@dataclass(frozen=True)
-class Op:
+class Op(NamedTuple):
     operator: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
@@ -107,7 +107,8 @@ class Graph:
     def __init__(self, model: Model, name: str, is_signature: bool = True) -> None:
         self.name = name
         self.is_signature = is_signature
-        self._model = model
+        # Weakly, as the model holds its graphs: in a circle they would stay in memory for long.
+        self._model: Model = weakref.proxy(model)
         self.tensors: list[Declared] = []
         self.inputs: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}

@@ -112,9 +112,11 @@ class _Record:
         for name, form in formats.items():
             places[name] = at
             at += struct.calcsize(form)
-        # Where each offset field stands; None for a scalar.
+        # Of each offset: which field it is, and where that stands.
         self.offset_places = [
-            places[name] if kind == "offset" else None for name, (_, kind) in fields.items()
+            (i, places[name])
+            for i, (name, (_, kind)) in enumerate(fields.items())
+            if kind == "offset"
         ]
         slots = [0] * (1 + max(number for number, _ in fields.values()))
         for name, (number, _) in fields.items():
@@ -168,9 +170,9 @@ class _Packer:
             SignatureDefs=signatures,
         )
         self._builder.Finish(root, b"TFL3")
-        self._written.clear()  # this and the builder hold several times the result's memory
-        flatbuffer: bytearray = self._builder.Output()
-        del self._builder
+        self._written.clear()  # this holds several times the result's memory
+        flatbuffer: bytearray = self._builder.Bytes
+        del flatbuffer[: self._builder.head]  # which copies nothing
         return self._place_weights(flatbuffer)
 
     def _place_weights(self, flatbuffer: bytearray) -> Layout:
@@ -206,39 +208,40 @@ class _Packer:
     def _record(self, record: _Record, *values: int) -> int:
         """Write a table of a common kind, or find the equal one; values in the record's order."""
         key = (record, values)
-        if key not in self._written:
-            if record not in self._written:
-                self._written[record] = self._bytes(record.vtable, alignment=2)
-            self._builder.Prep(4, record.size)
+        found = self._written.get(key)
+        if found is None:
+            vtable = self._written.get(record)
+            if vtable is None:
+                vtable = self._written[record] = self._bytes(record.vtable, alignment=2)
+            builder = self._builder
+            builder.Prep(4, record.size)
+            builder.head -= record.size
             # Builder counts from the end of the buffer; a reader counts from each field onwards.
-            start = self._builder.Offset() + record.size
-            fields = [
-                value if place is None else start - place - value
-                for value, place in zip(values, record.offset_places, strict=True)
-            ]
-            packed = record.struct.pack(self._written[record] - start, *fields)
-            self._written[key] = self._bytes_here(packed)
-        return self._written[key]
+            found = len(builder.Bytes) - builder.head
+            fields = list(values)
+            for i, place in record.offset_places:
+                fields[i] = found - place - fields[i]
+            record.struct.pack_into(builder.Bytes, builder.head, vtable - found, *fields)
+            self._written[key] = found
+        return found
 
     def _bytes(self, content: bytes, alignment: int) -> int:
         """Write bytes as they are."""
-        self._builder.Prep(alignment, len(content))
-        return self._bytes_here(content)
-
-    def _bytes_here(self, content: bytes) -> int:
-        """Write bytes where `Prep` has made room."""
         builder = self._builder
+        builder.Prep(alignment, len(content))
         end = builder.head
         builder.head -= len(content)
         builder.Bytes[builder.head : end] = content
-        return int(builder.Offset())
+        return len(builder.Bytes) - builder.head
 
     def _vector(self, values: tuple[int, ...]) -> int:
         """A vector of int32."""
-        if values not in self._written:
+        found = self._written.get(values)
+        if found is None:
             count = len(values)
-            self._written[values] = self._bytes(struct.pack(f"<{count + 1}i", count, *values), 4)
-        return self._written[values]
+            found = self._bytes(struct.pack(f"<{count + 1}i", count, *values), 4)
+            self._written[values] = found
+        return found
 
     def _zeros(self, count: int) -> int:
         """A vector of int64 zeros."""
@@ -339,7 +342,8 @@ class _Packer:
         options = _OPTIONS[op.operator]
         if options is None:
             return self._record(_OPERATOR, index, inputs, outputs)
-        packed = self._table(options, **dict(op.options))
+        key = (options, *op.options)
+        packed = self._written.get(key) or self._table(options, **dict(op.options))
         kind = getattr(schema.BuiltinOptions, options)
         return self._record(_OPERATOR_WITH_OPTIONS, index, inputs, outputs, packed, kind)
 

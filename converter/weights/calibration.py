@@ -124,7 +124,8 @@ def calibrate(spec: DecoderSpec, weights: Weights) -> None:
         weights.divide(f"{block}.norm", inputs.factors)
         gates, ups = weights.multiply(inputs, y, gate, up)
         y = _activate(spec.activation, project(gate, gates))
-        y = y * project(up, ups)
+        y *= project(up, ups)
+        del gates, ups  # the widest that there are
         inputs = _inputs(y, weights.may_scale(up, down))
         weights.divide(up, inputs.factors)
         if has_bias(up):
@@ -138,10 +139,13 @@ def calibrate(spec: DecoderSpec, weights: Weights) -> None:
     weights.store(inputs, head)
 
 
-def to_integers(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows as integers of -127 to 127, int16, and their scales, float32 `(n,)`."""
-    scales = np.maximum(np.abs(x).max(axis=1) / np.float32(INT8_MAX), _TINY)
-    return np.rint(x / scales[:, None]).astype(np.int16), scales
+def to_integers(x: np.ndarray, factors: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Rows, divided by factors, as int8 of -127 to 127, and their scales, float32 `(n,)`."""
+    values = x.copy() if factors is None else x / factors
+    peaks = np.maximum(values.max(axis=1), -values.min(axis=1))
+    scales = np.maximum(peaks / np.float32(INT8_MAX), _TINY)
+    values /= scales[:, None]
+    return np.rint(values, out=values).astype(np.int8), scales
 
 
 _TINY = np.finfo(np.float32).tiny
@@ -163,8 +167,20 @@ def _inputs(x: np.ndarray, scaled: bool) -> Inputs:
 
 
 def _activate(activation: Activation, x: np.ndarray) -> np.ndarray:
+    """The activation's values, with room for no others."""
     with np.errstate(over="ignore"):
-        if activation is Activation.GELU_TANH:
-            inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)
-            return np.float32(0.5) * x * (1 + np.tanh(inner))
-        return x / (1 + np.exp(-x))
+        if activation is Activation.GELU_TANH:  # 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
+            y = np.float32(0.044715) * x
+            for _ in range(2):
+                y *= x
+            y += x
+            y *= np.float32(np.sqrt(2 / np.pi))
+            np.tanh(y, out=y)
+            y += 1
+            y *= x
+            y *= np.float32(0.5)
+            return y
+        y = np.negative(x)  # x / (1 + exp(-x))
+        np.exp(y, out=y)
+        y += 1
+        return np.divide(x, y, out=y)

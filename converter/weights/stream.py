@@ -20,7 +20,7 @@ from converter.checkpoint.base import Checkpoint, ThreadBuffer
 from converter.decoder import DecoderSpec
 from converter.errors import UnsupportedError
 from converter.families.base import WeightSource
-from converter.kernels import SMALLEST_HALF, SMALLEST_NORMAL, integer_product
+from converter.kernels import SMALLEST_HALF, SMALLEST_NORMAL, multiply_int8
 from converter.output.atomic_file import AtomicFile
 from converter.tflite.graph import DType, Weight
 from converter.tflite.writer import Layout
@@ -36,6 +36,8 @@ BLOCK_VALUES = 1 << 20
 _INT4_BLOCKS = ("Q4_0",)
 
 Progress = Callable[[int], None]
+# Told each weight's path, and what is known of its inputs when it is stored.
+Watch = Callable[[str, Inputs], None]
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,6 @@ class WeightStream:
     """Streams the weights of a plan into a file.
 
     Attributes:
-        inputs: what was known of each weight's inputs when it was stored.
         met: blocks carried over exactly, and all blocks, of each weight that carries blocks.
 
     Raises (from `run`):
@@ -112,12 +113,13 @@ class WeightStream:
         file: AtomicFile,
         clip: Clip,
         progress: Progress,
+        watch: Watch | None = None,
     ) -> None:
-        self.inputs: dict[str, Inputs] = {}
         self.met: dict[str, tuple[int, int]] = {}
         self._checkpoint, self._name = checkpoint, name
         self._weights = {weight.path: weight for weight in weights}
         self._model, self._file, self._clip, self._progress = model, file, clip, progress
+        self._watch = watch
         self._sent: set[str] = set()
         self._counting = threading.Lock()
         self._floats = ThreadBuffer(np.float32)
@@ -156,7 +158,7 @@ class WeightStream:
                 self._workers.do_later(self._tasks(path, inputs))
 
     def multiply(self, inputs: Inputs, x: np.ndarray, *paths: str) -> list[np.ndarray]:
-        integers, scales = to_integers(x if inputs.factors is None else x / inputs.factors)
+        integers, scales = to_integers(x, inputs.factors)
         products, tasks = [], []
         for path in paths:
             product = np.empty((len(x), self._weights[path].shape[0]), np.float32)
@@ -192,7 +194,8 @@ class WeightStream:
     def _tasks(self, path: str, inputs: Inputs, wanted: Wanted | None = None) -> list[Task]:
         weight = self._weights[path]
         self._sent.add(path)
-        self.inputs[path] = inputs
+        if self._watch is not None:
+            self._watch(path, inputs)
         return [
             partial(self._stream_block, weight, inputs, wanted, *block)
             for block in weight.row_blocks()
@@ -283,8 +286,8 @@ class Wanted:
     def fill(self, start: int, packed: np.ndarray, scales: np.ndarray | None) -> None:
         """The columns of the product from `start` on, of packed int8 rows."""
         assert scales is not None
-        found = integer_product(self.integers, packed) * scales[:, None] * self.scales
-        self.product[:, start : start + len(packed)] = found.T
+        product = self.product[:, start : start + len(packed)]
+        multiply_int8(self.integers, self.scales, packed, scales, product)
 
 
 def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -10,17 +10,31 @@ import numpy as np
 import pytest
 
 from converter import kernels
+from converter.compile_kernels import compile_kernels
 
 Pack = Callable[[np.ndarray], tuple[bool, np.ndarray, np.ndarray]]
 
 
-@pytest.fixture(params=["compiled", "numpy"], autouse=True)
+@pytest.fixture(scope="session")
+def portable(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """Compiled for processors of which nothing is known."""
+    library = tmp_path_factory.mktemp("kernels") / "kernels.so"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CC", "cc -DPORTABLE")
+        assert compile_kernels(library)
+    return kernels.load(library)
+
+
+@pytest.fixture(params=["compiled", "portable", "numpy"], autouse=True)
 def body(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every test of this file runs with both bodies."""
+    """Every test of this file runs with every body."""
     if request.param == "numpy":
         monkeypatch.setattr(kernels, "_compiled", lambda: None)
     elif shutil.which("cc") is None:
         pytest.skip("there is no C compiler here, so numpy's body is what runs")
+    elif request.param == "portable":
+        library = request.getfixturevalue("portable")
+        monkeypatch.setattr(kernels, "_compiled", lambda: library)
     else:
         assert isinstance(kernels._compiled(), ctypes.CDLL), "run ./setup --dev"
     return str(request.param)
@@ -138,14 +152,28 @@ def test_pack_int4_refuses_what_it_cannot_hold(bad: float) -> None:
     assert not kernels.pack_int4(rows, 32, (8.0, 7.0), alike, packed, scales)
 
 
-@pytest.mark.parametrize("columns", [1, 31, 64, 255, 256, 257, 5000])
-def test_integer_products_are_exact(columns: int) -> None:
+@pytest.mark.parametrize("columns", [1, 31, 64, 511, 512, 513, 5000])
+@pytest.mark.parametrize(("tokens", "count"), [(4, 1), (32, 6), (36, 131)])
+def test_products_of_integers_are_exact(columns: int, tokens: int, count: int) -> None:
+    """With and without a remainder for each loop; written into a part of a wider product."""
     rng = np.random.default_rng(columns)
-    x = rng.integers(-127, 128, (8, columns)).astype(np.int16)
-    rows = rng.integers(-127, 128, (6, columns)).astype(np.int8)
-    x[0], rows[0] = 127, 127  # the largest sum
-    expected = rows.astype(np.int64) @ x.astype(np.int64).T
-    np.testing.assert_array_equal(kernels.integer_product(x, rows), expected)
+    x = rng.integers(-127, 128, (tokens, columns)).astype(np.int8)
+    rows = rng.integers(-127, 128, (count, columns)).astype(np.int8)
+    x[0], rows[0], x[1] = 127, 127, -127  # the largest sums
+    x_scales, scales = (rng.random(size).astype(np.float32) for size in (tokens, count))
+    sums = x.astype(np.int64) @ rows.astype(np.int64).T
+    expected = (sums * scales.astype(np.float64) * x_scales[:, None]).astype(np.float32)
+    product = np.full((tokens, count + 2), 99, np.float32)
+    kernels.multiply_int8(x, x_scales, rows, scales, product[:, 1:-1])
+    np.testing.assert_array_equal(product[:, 1:-1], expected)
+    assert (product[:, [0, -1]] == 99).all()
+
+
+def test_the_widest_products_do_not_overflow() -> None:
+    x, rows = np.full((4, 1 << 17), -127, np.int8), np.full((2, 1 << 17), 127, np.int8)
+    ones, product = np.ones(4, np.float32), np.empty((4, 2), np.float32)
+    kernels.multiply_int8(x, ones, rows, ones[:2], product)
+    assert (product == -127 * 127 * (1 << 17)).all()
 
 
 @pytest.mark.parametrize("columns", [32, 96, 1024])

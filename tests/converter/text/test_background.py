@@ -6,6 +6,7 @@ import faulthandler
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -129,11 +130,15 @@ def test_a_copy_that_is_killed(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_copy_that_nobody_waits_for_ends_with_us() -> None:
+@pytest.mark.parametrize(
+    "work",
+    ["bytes(10_000_000)", "time.sleep(600)"],  # more than a pipe holds; busy with something else
+)
+def test_a_copy_that_nobody_waits_for_ends_with_us(work: str) -> None:
     script = (
-        "import multiprocessing, os\n"
+        "import multiprocessing, os, time\n"
         "from converter.text import background\n"
-        "background.start(lambda: bytes(10_000_000), 'it')\n"  # more than a pipe holds
+        f"background.start(lambda: {work}, 'it')\n"
         "print(multiprocessing.active_children()[0].pid, flush=True)\n"
         "os._exit(0)\n"
     )
@@ -175,3 +180,11 @@ def test_what_strangers_wrote_is_bounded(
         monkeypatch.setattr(background, "_MOST_SECONDS", 1)
     with pytest.raises(SourceError, match=said):
         background.start(work, "it")()
+
+
+def test_work_without_bounds() -> None:
+    limits = {kind: resource.getrlimit(kind) for kind in (resource.RLIMIT_CPU, resource.RLIMIT_AS)}
+    found = background.start(
+        lambda: {kind: resource.getrlimit(kind) for kind in limits}, "it", is_bounded=False
+    )
+    assert found() == limits

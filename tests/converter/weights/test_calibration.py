@@ -23,12 +23,13 @@ _NAMES = {"self_attn.": "attention.", "_proj": "", "model.": "", "language_": ""
 
 def calibrated(folder: Path, scheme: str = "dynamic_int4", **options: Any) -> dict[str, Inputs]:
     """What a conversion finds of the inputs of matrices."""
+    inputs: dict[str, Inputs] = {}
     with open_checkpoint(folder) as checkpoint:
         chosen = ConvertOptions(scheme, prefill_lengths=(8,), cache_length=32, **options)
         converter = ModelConverter(checkpoint, "tiny", chosen)
         plan = converter.plan()
         with AtomicFile(folder / "tiny.litertlm") as file:
-            inputs = converter.stream(plan, file, lambda _: None).inputs
+            converter.stream(plan, file, lambda _: None, inputs.__setitem__)
     return {path: found for path, found in inputs.items() if found.importance is not None}
 
 
