@@ -224,8 +224,11 @@ def _pre_tokenizer(vocabulary: _GGUFVocabulary) -> tuple[PreTokenizer, tuple[str
     if name is None:
         architecture = str(vocabulary.metadata.get("general.architecture"))
         name = guess_pre_tokenizer(architecture, vocabulary.tokens) or "default"
-        why = "llama.cpp's default" if name == "default" else "as its tokens are this one's"
-        note = f"tokenizer: the file has no tokenizer.ggml.pre; text is cut by {name!r}, {why}"
+        why = "is llama.cpp's default" if name == "default" else "its architecture or tokens tell"
+        note = (
+            f"tokenizer: the file has no tokenizer.ggml.pre; text is cut as {name!r} cuts it, "
+            f"which {why}"
+        )
         return PRE_TOKENIZERS[name], (note,)
     if name not in PRE_TOKENIZERS:
         why = (
