@@ -184,7 +184,8 @@ class _GGUFVocabulary:
         Their text would fall into letters, and a turn would never end. A token that merges make
         is a word all the same, as Qwen's </s>, a tag of HTML, is.
         """
-        words = {merge.replace(" ", "") for merge in self.get("merges") or ()}
+        merges = self.get("merges")
+        words = {m.replace(" ", "") for m in merges} if isinstance(merges, list) else set()
         normal = {
             self.tokens[i]: i
             for i in np.flatnonzero(self.types == _NORMAL).tolist()

@@ -393,6 +393,11 @@ def test_unknown_tokenizer_model(tmp_path: Path, model: str | None) -> None:
         (SMALL_BPE, "ggml.tokens", "metadata key 'tokenizer.ggml.tokens' is missing"),
         (SMALL_BPE, "ggml.merges", "metadata key 'tokenizer.ggml.merges' is missing"),
         (
+            SMALL_BPE | {"ggml.merges": [1, 2]},
+            "",
+            "metadata key 'tokenizer.ggml.merges' is missing",
+        ),
+        (
             SMALL_BPE | {"ggml.tokens": ["a"] * 260},
             "",
             "metadata key 'tokenizer.ggml.tokens' holds 'a' twice, as 0 and 259",
