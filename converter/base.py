@@ -30,14 +30,14 @@ from converter.litertlm.bundle import (
     tokenizer_section,
 )
 from converter.litertlm.metadata import LlmMetadataResult, build_llm_metadata
-from converter.options import DEFAULT_CACHE_LENGTH, ConvertOptions
+from converter.options import DEFAULT_CACHE_LENGTH, ConvertOptions, is_placeholder
 from converter.output.atomic_file import AtomicFile, Seal
 from converter.registry import family_of
 from converter.text import background
 from converter.text.chat_template import TEMPLATE_FIX
 from converter.text.tokenizer import load_tokenizer
 from converter.tflite.decoder_graph import build_decoder
-from converter.tflite.kv_cache import CacheShape, cache_shape
+from converter.tflite.kv_cache import CacheShape, Target, cache_shape
 from converter.tflite.writer import Layout, write
 from converter.version import __version__
 from converter.weights.lora import Update, open_adapter
@@ -301,23 +301,39 @@ class ModelConverter:
     def _cache_length(self, family: Family) -> int:
         limit = family.max_position_embeddings
         wanted = self.options.cache_length
+        # The mask is an input of a GPU's graph, and the engine looks at its length.
+        is_seen = self.options.target is Target.GPU
         if wanted is None:
-            return min(DEFAULT_CACHE_LENGTH, limit)
+            length = min(DEFAULT_CACHE_LENGTH, limit)
+            return length - 1 if is_seen and is_placeholder(length) else length
         if wanted > limit:
             raise OptionError(
                 f"--kv-cache-max-len {wanted}",
                 f"{self.name} was made for at most {limit} positions",
                 f"choose {limit} or less",
             )
+        if is_seen and is_placeholder(wanted):
+            raise OptionError(
+                f"--kv-cache-max-len {wanted}",
+                "on a GPU the engine takes a prime number for a placeholder, and shortens it",
+                f"choose {wanted - 1}",
+            )
         return wanted
 
     def _prefill_lengths(self, cache_length: int) -> tuple[int, ...]:
+        named = f"--prefill-seq-len {','.join(map(str, self.options.prefill_lengths))}"
         lengths = tuple(n for n in self.options.prefill_lengths if n <= cache_length)
         if not lengths:
             raise OptionError(
-                f"--prefill-seq-len {','.join(map(str, self.options.prefill_lengths))}",
+                named,
                 f"every length is beyond the KV cache of {cache_length}",
                 "choose a shorter one, or a larger --kv-cache-max-len",
+            )
+        for length in filter(is_placeholder, lengths):
+            raise OptionError(
+                named,
+                f"the engine takes a prime number above 10, as {length} is, for a placeholder",
+                f"choose {length - 1} in its place",
             )
         return lengths
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,15 @@ class ChatTemplate:
 
     text: str
     file: str | None = None
+
+
+def is_placeholder(size: int) -> bool:
+    """Whether the engine takes a size in a graph for a placeholder: a prime above 10.
+
+    It then replaces that size, and all its multiples, by a rounder one (docs/runtime.md). A graph
+    of ours does not load afterwards, or has a shorter context.
+    """
+    return size > 10 and all(size % divisor for divisor in range(2, math.isqrt(size) + 1))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from converter.errors import SourceError, UnsupportedError
 from converter.text.chat_template import TEMPLATE_FIX, TemplateReport, choose_template
+from converter.text.control_tokens import turn_ends
 
 if TYPE_CHECKING:
     from converter.text.bundle_tokenizer import BundleTokenizer
@@ -71,7 +72,7 @@ def build_llm_metadata(
         fix=template_fix,
     )
     _check_special_tokens(report, tokenizer, name)
-    notes = _template_notes(report)
+    notes = [*tokenizer.notes, *_template_notes(report)]
 
     message.jinja_prompt_template = report.template
     message.max_num_tokens = max_num_tokens
@@ -81,8 +82,7 @@ def build_llm_metadata(
         message.start_token.token_ids.ids.append(tokenizer.bos_token_id)
     notes += _check_start(report, tokenizer, message.HasField("start_token"), name)
 
-    stops = _stop_tokens(message, report, tokenizer, config, name)
-    message.ClearField("stop_tokens")
+    stops = _stop_tokens(report, tokenizer, config, name)
     for token in stops:
         message.stop_tokens.add().token_ids.ids.append(token)
 
@@ -160,23 +160,18 @@ def _check_start(
 
 
 def _stop_tokens(
-    message: Any,
-    report: TemplateReport,
-    tokenizer: BundleTokenizer,
-    config: dict[str, Any],
-    name: str,
+    report: TemplateReport, tokenizer: BundleTokenizer, config: dict[str, Any], name: str
 ) -> list[int]:
-    """Every id that ends a turn, ascending: declared, known of the family, or seen in the render.
+    """Every id that ends a turn, ascending: declared, known by its text, or seen in the render.
 
-    The base names tokens of many models; only those that are special in this vocabulary count. An
-    ordinary piece that is spelled alike is text that the model may want to write.
+    Only control tokens are known by their text. An ordinary piece that is spelled alike is text
+    that the model may want to write.
     """
     ends = set(tokenizer.eos_token_ids)
     declared = config.get("eos_token_id")
     if declared is not None:
         ends |= {declared} if isinstance(declared, int) else set(declared)
-    texts = [token.token_str for token in message.stop_tokens if token.HasField("token_str")]
-    known = {tokenizer.special_tokens[text] for text in texts if text in tokenizer.special_tokens}
+    known = turn_ends(tokenizer.special_tokens)
     turn_end = _special_prefix(report.after_assistant.lstrip(), tokenizer)
     if turn_end is not None:
         known.add(turn_end)

@@ -27,7 +27,8 @@ class BundleTokenizer:
         eos_token_ids: every id that the source says ends a text or a turn, ascending.
         eos_token: the text of the source's main end token.
         adds_bos: whether the source puts `bos_token` before plain text.
-        special_tokens: control tokens, text to id.
+        special_tokens: control tokens and marks that the template writes, text to id.
+        notes: what a user should know of choices made here, one line each.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class BundleTokenizer:
     eos_token: str | None
     adds_bos: bool
     special_tokens: dict[str, int] = field(repr=False)
+    notes: tuple[str, ...] = ()
 
     def encode(self, text: str) -> list[int]:
         """Encode as the engine does: special tokens in `text` are parsed, none are added."""

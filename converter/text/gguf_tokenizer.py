@@ -7,6 +7,7 @@ A GGUF holds neither tokenizer.json nor tokenizer.model, but enough to rebuild o
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -19,19 +20,25 @@ from converter.text.bundle_tokenizer import (
     load_outline,
     make_controls_readable,
 )
+from converter.text.control_tokens import (
+    control_tokens,
+    looks_like_control,
+    markers,
+    turn_ends,
+)
 from converter.text.named_templates import DEFAULT, chat_template_of
-from converter.text.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
+from converter.text.pre_tokenizers import (
+    PRE_TOKENIZERS,
+    RAW_TEXT,
+    PreTokenizer,
+    guess_pre_tokenizer,
+)
 from converter.text.tokenizer_json import HF_KIND
 
 _RECONVERT = "convert the model to GGUF again with a current llama.cpp"
 
+_BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
-
-# Older files declare only one end token, and chat models end their turns with another.
-_TURN_ENDS = (
-    "<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>",
-    "<|end_of_text|>",
-)  # fmt: skip
 
 
 def rebuild_tokenizer(
@@ -50,8 +57,10 @@ def rebuild_tokenizer(
     template = chosen_template
     if template is None:
         template = _gguf_template(checkpoint.metadata, vocabulary.path)
+    vocabulary.mark_controls(template)
+    notes: tuple[str, ...] = ()
     if vocabulary.model == "gpt2":
-        pre_tokenizer = _pre_tokenizer(vocabulary)
+        pre_tokenizer, notes = _pre_tokenizer(vocabulary)
         kind, data = HF_KIND, _rebuild_bpe(vocabulary, pre_tokenizer)
         adds_bos = pre_tokenizer.adds_bos
     elif vocabulary.model == "llama":
@@ -75,9 +84,10 @@ def rebuild_tokenizer(
         eos_token_ids=vocabulary.end_ids(),
         eos_token=vocabulary.text(vocabulary.eos),
         adds_bos=adds_bos and vocabulary.bos is not None,
-        special_tokens={
-            vocabulary.tokens[i]: i for i in np.flatnonzero(vocabulary.types == _CONTROL).tolist()
-        },
+        special_tokens=control_tokens(
+            vocabulary.of_type(_CONTROL), vocabulary.of_type(_USER_DEFINED), template
+        ),
+        notes=notes,
     )
     return tokenizer.with_outline(load_outline(kind, data, vocabulary.path))
 
@@ -100,6 +110,7 @@ class _GGUFVocabulary:
 
     Attributes:
         tokens: text of every id.
+        ids: the other way round.
         types: llama.cpp's token type of every id.
         bos, eos, unk, pad: ids or None.
     """
@@ -111,12 +122,20 @@ class _GGUFVocabulary:
         tokens = self.get("tokens")
         if not isinstance(tokens, list) or not tokens:
             raise self.wrong("tokenizer.ggml.tokens", "is missing")
-        if len(set(tokens)) != len(tokens):
-            raise self.wrong("tokenizer.ggml.tokens", "holds a token twice")
-        self.tokens: list[str] = tokens
-        self.types = self.numbers("token_type", _NORMAL)
+        # No text becomes an empty token; llama.cpp gives it this name.
+        self.tokens = [text or f"[EMPTY_{i}]" for i, text in enumerate(tokens)]
+        self.ids = {text: i for i, text in enumerate(self.tokens)}
+        if len(self.ids) != len(tokens):
+            i, text = next((i, t) for i, t in enumerate(self.tokens) if self.ids[t] != i)
+            raise self.wrong(
+                "tokenizer.ggml.tokens",
+                f"holds {text!r:.40} twice, as {i} and {self.ids[text]}",
+            )
+        self.types = self.numbers("token_type", _NORMAL).copy()
         if not np.isin(self.types, range(_BYTE + 1)).all():
             raise self.wrong("tokenizer.ggml.token_type", "holds an unknown type")
+        if self.model == "llama" and self.get("token_type") is None:
+            self.types[[i for text, i in self.ids.items() if _BYTE_TOKEN.fullmatch(text)]] = _BYTE
         # llama.cpp's ids for a SentencePiece vocabulary that declares none.
         defaults = (1, 2, 0) if self.model == "llama" else (None, None, None)
         self.bos = self.special_id("bos", defaults[0])
@@ -159,27 +178,71 @@ class _GGUFVocabulary:
     def text(self, token_id: int | None) -> str | None:
         return None if token_id is None else self.tokens[token_id]
 
+    def mark_controls(self, template: str | None) -> None:
+        """Correct the types of control tokens that the file calls ordinary words.
+
+        Their text would fall into letters, and a turn would never end. A token that merges make
+        is a word all the same, as Qwen's </s>, a tag of HTML, is.
+        """
+        merges = self.get("merges")
+        words = {m.replace(" ", "") for m in merges} if isinstance(merges, list) else set()
+        normal = {
+            self.tokens[i]: i
+            for i in np.flatnonzero(self.types == _NORMAL).tolist()
+            if len(self.tokens[i]) > 1 and self.tokens[i] not in words
+        }
+        written = markers(template, normal)
+        declared = (self.bos, *self._declared_ends())
+        for text, i in normal.items():
+            if i in declared or looks_like_control(text):
+                self.types[i] = _CONTROL
+            elif text in written:
+                self.types[i] = _USER_DEFINED
+        self._ends = turn_ends(
+            normal | self.of_type(_CONTROL) | self.of_type(_USER_DEFINED) | self.of_type(_UNUSED)
+        )
+        self.types[list(self._ends)] = _CONTROL
+
+    def of_type(self, kind: int) -> dict[str, int]:
+        """Tokens of one type, text to id."""
+        return {self.tokens[i]: i for i in np.flatnonzero(self.types == kind).tolist()}
+
     def end_ids(self) -> tuple[int, ...]:
-        declared = (self.eos, self.special_id("eot", None), self.special_id("eom", None))
-        ends = {token_id for token_id in declared if token_id is not None}
+        declared = {token_id for token_id in self._declared_ends() if token_id is not None}
+        return tuple(sorted(declared | self._ends))
+
+    def _declared_ends(self) -> list[int | None]:
+        ends = [self.eos, self.special_id("eot", None), self.special_id("eom", None)]
         listed = self.get("eos_token_ids")  # as Ollama writes generation_config.json's
         if isinstance(listed, np.ndarray) and listed.dtype.kind in "iu":
-            ends.update(i for i in listed.tolist() if i in range(len(self.tokens)))
-        for i in np.flatnonzero(np.isin(self.types, (_CONTROL, _USER_DEFINED))).tolist():
-            if self.tokens[i] in _TURN_ENDS:
-                ends.add(i)
-        return tuple(sorted(ends))
+            ends += [i for i in listed.tolist() if i in range(len(self.tokens))]
+        return ends
 
 
-def _pre_tokenizer(vocabulary: _GGUFVocabulary) -> PreTokenizer:
+def _pre_tokenizer(vocabulary: _GGUFVocabulary) -> tuple[PreTokenizer, tuple[str, ...]]:
+    """How text is cut, and what a user should know of it."""
     name = vocabulary.name("pre")
-    if name is None or name not in PRE_TOKENIZERS:
+    if name is None:
+        architecture = str(vocabulary.metadata.get("general.architecture"))
+        name = guess_pre_tokenizer(architecture, vocabulary.tokens) or "default"
+        why = "is llama.cpp's default" if name == "default" else "its architecture or tokens tell"
+        note = (
+            f"tokenizer: the file has no tokenizer.ggml.pre; text is cut as {name!r} cuts it, "
+            f"which {why}"
+        )
+        return PRE_TOKENIZERS[name], (note,)
+    if name not in PRE_TOKENIZERS:
+        why = (
+            "its tokens are not of bytes, which is not supported"
+            if name in RAW_TEXT
+            else f"only {', '.join(PRE_TOKENIZERS)} are supported"
+        )
         raise UnsupportedError(
             vocabulary.path,
-            f"tokenizer.ggml.pre={name}: only {', '.join(PRE_TOKENIZERS)} are supported",
+            f"tokenizer.ggml.pre={name}: {why}",
             "convert from the model's Hugging Face folder instead",
         )
-    return PRE_TOKENIZERS[name]
+    return PRE_TOKENIZERS[name], ()
 
 
 def _rebuild_bpe(vocabulary: _GGUFVocabulary, pre_tokenizer: PreTokenizer) -> bytes:
@@ -211,7 +274,7 @@ def _rebuild_bpe(vocabulary: _GGUFVocabulary, pre_tokenizer: PreTokenizer) -> by
             "byte_fallback": False,
             "ignore_merges": pre_tokenizer.ignore_merges,
             # Added tokens too: tokenizers gives an id of its own to one that is not in here.
-            "vocab": {token: i for i, token in enumerate(vocabulary.tokens)},
+            "vocab": vocabulary.ids,
             "merges": _merges(vocabulary),
         },
     }
@@ -239,14 +302,13 @@ def _merges(vocabulary: _GGUFVocabulary) -> list[tuple[str, str]]:
     merges = vocabulary.get("merges")
     if not isinstance(merges, list):
         raise vocabulary.wrong("tokenizer.ggml.merges", "is missing")
-    known = set(vocabulary.tokens)
     pairs = []
     for merge in merges:
         cut = merge.find(" ", 1)
         if cut < 0:
             raise vocabulary.wrong("tokenizer.ggml.merges", f"holds {merge!r:.40}, not a pair")
         left, right = pair = (merge[:cut], merge[cut + 1 :])
-        if not known.issuperset((left, right, left + right)):
+        if not vocabulary.ids.keys() >= {left, right, left + right}:
             raise vocabulary.wrong("tokenizer.ggml.merges", f"holds {merge!r:.40}, not of tokens")
         pairs.append(pair)
     return pairs

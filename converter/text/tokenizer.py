@@ -20,6 +20,7 @@ from converter.text.bundle_tokenizer import (
     load_engine,
     make_controls_readable,
 )
+from converter.text.control_tokens import control_tokens
 from converter.text.named_templates import DEFAULT, chat_template_of, join_named
 from converter.text.tokenizer_json import SAVE_AGAIN, TokenizerJson
 
@@ -86,10 +87,13 @@ class _PieceModel:
 
     kind = SENTENCEPIECE_KIND
 
-    def __init__(self, data: bytes, name: str, special: dict[str, int]) -> None:
+    def __init__(
+        self, data: bytes, name: str, special: dict[str, int], added: dict[str, int]
+    ) -> None:
         self.data = data
         self.outline = load_engine(SENTENCEPIECE_KIND, data, name)
         self.special = special
+        self.added = added
         self.vocab_size = int(self.outline.get_piece_size())
 
     def text(self, token_id: int) -> str | None:
@@ -121,6 +125,7 @@ def _describe_folder(
     fast: TokenizerJson | None,
 ) -> BundleTokenizer:
     bos, adds_bos = _folder_bos(checkpoint, settings, chosen, fast)
+    whole = fast or chosen
     eos_token = _token_text(settings.get("eos_token"))
     eos_ids = {
         *_ids(checkpoint.generation_config.get("eos_token_id")),
@@ -140,7 +145,7 @@ def _describe_folder(
         eos_token_ids=tuple(sorted(eos_ids)),
         eos_token=eos_token,
         adds_bos=adds_bos,
-        special_tokens=fast.special if fast else chosen.special,
+        special_tokens=control_tokens(whole.special, whole.added, template),
     )
     return tokenizer.with_outline(chosen.outline)
 
@@ -205,9 +210,10 @@ def _sentencepiece_file(
         return None
     kinds = model.SentencePiece
     special = {p.piece: i for i, p in enumerate(model.pieces) if p.type == kinds.CONTROL}
+    added = {p.piece: i for i, p in enumerate(model.pieces) if p.type == kinds.USER_DEFINED}
     if make_controls_readable(model, _token_text(settings.get("eos_token")), template):
         data = model.SerializeToString(deterministic=True)
-    return _PieceModel(data, str(path), special)
+    return _PieceModel(data, str(path), special, added)
 
 
 def _refuse_lost_tokens(path: Path, model: _PieceModel, settings: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ class TokenizerJson:
         data: the bytes; the file's own where nothing had to be taken out.
         ids: every token's id, added tokens included.
         special: the control tokens, text to id.
+        added: other tokens that are matched whole, text to id.
         outline: a tokenizer with the same rules and special tokens, whose words are single letters.
 
     Args:
@@ -67,6 +68,7 @@ class TokenizerJson:
         self.special = {
             token["content"]: numbers[token["content"]] for token in kept if token.get("special")
         }
+        self.added = {text: i for text, i in numbers.items() if text not in self.special}
         self.ids.update(numbers)
         if has_letters:
             letters = {

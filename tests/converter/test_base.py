@@ -25,6 +25,7 @@ from converter.errors import LiteRTLMError, OptionError, SourceError, Unsupporte
 from converter.litertlm.inspection import read_bundle
 from converter.options import ChatTemplate, ConvertOptions
 from converter.output.atomic_file import AtomicFile
+from converter.tflite.kv_cache import Target
 from converter.weights.quantization import SCHEMES, Clip
 from runner.interpreter import GraphRunner
 from tests.small_tokenizers import SMALL_BPE
@@ -478,6 +479,31 @@ def test_a_cache_beyond_what_the_model_was_made_for(llama: Path, tmp_path: Path)
     assert str(error) == (
         "--kv-cache-max-len 4097, tiny was made for at most 4096 positions, choose 4096 or less"
     )
+
+
+@pytest.mark.parametrize("length", [11, 13, 127, 131, 257, 1021])
+def test_prime_prefill_lengths_are_refused(llama: Path, tmp_path: Path, length: int) -> None:
+    """tests/runner/test_sizes.py asks the engine."""
+    sizes = {"prefill_lengths": (8, length), "cache_length": 1280}
+    error = refusal(llama, tmp_path / "out" / "m", **sizes)
+    assert isinstance(error, OptionError)
+    assert str(error) == (
+        f"--prefill-seq-len 8,{length}, the engine takes a prime number above 10, as {length} is, "
+        f"for a placeholder, choose {length - 1} in its place"
+    )
+
+
+def test_prime_caches_of_a_gpu_are_refused_or_rounded(llama: Path, tmp_path: Path) -> None:
+    error = refusal(llama, tmp_path / "out" / "m", target=Target.GPU, cache_length=101)
+    assert isinstance(error, OptionError)
+    assert str(error) == (
+        "--kv-cache-max-len 101, on a GPU the engine takes a prime number for a placeholder, and "
+        "shortens it, choose 100"
+    )
+    source = edited(llama, tmp_path / "short", max_position_embeddings=101)
+    assert plan_of(source, target=Target.GPU, cache_length=None).cache_length == 100
+    assert plan_of(source, target=Target.CPU, cache_length=None).cache_length == 101
+    assert plan_of(source, target=Target.CPU, cache_length=97).cache_length == 97
 
 
 def test_prefill_lengths_beyond_the_cache_are_dropped(llama: Path, tmp_path: Path) -> None:

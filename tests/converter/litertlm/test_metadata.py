@@ -221,7 +221,7 @@ def test_base_metadata_parses_and_leaves_the_derived_fields_alone(path: Path) ->
     message = text_format.Parse(path.read_text("utf-8"), llm_metadata_pb2.LlmMetadata())
     assert message.llm_model_type.WhichOneof("model_type")
     assert message.sampler_params.k > 0
-    assert message.stop_tokens
+    assert not message.stop_tokens
     for derived in ("start_token", "jinja_prompt_template"):
         assert not message.HasField(derived)
     assert message.max_num_tokens == 0

@@ -163,7 +163,7 @@ def test_added_tokens_beyond_the_embedding_are_removed(
     tokenizer = load_tokenizer(Folder(folder, config))
     assert list(json.loads(tokenizer.data).items()) == list(without(source, "</s>").items())
     assert tokenizer.vocab_size == 261
-    assert tokenizer.special_tokens == {"<|bos|>": 258, "<s>": 260}
+    assert tokenizer.special_tokens == {"<|bos|>": 258, "<|im_end|>": 259, "<s>": 260}
     assert tokenizer.token_id("</s>") is None
     assert 261 not in tokenizer.encode("ab</s>")
     assert tokenizer.decode(tokenizer.encode("ab</s><s>")) == "ab</s><s>"
