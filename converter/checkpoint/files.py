@@ -6,6 +6,7 @@ costs nothing.
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import stat
@@ -31,6 +32,10 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 # Device, number there, size in bytes and time of modification in ns.
 FileState = tuple[int, int, int, int]
 
+# The beginning of the small text that git keeps in place of a large file.
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_LARGEST_POINTER = 1024
+
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -42,7 +47,7 @@ class PositionedFile:
         size: its length in bytes when it was opened.
 
     Raises:
-        SourceError: it is missing, not a regular file, or may not be read.
+        SourceError: it is missing, not a regular file, not readable, or a Git LFS pointer.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,6 +63,8 @@ class PositionedFile:
         status = os.fstat(self._file.fileno())
         self.size = status.st_size
         self._state = _state(status)
+        if len(_LFS_POINTER) <= self.size <= _LARGEST_POINTER:
+            self._refuse_pointer()
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
         """Fill `buffer` (writable, contiguous bytes) from `offset`.
@@ -114,6 +121,15 @@ class PositionedFile:
     ) -> None:
         self.close()
 
+    def _refuse_pointer(self) -> None:
+        if self.read_at(0, len(_LFS_POINTER)) == _LFS_POINTER:
+            self.close()
+            raise SourceError(
+                str(self.path),
+                "it is a Git LFS pointer, not the file itself",
+                "run git lfs pull in its folder, or fetch the model again",
+            )
+
     def _read_some(self, offset: int, view: memoryview) -> int:
         """Read at least one byte into `view`, or return 0 at the end of the file."""
         if hasattr(os, "preadv"):
@@ -121,6 +137,32 @@ class PositionedFile:
         with self._lock:  # Windows: the file position is shared, so seek and read are one step
             self._file.seek(offset)
             return self._file.readinto(view) or 0
+
+
+def read_file(path: Path) -> bytes:
+    """A small file as a whole; raises as `PositionedFile` does."""
+    with PositionedFile(path) as file:
+        return bytes(file.read_at(0, file.size))
+
+
+def utf8_of(data: bytes) -> bytes:
+    """A text file's bytes, without the byte order mark that some editors put before them.
+
+    Raises:
+        ValueError: it is UTF-16.
+    """
+    # JSON and templates begin with an ASCII character, which has a zero beside it in UTF-16.
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or 0 in data[:2]:
+        raise ValueError("it is UTF-16 text, and has to be saved as UTF-8")
+    return data.removeprefix(codecs.BOM_UTF8)
+
+
+def refuse_dangling_links(folder: Path, names: Iterable[str]) -> None:
+    """Raise SourceError where one of `names` in `folder` is a link to nothing."""
+    for name in sorted(names):
+        path = folder / name
+        if path.is_symlink() and not path.exists():
+            raise _dangling(path)
 
 
 def file_states(files: Iterable[Path]) -> dict[Path, FileState]:
@@ -152,8 +194,18 @@ def _state(status: os.stat_result) -> FileState:
 
 def _unreadable(path: Path, error: OSError | ValueError) -> SourceError:
     """Say that `path` cannot be read. ValueError is Python's word for a name with a null byte."""
+    if isinstance(error, FileNotFoundError) and path.is_symlink():
+        return _dangling(path)
     why = getattr(error, "strerror", None) or str(error)
     return SourceError(str(path), why.lower(), "check the path and its permissions")
+
+
+def _dangling(path: Path) -> SourceError:
+    return SourceError(
+        str(path),
+        "it is a link to a file that is not there",
+        "fetch the model again: a download that was not finished leaves such links",
+    )
 
 
 def is_plain_name(name: str) -> bool:
