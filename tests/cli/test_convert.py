@@ -904,6 +904,30 @@ def publish(hub: HubServer, repo_id: str, source: Path) -> None:
     shutil.copytree(source, hub.root / repo_id)
 
 
+def test_an_address_end_to_end(
+    llama: Path, models: Path, tmp_path: Path, hub: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(hub, "org/Tiny-1.0", llama)
+    commit = hub.commit("org/Tiny-1.0")
+    address = f"{hub.url}/org/Tiny-1.0/tree/{commit}"
+    said = refused(capsys, tmp_path, address, "--revision", "other", code=2)
+    assert said == f"--revision other, the address names {commit}, leave one of them out"
+    path, _ = converted(capsys, address)
+    assert path == models / "org" / "Tiny-1.0" / "Tiny-1.0.litertlm"
+    receipt = json.loads(path.with_suffix(".json").read_text())
+    assert (receipt["source"]["model"], receipt["source"]["commit"]) == ("org/Tiny-1.0", commit)
+
+
+def test_ignored_keys_are_said(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(llama, tmp_path / "odd")
+    config = json.loads((llama / "config.json").read_text())
+    (tmp_path / "odd" / "config.json").write_text(json.dumps({**config, "logit_scale": 2.0}))
+    _, said = converted(capsys, tmp_path / "odd", "--output-dir", tmp_path)
+    assert "litert-lm-cli: config.json: ignored, as transformers does: logit_scale\n" in said
+
+
 def test_a_hub_id_end_to_end(
     llama: Path, models: Path, hub: HubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
