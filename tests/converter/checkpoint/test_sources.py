@@ -89,6 +89,8 @@ def test_the_address_of_a_page_is_an_id(
         ("https://huggingface.co/org/m/blob/main/m-Q4.gguf", None),
         ("https://huggingface.co/org/m/resolve/main/m-Q4.gguf?download=true", None),
         ("https://hf.co/org/m/raw/v2/m-Q4.gguf", "v2"),
+        ("https://huggingface.co/org/m?show_file_info=m-Q4.gguf", None),
+        ("https://huggingface.co/org/m/tree/v2?show_file_info=m-Q4.gguf", "v2"),
         ("hf.co/org/m/blob/refs/pr/1/m-Q4.gguf", "refs/pr/1"),
         ("hf.co/org/m:m-Q4.gguf", None),
         ("https://huggingface.co/org/m:m-Q4.gguf", None),

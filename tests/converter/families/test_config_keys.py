@@ -134,6 +134,8 @@ def test_what_would_change_the_numbers_is_refused_by_name(
         {"partial_rotary_factor": 0.5},
         {"num_experts": 8},
         {"residual_multiplier": 0.2},
+        {"clip_qkv": 8.0},
+        {"max_alibi_bias": 8.0},
         {"final_logit_softcapping": 30.0},
         {"layer_types": ["sliding_attention"] * 2},
         {"unknown_gguf_keys": ["llama.odd"]},
