@@ -15,27 +15,17 @@ LIMITS: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (None, False),
     "per_layer_config": (None, {}),
 }
-# The same for what `gguf_config` may find in a GGUF: llama.cpp knows all these keys.
+# The same for what `gguf_config` may find in a GGUF: llama.cpp knows these keys everywhere.
 GGUF_LIMITS: dict[str, tuple[Any, ...]] = {
-    "attention_bias": (False,),
     "attention_multiplier": (None,),
     "attn_logit_softcapping": (None, 0),
-    "clip_qkv": (None, 0),
     "embedding_multiplier": (None, 1),
     "final_logit_softcapping": (None, 0),
-    "is_causal": (None, True),
-    "kv_lora_rank": (None, 0),
     "layer_types": (None,),
     "logits_scaling": (None, 1),
-    "max_alibi_bias": (None, 0),
-    "mlp_bias": (False,),
     "num_experts": (None, 0),
-    "num_kv_shared_layers": (None, 0),
     "partial_rotary_factor": (None, 1),
-    "q_lora_rank": (None, 0),
     "residual_multiplier": (None, 1),
-    "use_parallel_residual": (None, 0, False),
-    "unknown_gguf_keys": (None, []),
 }
 # What transformers reads among the rotary settings; it warns of others and goes on.
 ROPE_SETTINGS = frozenset(

@@ -415,7 +415,7 @@ def quantised(source: Path) -> None:
 
 
 def unknown_scaling(source: Path) -> None:
-    with_config(source, rope_parameters={"rope_type": "longrope", "rope_theta": 1e4})
+    with_config(source, rope_parameters={"rope_type": "mrope", "rope_theta": 1e4})
 
 
 def stored_as_integers(source: Path) -> None:
@@ -453,9 +453,9 @@ def escapes(source: Path) -> None:
         (no_tokenizer, ["tokenizer"]),
         (no_config, ["bad, config.json is missing, copy it from the original model"]),
         (only_pickles, ["its weights are in PyTorch's pickle format (pytorch_model.bin)"]),
-        (quantised, ["llama: the checkpoint is quantised already (gptq), "]),
-        (unknown_scaling, ["llama: rope_scaling.rope_type='longrope', not supported, only "]),
-        (stored_as_integers, ["tensor lm_head.weight, it is stored as I32, "]),
+        (quantised, ["its weights are quantised already (gptq) and no longer"]),
+        (unknown_scaling, ["llama: rope_scaling.rope_type='mrope', not supported, only "]),
+        (stored_as_integers, ["quantised already (tensor lm_head.weight is stored as I32) "]),
         (escapes, ["model_type x [2J error: y 31m, not a supported architecture, "]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -700,7 +700,7 @@ def test_a_dry_run_on_a_full_disk(
         (no_tokenizer, "tokenizer"),
         (turn_a_tensor, "bad, 1 tensors have the wrong shape: "),
         (truncate, "it ended early: "),
-        (unknown_scaling, "rope_scaling.rope_type='longrope', not supported, "),
+        (unknown_scaling, "rope_scaling.rope_type='mrope', not supported, "),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

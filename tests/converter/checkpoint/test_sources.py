@@ -295,7 +295,6 @@ def test_paths_that_do_not_exist(text: str) -> None:
         ("https://huggingface.co/datasets/org/m", "not the address of a model's page"),
         ("https://huggingface.co/spaces/org/m", "not the address of a model's page"),
         ("https://huggingface.co/org/m/blob/main/model.safetensors", "model.safetensors in it is"),
-        ("https://huggingface.co/org/m/blob/main/Q4/m.gguf", "Q4/m.gguf in it is neither"),
         ("https://huggingface.co/org/m/tree/main/onnx", "onnx in it is neither"),
         ("https://huggingface.co/org/na me", "neither"),
         ("https://example.com/org/m", "not an address on huggingface.co"),
