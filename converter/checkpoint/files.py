@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from converter.checkpoint.file_kinds import HEAD_BYTES, SAFETENSORS, what_it_is
 from converter.errors import LiteRTLMError, SourceError, UnsupportedError
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -32,10 +33,6 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 # Device, number there, size in bytes and time of modification in ns.
 FileState = tuple[int, int, int, int]
 
-# The beginning of the small text that git keeps in place of a large file.
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-_LARGEST_POINTER = 1024
-
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -47,7 +44,7 @@ class PositionedFile:
         size: its length in bytes when it was opened.
 
     Raises:
-        SourceError: it is missing, not a regular file, not readable, or a Git LFS pointer.
+        SourceError: it is missing, not a regular file, or may not be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,8 +60,6 @@ class PositionedFile:
         status = os.fstat(self._file.fileno())
         self.size = status.st_size
         self._state = _state(status)
-        if len(_LFS_POINTER) <= self.size <= _LARGEST_POINTER:
-            self._refuse_pointer()
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
         """Fill `buffer` (writable, contiguous bytes) from `offset`.
@@ -121,15 +116,6 @@ class PositionedFile:
     ) -> None:
         self.close()
 
-    def _refuse_pointer(self) -> None:
-        if self.read_at(0, len(_LFS_POINTER)) == _LFS_POINTER:
-            self.close()
-            raise SourceError(
-                str(self.path),
-                "it is a Git LFS pointer, not the file itself",
-                "run git lfs pull in its folder, or fetch the model again",
-            )
-
     def _read_some(self, offset: int, view: memoryview) -> int:
         """Read at least one byte into `view`, or return 0 at the end of the file."""
         if hasattr(os, "preadv"):
@@ -140,9 +126,20 @@ class PositionedFile:
 
 
 def read_file(path: Path) -> bytes:
-    """A small file as a whole; raises as `PositionedFile` does."""
+    """A small file as a whole; raises as `PositionedFile` does, and for `something_else`."""
     with PositionedFile(path) as file:
+        other = something_else(file)
+        if other is not None:
+            raise other
         return bytes(file.read_at(0, file.size))
+
+
+def something_else(file: PositionedFile) -> SourceError | None:
+    """What to say of a file that is a Git LFS pointer, a web page, ... under a model's name."""
+    kind = what_it_is(bytes(file.read_at(0, min(file.size, HEAD_BYTES))))
+    if kind is None or kind is SAFETENSORS:
+        return None
+    return SourceError(str(file.path), f"it is {kind.what}", kind.fix)
 
 
 def utf8_of(data: bytes) -> bytes:

@@ -26,6 +26,7 @@ from converter.checkpoint.files import (
     PositionedFile,
     is_plain_name,
     refuse_dangling_links,
+    something_else,
     utf8_of,
     weight_files,
     why_not_a_model,
@@ -324,7 +325,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _damaged(file: PositionedFile, why: str) -> SourceError:
-    return SourceError(str(file.path), why, "fetch or copy it again")
+    return something_else(file) or SourceError(str(file.path), why, "fetch or copy it again")
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:

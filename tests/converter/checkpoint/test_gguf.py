@@ -29,7 +29,6 @@ from tests.gguf_files import (
     text,
     write_gguf,
 )
-from tests.odd_files import LFS_POINTER
 
 
 @pytest.fixture
@@ -165,12 +164,6 @@ def test_threads_read_at_once(file: Path, monkeypatch: Any, positioned: bool) ->
 
 
 # What is refused.
-
-
-def test_a_pointer_in_place_of_a_file(file: Path) -> None:
-    file.write_bytes(LFS_POINTER)
-    with pytest.raises(SourceError, match="it is a Git LFS pointer, not the file itself"):
-        open_gguf(file)
 
 
 def test_missing_file(file: Path) -> None:

@@ -253,7 +253,7 @@ def test_nothing_stays_open(model: Path) -> None:
         (raw(b"{}", length=3), "its header claims 3 bytes, but the file has 10"),
         (raw(b"{}", length=2**63), "its header claims 9223372036854775808 bytes, more than"),
         (raw(b"{}", length=100_000_001), "its header claims 100000001 bytes, more than 100000000"),
-        (raw(b""), "its header is not JSON"),
+        (raw(b""), "it is a file of zeros"),
         (raw(b"{"), "its header is not JSON"),
         (raw(b"\xff\xfe{}"), "its header is not JSON"),
         (raw(b'{"a": 1' + b"0" * 5000 + b"}"), "its header is not JSON"),
@@ -399,9 +399,15 @@ def test_a_pointer_in_place_of_a_file(model: Path, name: str) -> None:
     error = refusal(model)
     assert (error.what, error.why) == (
         str(model / name),
-        "it is a Git LFS pointer, not the file itself",
+        "it is a Git LFS pointer, which stands for a file that was not fetched",
     )
     assert "git lfs pull" in error.fix
+
+
+def test_a_page_in_place_of_a_file(model: Path) -> None:
+    save_file({"x": np.ones(1)}, model / "model.safetensors")
+    (model / "config.json").write_text("<!DOCTYPE html><html><title>Sign in</title></html>")
+    assert refusal(model).why == "it is a web page (HTML)"
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", INDEX, *SIDE_FILES])

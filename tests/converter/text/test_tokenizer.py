@@ -237,7 +237,9 @@ def test_folder_without_a_tokenizer(tmp_path: Path) -> None:
         ("chat_template.jinja", b"{{ \xff\xfe", "is not UTF-8 text"),
         ("chat_template.jinja", "{{ 1 }}".encode("utf-16"), "it is UTF-16 text"),
         ("tokenizer_config.json", "{}".encode("utf-16-le"), "it is UTF-16 text"),
-        ("tokenizer.json", LFS_POINTER, "it is a Git LFS pointer, not the file itself"),
+        ("tokenizer.json", LFS_POINTER, "it is a Git LFS pointer, which stands for"),
+        ("chat_template.jinja", LFS_POINTER, "it is a Git LFS pointer, which stands for"),
+        ("tokenizer_config.json", b"<!doctype html>", "it is a web page (HTML)"),
     ],
 )
 def test_damaged_files(folder: Path, name: str, data: bytes, why: str) -> None:
