@@ -173,7 +173,7 @@ def open_folder(path: Path) -> SafetensorsCheckpoint:
     unusable = why_not_a_model(str(path), names)
     if unusable is not None:
         raise unusable
-    refuse_dangling_links(path, names & {"config.json", INDEX_NAME, *SIDE_FILES})
+    refuse_dangling_links(path, ("config.json", INDEX_NAME, *SIDE_FILES))
     config = read_config(path / "config.json")
     refuse_quantized(str(path), config, names, base_model=base_model_of(path))
     generation = path / "generation_config.json"

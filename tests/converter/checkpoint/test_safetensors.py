@@ -414,6 +414,7 @@ def test_a_page_in_place_of_a_file(model: Path) -> None:
 def test_a_link_to_a_file_that_is_not_there(model: Path, name: str) -> None:
     sharded(model) if name == INDEX else save_file({"x": np.ones(1)}, model / "model.safetensors")
     (model / name).unlink(missing_ok=True)
+    (model / name).parent.mkdir(exist_ok=True)
     (model / name).symlink_to(model / "blobs" / "4d7a")
     error = refusal(model)
     assert isinstance(error, SourceError)
