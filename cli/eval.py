@@ -181,7 +181,7 @@ def _progress(what: str, args: argparse.Namespace) -> Any:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "is not UTF-8"
         raise OptionError(f"--text {path}", why, "give a text file in UTF-8") from error

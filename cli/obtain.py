@@ -157,7 +157,7 @@ def _fetch_headers(source: Source, request: Request, folder: Path) -> Path:
     return download(
         source.repo_id,
         folder,
-        revision=request.revision,
+        revision=_revision(source, request),
         quiet=request.quiet,
         file=source.file,
         prefer_converted=False,
@@ -333,6 +333,7 @@ def _fetch(
     from converter.registry import family_of
 
     assert source.repo_id is not None
+    revision = _revision(source, request)
 
     def announce(kind: str) -> None:
         _say(request, "Model not found locally. Downloading...")
@@ -343,7 +344,7 @@ def _fetch(
     fetched = download(
         source.repo_id,
         source.checkpoint_dir,
-        revision=request.revision,
+        revision=revision,
         quiet=request.quiet,
         file=source.file,
         prefer_converted=prefer_converted,
@@ -354,9 +355,17 @@ def _fetch(
     )
     for note in fetched.notes:
         _say(request, note)
-    return fetched.path, Origin(
-        "hub", source.repo_id, request.revision, fetched.commit, source.file
-    )
+    return fetched.path, Origin("hub", source.repo_id, revision, fetched.commit, source.file)
+
+
+def _revision(source: Source, request: Request) -> str | None:
+    """The revision that was asked for, as an option or in the address of a page."""
+    asked = request.revision
+    if asked is not None and source.revision not in (None, asked):
+        raise OptionError(
+            f"--revision {asked}", f"the address names {source.revision}", "leave one of them out"
+        )
+    return asked or source.revision
 
 
 def _fetched_before(source: Source, request: Request, prefer_converted: bool) -> Path:
@@ -385,7 +394,11 @@ def _local(source: Source, request: Request, prefer_converted: bool) -> Path | N
         from converter.checkpoint.hub import local_copy
 
         copy = local_copy(
-            source.repo_id, source.checkpoint_dir, request.revision, source.file, prefer_converted
+            source.repo_id,
+            source.checkpoint_dir,
+            _revision(source, request),
+            source.file,
+            prefer_converted,
         )
         found = None if copy is None else copy.path
     if found is not None:
@@ -413,6 +426,7 @@ def _convert(
     sealing: Sealing | None = None,
 ) -> None:
     from cli.progress import byte_progress, stage_progress
+    from converter.base import IGNORED_KEYS
 
     with stage_progress(request.quiet) as tell, open_checkpoint(local) as checkpoint:
         if sealing is not None:
@@ -442,6 +456,8 @@ def _convert(
             converter.write(plan, output, progress, seal)
     for note in plan.metadata.notes:
         _say(request, note)
+    if ignored := plan.text().system.get(IGNORED_KEYS):
+        _say(request, f"config.json: ignored, as transformers does: {ignored}")
 
 
 def _say_found(request: Request, plan: Plan) -> None:

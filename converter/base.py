@@ -52,6 +52,9 @@ from converter.weights.tied_head import settle_head, untied
 # The metadata, and the kind and the bytes of the tokenizer's section.
 Description = tuple[LlmMetadataResult, str, bytes]
 
+# Of the header: keys of config.json that say something and that transformers does not read either.
+IGNORED_KEYS = "ignored config keys"
+
 
 @dataclass(frozen=True)
 class Text:
@@ -161,7 +164,7 @@ class ModelConverter:
     def plan(self) -> Plan:
         """Validate, emit the graph and fix the place of every weight."""
         quantization = parse_quantization(self.options.quantize)
-        stated = family_of(self.checkpoint.config)
+        stated = family_of(self.checkpoint.config, self.checkpoint.format)
         family = settle_head(stated, self.checkpoint)
         cache_length = self._cache_length(family)
         lengths = self._prefill_lengths(cache_length)
@@ -284,6 +287,9 @@ class ModelConverter:
             **found,
             "chat template": self._template_origin(metadata.template.chosen),
         }
+        if self.checkpoint.format == "safetensors":
+            ignored = family.ignored_keys(self.checkpoint.config)
+            system |= {IGNORED_KEYS: ", ".join(ignored)} if ignored else {}
         return Text(
             metadata, sections, lay_out([section for section, _ in sections], system), system
         )
@@ -299,7 +305,7 @@ class ModelConverter:
         return f"{origin}, {'as it is' if candidate == 'source' else 'adapted'}"
 
     def _cache_length(self, family: Family) -> int:
-        limit = family.max_position_embeddings
+        limit = family.longest_context
         wanted = self.options.cache_length
         # The mask is an input of a GPU's graph, and the engine looks at its length.
         is_seen = self.options.target is Target.GPU

@@ -6,7 +6,6 @@ field-notes lists; a family sets them from its config, and the graph knows nothi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -20,6 +19,7 @@ class Activation(Enum):
     """The gate of the feed-forward block."""
 
     SILU = "silu"
+    GELU = "gelu"
     GELU_TANH = "gelu_tanh"
 
 
@@ -29,41 +29,22 @@ class Rope:
 
     Attributes:
         theta: base of the frequencies.
-        factors: one divisor per frequency, `head_dim / 2` of them, or one for all. Every scaling
-            that only stretches positions (linear, llama3, a GGUF's `rope_freqs`) comes down to it.
+        factors: one divisor per frequency, `head_dim / 2` of them, or one for all; infinity for one
+            that does not turn. Every scaling comes down to it.
+        attention_factor: on cos and sin, so that scores grow with its square.
+        positions: for how many positions this holds; None for all.
     """
 
     theta: float
     factors: tuple[float, ...] = (1.0,)
+    attention_factor: float = 1.0
+    positions: int | None = None
 
     def inverse_frequencies(self, head_dim: int) -> list[float]:
         """Radians per position, `theta ** (-2i / head_dim) / factor_i` for i in 0..head_dim/2."""
         half = head_dim // 2
         factors = self.factors * half if len(self.factors) == 1 else self.factors
         return [self.theta ** (-2 * i / head_dim) / factors[i] for i in range(half)]
-
-
-def llama3_rope_factors(
-    theta: float,
-    head_dim: int,
-    *,
-    factor: float,
-    low_freq_factor: float,
-    high_freq_factor: float,
-    original_max_position_embeddings: int,
-) -> tuple[float, ...]:
-    """Divisors of the `llama3` scaling: `factor` for low frequencies, 1 for high, a ramp between.
-
-    Source: Llama 3.1's `apply_scaling`, as in transformers' `_compute_llama3_parameters`.
-    """
-    factors = []
-    for frequency in Rope(theta).inverse_frequencies(head_dim):
-        wavelength = 2 * math.pi / frequency  # in positions
-        turns = original_max_position_embeddings / wavelength
-        ramp = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor)
-        smooth = min(max(ramp, 0.0), 1.0)
-        factors.append(1 / ((1 - smooth) / factor + smooth))
-    return tuple(factors)
 
 
 @dataclass(frozen=True)

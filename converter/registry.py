@@ -24,8 +24,8 @@ FAMILIES: dict[str, type[Family]] = {
 }
 
 
-def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of a config, read and validated.
+def family_of(config: Mapping[str, Any], fmt: str = "safetensors") -> Family:
+    """The family of a config, read and validated; `fmt` is the checkpoint's format.
 
     Raises:
         SourceError: the config has no `model_type`, or values that make no sense.
@@ -34,19 +34,26 @@ def family_of(config: Mapping[str, Any]) -> Family:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise SourceError("config.json", "has no model_type", "is this a language model's folder?")
-    return family_class(model_type).from_config(config)
+    return family_class(model_type, own_code=bool(config.get("auto_map"))).from_config(config, fmt)
 
 
-def family_class(architecture: str, key: str = "model_type") -> type[Family]:
-    """The family of an architecture; `key` is what named it, for the message.
+def family_class(
+    architecture: str, key: str = "model_type", own_code: bool = False
+) -> type[Family]:
+    """The family of an architecture.
+
+    Args:
+        key: what named it, for the message.
+        own_code: whether the model brings code of its own.
 
     Raises:
         UnsupportedError: no family here covers it.
     """
     if architecture not in FAMILIES:
+        own = " (its own code, in auto_map, is not run)" if own_code else ""
         raise UnsupportedError(
             f"{key} {architecture}",
-            "not a supported architecture",
+            f"not a supported architecture{own}",
             f"supported are: {', '.join(sorted(FAMILIES))}",
         )
     return FAMILIES[architecture]

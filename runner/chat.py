@@ -89,7 +89,7 @@ def read_prompt(stream: BinaryIO) -> str:
         OptionError: it is empty or not UTF-8.
     """
     try:
-        text = stream.read().decode("utf-8")
+        text = stream.read().decode("utf-8-sig")  # Windows' tools put a mark before it
     except UnicodeDecodeError as error:
         raise OptionError(
             "the prompt on stdin", "is not UTF-8", "convert it, as iconv does"

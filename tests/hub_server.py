@@ -44,6 +44,7 @@ class HubServer:
         stall_after: nothing more comes after this many bytes of a file, by name; used once each.
         corrupt: names of files whose first byte is served changed.
         knows_ranges: whether a Range that is asked for is kept to.
+        cards: what a model's card says, by its id.
         files_at: another server's address, to which files are redirected, as to the hub's CDN.
         seen: all requests.
     """
@@ -59,6 +60,7 @@ class HubServer:
         self.trickle: tuple[int, float] | None = None
         self.stall_after: dict[str, int] = {}
         self.corrupt: set[str] = set()
+        self.cards: dict[str, dict[str, object]] = {}
         self.files_at: str | None = None
         self.knows_ranges = True
         self.seen: list[Seen] = []
@@ -175,6 +177,8 @@ class _Handler(BaseHTTPRequestHandler):
                 entry["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 134}
             siblings.append(entry)
         listing = {"id": repo_id, "sha": self.hub.commit(repo_id), "siblings": siblings}
+        if repo_id in self.hub.cards:
+            listing["cardData"] = self.hub.cards[repo_id]
         self._send(200, json.dumps(listing).encode(), {"Content-Type": "application/json"})
 
     def _file(self, repo_id: str, name: str, body: bool) -> None:

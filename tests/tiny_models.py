@@ -24,6 +24,19 @@ _LLAMA3_ROPE = {
     "original_max_position_embeddings": 256,
     "rope_theta": 500000.0,
 }
+_YARN_ROPE = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 256,
+    "rope_theta": 1e4,
+}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 1.7, 2.0, 2.5],
+    "long_factor": [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0],
+    "original_max_position_embeddings": 2048,
+    "rope_theta": 1e4,
+}
 _GEMMA: dict[str, Any] = {
     **_SMALL,
     "num_hidden_layers": 4,
@@ -38,8 +51,8 @@ _GEMMA: dict[str, Any] = {
 }
 
 # Test id -> (model_type, what differs from transformers' defaults). Between them: tied and untied
-# heads, grouped and multi-query attention, biases, windows shorter than the prompt, and both rotary
-# scalings. Every entry of converter.registry must be here.
+# heads, grouped and multi-query attention, biases, windows shorter than the prompt, and every kind
+# of rotary scaling. Every entry of converter.registry must be here.
 TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {**_SMALL}),
     "llama-tied-mqa": ("llama", {**_SMALL, "num_key_value_heads": 1, "tie_word_embeddings": True}),
@@ -50,7 +63,17 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "llama",
         {**_SMALL, "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
     ),
+    "llama-rope-longrope": ("llama", {**_SMALL, "rope_parameters": _LONGROPE}),
+    "llama-gelu-dynamic": (
+        "llama",
+        {
+            **_SMALL,
+            "hidden_act": "gelu",
+            "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4},
+        },
+    ),
     "qwen2": ("qwen2", {**_SMALL}),
+    "qwen2-rope-yarn": ("qwen2", {**_SMALL, "rope_parameters": _YARN_ROPE}),
     "qwen2-tied": ("qwen2", {**_SMALL, "tie_word_embeddings": True}),
     "qwen2-window": (
         "qwen2",
@@ -68,6 +91,13 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
                 "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
             },
+        },
+    ),
+    "gemma3_text-yarn-llama3": (
+        "gemma3_text",
+        {
+            **_GEMMA,
+            "rope_parameters": {"sliding_attention": _LLAMA3_ROPE, "full_attention": _YARN_ROPE},
         },
     ),
     "gemma3": ("gemma3", {"text_config": {**_GEMMA, "model_type": "gemma3_text"}}),

@@ -6,6 +6,7 @@ costs nothing.
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import stat
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from converter.checkpoint.file_kinds import HEAD_BYTES, SAFETENSORS, what_it_is
 from converter.errors import LiteRTLMError, SourceError, UnsupportedError
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -123,6 +125,43 @@ class PositionedFile:
             return self._file.readinto(view) or 0
 
 
+def read_file(path: Path) -> bytes:
+    """A small file as a whole; raises as `PositionedFile` does, and for `something_else`."""
+    with PositionedFile(path) as file:
+        other = something_else(file)
+        if other is not None:
+            raise other
+        return bytes(file.read_at(0, file.size))
+
+
+def something_else(file: PositionedFile) -> SourceError | None:
+    """What to say of a file that is a Git LFS pointer, a web page, ... under a model's name."""
+    kind = what_it_is(bytes(file.read_at(0, min(file.size, HEAD_BYTES))))
+    if kind is None or kind is SAFETENSORS:
+        return None
+    return SourceError(str(file.path), f"it is {kind.what}", kind.fix)
+
+
+def utf8_of(data: bytes) -> bytes:
+    """A text file's bytes, without the byte order mark that some editors put before them.
+
+    Raises:
+        ValueError: it is UTF-16.
+    """
+    # JSON and templates begin with an ASCII character, which has a zero beside it in UTF-16.
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or 0 in data[:2]:
+        raise ValueError("it is UTF-16 text, and has to be saved as UTF-8")
+    return data.removeprefix(codecs.BOM_UTF8)
+
+
+def refuse_dangling_links(folder: Path, names: Iterable[str]) -> None:
+    """Raise SourceError where one of `names` in `folder` is a link to nothing."""
+    for name in sorted(names):
+        path = folder / name
+        if path.is_symlink() and not path.exists():
+            raise _dangling(path)
+
+
 def file_states(files: Iterable[Path]) -> dict[Path, FileState]:
     """What `check_states` compares.
 
@@ -152,8 +191,18 @@ def _state(status: os.stat_result) -> FileState:
 
 def _unreadable(path: Path, error: OSError | ValueError) -> SourceError:
     """Say that `path` cannot be read. ValueError is Python's word for a name with a null byte."""
+    if isinstance(error, FileNotFoundError) and path.is_symlink():
+        return _dangling(path)
     why = getattr(error, "strerror", None) or str(error)
     return SourceError(str(path), why.lower(), "check the path and its permissions")
+
+
+def _dangling(path: Path) -> SourceError:
+    return SourceError(
+        str(path),
+        "it is a link to a file that is not there",
+        "fetch the model again: a download that was not finished leaves such links",
+    )
 
 
 def is_plain_name(name: str) -> bool:

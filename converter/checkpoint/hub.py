@@ -255,12 +255,15 @@ def _complete_names(
     check_config: Callable[[dict[str, Any]], object] | None,
 ) -> list[str]:
     """Read config.json and the index; return exactly the files that the model needs."""
+    from converter.checkpoint.quantized import refuse_quantized
     from converter.checkpoint.safetensors import read_config, read_index
 
     repository.fetch("config.json", DownloadProgress())
     config = read_config(repository.target / "config.json")
     if check_config is not None:
         check_config(config)
+    repo_id = repository.request.repo_id
+    refuse_quantized(repo_id, config, repository.files, base_model=repository.base_model)
     weights = [name for name in names if name.endswith(".safetensors")]
     if INDEX_NAME in repository.files and weights != [SINGLE_NAME]:
         repository.fetch(INDEX_NAME, DownloadProgress())
@@ -268,7 +271,7 @@ def _complete_names(
         absent = [shard for shard in shards if shard not in repository.files]
         if absent:
             raise SourceError(
-                repository.request.repo_id,
+                repo_id,
                 f"{INDEX_NAME} names files that the repository does not have: {', '.join(absent)}",
                 "tell its owner, or try another --revision",
             )

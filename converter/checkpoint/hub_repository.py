@@ -76,6 +76,7 @@ class Repository:
     Attributes:
         commit: what `request.revision` stands for right now.
         files: the listed files by name.
+        base_model: the model that its card says it was made of.
     """
 
     def __init__(self, request: Request, token: str | None, target: Path) -> None:
@@ -106,6 +107,7 @@ class Repository:
             )
             self.files = {item.name: item for item in map(_remote_file, info.siblings or ())}
             self.commit = info.sha or ""
+            self.base_model = _base_model(info.card_data)
         except httpx.HTTPError:  # some of the client's are ValueErrors too
             raise
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -250,6 +252,13 @@ class Repository:
             self.target,
             Record(wanted.repo_id, wanted.revision, self.commit, kind, sizes, complete, asked),
         )
+
+
+def _base_model(card: Any) -> str | None:
+    """What a model card's `base_model` names: one model, or the first of several."""
+    named = getattr(card, "base_model", None)
+    first = named[0] if isinstance(named, list) and named else named
+    return first if isinstance(first, str) and _NAME.fullmatch(first) else None
 
 
 def near_names(request: Request, token: str | None, count: int) -> tuple[str, ...]:

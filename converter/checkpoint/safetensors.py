@@ -25,9 +25,13 @@ from converter.checkpoint.files import (
     SINGLE_NAME,
     PositionedFile,
     is_plain_name,
+    refuse_dangling_links,
+    something_else,
+    utf8_of,
     weight_files,
     why_not_a_model,
 )
+from converter.checkpoint.quantized import base_model_of, refuse_quantized
 from converter.errors import SourceError, UnsupportedError
 from converter.kernels import widen_bf16
 
@@ -41,7 +45,7 @@ _BITS = {
     "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
     "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
-_READABLE = {"BF16": 2, "F16": 2, "F32": 4}  # bytes per element
+_READABLE = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}  # bytes per element
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class SafetensorsCheckpoint(Checkpoint):
         self.tensors = tensors
         self._places = places
         self._resources = resources
-        self._stored = ThreadBuffer(np.uint16)  # 16-bit elements on their way to float32
+        self._stored = ThreadBuffer(np.uint16)  # elements on their way to float32
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -130,7 +134,7 @@ class SafetensorsCheckpoint(Checkpoint):
             flat = room_for(count, buffer)
             place.file.read_into(offset, _bytes_of(flat))
         else:
-            stored = self._stored.of_size(count)
+            stored = self._stored.of_size(count * itemsize // 2)
             place.file.read_into(offset, _bytes_of(stored))
             if info.dtype == "BF16" and keep_bf16:
                 flat = stored
@@ -139,7 +143,7 @@ class SafetensorsCheckpoint(Checkpoint):
                 widen_bf16(stored, flat)
             else:
                 flat = room_for(count, buffer)
-                flat[:] = stored.view(np.float16)
+                flat[:] = stored.view(np.float16 if info.dtype == "F16" else np.float64)
         place.file.check_unchanged()
         return flat.reshape(stop - start, columns)
 
@@ -159,7 +163,7 @@ def open_folder(path: Path) -> SafetensorsCheckpoint:
 
     Raises:
         SourceError: something is missing, damaged or contradicts itself.
-        UnsupportedError: the folder holds only an adapter or PyTorch pickles.
+        UnsupportedError: the folder holds only an adapter, PyTorch pickles or quantised weights.
     """
     try:
         names = {entry.name for entry in path.iterdir()}
@@ -169,7 +173,9 @@ def open_folder(path: Path) -> SafetensorsCheckpoint:
     unusable = why_not_a_model(str(path), names)
     if unusable is not None:
         raise unusable
+    refuse_dangling_links(path, ("config.json", INDEX_NAME, *SIDE_FILES))
     config = read_config(path / "config.json")
+    refuse_quantized(str(path), config, names, base_model=base_model_of(path))
     generation = path / "generation_config.json"
     generation_config = read_config(generation) if generation.name in names else {}
     shards = weight_files(names)
@@ -193,6 +199,7 @@ def open_folder(path: Path) -> SafetensorsCheckpoint:
                     raise SourceError(str(file.path), why, "remove the file that is too much")
                 tensors[info.name] = info
                 places[info.name] = _Place(file, begin)
+        refuse_quantized(str(path), config, names, tensors.values(), base_model_of(path))
         return SafetensorsCheckpoint(
             path, config, generation_config, tensors, places, stack.pop_all()
         )
@@ -300,7 +307,8 @@ def _parse_json(file: PositionedFile, offset: int, length: int, limit: int, what
     if length > limit:
         raise _damaged(file, f"{what} is {length} bytes long, more than {limit}")
     try:
-        return json.loads(file.read_at(offset, length).decode(), object_pairs_hook=_unique)
+        text = utf8_of(bytes(file.read_at(offset, length))).decode()
+        return json.loads(text, object_pairs_hook=_unique)
     except RecursionError:
         raise _damaged(file, f"{what} is nested too deeply") from None
     except ValueError as error:
@@ -317,7 +325,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _damaged(file: PositionedFile, why: str) -> SourceError:
-    return SourceError(str(file.path), why, "fetch or copy it again")
+    return something_else(file) or SourceError(str(file.path), why, "fetch or copy it again")
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:

@@ -3,9 +3,10 @@
     demo                  SmolLM2-135M-Instruct, out of the Python package index
     x.litertlm            converted already
     x.gguf                a GGUF file, whatever it is called; any part of a split one
-    folder                config.json and *.safetensors, or one GGUF
+    folder                config.json and *.safetensors, or one GGUF; a hub cache's folder, too
     org/name              a Hugging Face id; org/name:Q4_K_M or org/name:FILE for one of several
-                          GGUFs (the address of its page does, too)
+                          GGUFs
+    https://...           the address of its page, or of one of its files
     gemma3:270m           a model that Ollama keeps on this machine; its folder, manifest or blob
                           does, too
 
@@ -22,8 +23,9 @@ from pathlib import Path
 from typing import Literal
 
 from converter.checkpoint import ollama
+from converter.checkpoint.addresses import Address, parse_address
 from converter.checkpoint.file_kinds import GGUF, HEAD_BYTES, SAFETENSORS, FileKind, what_it_is
-from converter.checkpoint.files import is_plain_name, why_not_a_model
+from converter.checkpoint.files import is_plain_name, refuse_dangling_links, why_not_a_model
 from converter.checkpoint.gguf_names import gguf_models, split_name
 from converter.errors import LiteRTLMError, OptionError, SourceError
 from converter.home import data_folder
@@ -37,11 +39,14 @@ _WHAT_WORKS = (
     "pass a Hugging Face id (org/name), a folder with config.json and *.safetensors, "
     "a .gguf file, a .litertlm file, a model of Ollama's (NAME:TAG), or demo"
 )
-_PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#]+)/?")
 _TAG = re.compile(r"[\w.-]+")
 _ANY_TAG = "latest"  # what Ollama calls a model that was asked for without a tag
 _DIGEST = re.compile(r"sha256[-:]?[0-9a-f]{64}|[0-9a-f]{64}")
 _GGUF_ENDING = re.compile(r"[-_.]gguf$", re.IGNORECASE)
+# A folder of the hub's cache, and a commit, which names a folder in it.
+_CACHED = re.compile(r"models--(?:.+--)?(.+)")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_STEP = re.compile(r"checkpoint-\d+")
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,9 @@ class Source:
         models_dir: the folder of everything that was fetched or converted.
         path: the local file or folder; None for `demo` and `hub`.
         repo_id: `org/name` for `demo` and `hub`; None for local sources.
-        file: what was asked for with `org/name:FILE`: a file, or the tag of a GGUF (`Q4_K_M`).
+        file: what was asked for with `org/name:FILE` or by its address: a file, or the tag of a
+            GGUF (`Q4_K_M`).
+        revision: branch, tag or commit that stands in the address.
         notes: what the user should be told, a line each.
     """
 
@@ -64,6 +71,7 @@ class Source:
     path: Path | None = None
     repo_id: str | None = None
     file: str | None = None
+    revision: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -117,8 +125,8 @@ def parse_model(text: str, models_dir: Path) -> Source:
         return Source("demo", name, models_dir, repo_id=DEMO_ID)
     path = _existing(text)
     if path is not None:
-        return _local(text, path, models_dir)
-    if _looks_like_a_path(text):
+        return _local(text, _in_cache(path), models_dir)
+    if parse_address(text) is None and _looks_like_a_path(text):
         raise SourceError(shown(text), "no such file or folder", "check the path")
     # A name without a tag and with one slash is an id of the hub to everybody.
     if ":" in text or text.count("/") != 1:
@@ -137,7 +145,10 @@ def parse_adapter(text: str) -> tuple[Path | None, str | None]:
     path = _existing(text)
     if path is not None or _looks_like_a_path(text):
         return Path(text).expanduser(), None
-    return None, _hub(text, models_dir()).repo_id
+    source = _hub(text, models_dir())
+    if source.revision is not None:
+        raise SourceError(shown(text), "of an adapter only the main branch is read", "leave it out")
+    return None, source.repo_id
 
 
 def shown(text: str) -> str:
@@ -151,6 +162,8 @@ def _existing(text: str) -> Path | None:
         return None
     try:
         path = Path(text).expanduser()
+        if not path.exists() and path.is_symlink():
+            refuse_dangling_links(path.parent, [path.name])
         return path if path.exists() else None
     except (OSError, ValueError, RuntimeError):  # too long, a null byte, an unknown ~user
         return None
@@ -163,6 +176,52 @@ def _looks_like_a_path(text: str) -> bool:
     # Not org/name:FILE.gguf, which is one file of a repository.
     ends = ":" not in text and text.lower().endswith((".gguf", SUFFIX, ".safetensors"))
     return text in (".", "..") or text.startswith(starts) or drive or ends
+
+
+def _in_cache(path: Path) -> Path:
+    """The snapshot that a model's folder in the hub's cache, or its `snapshots`, stands for.
+
+    Raises:
+        SourceError: the cache does not say which, or does not have it.
+    """
+    home = path.resolve()
+    home = home.parent if home.name == "snapshots" else home
+    snapshots = home / "snapshots"
+    if not _CACHED.fullmatch(home.name) or not snapshots.is_dir():
+        return path
+    try:
+        have = sorted(entry.name for entry in snapshots.iterdir() if entry.is_dir())
+        main = home / "refs" / "main"
+        commit = main.read_text("utf-8").strip() if main.is_file() else None
+    except (OSError, ValueError) as error:
+        raise SourceError(str(home), f"it cannot be read: {error}", "check the folder") from error
+    if commit is None and len(have) == 1:
+        commit = have[0]
+    if commit not in have:
+        asked = "refs/main" if commit is None else f"the snapshot {commit:.40} of refs/main"
+        listed = ", ".join(have) or "none"
+        raise SourceError(
+            shown(str(home)),
+            f"{asked} is not in this cache, which has the snapshots: {listed}",
+            "fetch the model again, or pass a folder in snapshots",
+        )
+    return snapshots / commit
+
+
+def _name_of(folder: Path) -> str:
+    """What a model in `folder` is called: its name, but for names that are no model's.
+
+    A snapshot in the hub's cache is named after a commit, a trainer's folder after a step.
+    """
+    parent = folder.parent
+    cached = _CACHED.fullmatch(parent.parent.name) if parent.name == "snapshots" else None
+    if cached:
+        return cached.group(1)
+    if _COMMIT.fullmatch(folder.name) and parent.name:
+        return parent.name
+    if _STEP.fullmatch(folder.name) and parent.name:
+        return f"{parent.name}-{folder.name}"
+    return folder.name
 
 
 def _local(text: str, path: Path, models_dir: Path) -> Source:
@@ -187,7 +246,7 @@ def _local(text: str, path: Path, models_dir: Path) -> Source:
                     shown(text), f"it holds {len(models)} GGUFs: {', '.join(models)}", "name one"
                 )
             raise unusable
-        return Source("folder", _checked(text, absolute.name), models_dir, path=path)
+        return Source("folder", _checked(text, _name_of(absolute)), models_dir, path=path)
     suffix = path.suffix.lower()
     if suffix == SUFFIX:
         return Source("litertlm", path.stem, models_dir, path=path)
@@ -245,12 +304,30 @@ def _of_ollama(model: ollama.OllamaModel, models_dir: Path) -> Source:
 
 
 def _hub(text: str, models_dir: Path) -> Source:
-    """Make the source for a Hugging Face id."""
+    """Make the source for a Hugging Face id, or the address of its page."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    page = _PAGE.fullmatch(text)
-    repo_id, _, file = (page.group(1) if page else text).partition(":")
+    address = parse_address(text)
+    if address is None and "://" in text:
+        raise SourceError(
+            shown(text),
+            "it is not an address on huggingface.co",
+            "download what it names and pass that, or name a mirror in HF_ENDPOINT",
+        )
+    address = address or Address(text)
+    if address.model is None:
+        raise SourceError(shown(text), "it is not the address of a model's page", _WHAT_WORKS)
+    repo_id, _, file = address.model.partition(":")
+    revision = address.revision
+    if address.path is not None:
+        if not address.path.lower().endswith((".gguf", SUFFIX)):
+            raise SourceError(
+                shown(text),
+                f"{address.path} in it is neither a .gguf nor a .litertlm file",
+                f"pass {repo_id} for the whole model",
+            )
+        file = address.path
     organisation, slash, name = repo_id.partition("/")
     if not slash:
         raise _unknown_name(text)
@@ -261,13 +338,15 @@ def _hub(text: str, models_dir: Path) -> Source:
         raise SourceError(shown(text), why, _WHAT_WORKS) from error
     _checked(text, organisation)
     if file in ("", _ANY_TAG):
-        return Source("hub", _checked(text, name), models_dir, repo_id=repo_id)
+        name = _checked(text, name)
+        return Source("hub", name, models_dir, repo_id=repo_id, revision=revision)
     if file.lower().endswith((".gguf", SUFFIX)):
         stem = Path(file).name.rpartition(".")[0]
         part = split_name(Path(file).name)
         for folder in file.split("/"):
             _checked(text, folder)
-        return Source("hub", part[0] if part else stem, models_dir, repo_id=repo_id, file=file)
+        name = part[0] if part else stem
+        return Source("hub", name, models_dir, repo_id=repo_id, file=file, revision=revision)
     if not _TAG.fullmatch(file):
         raise SourceError(
             shown(text),
@@ -276,7 +355,7 @@ def _hub(text: str, models_dir: Path) -> Source:
         )
     tag = file.upper()
     base = _checked(text, f"{_GGUF_ENDING.sub('', name)}-{tag}")
-    return Source("hub", base, models_dir, repo_id=repo_id, file=tag)
+    return Source("hub", base, models_dir, repo_id=repo_id, file=tag, revision=revision)
 
 
 def _unknown_name(text: str) -> SourceError:

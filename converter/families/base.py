@@ -15,36 +15,22 @@ from typing import Any, ClassVar, TypeVar
 
 from converter.decoder import Activation, DecoderSpec, LayerSpec, Rope
 from converter.errors import SourceError, UnsupportedError
+from converter.families.config_keys import (
+    GGUF_LIMITS,
+    LIMITS,
+    ROPE_KEYS,
+    ROPE_SETTINGS,
+    WITHOUT_EFFECT,
+)
 from converter.families.matching import (
     listed,
     plain_names,
     refuse_strangers,
     without_wrappers,
 )
+from converter.families.rope import RopeSettings
 
 FamilyT = TypeVar("FamilyT", bound="Family")
-
-# Config keys that change the numbers, with the values that change nothing. A family that supports
-# more declares the key as a field; for every other one, another value is refused by name.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "attention_multiplier": (None,),
-    "attn_logit_softcapping": (None, 0),
-    "embedding_multiplier": (None, 1),
-    "final_logit_softcapping": (None, 0),
-    "is_encoder_decoder": (False,),
-    "logit_scale": (None, 1),
-    "logits_scaling": (None, 1),
-    "n_routed_experts": (None, 0),
-    "no_rope_layers": (None, []),
-    "num_experts": (None, 0),
-    "num_local_experts": (None, 0),
-    "partial_rotary_factor": (None, 1),
-    "qk_layernorm": (False,),
-    "residual_multiplier": (None, 1),
-    "rope_interleaved": (False,),
-    "use_bidirectional_attention": (None, False),
-    "use_sliding_window": (None, False),
-}
 
 # Tensors that are no weights, though the network has what they say.
 _KNOWN_OTHERWISE = ("lm_head.weight", "rope_freqs.weight")
@@ -77,6 +63,22 @@ NAMES: tuple[tuple[str, str, str], ...] = (
     ("head", "lm_head.weight", "output.weight"),
 )  # fmt: skip
 
+# By the names of transformers' ACT2FN, of which several stand for one function.
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": Activation.SILU,
+    "swish": Activation.SILU,
+    "gelu": Activation.GELU,
+    "gelu_python": Activation.GELU,
+    "gelu_pytorch_tanh": Activation.GELU_TANH,
+    "gelu_python_tanh": Activation.GELU_TANH,
+    "gelu_new": Activation.GELU_TANH,
+    "gelu_fast": Activation.GELU_TANH,
+    "gelu_accurate": Activation.GELU_TANH,
+}
+
+_MAY_BE_ZERO = ("max_window_layers",)
+_SAYS_NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
+
 # Bounds on what a damaged config can ask for.
 _MOST = {
     "vocab_size": 1 << 24, "hidden_size": 1 << 20, "intermediate_size": 1 << 22,
@@ -107,7 +109,13 @@ class Family:
 
     name: ClassVar[str]
     names: ClassVar[tuple[tuple[str, str, str], ...]] = NAMES
-    activations: ClassVar[Mapping[str, Activation]] = {"silu": Activation.SILU}
+    # Keys that transformers' class of this family knows, the network here does not, and the values
+    # that change nothing; any other is refused.
+    limits: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    # What transformers calls `hidden_act` in this family.
+    activation_key: ClassVar[str] = "hidden_act"
+    # Keys of a larger model that the decoder sits in.
+    beside: ClassVar[frozenset[str]] = frozenset()
     # Whether its SentencePiece model goes into the bundle where there is one: it starts faster.
     prefers_sentencepiece: ClassVar[bool] = False
     # Parts of a checkpoint that are no part of the decoder and may be left out.
@@ -125,7 +133,6 @@ class Family:
     hidden_act: str = "silu"
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None
-    layer_types: Sequence[str] | None = None
     tie_word_embeddings: bool = False
     # A GGUF has no keys for biases: its tensors say which projections have one.
     gguf_biases: Sequence[str] | None = None
@@ -133,23 +140,30 @@ class Family:
     # Reading a config ----------------------------------------------------------------------------
 
     @classmethod
-    def from_config(cls: type[FamilyT], config: Mapping[str, Any]) -> FamilyT:
+    def from_config(
+        cls: type[FamilyT], config: Mapping[str, Any], fmt: str = "safetensors"
+    ) -> FamilyT:
         """Read and check a config.
+
+        Args:
+            fmt: the checkpoint's format. In a config.json, keys that transformers' class does not
+                have are ignored, as it does; a GGUF's come from a table that knows them all.
 
         Raises:
             SourceError: a value is missing or of the wrong type.
             UnsupportedError: it asks for something that this family cannot do.
         """
         config = cls.resolve_aliases(config)
-        cls._refuse_quantized(config)
+        if fmt != "gguf":
+            config.pop("gguf_biases", None)
         fields = {field.name: field for field in dataclasses.fields(cls)}
-        for key, neutral in _NEUTRAL.items():
+        for key, neutral in (GGUF_LIMITS if fmt == "gguf" else {**LIMITS, **cls.limits}).items():
             if key in config and key not in fields and config[key] not in neutral:
                 raise cls.unsupported(key, config[key], f"only {neutral[-1]!r} is")
         values = {
             name: _checked(cls.name, field, config[name])
             for name, field in fields.items()
-            if name in config and config[name] is not None
+            if name in config and (config[name] is not None or "None" in str(field.type))
         }
         missing = [
             name
@@ -168,22 +182,38 @@ class Family:
     def resolve_aliases(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Bring a config to the keys that the fields use; transformers 5 renamed some."""
         resolved = dict(config)
-        rope = resolved.pop("rope_parameters", None)
+        rope = resolved.get("rope_scaling") or resolved.get("rope_parameters")
         if isinstance(rope, dict):
-            resolved["rope_theta"] = rope.get("rope_theta", resolved.get("rope_theta"))
+            rope = {**rope}
+            for key in ROPE_KEYS & resolved.keys():  # transformers looks for them there, too
+                rope[key] = resolved[key]
+            if rope.get("rope_theta") is not None:
+                resolved["rope_theta"] = rope["rope_theta"]
             resolved["rope_scaling"] = rope
         return resolved
 
     @classmethod
-    def _refuse_quantized(cls, config: Mapping[str, Any]) -> None:
-        quantized = config.get("quantization_config")
-        if quantized:
-            method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-            raise UnsupportedError(
-                f"{cls.name}: the checkpoint is quantised already ({method})",
-                "its weights are no longer the model's own",
-                "convert the original BF16/F16 checkpoint, or a GGUF of it",
-            )
+    def keys(cls) -> frozenset[str]:
+        """The keys of a config.json that this family reads, as transformers spells them."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        return frozenset(fields - {"gguf_biases"} | {"rope_parameters"})
+
+    @classmethod
+    def ignored_keys(cls, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """The keys of a config.json that say something and are not read, sorted.
+
+        transformers' class has no such key, or does nothing with it.
+        """
+        text = config.get("text_config")
+        config = {**config, **(text if isinstance(text, dict) else {})}
+        known = cls.keys() | LIMITS.keys() | cls.limits.keys() | cls.beside | WITHOUT_EFFECT
+        found = {key: value for key, value in config.items() if key not in known}
+        for name in ("rope_scaling", "rope_parameters"):
+            settings = config.get(name)
+            if isinstance(settings, dict):
+                unread = settings.keys() - ROPE_SETTINGS
+                found.update({f"{name}.{key}": settings[key] for key in unread})
+        return tuple(sorted(key for key, value in found.items() if value not in _SAYS_NOTHING))
 
     def validate(self) -> None:
         """Refuse what the graph cannot represent.
@@ -209,13 +239,6 @@ class Family:
             )
         if self.attention_head_dim % 2:
             raise self.unsupported("head_dim", self.attention_head_dim, "only even numbers are")
-        if self.layer_types is not None and len(self.layer_types) != self.num_hidden_layers:
-            raise SourceError(
-                f"{self.name} config",
-                f"layer_types names {len(self.layer_types)} layers, "
-                f"num_hidden_layers says {self.num_hidden_layers}",
-                "check config.json",
-            )
         self.spec()  # runs every other check a family has
 
     @classmethod
@@ -241,9 +264,9 @@ class Family:
 
     def spec(self) -> DecoderSpec:
         """The network that this config describes."""
-        if self.hidden_act not in self.activations:
-            supported = f"only {', '.join(self.activations)} is"
-            raise self.unsupported("hidden_act", self.hidden_act, supported)
+        if self.hidden_act not in ACTIVATIONS:
+            supported = f"only {', '.join(ACTIVATIONS)} are"
+            raise self.unsupported(self.activation_key, self.hidden_act, supported)
         return DecoderSpec(
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
@@ -252,7 +275,7 @@ class Family:
             num_key_value_heads=self.kv_heads,
             head_dim=self.attention_head_dim,
             norm_epsilon=self.rms_norm_eps,
-            activation=self.activations[self.hidden_act],
+            activation=ACTIVATIONS[self.hidden_act],
             attention_scale=self.attention_head_dim**-0.5,
             layers=self.layers(),
             tied_head=self.tie_word_embeddings,
@@ -265,36 +288,39 @@ class Family:
 
     def layers(self) -> tuple[LayerSpec, ...]:
         """One entry per layer."""
-        for kind in self.layer_types or ():
-            if kind != "full_attention":
-                raise self.unsupported("layer_types", kind, "only 'full_attention' is")
         return (LayerSpec(self.rope(self.rope_theta, self.rope_scaling)),) * self.num_hidden_layers
+
+    def layers_of(
+        self, kinds: Sequence[str], by_kind: Mapping[str, LayerSpec]
+    ) -> tuple[LayerSpec, ...]:
+        """The layers that a config's `layer_types` name."""
+        if len(kinds) != self.num_hidden_layers:
+            raise SourceError(
+                f"{self.name} config",
+                f"layer_types names {len(kinds)} layers, "
+                f"num_hidden_layers says {self.num_hidden_layers}",
+                "check config.json",
+            )
+        for kind in kinds:
+            if kind not in by_kind:
+                raise self.unsupported("layer_types", kind, f"only {', '.join(by_kind)} are")
+        return tuple(by_kind[kind] for kind in kinds)
 
     def rope(self, theta: float, scaling: Mapping[str, Any] | None) -> Rope:
         """The rotary embedding that a theta and a `rope_scaling` ask for."""
-        scaling = scaling or {}
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        if kind == "default":
-            return Rope(theta)
-        if kind == "linear":
-            return Rope(theta, (self._rope_number(scaling, "factor"),))
-        raise self.unsupported(
-            "rope_scaling.rope_type", kind, f"only {', '.join(self.rope_types())} are"
-        )
+        return RopeSettings(
+            self.name, scaling or {}, theta, self.attention_head_dim, self.max_position_embeddings
+        ).rope()
 
-    def rope_types(self) -> tuple[str, ...]:
-        """The values of `rope_scaling.rope_type` that `rope` understands."""
-        return ("default", "linear")
+    @property
+    def longest_context(self) -> int:
+        """For how many positions the network is right.
 
-    def _rope_number(self, scaling: Mapping[str, Any], key: str) -> float:
-        value = scaling.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise SourceError(
-                f"{self.name} config",
-                f"rope_scaling.{key}={value!r} is not a positive number",
-                "check config.json",
-            )
-        return float(value)
+        For those that it was made for, or fewer: some rotary embeddings change with the length.
+        """
+        ropes = {layer.rope for layer in self.layers()}
+        limits = [rope.positions for rope in ropes if rope.positions is not None]
+        return min([self.max_position_embeddings, *limits])
 
     # The weights ---------------------------------------------------------------------------------
 
@@ -392,10 +418,15 @@ class Family:
 
 def _checked(family: str, field: dataclasses.Field[Any], value: Any) -> Any:
     """The value of a config key, if it has the type that the field declares."""
+    if value is None:
+        return None
     kind = str(field.type).removesuffix(" | None")
+    least = 0 if field.name in _MAY_BE_ZERO else 1
     ok = {
-        "int": isinstance(value, int) and not isinstance(value, bool) and value > 0,
-        "float": isinstance(value, int | float) and not isinstance(value, bool) and value > 0,
+        "int": isinstance(value, int) and not isinstance(value, bool) and value >= least,
+        "float": isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and 0 < value < 1e300,
         "bool": isinstance(value, bool),
         "str": isinstance(value, str),
         "dict[str, Any]": isinstance(value, dict),
@@ -406,6 +437,8 @@ def _checked(family: str, field: dataclasses.Field[Any], value: Any) -> Any:
         raise SourceError(
             f"{family} config", f"{field.name}={value!r} is not {wanted}", "check config.json"
         )
+    if kind == "float":  # 1000000 in JSON is an integer, and would be one in the graph
+        return float(value)
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from converter.decoder import ATTENTION_PROJECTIONS, Activation, DecoderSpec, LayerSpec
+from converter.decoder import ATTENTION_PROJECTIONS, DecoderSpec, LayerSpec
 from converter.families.base import NAMES, Family, WeightSource
 
 _LAYERS_IN_27B = 62
@@ -20,7 +20,17 @@ class Gemma3(Family):
 
     name: ClassVar[str] = "gemma3"
     prefers_sentencepiece: ClassVar[bool] = True
-    activations: ClassVar[Mapping[str, Activation]] = {"gelu_pytorch_tanh": Activation.GELU_TANH}
+    limits: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "final_logit_softcapping": (None,),
+        "use_bidirectional_attention": (None, False),
+    }
+    activation_key: ClassVar[str] = "hidden_activation"
+    beside: ClassVar[frozenset[str]] = frozenset(
+        {
+            "boi_token_id", "boi_token_index", "eoi_token_id", "eoi_token_index", "image_token_id",
+            "image_token_index", "mm_tokens_per_image", "text_config", "vision_config",
+        }
+    )  # fmt: skip
     ignored: ClassVar[tuple[str, ...]] = (
         *Family.ignored,
         "vision_tower.",
@@ -46,8 +56,10 @@ class Gemma3(Family):
     hidden_act: str = "gelu_pytorch_tanh"
     rope_theta: float = 1_000_000.0
     rope_local_base_freq: float = 10_000.0
-    sliding_window: int = 4096
+    rope_local_scaling: dict[str, Any] | None = None
+    sliding_window: int | None = 4096
     sliding_window_pattern: int = 6
+    layer_types: Sequence[str] | None = None
     query_pre_attn_scalar: float | None = None
     attention_bias: bool = False
     tie_word_embeddings: bool = True
@@ -55,27 +67,33 @@ class Gemma3(Family):
     @classmethod
     def resolve_aliases(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         config = dict(config)
-        if isinstance(config.get("text_config"), dict):
-            config = {**config, **config.pop("text_config")}
-        for alias, key in (
-            ("hidden_activation", "hidden_act"),
-            ("_sliding_window_pattern", "sliding_window_pattern"),
-        ):
-            if config.get(alias) is not None:
-                config[key] = config.pop(alias)
-        rope = config.get("rope_parameters")
-        if isinstance(rope, dict) and isinstance(rope.get("full_attention"), dict):
-            # transformers 5 keeps one set of parameters for each kind of layer.
-            local = rope.get("sliding_attention", {})
-            config["rope_local_base_freq"] = local.get("rope_theta", cls.rope_local_base_freq)
-            config["rope_parameters"] = rope["full_attention"]
-            if local.get("rope_type", "default") != "default":
-                raise cls.unsupported(
-                    "rope_parameters.sliding_attention.rope_type",
-                    local["rope_type"],
-                    "only 'default' is",
-                )
-        return super().resolve_aliases(config)
+        if isinstance(text := config.pop("text_config", None), dict):
+            tied = config.get("tie_word_embeddings", True)  # the larger model's head
+            config = {**text, "tie_word_embeddings": tied}
+        # A `hidden_act` is nothing to transformers here.
+        config["hidden_act"] = config.pop(cls.activation_key, None) or cls.hidden_act
+        # One set of rotary parameters for each kind of layer. Sets that belong to none are ignored,
+        # as is `truncate` in them.
+        sets = config.pop("rope_parameters", None) or {"full_attention": {"rope_type": "default"}}
+        everywhere = {**_mapping(sets.get("full_attention")), **(config.get("rope_scaling") or {})}
+        local = _mapping(sets.get("sliding_attention"))
+        for scaling, key in ((everywhere, "rope_theta"), (local, "rope_local_base_freq")):
+            scaling.pop("truncate", None)
+            if scaling.get("rope_theta") is not None:
+                config[key] = scaling["rope_theta"]
+        return config | {"rope_scaling": everywhere, "rope_local_scaling": local}
+
+    @classmethod
+    def keys(cls) -> frozenset[str]:
+        return super().keys() - {"hidden_act", "rope_local_scaling"} | {cls.activation_key}
+
+    @classmethod
+    def ignored_keys(cls, config: Mapping[str, Any]) -> tuple[str, ...]:
+        text = config.get("text_config") or config
+        scaling = _mapping(text.get("rope_scaling"))
+        # transformers has put the default into `rope_type` before it looks for the old spelling.
+        is_lost = "type" in scaling and "rope_type" not in scaling and "rope_parameters" not in text
+        return (*super().ignored_keys(config), *(("rope_scaling.type",) if is_lost else ()))
 
     def spec(self) -> DecoderSpec:
         return dataclasses.replace(
@@ -102,20 +120,23 @@ class Gemma3(Family):
         return self.attention_head_dim
 
     def layers(self) -> tuple[LayerSpec, ...]:
-        local = LayerSpec(self.rope(self.rope_local_base_freq, None), self.sliding_window)
-        everywhere = LayerSpec(self.rope(self.rope_theta, self.rope_scaling))
+        local = self.rope(self.rope_local_base_freq, self.rope_local_scaling)
         kinds = self.layer_types or [
             "sliding_attention" if (i + 1) % self.sliding_window_pattern else "full_attention"
             for i in range(self.num_hidden_layers)
         ]
-        by_kind = {"sliding_attention": local, "full_attention": everywhere}
-        for kind in kinds:
-            if kind not in by_kind:
-                raise self.unsupported("layer_types", kind, f"only {', '.join(by_kind)} are")
-        return tuple(by_kind[kind] for kind in kinds)
+        by_kind = {
+            "full_attention": LayerSpec(self.rope(self.rope_theta, self.rope_scaling)),
+            "sliding_attention": LayerSpec(local, self.sliding_window),
+        }
+        return self.layers_of(kinds, by_kind)
 
     def source_of(self, path: str, tensor: str, fmt: str) -> WeightSource:
         # Hugging Face stores a norm's weight less 1; llama.cpp's converter has added it already.
         if fmt == "safetensors" and path.endswith("norm"):
             return WeightSource(tensor, add=1.0)
         return super().source_of(path, tensor, fmt)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, dict) else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,9 +16,13 @@ class Qwen2(Family):
 
     name: ClassVar[str] = "qwen2"
 
+    # Defaults are those of transformers' Qwen2Config.
+    num_key_value_heads: int | None = 32
+    max_position_embeddings: int = 32768
     use_sliding_window: bool = False
-    sliding_window: int | None = None
-    max_window_layers: int | None = None
+    sliding_window: int | None = 4096
+    max_window_layers: int = 28
+    layer_types: Sequence[str] | None = None
 
     def biases(self) -> tuple[str, ...]:
         return ("q", "k", "v")
@@ -28,15 +33,11 @@ class Qwen2(Family):
         if kinds is None:  # configs before transformers 4.53: layers past the limit slide
             full = self.max_window_layers if self.use_sliding_window else self.num_hidden_layers
             kinds = [
-                "full_attention" if full is not None and i < full else "sliding_attention"
+                "full_attention" if i < full else "sliding_attention"
                 for i in range(self.num_hidden_layers)
             ]
-        for kind in kinds:
-            if kind not in ("full_attention", "sliding_attention"):
-                raise self.unsupported(
-                    "layer_types", kind, "only 'full_attention' and 'sliding_attention' are"
-                )
-        return tuple(
-            LayerSpec(rope, self.sliding_window if kind == "sliding_attention" else None)
-            for kind in kinds
-        )
+        by_kind = {
+            "full_attention": LayerSpec(rope),
+            "sliding_attention": LayerSpec(rope, self.sliding_window),
+        }
+        return self.layers_of(kinds, by_kind)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.base import Checkpoint
+from converter.checkpoint.files import read_file, utf8_of
 from converter.checkpoint.gguf import GGUFCheckpoint
 from converter.errors import SourceError, UnsupportedError
 from converter.text.bundle_tokenizer import (
@@ -66,7 +67,9 @@ def _from_folder(
     if template is None:
         template = _folder_template(folder, settings)
     rows = _embedding_rows(checkpoint.config)
-    fast = TokenizerJson(_read(json_file), rows, str(json_file)) if json_file.is_file() else None
+    fast = (
+        TokenizerJson(_read_utf8(json_file), rows, str(json_file)) if json_file.is_file() else None
+    )
     model = None
     if model_file.is_file() and (prefer_sentencepiece or fast is None):
         model = _sentencepiece_file(model_file, settings, template)
@@ -184,7 +187,7 @@ def _folder_template(folder: Path, settings: dict[str, Any]) -> str | None:
     if (jinja := folder / "chat_template.jinja").is_file():
         files[DEFAULT] = jinja
     if files:
-        texts = {name: _text(_read(path), path) for name, path in sorted(files.items())}
+        texts = {name: _text(_read_utf8(path), path) for name, path in sorted(files.items())}
         return join_named(texts, str(folder))
     own = folder / "chat_template.json"
     template = chat_template_of(_read_json(own).get("chat_template"), str(own))
@@ -200,7 +203,7 @@ def _sentencepiece_file(
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
-    data = _read(path)
+    data = read_file(path)
     model = sentencepiece_model_pb2.ModelProto()
     try:
         model.ParseFromString(data)
@@ -249,11 +252,11 @@ def _agree(model: _PieceModel, fast: TokenizerJson, rows: int | None) -> bool:
     return all(model.spelling(text) == fast.spelling(text) for text in (*_PROBES, *readable))
 
 
-def _read(path: Path) -> bytes:
+def _read_utf8(path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise SourceError(str(path), error.strerror or str(error), "make it readable") from None
+        return utf8_of(read_file(path))
+    except ValueError as error:
+        raise SourceError(str(path), str(error), "download the file again") from None
 
 
 def _text(data: bytes, path: Path) -> str:
@@ -267,7 +270,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     """An object from a JSON file; {} where there is no file."""
     if not path.is_file():
         return {}
-    return _parse(_read(path), path)
+    return _parse(_read_utf8(path), path)
 
 
 def _parse(data: bytes, path: Path) -> dict[str, Any]:

@@ -146,6 +146,7 @@ class _DecoderGraph:
     def make_rope_tables(self, name: str, rope: Rope) -> tuple[Tensor, Tensor]:
         """cos and sin of each position and frequency, (1, N, 1, d), ready for `make_rope`.
 
+        Both times the attention factor, where there is one.
         The first half of sin is negative: the rotation of (a, b) is (a cos - b sin, b cos + a sin),
         so swapping the halves and one multiplication replace two slices of work.
         """
@@ -159,6 +160,10 @@ class _DecoderGraph:
         )  # (1, N, 1, d/2)
         cos = g.make_cos(f"{name}/cos_half", angles)
         sin = g.make_sin(f"{name}/sin_half", angles)
+        if rope.attention_factor != 1:
+            factor = g.constant(f"{name}/attention_factor", rope.attention_factor)
+            cos = g.make_mul(f"{name}/cos_scaled", cos, factor)
+            sin = g.make_mul(f"{name}/sin_scaled", sin, factor)
         minus = g.make_neg(f"{name}/minus_sin", sin)
         return (
             g.make_concatenation(f"{name}/cos", (cos, cos), axis=3),
@@ -193,10 +198,11 @@ class _DecoderGraph:
         g, name = self.graph, f"{layer}/mlp"
         gate = self.make_projection(f"{name}/gate", x, f"{layer}.mlp.gate")
         up = self.make_projection(f"{name}/up", x, f"{layer}.mlp.up")
-        if self.spec.activation is Activation.GELU_TANH:
-            gate = g.make_gelu(f"{name}/gelu", gate)
-        else:
+        if self.spec.activation is Activation.SILU:
             gate = g.make_mul(f"{name}/silu", gate, g.make_logistic(f"{name}/logistic", gate))
+        else:
+            approximate = self.spec.activation is Activation.GELU_TANH
+            gate = g.make_gelu(f"{name}/gelu", gate, approximate)
         product = g.make_mul(f"{name}/gated", gate, up)
         return self.make_projection(f"{name}/down", product, f"{layer}.mlp.down")
 

@@ -228,9 +228,9 @@ class Graph:
         """1 / (1 + exp(-x))."""
         return self._make("LOGISTIC", name, (x,), x.shape)
 
-    def make_gelu(self, name: str, x: Tensor) -> Tensor:
-        """GELU in its tanh approximation."""
-        return self._make("GELU", name, (x,), x.shape, Approximate=True)
+    def make_gelu(self, name: str, x: Tensor, approximate: bool) -> Tensor:
+        """GELU, by the error function or in its tanh approximation."""
+        return self._make("GELU", name, (x,), x.shape, Approximate=approximate)
 
     def make_exp(self, name: str, x: Tensor) -> Tensor:
         """e to the power of x."""

@@ -415,7 +415,7 @@ def quantised(source: Path) -> None:
 
 
 def unknown_scaling(source: Path) -> None:
-    with_config(source, rope_parameters={"rope_type": "longrope", "rope_theta": 1e4})
+    with_config(source, rope_parameters={"rope_type": "mrope", "rope_theta": 1e4})
 
 
 def stored_as_integers(source: Path) -> None:
@@ -453,9 +453,9 @@ def escapes(source: Path) -> None:
         (no_tokenizer, ["tokenizer"]),
         (no_config, ["bad, config.json is missing, copy it from the original model"]),
         (only_pickles, ["its weights are in PyTorch's pickle format (pytorch_model.bin)"]),
-        (quantised, ["llama: the checkpoint is quantised already (gptq), "]),
-        (unknown_scaling, ["llama: rope_scaling.rope_type='longrope', not supported, only "]),
-        (stored_as_integers, ["tensor lm_head.weight, it is stored as I32, "]),
+        (quantised, ["its weights are quantised already (gptq) and no longer"]),
+        (unknown_scaling, ["llama: rope_scaling.rope_type='mrope', not supported, only "]),
+        (stored_as_integers, ["quantised already (tensor lm_head.weight is stored as I32) "]),
         (escapes, ["model_type x [2J error: y 31m, not a supported architecture, "]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -700,7 +700,7 @@ def test_a_dry_run_on_a_full_disk(
         (no_tokenizer, "tokenizer"),
         (turn_a_tensor, "bad, 1 tensors have the wrong shape: "),
         (truncate, "it ended early: "),
-        (unknown_scaling, "rope_scaling.rope_type='longrope', not supported, "),
+        (unknown_scaling, "rope_scaling.rope_type='mrope', not supported, "),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -902,6 +902,30 @@ def test_an_interruption(
 
 def publish(hub: HubServer, repo_id: str, source: Path) -> None:
     shutil.copytree(source, hub.root / repo_id)
+
+
+def test_an_address_end_to_end(
+    llama: Path, models: Path, tmp_path: Path, hub: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(hub, "org/Tiny-1.0", llama)
+    commit = hub.commit("org/Tiny-1.0")
+    address = f"{hub.url}/org/Tiny-1.0/tree/{commit}"
+    said = refused(capsys, tmp_path, address, "--revision", "other", code=2)
+    assert said == f"--revision other, the address names {commit}, leave one of them out"
+    path, _ = converted(capsys, address)
+    assert path == models / "org" / "Tiny-1.0" / "Tiny-1.0.litertlm"
+    receipt = json.loads(path.with_suffix(".json").read_text())
+    assert (receipt["source"]["model"], receipt["source"]["commit"]) == ("org/Tiny-1.0", commit)
+
+
+def test_ignored_keys_are_said(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(llama, tmp_path / "odd")
+    config = json.loads((llama / "config.json").read_text())
+    (tmp_path / "odd" / "config.json").write_text(json.dumps({**config, "logit_scale": 2.0}))
+    _, said = converted(capsys, tmp_path / "odd", "--output-dir", tmp_path)
+    assert "litert-lm-cli: config.json: ignored, as transformers does: logit_scale\n" in said
 
 
 def test_a_hub_id_end_to_end(

@@ -473,6 +473,40 @@ def test_a_short_model_has_a_short_cache(llama: Path, tmp_path: Path) -> None:
     assert plan.prefill_lengths == (8, 64, 100)
 
 
+def test_a_cache_is_no_longer_than_the_frequencies_hold(llama: Path, tmp_path: Path) -> None:
+    settings = {
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 8,
+        "long_factor": [2.0] * 8,
+        "original_max_position_embeddings": 200,
+    }
+    source = edited(llama, tmp_path / "long", rope_parameters=settings)
+    assert plan_of(source, cache_length=None, prefill_lengths=(8,)).cache_length == 200
+    error = refusal(source, tmp_path / "out" / "m", cache_length=201)
+    assert "tiny was made for at most 200 positions" in str(error)
+
+
+def test_ignored_keys_of_a_config_stand_in_the_file(llama: Path, tmp_path: Path) -> None:
+    source = edited(llama, tmp_path / "odd", residual_multiplier=0.2, sliding_window=8)
+    convert(source, tmp_path / "m", "fp32", **SHORT)
+    system = read_bundle(tmp_path / "m").system
+    assert system["ignored config keys"] == "residual_multiplier, sliding_window"
+    convert(llama, tmp_path / "plain", "fp32", **SHORT)
+    assert "ignored config keys" not in read_bundle(tmp_path / "plain").system
+
+
+def test_weights_in_float64_are_rounded_once(llama: Path, tmp_path: Path) -> None:
+    source = tmp_path / "f64"
+    shutil.copytree(llama, source)
+    wide = {name: array.astype(np.float64) for name, array in load_file(llama / WEIGHTS).items()}
+    save_file(wide, source / WEIGHTS)
+    convert(source, tmp_path / "wide", "fp32", **SHORT)
+    convert(llama, tmp_path / "plain", "fp32", **SHORT)
+    step = [GraphRunner(tmp_path / name).decode(5, 0) for name in ("wide", "plain")]
+    assert np.array_equal(*step)
+    assert "F64 -> float32" in read_bundle(tmp_path / "wide").system["attention weights"]
+
+
 def test_a_cache_beyond_what_the_model_was_made_for(llama: Path, tmp_path: Path) -> None:
     error = refusal(llama, tmp_path / "out" / "m", cache_length=4097)
     assert isinstance(error, OptionError)

@@ -208,6 +208,7 @@ def test_an_interrupt_ends_dimming() -> None:
         (b"Hi", "Hi"),
         (b"Hi\n", "Hi"),
         (b"Hi\r\n", "Hi"),
+        (b"\xef\xbb\xbfHi\n", "Hi"),  # with Windows' byte order mark
         (b"  a\n\nb\n\n", "  a\n\nb\n"),
         ("\u4f60\u597d\n".encode(), "\u4f60\u597d"),
     ],

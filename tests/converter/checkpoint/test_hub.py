@@ -117,6 +117,34 @@ def test_an_unsupported_config_ends_the_download_before_the_weights(
     assert hub.fetched() == ["config.json"]
 
 
+@pytest.mark.parametrize(
+    ("card", "original"),
+    [
+        ({}, "the model that it was made of (base_model in its README names it)"),
+        ({"base_model": "org/original"}, "org/original"),
+        ({"base_model": ["org/original", "org/other"]}, "org/original"),
+    ],
+)
+def test_quantised_weights_are_refused_before_they_are_fetched(
+    hub: HubServer, tmp_path: Path, card: dict[str, object], original: str
+) -> None:
+    config = {**CONFIG, "quantization": {"group_size": 64, "bits": 4}}
+    publish(hub, "org/m-4bit", model(**{"config.json": json.dumps(config).encode()}))
+    hub.cards["org/m-4bit"] = card
+    with pytest.raises(UnsupportedError) as caught:
+        download("org/m-4bit", tmp_path / "out", quiet=True)
+    assert "quantised already (mlx, 4 bits in groups of 64)" in caught.value.why
+    assert original in caught.value.fix
+    assert hub.fetched() == ["config.json"]
+
+
+def test_quantised_weights_are_told_by_a_file_beside_them(hub: HubServer, tmp_path: Path) -> None:
+    publish(hub, "org/m", model(**{"hf_quant_config.json": b"{}"}))
+    with pytest.raises(UnsupportedError, match=r"NVIDIA ModelOpt: hf_quant_config\.json"):
+        download("org/m", tmp_path / "out", quiet=True)
+    assert hub.fetched() == ["config.json"]
+
+
 def test_shards_are_those_of_the_index(hub: HubServer, tmp_path: Path) -> None:
     files = model(**{"model-1.safetensors": SAFETENSORS, "model-2.safetensors": SAFETENSORS})
     del files["model.safetensors"]

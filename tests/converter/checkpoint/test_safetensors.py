@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import random
@@ -17,9 +18,10 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
-from converter.checkpoint.files import PositionedFile
+from converter.checkpoint.files import SIDE_FILES, PositionedFile
 from converter.checkpoint.safetensors import SafetensorsCheckpoint, open_folder
 from converter.errors import LiteRTLMError, SourceError, UnsupportedError
+from tests.odd_files import LFS_POINTER
 
 INDEX = "model.safetensors.index.json"
 Header = dict[str, Any]
@@ -58,12 +60,13 @@ def every_bf16() -> torch.Tensor:
 # What is read.
 
 
-def test_all_three_types_are_read_exactly(model: Path) -> None:
+def test_all_four_types_are_read_exactly(model: Path) -> None:
     rng = torch.Generator().manual_seed(0)
     tensors = {
         "bf16": every_bf16().reshape(256, 256),
         "f16": torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(torch.float16),
         "f32": torch.randn(33, 7, generator=rng),
+        "f64": torch.randn(33, 7, generator=rng, dtype=torch.float64),
         "cube": torch.randn(4, 3, 2, generator=rng).bfloat16(),
         "norm": torch.randn(9, generator=rng),
         "scalar": torch.tensor(2.5),
@@ -250,7 +253,7 @@ def test_nothing_stays_open(model: Path) -> None:
         (raw(b"{}", length=3), "its header claims 3 bytes, but the file has 10"),
         (raw(b"{}", length=2**63), "its header claims 9223372036854775808 bytes, more than"),
         (raw(b"{}", length=100_000_001), "its header claims 100000001 bytes, more than 100000000"),
-        (raw(b""), "its header is not JSON"),
+        (raw(b""), "it is a file of zeros"),
         (raw(b"{"), "its header is not JSON"),
         (raw(b"\xff\xfe{}"), "its header is not JSON"),
         (raw(b'{"a": 1' + b"0" * 5000 + b"}"), "its header is not JSON"),
@@ -370,6 +373,61 @@ def test_a_config_that_is_wrong(model: Path, text: str | None, why: str) -> None
     error = refusal(model)
     assert isinstance(error, SourceError)
     assert why in error.why
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_a_byte_order_mark_is_no_part_of_a_config(model: Path, name: str) -> None:
+    save_file({"x": np.zeros(1, np.float32)}, model / "model.safetensors")
+    (model / name).write_bytes(codecs.BOM_UTF8 + b'{"model_type": "llama"}')
+    with open_folder(model) as checkpoint:
+        assert checkpoint.config["model_type"] == "llama"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_config_in_utf_16(model: Path, encoding: str) -> None:
+    save_file({"x": np.zeros(1, np.float32)}, model / "model.safetensors")
+    (model / "config.json").write_bytes('{"model_type": "llama"}'.encode(encoding))
+    assert "UTF-16 text, and has to be saved as UTF-8" in refusal(model).why
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "model.safetensors", INDEX]
+)
+def test_a_pointer_in_place_of_a_file(model: Path, name: str) -> None:
+    sharded(model) if name == INDEX else save_file({"x": np.ones(1)}, model / "model.safetensors")
+    (model / name).write_bytes(LFS_POINTER)
+    error = refusal(model)
+    assert (error.what, error.why) == (
+        str(model / name),
+        "it is a Git LFS pointer, which stands for a file that was not fetched",
+    )
+    assert "git lfs pull" in error.fix
+
+
+def test_a_page_in_place_of_a_file(model: Path) -> None:
+    save_file({"x": np.ones(1)}, model / "model.safetensors")
+    (model / "config.json").write_text("<!DOCTYPE html><html><title>Sign in</title></html>")
+    assert refusal(model).why == "it is a web page (HTML)"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", INDEX, *SIDE_FILES])
+def test_a_link_to_a_file_that_is_not_there(model: Path, name: str) -> None:
+    sharded(model) if name == INDEX else save_file({"x": np.ones(1)}, model / "model.safetensors")
+    (model / name).unlink(missing_ok=True)
+    (model / name).parent.mkdir(exist_ok=True)
+    (model / name).symlink_to(model / "blobs" / "4d7a")
+    error = refusal(model)
+    assert isinstance(error, SourceError)
+    assert error.what == str(model / name)
+    assert error.why == "it is a link to a file that is not there"
+
+
+def test_a_link_is_as_good_as_a_file(model: Path) -> None:
+    (model / "blobs").mkdir()
+    save_file({"x": np.ones(1)}, model / "blobs" / "4d7a")
+    (model / "model.safetensors").symlink_to("blobs/4d7a")
+    with open_folder(model) as checkpoint:
+        assert checkpoint.read_rows("x", 0, 1) == 1
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from converter.checkpoint.sources import list_models, models_dir, parse_model
+from converter.checkpoint.sources import list_models, models_dir, parse_adapter, parse_model
 from converter.errors import LiteRTLMError, SourceError, UnsupportedError
 from tests.gguf_files import write_gguf
 
@@ -51,11 +51,123 @@ def test_hugging_face_id() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["https://huggingface.co/org/m", "https://huggingface.co/org/m/", "hf.co/org/m", "org/m"],
+    ("text", "revision"),
+    [
+        ("https://huggingface.co/org/m", None),
+        ("http://www.huggingface.co/org/m/", None),
+        ("huggingface.co/org/m", None),
+        ("hf.co/org/m", None),
+        ("hf://org/m", None),
+        ("https://huggingface.co/models/org/m", None),
+        ("https://huggingface.co/org/m?library=transformers#usage", None),
+        ("https://huggingface.co/org/m/tree/main", None),
+        ("https://huggingface.co/org/m/tree/v2/", "v2"),
+        ("https://huggingface.co/org/m/tree/refs%2Fpr%2F1", "refs/pr/1"),
+        ("https://huggingface.co/org/m/tree/refs/pr/1", "refs/pr/1"),
+        ("https://huggingface.co/org/m/discussions/3", None),
+        ("https://huggingface.co/org/m/commits/main", None),
+        ("https://huggingface.co/org/m.git", None),
+        ("https://user:hf_token@huggingface.co/org/m.git", None),
+        ("git@hf.co:org/m", None),
+        ("https://mirror.example:8080/hub/org/m/tree/v2", "v2"),
+        ("mirror.example:8080/hub/org/m", None),
+        ("org/m", None),
+    ],
 )
-def test_the_address_of_a_page_is_an_id(text: str) -> None:
-    assert parse_model(text, MODELS).repo_id == "org/m"
+def test_the_address_of_a_page_is_an_id(
+    text: str, revision: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example:8080/hub")
+    source = parse_model(text, MODELS)
+    assert (source.kind, source.repo_id, source.name) == ("hub", "org/m", "m")
+    assert (source.revision, source.file) == (revision, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "revision"),
+    [
+        ("https://huggingface.co/org/m/blob/main/m-Q4.gguf", None),
+        ("https://huggingface.co/org/m/resolve/main/m-Q4.gguf?download=true", None),
+        ("https://hf.co/org/m/raw/v2/m-Q4.gguf", "v2"),
+        ("https://huggingface.co/org/m?show_file_info=m-Q4.gguf", None),
+        ("https://huggingface.co/org/m/tree/v2?show_file_info=m-Q4.gguf", "v2"),
+        ("hf.co/org/m/blob/refs/pr/1/m-Q4.gguf", "refs/pr/1"),
+        ("hf.co/org/m:m-Q4.gguf", None),
+        ("https://huggingface.co/org/m:m-Q4.gguf", None),
+    ],
+)
+def test_the_address_of_a_file(text: str, revision: str | None) -> None:
+    source = parse_model(text, MODELS)
+    assert (source.repo_id, source.file, source.name) == ("org/m", "m-Q4.gguf", "m-Q4")
+    assert source.revision == revision
+
+
+def test_an_adapter_has_no_revision() -> None:
+    assert parse_adapter("https://huggingface.co/org/a/tree/main") == (None, "org/a")
+    with pytest.raises(SourceError, match="only the main branch is read"):
+        parse_adapter("https://huggingface.co/org/a/tree/v2")
+
+
+HASHES = ("0123456789" * 4, "abcdef0123" * 4)
+
+
+def cache(*snapshots: str, main: str | None) -> Path:
+    """A folder as the hub's cache has it."""
+    home = Path("hub/models--org--m")
+    for name in snapshots:
+        folder(str(home / "snapshots" / name), "config.json", "a.safetensors")
+    if main is not None:
+        folder(str(home / "refs"))
+        (home / "refs" / "main").write_text(main)
+    return home
+
+
+@pytest.mark.parametrize("inside", ["", "snapshots", f"snapshots/{HASHES[1]}"])
+def test_a_folder_of_the_hub_s_cache(inside: str) -> None:
+    home = cache(*HASHES, main=HASHES[1])
+    source = parse_model(str(home / inside), MODELS)
+    assert (source.kind, source.name) == ("folder", "m")
+    assert source.path is not None
+    assert source.path.samefile(home / "snapshots" / HASHES[1])
+
+
+def test_a_cache_with_one_snapshot_and_no_branch() -> None:
+    home = cache(HASHES[0], main=None)
+    assert parse_model(str(home), MODELS).name == "m"
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "main", "said"),
+    [
+        (HASHES, None, "refs/main is not in this cache"),
+        (HASHES[:1], HASHES[1], f"the snapshot {HASHES[1]} of refs/main is not in this cache"),
+    ],
+)
+def test_a_cache_that_does_not_say_which(
+    snapshots: tuple[str, ...], main: str | None, said: str
+) -> None:
+    home = cache(*snapshots, main=main)
+    assert said in refusal(str(home)).why
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (f"my-model/{HASHES[0]}", "my-model"),
+        ("my-run/checkpoint-500", "my-run-checkpoint-500"),
+        ("my-run/final", "final"),
+        ("snapshots/x", "x"),
+        (f"models--gpt2/snapshots/{HASHES[0]}", "gpt2"),
+    ],
+)
+def test_folders_whose_names_say_nothing(path: str, name: str) -> None:
+    assert parse_model(str(folder(path, "config.json", "a.safetensors")), MODELS).name == name
+
+
+@pytest.mark.parametrize("name", ["m.gguf", "m"])
+def test_a_link_to_nothing(name: str) -> None:
+    Path(name).symlink_to("gone")
+    assert refusal(f"./{name}").why == "it is a link to a file that is not there"
 
 
 def test_one_file_of_a_repository() -> None:
@@ -178,7 +290,15 @@ def test_paths_that_do_not_exist(text: str) -> None:
         ("org/m:../../x.gguf", "cannot be named after"),
         ("org/m:.hidden.gguf", "cannot be named after"),
         ("org/m:..\\x.gguf", "cannot be named after"),
-        ("https://huggingface.co/org/m/tree/main", "a Hugging Face id has the form org/name"),
+        ("https://huggingface.co/", "not the address of a model's page"),
+        ("https://huggingface.co/org", "not the address of a model's page"),
+        ("https://huggingface.co/datasets/org/m", "not the address of a model's page"),
+        ("https://huggingface.co/spaces/org/m", "not the address of a model's page"),
+        ("https://huggingface.co/org/m/blob/main/model.safetensors", "model.safetensors in it is"),
+        ("https://huggingface.co/org/m/tree/main/onnx", "onnx in it is neither"),
+        ("https://huggingface.co/org/na me", "neither"),
+        ("https://example.com/org/m", "not an address on huggingface.co"),
+        ("https://[/org/m", "not an address on huggingface.co"),
     ],
 )
 def test_what_is_nothing(text: str, said: str) -> None:

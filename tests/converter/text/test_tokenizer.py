@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer
 from converter.errors import SourceError, UnsupportedError
 from converter.text.bundle_tokenizer import BundleTokenizer
 from converter.text.tokenizer import load_tokenizer
+from tests.odd_files import LFS_POINTER
 from tests.small_tokenizers import (
     GEMMA_SPECIAL,
     SMALL_BPE,
@@ -232,7 +234,12 @@ def test_folder_without_a_tokenizer(tmp_path: Path) -> None:
         ("tokenizer_config.json", b"[]", "is not a JSON object"),
         ("tokenizer_config.json", b"[" * 100000, "is not JSON: "),
         ("chat_template.json", b"nonsense", "is not JSON: "),
-        ("chat_template.jinja", b"\xff\xfe", "is not UTF-8 text"),
+        ("chat_template.jinja", b"{{ \xff\xfe", "is not UTF-8 text"),
+        ("chat_template.jinja", "{{ 1 }}".encode("utf-16"), "it is UTF-16 text"),
+        ("tokenizer_config.json", "{}".encode("utf-16-le"), "it is UTF-16 text"),
+        ("tokenizer.json", LFS_POINTER, "it is a Git LFS pointer, which stands for"),
+        ("chat_template.jinja", LFS_POINTER, "it is a Git LFS pointer, which stands for"),
+        ("tokenizer_config.json", b"<!doctype html>", "it is a web page (HTML)"),
     ],
 )
 def test_damaged_files(folder: Path, name: str, data: bytes, why: str) -> None:
@@ -243,17 +250,14 @@ def test_damaged_files(folder: Path, name: str, data: bytes, why: str) -> None:
     assert caught.value.why.startswith(why)
 
 
-def test_an_unreadable_file(folder: Path, monkeypatch: Any) -> None:
-    def fail(path: Path) -> bytes:
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(Path, "read_bytes", fail)
-    with pytest.raises(SourceError) as caught:
-        load_tokenizer(Folder(folder))
-    assert (caught.value.what, caught.value.why) == (
-        str(folder / "tokenizer.json"),
-        "Permission denied",
-    )
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_a_byte_order_mark_is_no_part_of_a_file(folder: Path, name: str) -> None:
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    (folder / "tokenizer_config.json").write_text("{}")
+    expected = load_tokenizer(Folder(folder))
+    (folder / name).write_bytes(codecs.BOM_UTF8 + (folder / name).read_bytes())
+    found = load_tokenizer(Folder(folder))
+    assert (found.data, found.chat_template) == (expected.data, expected.chat_template)
 
 
 # A folder with a SentencePiece model.

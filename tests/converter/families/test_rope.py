@@ -1,0 +1,182 @@
+"""Rotary embeddings of every kind, old and new spellings, against transformers' own."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+
+from converter.decoder import Rope
+from converter.errors import LiteRTLMError, SourceError, UnsupportedError
+from converter.families.base import Family
+from converter.registry import family_of
+
+TINY: dict[str, Any] = {
+    "vocab_size": 32,
+    "hidden_size": 64,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 4096,
+}
+LLAMA3: dict[str, Any] = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 512,
+}
+YARN: dict[str, Any] = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 1024,
+}
+LONG: dict[str, Any] = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.05, 1.1, 1.2, 1.3, 1.5, 2.0, 3.0],
+    "long_factor": [1.0, 2.0, 4.0, 6.0, 8.0, 9.0, 10.0, 12.0],
+    "original_max_position_embeddings": 1024,
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "default": {"rope_type": "default"},
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
+    "llama3": LLAMA3,
+    "yarn": YARN,
+    "yarn-theta": {**YARN, "rope_theta": 1e6},
+    "yarn-integers": {**YARN, "factor": 4, "beta_fast": 32, "beta_slow": 1},
+    "yarn-betas": {**YARN, "beta_fast": 16.0, "beta_slow": 2.0},
+    "yarn-attention": {**YARN, "attention_factor": 0.7},
+    "yarn-not-truncated": {**YARN, "truncate": False},
+    "yarn-mscale": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.7},
+    "yarn-mscale-alone": {**YARN, "mscale": 0.7},
+    "yarn-without-original": {"rope_type": "yarn", "factor": 2.0},
+    "yarn-null-factor": {**YARN, "factor": None},
+    "yarn-factor-1": {**YARN, "factor": 1.0},
+    "yarn-short": {**YARN, "original_max_position_embeddings": 16},
+    "longrope": LONG,
+    "longrope-factor": {**LONG, "factor": 8.0},
+    "longrope-attention": {**LONG, "attention_factor": 1.5},
+    "proportional": {"rope_type": "proportional", "factor": 2.0, "partial_rotary_factor": 0.5},
+    "partial-default": {"rope_type": "default", "partial_rotary_factor": 0.5},
+}
+MODEL_TYPES = ("llama", "qwen2", "qwen3", "gemma3_text")
+
+
+def spelled(model_type: str, settings: dict[str, Any], how: str) -> dict[str, Any]:
+    """A config with these settings, as one or another version of transformers writes it."""
+    old = {k: v for k, v in settings.items() if k != "rope_theta"}
+    theta = {"rope_theta": settings["rope_theta"]} if "rope_theta" in settings else {}
+    if how == "rope_scaling.type":
+        kind = {"type": settings["rope_type"]}
+        old = kind | {k: v for k, v in old.items() if k != "rope_type"}
+    if how.startswith("rope_scaling"):
+        return {**TINY, "model_type": model_type, **theta, "rope_scaling": old}
+    parameters = {"rope_theta": 1e4, **settings}
+    new = {"full_attention": parameters, "sliding_attention": {**parameters, "rope_theta": 5e3}}
+    is_nested = model_type == "gemma3_text"
+    return {**TINY, "model_type": model_type, "rope_parameters": new if is_nested else parameters}
+
+
+def expected(config: dict[str, Any], kind: str) -> tuple[list[float], float]:
+    """transformers' frequencies, and its factor on cos and sin, in layers of a kind."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = copy.deepcopy({k: v for k, v in config.items() if k != "model_type"})
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **values))
+    rotary = model.model.rotary_emb
+    prefix = f"{kind}_" if config["model_type"] == "gemma3_text" else ""
+    frequencies = getattr(rotary, f"{prefix}inv_freq").tolist()
+    return frequencies, getattr(rotary, f"{prefix}attention_scaling")
+
+
+def assert_same(rope: Rope, config: dict[str, Any], kind: str) -> None:
+    frequencies, factor = expected(config, kind)
+    assert rope.inverse_frequencies(16) == pytest.approx(frequencies, rel=1e-5, abs=1e-12)
+    assert rope.attention_factor == pytest.approx(factor, rel=1e-6)
+
+
+@pytest.mark.parametrize("how", ["rope_parameters", "rope_scaling.rope_type", "rope_scaling.type"])
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_kind_is_that_of_transformers(name: str, model_type: str, how: str) -> None:
+    config = spelled(model_type, SETTINGS[name], how)
+    kinds = ["full_attention"] * 2
+    if model_type == "gemma3_text":
+        kinds = config["layer_types"] = ["sliding_attention", "full_attention"]
+    for kind, layer in zip(kinds, family_of(config).spec().layers, strict=True):
+        assert_same(layer.rope, config, kind)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"original_max_position_embeddings": 256, "rope_scaling": YARN},
+        {"original_max_position_embeddings": 256, "rope_scaling": LONG},
+        {"partial_rotary_factor": 0.5},
+        {"rope_theta": 1000000},
+        {"rope_theta": 1e5, "rope_scaling": None},
+        {"rope_theta": 1e5, "rope_scaling": {}},
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_parameters": YARN},
+        {"rope_theta": 5e5, "rope_parameters": {"rope_type": "default"}},
+    ],
+)
+def test_settings_that_stand_in_odd_places(changes: dict[str, Any]) -> None:
+    config = {**TINY, "model_type": "llama", **changes}
+    assert_same(family_of(config).spec().layers[0].rope, config, "full_attention")
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize(("settings", "longest"), [(LONG, 1024), (SETTINGS["dynamic"], 4096)])
+def test_the_context_ends_where_the_frequencies_would_change(
+    settings: dict[str, Any], longest: int, model_type: str
+) -> None:
+    layers = {"layer_types": ["full_attention"] * 2}
+    family = family_of({**spelled(model_type, settings, "rope_parameters"), **layers})
+    assert family.longest_context == longest
+
+
+def llama(settings: object, **changes: object) -> Family:
+    return family_of({**TINY, "model_type": "llama", "rope_scaling": settings, **changes})
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "said"),
+    [
+        ({"rope_type": "su", "factor": 2}, UnsupportedError, "rope_scaling.rope_type='su'"),
+        ({"rope_type": ["yarn"]}, UnsupportedError, "rope_scaling.rope_type=['yarn']"),
+        ({"full_attention": YARN}, UnsupportedError, "rope_scaling.full_attention="),
+        ({**YARN, "partial_rotary_factor": 0.5}, UnsupportedError, "partial_rotary_factor=0.5"),
+        ({"rope_type": "linear"}, SourceError, "factor=None is not a positive number"),
+        ({"rope_type": "dynamic", "factor": "2"}, SourceError, "factor='2' is not a positive"),
+        ({**LLAMA3, "high_freq_factor": 1.0}, SourceError, "another number than low_freq_factor"),
+        ({**YARN, "beta_fast": -1}, SourceError, "beta_fast=-1 is not a positive number"),
+        ({**YARN, "factor": math.inf}, SourceError, "factor=inf is not a positive number"),
+        ({**LONG, "short_factor": [1.0]}, SourceError, "short_factor=[1.0] is not a list of 8"),
+        ({**LONG, "long_factor": None}, SourceError, "long_factor=None is not a list of 8"),
+        ({**LONG, "original_max_position_embeddings": 1}, SourceError, "is not above 1"),
+        ([1], SourceError, "rope_scaling=[1] is not a dict"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(
+    settings: object, error: type[LiteRTLMError], said: str
+) -> None:
+    with pytest.raises(error) as caught:
+        llama(settings)
+    assert said in str(caught.value)
+
+
+def test_a_theta_of_1_is_no_base() -> None:
+    with pytest.raises(SourceError, match=r"rope_theta=1\.0 is not above 1"):
+        llama(YARN, rope_theta=1.0)
+
+
+def test_a_gguf_holds_the_outcome_alone() -> None:
+    factors = [1.0, 1.0, 1.0, 1.0, 2.0, 4.0, 8.0, 8.0]
+    config = {**TINY, "model_type": "llama"}
+    config["rope_scaling"] = {"rope_type": "factors", "factors": factors}
+    assert family_of(config, "gguf").spec().layers[0].rope.factors == tuple(factors)
