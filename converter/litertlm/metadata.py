@@ -7,7 +7,7 @@ the template writes it too, or an end of turn that stops nothing, spoils every a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from converter.errors import SourceError, UnsupportedError
@@ -71,6 +71,8 @@ def build_llm_metadata(
         has_channel=any(channel.is_reasoning_channel for channel in message.channels),
         fix=template_fix,
     )
+    if tokenizer.starts_with_blank and report.source_template is not None:
+        report = _with_blank(report, tokenizer)
     _check_special_tokens(report, tokenizer, name)
     notes = [*tokenizer.notes, *_template_notes(report)]
 
@@ -119,6 +121,19 @@ def _needs_start_token(report: TemplateReport, tokenizer: BundleTokenizer) -> bo
     return tokenizer.adds_bos if report.source_template is None else report.start_token_needed
 
 
+def _with_blank(report: TemplateReport, tokenizer: BundleTokenizer) -> TemplateReport:
+    """Begin the prompt with the blank that the source puts before text, if text it begins with."""
+    prompt = report.source_prompt
+    if prompt[:1] == " " or _special_prefix(prompt, tokenizer) is not None:
+        return report
+    return replace(
+        report,
+        template="{% if true %} {% endif %}\n" + report.template,  # the newline is trimmed
+        source_prompt=" " + prompt,
+        runtime_prompt=" " + report.runtime_prompt,
+    )
+
+
 def _check_special_tokens(report: TemplateReport, tokenizer: BundleTokenizer, name: str) -> None:
     """A special token that the template writes must be one token, or the model reads its letters.
 
@@ -142,7 +157,7 @@ def _check_start(
     bos = tokenizer.bos_token_id
     if bos is None or report.source_template is None:
         return []
-    source = tokenizer.outline(report.source_prompt)
+    source = tokenizer.source_outline(report.source_prompt)
     runtime = [bos] * has_start + tokenizer.outline(report.runtime_prompt)
     if source.count(bos) != runtime.count(bos):
         raise UnsupportedError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,6 +30,8 @@ class BundleTokenizer:
         adds_bos: whether the source puts `bos_token` before plain text.
         special_tokens: control tokens and marks that the template writes, text to id.
         notes: what a user should know of choices made here, one line each.
+        starts_with_blank: whether the source puts a blank before a prompt that begins with text.
+            The engine encodes each turn apart, so a tokenizer that did so would do it in each.
     """
 
     kind: str
@@ -42,6 +45,7 @@ class BundleTokenizer:
     adds_bos: bool
     special_tokens: dict[str, int] = field(repr=False)
     notes: tuple[str, ...] = ()
+    starts_with_blank: bool = False
 
     def encode(self, text: str) -> list[int]:
         """Encode as the engine does: special tokens in `text` are parsed, none are added."""
@@ -53,6 +57,19 @@ class BundleTokenizer:
         For what depends on special tokens alone; see `TokenizerJson`.
         """
         return _encode(self.kind, self._outline, text)
+
+    def source_outline(self, text: str) -> list[int]:
+        """`outline` as the source does it: SentencePiece's control pieces are read as well."""
+        if self.kind != SENTENCEPIECE_KIND or not self.special_tokens:
+            return self.outline(text)
+        longest_first = sorted(filter(None, self.special_tokens), key=len, reverse=True)
+        ids: list[int] = []
+        for segment in re.split(f"({'|'.join(map(re.escape, longest_first))})", text):
+            if segment in self.special_tokens:
+                ids.append(self.special_tokens[segment])
+            elif segment:
+                ids += self.outline(segment)
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Turn ids into text; special tokens stay visible, save SentencePiece's control pieces."""

@@ -27,6 +27,7 @@ from converter.text.control_tokens import (
     turn_ends,
 )
 from converter.text.named_templates import DEFAULT, chat_template_of
+from converter.text.pieces_json import Prefix, needs_json, pieces_to_json
 from converter.text.pre_tokenizers import (
     PRE_TOKENIZERS,
     RAW_TEXT,
@@ -64,7 +65,7 @@ def rebuild_tokenizer(
         kind, data = HF_KIND, _rebuild_bpe(vocabulary, pre_tokenizer)
         adds_bos = pre_tokenizer.adds_bos
     elif vocabulary.model == "llama":
-        kind, data = SENTENCEPIECE_KIND, _rebuild_sentencepiece(vocabulary, template)
+        kind, data = _rebuild_sentencepiece(vocabulary, template)
         adds_bos = True
     else:
         raise UnsupportedError(
@@ -314,8 +315,11 @@ def _merges(vocabulary: _GGUFVocabulary) -> list[tuple[str, str]]:
     return pairs
 
 
-def _rebuild_sentencepiece(vocabulary: _GGUFVocabulary, template: str | None) -> bytes:
-    """A SentencePiece model file for a `llama` vocabulary, the same bytes each time."""
+def _rebuild_sentencepiece(vocabulary: _GGUFVocabulary, template: str | None) -> tuple[str, bytes]:
+    """The section for a `llama` vocabulary, kind and bytes, the same each time.
+
+    A SentencePiece model, which the engine loads faster, unless it would read chat prompts wrongly.
+    """
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()
@@ -328,13 +332,14 @@ def _rebuild_sentencepiece(vocabulary: _GGUFVocabulary, template: str | None) ->
     for token, score, kind in zip(vocabulary.tokens, scores, types, strict=True):
         model.pieces.add(piece=token, score=score, type=kind or kinds.NORMAL)
     _set_specs(model, vocabulary, has_bytes=_BYTE in types)
+    if needs_json(model, template):
+        return HF_KIND, pieces_to_json(model, Prefix.PREPENDED)
     make_controls_readable(model, vocabulary.text(vocabulary.eos), template)
     for piece in model.pieces:
         # llama.cpp stores the blanks of user-defined pieces as they look, SentencePiece as ▁.
         if piece.type == kinds.USER_DEFINED and " " in piece.piece:
             piece.piece = piece.piece.replace(" ", "▁")
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
+    return SENTENCEPIECE_KIND, model.SerializeToString(deterministic=True)
 
 
 def _set_specs(model: Any, vocabulary: _GGUFVocabulary, has_bytes: bool) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from converter.text.bundle_tokenizer import (
 )
 from converter.text.control_tokens import control_tokens
 from converter.text.named_templates import DEFAULT, chat_template_of, join_named
+from converter.text.pieces_json import Prefix, is_bpe, needs_json, pieces_to_json
 from converter.text.tokenizer_json import SAVE_AGAIN, TokenizerJson
 
 
@@ -67,22 +69,49 @@ def _from_folder(
     if template is None:
         template = _folder_template(folder, settings)
     rows = _embedding_rows(checkpoint.config)
-    fast = (
-        TokenizerJson(_read_utf8(json_file), rows, str(json_file)) if json_file.is_file() else None
-    )
+    if not json_file.is_file():
+        return _from_pieces(checkpoint, model_file, settings, template, rows)
+    fast = TokenizerJson(_read_utf8(json_file), rows, str(json_file))
     model = None
-    if model_file.is_file() and (prefer_sentencepiece or fast is None):
-        model = _sentencepiece_file(model_file, settings, template)
-    if fast is None:
-        if model is None:
-            raise UnsupportedError(
-                str(model_file), "not a SentencePiece model, and no tokenizer.json", SAVE_AGAIN
-            )
-        _refuse_lost_tokens(model_file, model, settings)
-        return _describe_folder(checkpoint, settings, template, model, None)
+    if prefer_sentencepiece and model_file.is_file() and (proto := _pieces(model_file)):
+        model = _as_section(proto, model_file, settings, template)
     if model and _agree(model, fast, rows):
         return _describe_folder(checkpoint, settings, template, model, fast)
     return _describe_folder(checkpoint, settings, template, fast, fast)
+
+
+def _from_pieces(
+    checkpoint: Checkpoint,
+    path: Path,
+    settings: dict[str, Any],
+    template: str | None,
+    rows: int | None,
+) -> BundleTokenizer:
+    """A lone tokenizer.model, with the tokens that stand beside it."""
+    model = _pieces(path)
+    if model is None:
+        raise UnsupportedError(
+            str(path), "not a SentencePiece model, and no tokenizer.json", SAVE_AGAIN
+        )
+    known = {piece.piece for piece in model.pieces}
+    added = _added_tokens(path.parent, settings, len(model.pieces), rows, known)
+    lost = [text for text in added if text not in known]
+    if not is_bpe(model) and lost:
+        raise UnsupportedError(
+            str(path),
+            f"the added tokens {', '.join(lost[:5])} are not in it, and there is no tokenizer.json",
+            SAVE_AGAIN,
+        )
+    if not lost and not needs_json(model, template):
+        chosen = _as_section(model, path, settings, template)
+        return _describe_folder(checkpoint, settings, template, chosen, None)
+    prefixed = (
+        model.normalizer_spec.add_dummy_prefix and settings.get("add_prefix_space") is not False
+    )
+    prefix = Prefix.ALWAYS if prefixed and settings.get("legacy") is True else Prefix.NEVER
+    fast = TokenizerJson(pieces_to_json(model, prefix, added), rows, str(path))
+    tokenizer = _describe_folder(checkpoint, settings, template, fast, None)
+    return replace(tokenizer, starts_with_blank=prefixed).with_outline(fast.outline)
 
 
 class _PieceModel:
@@ -196,38 +225,61 @@ def _folder_template(folder: Path, settings: dict[str, Any]) -> str | None:
     )
 
 
-def _sentencepiece_file(
-    path: Path, settings: dict[str, Any], template: str | None
-) -> _PieceModel | None:
-    """tokenizer.model with readable control pieces; None if the file is of another format."""
+def _pieces(path: Path) -> Any:
+    """tokenizer.model, parsed; None if the file is of another format."""
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
-    data = read_file(path)
     model = sentencepiece_model_pb2.ModelProto()
     try:
-        model.ParseFromString(data)
+        model.ParseFromString(read_file(path))
     except DecodeError:
         return None
-    if not model.pieces:
-        return None
+    return model if model.pieces else None
+
+
+def _as_section(
+    model: Any, path: Path, settings: dict[str, Any], template: str | None
+) -> _PieceModel:
+    """A SentencePiece section with readable control pieces."""
     kinds = model.SentencePiece
     special = {p.piece: i for i, p in enumerate(model.pieces) if p.type == kinds.CONTROL}
     added = {p.piece: i for i, p in enumerate(model.pieces) if p.type == kinds.USER_DEFINED}
-    if make_controls_readable(model, _token_text(settings.get("eos_token")), template):
-        data = model.SerializeToString(deterministic=True)
+    changed = make_controls_readable(model, _token_text(settings.get("eos_token")), template)
+    data = model.SerializeToString(deterministic=True) if changed else read_file(path)
     return _PieceModel(data, str(path), special, added)
 
 
-def _refuse_lost_tokens(path: Path, model: _PieceModel, settings: dict[str, Any]) -> None:
-    added = _mapping(settings.get("added_tokens_decoder")).values()
-    lost = [text for token in added if (text := _token_text(token)) and model.id(text) is None]
-    if lost:
+def _added_tokens(
+    folder: Path, settings: dict[str, Any], following: int, rows: int | None, known: set[str]
+) -> dict[str, dict[str, Any]]:
+    """Tokens beside a SentencePiece model, by text, as transformers numbers them.
+
+    A token without a row is left out, as no network could read it; but an end token must have one.
+    """
+    tokens: dict[str, dict[str, Any]] = {
+        text: {"id": i}
+        for text, i in _read_json(folder / "added_tokens.json").items()
+        if type(i) is int and i >= 0
+    }
+    for number, token in _mapping(settings.get("added_tokens_decoder")).items():
+        if (text := _token_text(token)) and number.isdecimal():
+            flags = token if isinstance(token, dict) else {}
+            tokens[text] = {"id": int(number)} | {
+                key: flags.get(key) is True for key in ("special", "lstrip", "rstrip")
+            }
+    eos = _token_text(settings.get("eos_token"))
+    if eos and eos not in known and eos not in tokens:
+        tokens[eos] = {"id": max([following - 1, *(t["id"] for t in tokens.values())]) + 1}
+    limit = sys.maxsize if rows is None else rows
+    if eos and eos in tokens and tokens[eos]["id"] >= limit:
         raise UnsupportedError(
-            str(path),
-            f"the added tokens {', '.join(lost[:5])} are not in it, and there is no tokenizer.json",
-            SAVE_AGAIN,
+            str(folder),
+            f"eos_token {eos!r} is not in the tokenizer, and the embedding of {rows} rows has none "
+            "for it",
+            "name a token of the vocabulary as eos_token in tokenizer_config.json",
         )
+    return {text: token for text, token in tokens.items() if token["id"] < limit}
 
 
 _PROBES = (

@@ -334,15 +334,11 @@ def test_a_lone_sentencepiece_model_has_its_controls_made_readable(piece_folder:
     assert tokenizer.eos_token_ids == (2,)
 
 
-def test_a_lone_sentencepiece_model_that_lacks_added_tokens(piece_folder: Path) -> None:
-    configure(
-        piece_folder, added_tokens_decoder={"3": {"content": "<|user|>"}, "9": {"content": "<new>"}}
-    )
-    with pytest.raises(UnsupportedError) as caught:
-        load_tokenizer(Folder(piece_folder))
-    assert caught.value.why == (
-        "the added tokens <new> are not in it, and there is no tokenizer.json"
-    )
+def test_a_lone_sentencepiece_model_gets_its_added_tokens(piece_folder: Path) -> None:
+    new = {"content": "<new>", "special": True}
+    configure(piece_folder, added_tokens_decoder={"3": {"content": "<|user|>"}, "266": new})
+    tokenizer = load_tokenizer(Folder(piece_folder))
+    assert tokenizer.encode("<|user|><new>") == [3, 266]
 
 
 def test_a_damaged_sentencepiece_model(piece_folder: Path) -> None:
