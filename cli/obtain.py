@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,6 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cli.fetch import (
+    fetch,
+    fetch_adapter,
+    fetch_headers,
+    fetched_before,
+    local_copy_of,
+    say,
+    source_of,
+)
 from converter.errors import LiteRTLMError, OptionError, OutputError, SourceError
 
 if TYPE_CHECKING:
@@ -20,7 +28,6 @@ if TYPE_CHECKING:
     from converter.checkpoint.base import Checkpoint
     from converter.checkpoint.sources import Source
     from converter.options import ConvertOptions
-    from converter.receipt import Origin
     from converter.report import PlanReport
 
 # More than what stands beside a network in the file takes: tokenizer, template and metadata.
@@ -45,7 +52,7 @@ def obtain(request: Request, announce_kept: bool = False) -> Path:
         from cli.sealing import options_of_receipt
 
         chosen = options_of_receipt(expected)
-    source = _source_of(request, chosen)
+    source = source_of(request, chosen)
     if expected is not None:
         source = replace(source, name=expected["output"]["name"])
     output = source.output_path(request.output_dir)
@@ -57,18 +64,18 @@ def obtain(request: Request, announce_kept: bool = False) -> Path:
     if output.exists() and not request.force:
         # To `run` an existing file is what was meant, unless other options were asked for.
         if announce_kept or chosen:
-            _say(request, f"keeping {output}, which exists (convert --force replaces it)")
+            say(request, f"keeping {output}, which exists (convert --force replaces it)")
         return output
 
     if "engine" in chosen:
         require_reference(request)
     from cli.sealing import Sealing
 
-    local, origin = _fetch(source, request, prefer_converted=not chosen, becomes=output)
+    local, origin = fetch(source, request, prefer_converted=not chosen, becomes=output)
     adapter = None
     if "lora" in chosen:
         commit = None if expected is None else expected["options"]["adapter"].get("commit")
-        chosen["lora"], adapter = _fetch_adapter(chosen["lora"], request, commit)
+        chosen["lora"], adapter = fetch_adapter(chosen["lora"], request, commit)
     sealing = Sealing(output, origin, adapter, expected)
     if local.suffix != ".litertlm":
         _convert(local, source, output, chosen, request, sealing)
@@ -92,10 +99,10 @@ def preview(request: Request) -> PlanReport:
         raise OptionError(
             "--dry-run", "plans for the direct engine alone", "leave it or --engine torch out"
         )
-    source = _source_of(request, chosen)
+    source = source_of(request, chosen)
     if "lora" in chosen:
         chosen["lora"] = Path(chosen["lora"])
-    local = _fetched_before(source, request, prefer_converted=not chosen)
+    local = fetched_before(source, request, prefer_converted=not chosen)
     if local.suffix.lower() == ".litertlm":
         raise OptionError(
             "--dry-run",
@@ -121,11 +128,11 @@ def examine(request: Request) -> CheckReport:
     chosen = request.chosen()
     if "engine" in chosen:
         raise OptionError("check", "is about the direct engine alone", "leave --engine torch out")
-    source = _source_of(request, chosen)
+    source = source_of(request, chosen)
     if "lora" in chosen:
         chosen["lora"] = Path(chosen["lora"])
     options = _options(source, chosen)
-    local = _local(source, request, prefer_converted=False)
+    local = local_copy_of(source, request, prefer_converted=False)
     if local is not None:
         _refuse_converted(request, local)
         with open_checkpoint(local) as checkpoint:
@@ -136,7 +143,7 @@ def examine(request: Request) -> CheckReport:
         )
     with scratch_folder("litert-lm-cli-check-") as folder:
         try:
-            headers = _fetch_headers(source, request, folder)
+            headers = fetch_headers(source, request, folder)
             _refuse_converted(request, headers)
             with open_checkpoint(headers) as checkpoint:
                 return check(checkpoint, source.name, options, has_text=False)
@@ -146,26 +153,6 @@ def examine(request: Request) -> CheckReport:
                 for text in (error.what, error.why, error.fix)
             )
             raise type(error)(what, why, fix) from error
-
-
-def _fetch_headers(source: Source, request: Request, folder: Path) -> Path:
-    from converter.checkpoint.gguf import check_head
-    from converter.checkpoint.hub import download
-    from converter.registry import family_of
-
-    assert source.repo_id is not None
-    return download(
-        source.repo_id,
-        folder,
-        revision=_revision(source, request),
-        quiet=request.quiet,
-        file=source.file,
-        prefer_converted=False,
-        check_config=family_of,
-        check_gguf=check_head,
-        headers_only=True,
-        offline=request.offline,
-    ).path
 
 
 def _refuse_converted(request: Request, local: Path) -> None:
@@ -234,7 +221,7 @@ def in_float(request: Request, folder: Path) -> Path:
     from converter.checkpoint.sources import models_dir, parse_model
 
     source = parse_model(request.model, models_dir())
-    local, _ = _fetch(source, request, prefer_converted=False)
+    local, _ = fetch(source, request, prefer_converted=False)
     if local.suffix.lower() == ".litertlm":
         return local
     output = folder / "float.litertlm"
@@ -251,7 +238,7 @@ def source_checkpoint(request: Request) -> Iterator[Checkpoint]:
     """
     from converter.checkpoint.sources import models_dir, parse_model
 
-    local, _ = _fetch(parse_model(request.model, models_dir()), request, prefer_converted=False)
+    local, _ = fetch(parse_model(request.model, models_dir()), request, prefer_converted=False)
     if local.suffix.lower() == ".litertlm":
         raise SourceError(
             request.model, "it is converted already", "name the model that it was made of"
@@ -260,150 +247,12 @@ def source_checkpoint(request: Request) -> Iterator[Checkpoint]:
         yield checkpoint
 
 
-def _source_of(request: Request, chosen: dict[str, Any]) -> Source:
-    """What MODEL names; under a name of its own, where an adapter makes another model of it."""
-    from converter.checkpoint.sources import models_dir, parse_model
-
-    source = parse_model(request.model, models_dir())
-    for note in source.notes:
-        _say(request, note)
-    if "lora" not in chosen:
-        return source
-    adapter = Path(os.path.abspath(chosen["lora"])).name  # "." has a name, too
-    return replace(source, name=f"{source.name}-{adapter}")
-
-
-def _fetch_adapter(text: str, request: Request, revision: str | None) -> tuple[Path, Origin]:
-    """The folder of an adapter, downloaded where it is remote; and where it is from."""
-    from converter.checkpoint.sources import models_dir, parse_adapter
-    from converter.receipt import Origin
-
-    path, repo_id = parse_adapter(text)
-    if path is not None:
-        return path, Origin("folder", str(path.absolute()))
-    from converter.checkpoint.hub import download
-
-    assert repo_id is not None
-
-    def announce(_kind: str) -> None:
-        _say(request, "Adapter not found locally. Downloading...")
-
-    folder = models_dir().joinpath(*repo_id.split("/"), "adapter")
-    fetched = download(
-        repo_id,
-        folder,
-        revision=revision,
-        quiet=request.quiet,
-        is_adapter=True,
-        offline=request.offline,
-        announce=announce,
-    )
-    return fetched.path, Origin("hub", repo_id, commit=fetched.commit)
-
-
 def _converted_already(model: str) -> OptionError:
     return OptionError(
         model,
         "it is converted already, its scheme and lengths are fixed",
         "leave the conversion options out, or convert the original model",
     )
-
-
-def _fetch(
-    source: Source, request: Request, prefer_converted: bool, becomes: Path | None = None
-) -> tuple[Path, Origin]:
-    """The local folder or file of a source, downloaded where it is remote; and where it is from.
-
-    Args:
-        becomes: where the result will be, where one stays.
-    """
-    from converter.receipt import Origin
-
-    if source.kind == "demo":
-        from converter.checkpoint.demo import fetch_demo
-
-        demo = fetch_demo(source.checkpoint_dir, quiet=request.quiet, offline=request.offline)
-        return demo, Origin("demo", "demo")
-    if source.kind != "hub":
-        assert source.path is not None
-        return source.path, Origin(source.kind, str(source.path.absolute()))
-
-    from converter.checkpoint.gguf import check_head
-    from converter.checkpoint.hub import download
-    from converter.registry import family_of
-
-    assert source.repo_id is not None
-    revision = _revision(source, request)
-
-    def announce(kind: str) -> None:
-        _say(request, "Model not found locally. Downloading...")
-        if becomes is not None:
-            how = "it is converted already" if kind == "litertlm" else "then it is converted"
-            _say(request, f"{source.repo_id}: {how}, to {becomes}")
-
-    fetched = download(
-        source.repo_id,
-        source.checkpoint_dir,
-        revision=revision,
-        quiet=request.quiet,
-        file=source.file,
-        prefer_converted=prefer_converted,
-        check_config=family_of,
-        check_gguf=check_head,
-        offline=request.offline,
-        announce=announce,
-    )
-    for note in fetched.notes:
-        _say(request, note)
-    return fetched.path, Origin("hub", source.repo_id, revision, fetched.commit, source.file)
-
-
-def _revision(source: Source, request: Request) -> str | None:
-    """The revision that was asked for, as an option or in the address of a page."""
-    asked = request.revision
-    if asked is not None and source.revision not in (None, asked):
-        raise OptionError(
-            f"--revision {asked}", f"the address names {source.revision}", "leave one of them out"
-        )
-    return asked or source.revision
-
-
-def _fetched_before(source: Source, request: Request, prefer_converted: bool) -> Path:
-    """The local folder or file of a source; one that would have to be downloaded is refused."""
-    found = _local(source, request, prefer_converted)
-    if found is None:
-        raise SourceError(
-            request.model,
-            "it is not downloaded yet, and a dry run downloads nothing",
-            f"fetch it first (hf download {source.repo_id} --local-dir DIR) and pass what arrived, "
-            "or leave --dry-run out",
-        )
-    return found
-
-
-def _local(source: Source, request: Request, prefer_converted: bool) -> Path | None:
-    """The folder or file of a source that is on this disk; None where it is not."""
-    if source.path is not None:
-        return source.path
-    assert source.repo_id is not None
-    if source.kind == "demo":
-        from converter.checkpoint.demo import fetched_demo
-
-        found = fetched_demo(source.checkpoint_dir)
-    else:
-        from converter.checkpoint.hub import local_copy
-
-        copy = local_copy(
-            source.repo_id,
-            source.checkpoint_dir,
-            _revision(source, request),
-            source.file,
-            prefer_converted,
-        )
-        found = None if copy is None else copy.path
-    if found is not None:
-        _say(request, f"told by what was downloaded to {found}, nobody was asked for a newer one")
-    return found
 
 
 def _adopt(file: Path, output: Path, sealing: Sealing) -> None:
@@ -439,7 +288,7 @@ def _convert(
         converter = _converter(checkpoint, source, chosen, tell)
         plan = converter.plan()
         _check_disk(converter, plan, output)
-        _say(
+        say(
             request,
             f"{source.name}: {plan.family.name}, {plan.quantization.name}, "
             f"KV cache {plan.cache_length}, {plan.model.nbytes / 1e6:.0f} MB -> {output}",
@@ -455,14 +304,14 @@ def _convert(
             seal = None if sealing is None else sealing.of_conversion(converter, plan)
             converter.write(plan, output, progress, seal)
     for note in plan.metadata.notes:
-        _say(request, note)
+        say(request, note)
     if ignored := plan.text().system.get(IGNORED_KEYS):
-        _say(request, f"config.json: ignored, as transformers does: {ignored}")
+        say(request, f"config.json: ignored, as transformers does: {ignored}")
 
 
 def _say_found(request: Request, plan: Plan) -> None:
     for what, finding in plan.found.items():
-        _say(request, f"{what}: {finding}")
+        say(request, f"{what}: {finding}")
 
 
 def _adapter_files(chosen: dict[str, Any]) -> list[Path]:
@@ -528,10 +377,3 @@ def open_checkpoint(local: Path) -> Checkpoint:
     from converter.checkpoint.gguf import open_gguf
 
     return open_gguf(local)
-
-
-def _say(request: Request, text: str) -> None:
-    """A line of progress: on stderr, so that stdout carries the result alone."""
-    if not request.quiet:
-        printable = "".join(c if c.isprintable() else "?" for c in text)
-        print(f"litert-lm-cli: {printable}", file=sys.stderr)

@@ -1,0 +1,182 @@
+"""Brings what the user named to this disk: a model, an adapter, or headers alone."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converter.errors import OptionError, SourceError
+
+if TYPE_CHECKING:
+    from cli.request import Request
+    from converter.checkpoint.sources import Source
+    from converter.receipt import Origin
+
+
+def source_of(request: Request, chosen: dict[str, Any]) -> Source:
+    """What MODEL names; under a name of its own, where an adapter makes another model of it."""
+    from converter.checkpoint.sources import models_dir, parse_model
+
+    source = parse_model(request.model, models_dir())
+    for note in source.notes:
+        say(request, note)
+    if "lora" not in chosen:
+        return source
+    adapter = Path(os.path.abspath(chosen["lora"])).name  # "." has a name, too
+    return replace(source, name=f"{source.name}-{adapter}")
+
+
+def fetch(
+    source: Source, request: Request, prefer_converted: bool, becomes: Path | None = None
+) -> tuple[Path, Origin]:
+    """The local folder or file of a source, downloaded where it is remote; and where it is from.
+
+    Args:
+        becomes: where the result will be, where one stays.
+    """
+    from converter.receipt import Origin
+
+    if source.kind == "demo":
+        from converter.checkpoint.demo import fetch_demo
+
+        demo = fetch_demo(source.checkpoint_dir, quiet=request.quiet, offline=request.offline)
+        return demo, Origin("demo", "demo")
+    if source.kind != "hub":
+        assert source.path is not None
+        return source.path, Origin(source.kind, str(source.path.absolute()))
+
+    from converter.checkpoint.gguf import check_head
+    from converter.checkpoint.hub import download
+    from converter.registry import family_of
+
+    assert source.repo_id is not None
+    revision = _revision(source, request)
+
+    def announce(kind: str) -> None:
+        say(request, "Model not found locally. Downloading...")
+        if becomes is not None:
+            how = "it is converted already" if kind == "litertlm" else "then it is converted"
+            say(request, f"{source.repo_id}: {how}, to {becomes}")
+
+    fetched = download(
+        source.repo_id,
+        source.checkpoint_dir,
+        revision=revision,
+        quiet=request.quiet,
+        file=source.file,
+        prefer_converted=prefer_converted,
+        check_config=family_of,
+        check_gguf=check_head,
+        offline=request.offline,
+        announce=announce,
+    )
+    for note in fetched.notes:
+        say(request, note)
+    return fetched.path, Origin("hub", source.repo_id, revision, fetched.commit, source.file)
+
+
+def fetch_adapter(text: str, request: Request, revision: str | None) -> tuple[Path, Origin]:
+    """The folder of an adapter, downloaded where it is remote; and where it is from."""
+    from converter.checkpoint.sources import models_dir, parse_adapter
+    from converter.receipt import Origin
+
+    path, repo_id = parse_adapter(text)
+    if path is not None:
+        return path, Origin("folder", str(path.absolute()))
+    from converter.checkpoint.hub import download
+
+    assert repo_id is not None
+
+    def announce(_kind: str) -> None:
+        say(request, "Adapter not found locally. Downloading...")
+
+    folder = models_dir().joinpath(*repo_id.split("/"), "adapter")
+    fetched = download(
+        repo_id,
+        folder,
+        revision=revision,
+        quiet=request.quiet,
+        is_adapter=True,
+        offline=request.offline,
+        announce=announce,
+    )
+    return fetched.path, Origin("hub", repo_id, commit=fetched.commit)
+
+
+def fetch_headers(source: Source, request: Request, folder: Path) -> Path:
+    """What `open_checkpoint` takes of a model on the hub, in `folder`: see `hub_headers`."""
+    from converter.checkpoint.gguf import check_head
+    from converter.checkpoint.hub import download
+    from converter.registry import family_of
+
+    assert source.repo_id is not None
+    return download(
+        source.repo_id,
+        folder,
+        revision=_revision(source, request),
+        quiet=request.quiet,
+        file=source.file,
+        prefer_converted=False,
+        check_config=family_of,
+        check_gguf=check_head,
+        headers_only=True,
+        offline=request.offline,
+    ).path
+
+
+def local_copy_of(source: Source, request: Request, prefer_converted: bool) -> Path | None:
+    """The folder or file of a source that is on this disk; None where it is not."""
+    if source.path is not None:
+        return source.path
+    assert source.repo_id is not None
+    if source.kind == "demo":
+        from converter.checkpoint.demo import fetched_demo
+
+        found = fetched_demo(source.checkpoint_dir)
+    else:
+        from converter.checkpoint.hub import local_copy
+
+        copy = local_copy(
+            source.repo_id,
+            source.checkpoint_dir,
+            _revision(source, request),
+            source.file,
+            prefer_converted,
+        )
+        found = None if copy is None else copy.path
+    if found is not None:
+        say(request, f"looked at what was downloaded to {found}, nobody was asked for a newer one")
+    return found
+
+
+def fetched_before(source: Source, request: Request, prefer_converted: bool) -> Path:
+    """The local folder or file of a source; one that would have to be downloaded is refused."""
+    found = local_copy_of(source, request, prefer_converted)
+    if found is None:
+        raise SourceError(
+            request.model,
+            "it is not downloaded yet, and a dry run downloads nothing",
+            f"fetch it first (hf download {source.repo_id} --local-dir DIR) and pass what arrived, "
+            "or leave --dry-run out",
+        )
+    return found
+
+
+def _revision(source: Source, request: Request) -> str | None:
+    """The revision that was asked for, as an option or in the address of a page."""
+    asked = request.revision
+    if asked is not None and source.revision not in (None, asked):
+        raise OptionError(
+            f"--revision {asked}", f"the address names {source.revision}", "leave one of them out"
+        )
+    return asked or source.revision
+
+
+def say(request: Request, text: str) -> None:
+    """A line of progress: on stderr, so that stdout carries the result alone."""
+    if not request.quiet:
+        printable = "".join(c if c.isprintable() else "?" for c in text)
+        print(f"litert-lm-cli: {printable}", file=sys.stderr)
