@@ -148,7 +148,10 @@ def local_copy_of(source: Source, request: Request, prefer_converted: bool) -> P
         )
         found = None if copy is None else copy.path
     if found is not None:
-        say(request, f"planned with what was downloaded to {found}, nobody was asked for a newer one")
+        say(
+            request,
+            f"planned with what was downloaded to {found}, nobody was asked for a newer one",
+        )
     return found
 
 

@@ -20,7 +20,7 @@ from converter.checkpoint.base import Checkpoint
 from converter.decoder import DecoderSpec
 from converter.errors import OptionError, SourceError
 from converter.families.base import Family, WeightSource
-from converter.families.matching import grouped
+from converter.families.matching import grouped, listed
 from converter.litertlm.bundle import (
     FIRST_SECTION,
     BundleLayout,
@@ -289,7 +289,7 @@ class ModelConverter:
         }
         if self.checkpoint.format == "safetensors":
             ignored = family.ignored_keys(self.checkpoint.config)
-            system |= {IGNORED_KEYS: ", ".join(ignored)} if ignored else {}
+            system |= {IGNORED_KEYS: listed(ignored)} if ignored else {}
         return Text(
             metadata, sections, lay_out([section for section, _ in sections], system), system
         )

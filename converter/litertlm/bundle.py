@@ -21,6 +21,7 @@ from converter.litertlm.schemas import header as schema
 from converter.tflite.kv_cache import CacheShape
 
 FIRST_SECTION = 16 * 1024  # where it begins: the header, a few hundred bytes, has room before it
+_MOST_VALUE = 1000  # characters of a value in it: what strangers wrote may be of any length
 ENGINE_VERSION = "0.18"  # the LiteRT-LM release whose behaviour shared/runtime-contract.md measures
 
 
@@ -78,7 +79,9 @@ def _header(
     def pairs(items: Mapping[str, str]) -> list[schema.KeyValuePairT]:
         return [
             schema.KeyValuePairT(
-                key=key, value=schema.StringValueT(value), valueType=schema.VData.StringValue
+                key=key,
+                value=schema.StringValueT(_shortened(value)),
+                valueType=schema.VData.StringValue,
             )
             for key, value in items.items()
         ]
@@ -104,6 +107,10 @@ def _header(
     head = head.ljust(HEADER_END_AT, b"\0")
     end = HEADER_BEGIN + len(packed)
     return head + end.to_bytes(8, "little") + packed
+
+
+def _shortened(value: str) -> str:
+    return value if len(value) <= _MOST_VALUE else f"{value[: _MOST_VALUE - 3]}..."
 
 
 def tokenizer_section(kind: str, data: bytes) -> bytes:

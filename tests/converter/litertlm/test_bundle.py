@@ -18,6 +18,8 @@ from converter.litertlm.bundle import (
     lay_out,
     tokenizer_section,
 )
+from converter.litertlm.inspection import _parse_header
+from converter.litertlm.schemas import HEADER_BEGIN
 from converter.output.atomic_file import AtomicFile
 from converter.tflite.kv_cache import CacheShape
 
@@ -170,3 +172,11 @@ def test_executor_metadata_names_every_cache_once() -> None:
         ("kv_cache_k_1", kinds.TYPE_LOCAL_KEY_CACHE, 2, (40, 168)),
         ("kv_cache_v_1", kinds.TYPE_LOCAL_VALUE_CACHE, 2, (40, 168)),
     ]
+
+
+def test_what_strangers_wrote_may_be_of_any_length() -> None:
+    section = Section("TFLiteModel", 100, {})
+    layout = lay_out([section], {"left out": "é" * 100_000, "ignored config keys": "字" * 100_000})
+    assert len(layout.header) <= FIRST_SECTION
+    system, _ = _parse_header(layout.header[HEADER_BEGIN:])
+    assert system["left out"] == "é" * 997 + "..."
