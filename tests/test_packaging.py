@@ -217,6 +217,16 @@ with chat("tiny", max_tokens=4) as model:
     assert run(installed / "python", "-c", code, **there) == said
 
 
+def test_google_s_client_is_no_hindrance(installed: Path) -> None:
+    """It keeps its modules in a folder `litert_lm_cli`, too."""
+    requirements = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8")
+    [official] = re.findall(r"^litert-lm==\S+", requirements, re.MULTILINE)
+    run(installed / "python", "-m", "pip", "install", "--quiet", official)
+    assert run(installed / "litert-lm", "--version").startswith("litert-lm, version")
+    assert run(installed / "litert-lm-cli", "--version") == f"litert-lm-cli {__version__}\n"
+    run(installed / "python", "-c", "from litert_lm_cli import chat, convert, plan")
+
+
 def test_what_needs_a_checkout_says_so(installed: Path, tmp_path: Path) -> None:
     make_checkpoint("llama", tmp_path / "tiny")
     done = subprocess.run(
