@@ -3,11 +3,13 @@
     venv/bin/python -m benchmarks.quality | tee RESULT.txt   # an hour, and the first time one more
                                                              # for litert-torch's exports
     venv/bin/python -m benchmarks.quality --only smollm2-135m --peers "" --text SHORT.txt
+    venv/bin/python -m benchmarks.quality --only smollm2-135m --scheme dynamic_int8,ffn=fp16
 
 Real weights: SmolLM2-135M-Instruct and Gemma 3 270M. The reference is the fp32 bundle of the same
 source. llama.cpp's weights are measured in our fp32 graph, so what they lose to its own int8
-activations is not counted against them. Speeds are taken at the end, in turn. The last line is one
-JSON document.
+activations is not counted against them. In chats (`benchmarks.answers`) the reference's own answers
+are compared token by token. Speeds are taken at the end, in turn. The last line is one JSON
+document.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import peers
+from benchmarks import answers, peers
 from benchmarks.engine import THREADS
 from benchmarks.measure import Run, commit, guarded, in_turn, machine, note, run
 from benchmarks.run import CACHE_LENGTH, LITERT_TORCH_LADDER, MODELS, best, engine_runs
@@ -49,6 +52,7 @@ _VARIANTS = {
     "dynamic_int4,embedding=dynamic_int4": ("dynamic_int4,embedding=dynamic_int4", "mse"),
     "dynamic_int4 --clip max": ("dynamic_int4", "max"),
 }
+_SUBJECTS = {name: (name, "mse") for name in SCHEMES if name != REFERENCE} | _VARIANTS
 _LLAMA_CPP = ("Q8_0", "Q4_0")
 _PEERS = ("litert-torch", "llama.cpp")
 _PROMPT, _NEW, _ROUNDS = 200, 64, 3
@@ -60,6 +64,9 @@ def main() -> None:
     names = [name for name, model in MODELS.items() if model.gguf]
     parser.add_argument("--only", action="append", choices=names, help="may be given again")
     parser.add_argument("--text", type=Path, default=TEXT, metavar="FILE")
+    parser.add_argument(
+        "--scheme", action="append", help="these alone, and no peers; may be given again"
+    )
     parser.add_argument("--positions", type=int, default=512, metavar="N", help="default: 512")
     parser.add_argument(
         "--peers",
@@ -81,8 +88,11 @@ def main() -> None:
     for name in args.only or names:
         with tempfile.TemporaryDirectory(prefix="litert-lm-bench-") as work:
             bench = _Bench(name, Path(work), text, args.positions)
-            document["models"][name] = bench.measure(args.peers)
-    document["conversion"] = _conversion_times()
+            subjects = {scheme: (scheme, "mse") for scheme in args.scheme or ()}
+            document["models"][name] = bench.measure(
+                subjects or _SUBJECTS, [] if subjects else args.peers
+            )
+    document["conversion"] = {} if args.scheme else _conversion_times()
     print(table(document))
     print(json.dumps(document))
 
@@ -108,24 +118,36 @@ def _conversion_times() -> dict[str, dict[str, float]]:
 def table(document: dict[str, Any]) -> str:
     """The result in Markdown."""
     lines = [
-        "| | size | perplexity | KL divergence, mean | same likeliest token | prefill / decode |",
-        "|---|---|---|---|---|---|",
+        "| | size | perplexity | KL divergence, mean | same likeliest token | the same in chats "
+        "| right of 8 | core ms per token | prefill / decode |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for model in document["models"].values():
-        lines.append(f"| **{model['title']}** | | | | | |")
+        lines.append(f"| **{model['title']}** | | | | | | | | |")
         for name, found in model["subjects"].items():
             rates = "" if found["prefill"] is None else f"{found['prefill']:.0f}"
             rates += "" if found["prefill"] is None else f" / {found['decode']:.1f}"
             lines.append(
                 f"| {name} | {found['bytes'] / 1e6:.0f} MB | {found['perplexity']:.2f} "
-                f"| {found['kl_mean']:.4f} | {found['top1_agreement']:.1%} | {rates} |"
+                f"| {found['kl_mean']:.4f} | {found['top1_agreement']:.1%} | {_chat(found)} "
+                f"| {found['core_ms']:.1f} | {rates} |"
             )
         for peer, why in model["left_out"].items():
-            lines.append(f"| {peer} | {why} | | | | |")
-    lines += ["", "| Qwen3-0.6B shape, BF16 | conversion | |", "|---|---|---|"]
+            lines.append(f"| {peer} | {why} | | | | | | | |")
+    if document["conversion"]:
+        lines += ["", "| Qwen3-0.6B shape, BF16 | conversion | |", "|---|---|---|"]
     for name, found in document["conversion"].items():
         lines.append(f"| {name} | {found['seconds']:.2f} s | {found['times']:.1f} x |")
     return "\n".join(lines)
+
+
+def _chat(found: dict[str, Any]) -> str:
+    """Two cells: what a model's chats kept, and its right answers."""
+    if found["chat"] is None:
+        return "| "
+    chat = found["chat"]
+    agreement = f"{chat['kl_mean']:.4f}, {chat['top1_agreement']:.1%}"
+    return f"{agreement} | {chat['right']}"
 
 
 class _Bench:
@@ -142,14 +164,20 @@ class _Bench:
         self.subjects: dict[str, dict[str, Any]] = {}
         self.running: dict[str, Path] = {}
         self.tokens: list[int] = []
-        self.logits: np.ndarray | None = None  # of the reference
+        # Of the reference: what it says in chats, and its logits there and in the text.
+        self.said: answers.Answers | None = None
+        self.turns: list[answers.Turn] = []
+        self.turn_logits: np.ndarray | None = None
+        self.logits: np.ndarray | None = None
         self.reference = self.convert(self.source, REFERENCE, REFERENCE)
 
-    def measure(self, wanted: Sequence[str]) -> dict[str, Any]:
+    def measure(
+        self, subjects: dict[str, tuple[str, str]], wanted: Sequence[str]
+    ) -> dict[str, Any]:
+        """Figures of the reference, of other subjects (a scheme and `--clip`), and of peers."""
         left_out: dict[str, str] = {}
         self.figures(REFERENCE, self.reference)
-        others = {name: (name, "mse") for name in SCHEMES if name != REFERENCE}
-        for label, (scheme, clip) in {**others, **_VARIANTS}.items():
+        for label, (scheme, clip) in subjects.items():
             try:
                 bundle = self.convert(self.source, scheme, label, "--clip", clip)
             except subprocess.CalledProcessError as error:  # blocks that do not divide its rows
@@ -175,7 +203,7 @@ class _Bench:
         if self.logits is None:
             self.logits = np.stack(list(graph_logits(bundle, self.tokens)))
         divergence = measure_divergence(bundle, self.logits, self.tokens)
-        found = {
+        found: dict[str, Any] = {
             "bytes": bundle.stat().st_size,
             "perplexity": perplexity.perplexity,
             "tokens": perplexity.tokens,
@@ -183,6 +211,8 @@ class _Bench:
             "kl_max": divergence.kl_max,
             "top1_agreement": divergence.top1_agreement,
             "positions": divergence.positions,
+            "chat": self.chat(bundle),
+            "core_ms": answers.core_milliseconds(bundle),
             "prefill": None,
             "decode": None,
         }
@@ -191,6 +221,20 @@ class _Bench:
         if runs:
             self.running[label] = bundle
         return found
+
+    def chat(self, bundle: Path) -> dict[str, Any] | None:
+        """What a bundle says beside the reference, which comes first; None for a base model."""
+        with Model(bundle, threads=THREADS) as model:
+            if not model.is_chat:
+                return None
+            said = answers.answer(model)
+            if self.said is None:
+                self.said, self.turns = said, answers.turns(model, said)
+        if self.turn_logits is None:
+            self.turn_logits = np.stack(list(answers.turn_logits(bundle, self.turns)))
+        found = answers.turn_divergence(bundle, self.turn_logits, self.turns)
+        same = sum(ours == theirs for ours, theirs in zip(said.said, self.said.said, strict=True))
+        return asdict(found) | {"right": said.right, "same": same, "asked": len(said.said)}
 
     def speeds(self) -> None:
         """All bundles in turn, the best of the rounds."""

@@ -131,7 +131,7 @@ def examine(request: Request) -> CheckReport:
     source = source_of(request, chosen)
     if "lora" in chosen:
         chosen["lora"] = Path(chosen["lora"])
-    options = _options(source, chosen)
+    options = _options(chosen)
     local = local_copy_of(source, request, prefer_converted=False)
     if local is not None:
         _refuse_converted(request, local)
@@ -332,7 +332,7 @@ def _converter(
     """What converts an open checkpoint; `tell` is told the stages of slow ones."""
     from converter.base import ModelConverter
 
-    options = _options(source, chosen)
+    options = _options(chosen)
     if "engine" in chosen:
         from converter.torch.reference import ReferenceConverter
 
@@ -340,12 +340,9 @@ def _converter(
     return ModelConverter(checkpoint, source.name, options)
 
 
-def _options(source: Source, chosen: dict[str, Any]) -> ConvertOptions:
+def _options(chosen: dict[str, Any]) -> ConvertOptions:
     from converter.options import ConvertOptions
 
-    if source.kind == "demo":
-        # So small a model that int8 activations change what it says (CONVERSION_STATUS.md).
-        chosen = {"quantize": "fp16", **chosen}
     return ConvertOptions(**{key: chosen[key] for key in chosen if key != "engine"})
 
 

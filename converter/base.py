@@ -43,6 +43,7 @@ from converter.version import __version__
 from converter.weights.lora import Update, open_adapter
 from converter.weights.quantization import (
     Quantization,
+    default_scheme,
     parse_quantization,
     part_of,
 )
@@ -163,7 +164,6 @@ class ModelConverter:
 
     def plan(self) -> Plan:
         """Validate, emit the graph and fix the place of every weight."""
-        quantization = parse_quantization(self.options.quantize)
         stated = family_of(self.checkpoint.config, self.checkpoint.format)
         family = settle_head(stated, self.checkpoint)
         cache_length = self._cache_length(family)
@@ -183,6 +183,9 @@ class ModelConverter:
                 family = untied(family)
                 sources["head"] = sources["embedding"]
         spec = family.spec()
+        quantization = parse_quantization(
+            self.options.quantize or default_scheme(spec, self.options.target)
+        )
         quantization.check(spec)
         shapes = dict(spec.weight_shapes())
         self._check_shapes(shapes, sources)

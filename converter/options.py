@@ -10,7 +10,7 @@ from pathlib import Path
 
 from converter.errors import OptionError
 from converter.tflite.kv_cache import Target
-from converter.weights.quantization import DEFAULT_SCHEME, Clip
+from converter.weights.quantization import Clip
 
 # The engine takes the longest that fits into what is left of a prompt, again and again, and pads
 # the last: with no rung between 8 and 64, 62 tokens were eight calls.
@@ -46,7 +46,8 @@ class ConvertOptions:
     """What the user may choose.
 
     Attributes:
-        quantize: name of a scheme, and rules for parts (`parse_quantization`).
+        quantize: name of a scheme, and rules for parts (`parse_quantization`); None for the scheme
+            that suits the model's size and the target (`default_scheme`).
         clip: how the scales of int4 blocks are chosen.
         prefill_lengths: tokens per prefill signature, ascending.
         cache_length: slots in the KV cache; None for the default, or the model's own limit where
@@ -57,7 +58,7 @@ class ConvertOptions:
         threads: workers that stream weights; the result does not depend on it.
     """
 
-    quantize: str = DEFAULT_SCHEME
+    quantize: str | None = None
     clip: Clip = Clip.MSE
     prefill_lengths: Sequence[int] = PREFILL_LADDER
     cache_length: int | None = None

@@ -44,7 +44,8 @@ def convert(
         output_dir: write `output_dir/NAME.litertlm`; None writes to the models folder.
         force: replace an existing output.
         from_receipt: make the same bytes again, as a receipt says; `model` may be left out then.
-        quantize: as `--quantize`: dynamic_int8 where None, dynamic_int4, fp16, ...
+        quantize: as `--quantize`: dynamic_int4, fp16, ...; where None dynamic_int8, or
+            dynamic_int8_a16 below 200M parameters.
         lora: an adapter to merge: a PEFT folder, or an id on the hub.
         chat_template: a file with a Jinja template in place of the model's own, or "none".
         clip: mse (where None) or max.

@@ -25,7 +25,7 @@ QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Who wrote the play Romeo and Juliet?", ("shakespeare",)),
 )
 # The least that passes. SmolLM2-135M, the smallest model that we know, answers seven in fp16 and
-# six in dynamic_int8.
+# six in dynamic_int8_a16.
 _LEAST_RIGHT = 4
 _MOST_REPETITION = 0.6
 # Of a base model on English prose of 1890: small ones have some 50 (README_MODELS.md), random

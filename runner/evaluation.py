@@ -176,16 +176,25 @@ def measure_divergence(
     Args:
         reference: the source's logits after each token, `(vocabulary,)`.
     """
+    return divergence_of(
+        graph_logits(bundle, tokens), reference, lambda done: progress(done, len(tokens))
+    )
+
+
+def divergence_of(
+    logits: Iterable[np.ndarray],
+    reference: Iterable[np.ndarray],
+    progress: Callable[[int], None] = lambda _done: None,
+) -> Divergence:
+    """Compare two models' logits, `(vocabulary,)`, at the same positions."""
     divergences, agreed = [], 0
-    pairs = zip(graph_logits(bundle, tokens), reference, strict=True)
-    for position, logits in enumerate(pairs):
-        progress(position, len(tokens))
-        ours, theirs = map(_log_softmax, logits)
+    for position, pair in enumerate(zip(logits, reference, strict=True)):
+        progress(position)
+        ours, theirs = map(_log_softmax, pair)
         divergences.append(float((np.exp(theirs) * (theirs - ours)).sum()))
         agreed += int(ours.argmax() == theirs.argmax())
-    return Divergence(
-        float(np.mean(divergences)), max(divergences), agreed / len(tokens), len(tokens)
-    )
+    count = len(divergences)
+    return Divergence(float(np.mean(divergences)), max(divergences), agreed / count, count)
 
 
 def graph_logits(bundle: Path, tokens: Sequence[int]) -> Iterator[np.ndarray]:

@@ -19,6 +19,7 @@ import numpy as np
 from converter.decoder import Activation, DecoderSpec, LayerSpec, Rope
 from converter.tflite.graph import DType, Model, Tensor, Weight
 from converter.tflite.kv_cache import CacheShape, Call, Target, make_cache
+from converter.tflite.two_terms import make_terms, make_two_term_product
 
 WeightOf = Callable[[str], Weight]
 
@@ -77,6 +78,7 @@ class _DecoderGraph:
         self.shapes = shapes
         self.target = target
         self.widened: dict[str, Tensor] = {}
+        self.terms: dict[int, Tensor] = {}  # of inputs that several projections share
 
     def build(self, logits: bool) -> None:
         g, spec, n = self.graph, self.spec, self.length
@@ -251,10 +253,15 @@ class _DecoderGraph:
 
     def make_projection(self, name: str, x: Tensor, path: str) -> Tensor:
         """x @ weight.T [+ bias], (N, in) -> (N, out)."""
-        bias = None
+        g, bias = self.graph, None
         if path.rpartition(".")[2] in self.spec.biases:
-            bias = self.graph.weight(self.weight_of(f"{path}.bias"))
-        return self.graph.make_fully_connected(name, x, self.matrix(path), bias)
+            bias = g.weight(self.weight_of(f"{path}.bias"))
+        if not self.weight_of(path).takes_two_terms:
+            return g.make_fully_connected(name, x, self.matrix(path), bias)
+        if x.index not in self.terms:
+            self.terms[x.index] = make_terms(g, f"{name}/input", x)
+        product = make_two_term_product(g, name, self.terms[x.index], self.matrix(path))
+        return product if bias is None else g.make_add(f"{name}/biased", product, bias)
 
     def matrix(self, path: str) -> Tensor:
         """A matrix to multiply by; some are widened, once per graph."""

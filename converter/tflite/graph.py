@@ -56,6 +56,7 @@ class Weight:
         quantized: whether it carries per-row float32 scales (zero points are all 0).
         scales: float16, (rows, blocks), where a row has one scale for each block of its columns.
         is_widened: whether those who multiply by it are to take it as float32 (`make_dequantize`).
+        takes_two_terms: whether they are to give their inputs in two terms (`tflite.two_terms`).
     """
 
     name: str
@@ -64,6 +65,7 @@ class Weight:
     quantized: bool = False
     scales: Weight | None = None
     is_widened: bool = False
+    takes_two_terms: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -216,6 +218,10 @@ class Graph:
         """1 / sqrt(x)."""
         return self._make("RSQRT", name, (x,), x.shape)
 
+    def make_round(self, name: str, x: Tensor) -> Tensor:
+        """x rounded to integers, halves to even ones."""
+        return self._make("ROUND", name, (x,), x.shape)
+
     def make_sin(self, name: str, x: Tensor) -> Tensor:
         """sin(x), x in radians."""
         return self._make("SIN", name, (x,), x.shape)
@@ -264,6 +270,11 @@ class Graph:
         """Maximum over the last axis, which stays with length 1."""
         axes = self.constant(f"{name}/axes", [len(x.shape) - 1])
         return self._make("REDUCE_MAX", name, (x, axes), (*x.shape[:-1], 1), x.dtype, KeepDims=True)
+
+    def make_reduce_min(self, name: str, x: Tensor) -> Tensor:
+        """Minimum over the last axis, which stays with length 1."""
+        axes = self.constant(f"{name}/axes", [len(x.shape) - 1])
+        return self._make("REDUCE_MIN", name, (x, axes), (*x.shape[:-1], 1), x.dtype, KeepDims=True)
 
     def make_reshape(self, name: str, x: Tensor, shape: Sequence[int]) -> Tensor:
         """The same elements in another shape."""

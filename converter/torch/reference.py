@@ -104,7 +104,7 @@ class ReferenceConverter(ModelConverter):
             ("--target cpu", self.options.target is not Target.GPU),
             ("--lora", self.options.lora is not None),
             ("--clip max", self.options.clip is not Clip.MSE),
-            (f"--quantize {self.options.quantize}", self.options.quantize not in SCHEMES),
+            (f"--quantize {self.options.quantize}", self.options.quantize not in (None, *SCHEMES)),
         ):
             if refused:
                 schemes = ", ".join(SCHEMES)

@@ -6,6 +6,7 @@ depends on that row alone, so the bytes do not depend on block size or number of
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,6 +18,7 @@ from converter.decoder import DecoderSpec
 from converter.errors import OptionError, UnsupportedError
 from converter.kernels import pack_int4, pack_int8
 from converter.tflite.graph import DType, Weight
+from converter.tflite.kv_cache import Target
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 _NOT_FINITE = "holds NaN or infinite values"
@@ -51,11 +53,13 @@ class Format:
         dtype: element type in the model.
         block: columns that share a scale in int4, a float16; in int8 a row has one float32.
         is_widened: whether the graph makes float32 of it, and multiplies by that.
+        takes_two_terms: whether what is multiplied by it comes in two terms, each rounded to int8.
     """
 
     dtype: DType
     block: int | None = None
     is_widened: bool = False
+    takes_two_terms: bool = False
 
     @property
     def quantized(self) -> bool:
@@ -69,7 +73,14 @@ class Format:
             UnsupportedError: blocks do not divide its rows.
         """
         if self.block is None:
-            return Weight(path, shape, self.dtype, self.quantized, is_widened=self.is_widened)
+            return Weight(
+                path,
+                shape,
+                self.dtype,
+                self.quantized,
+                is_widened=self.is_widened,
+                takes_two_terms=self.takes_two_terms,
+            )
         rows, columns = shape
         if columns % self.block:
             raise UnsupportedError(
@@ -163,6 +174,7 @@ def _room(buffer: np.ndarray | None, shape: tuple[int, int], dtype: npt.DTypeLik
 FLOAT32 = Format(DType.FLOAT32)
 FLOAT16 = Format(DType.FLOAT16, is_widened=True)
 INT8 = Format(DType.INT8)
+INT8_TWO_TERMS = Format(DType.INT8, takes_two_terms=True)
 INT8_WEIGHT_ONLY = Format(DType.INT8, is_widened=True)
 INT4_BLOCK32 = Format(DType.INT4, block=32)
 INT4_BLOCK128 = Format(DType.INT4, block=128)
@@ -192,6 +204,11 @@ SCHEMES = {
             "dynamic_int8", INT8, "int8 weights, one scale per row; activations int8 on the fly"
         ),
         Scheme(
+            "dynamic_int8_a16",
+            INT8_TWO_TERMS,
+            "int8 weights, one scale per row; activations in two terms of int8, as good as 16 bits",
+        ),
+        Scheme(
             "dynamic_int4",
             INT4_BLOCK32,
             "int4 weights in blocks of 32, embedding int8; activations int8 on the fly",
@@ -208,7 +225,9 @@ SCHEMES = {
         Scheme("fp32", FLOAT32, "float32 weights and arithmetic"),
     )
 }
-DEFAULT_SCHEME = "dynamic_int8"
+# Below so many parameters, what int8 activations lose shows in what a model says (README_MODELS.md).
+SMALL = 200_000_000
+DEFAULT_SCHEME, DEFAULT_SCHEME_OF_SMALL = "dynamic_int8", "dynamic_int8_a16"
 PARTS = ("embedding", "attention", "ffn", "head")
 _RULE = re.compile(r"(?:layers\.(\d+)(?:-(\d+))?\.)?([a-z]+)=(.+)")
 
@@ -282,6 +301,13 @@ class Quantization:
                     f"this model's layers are 0 to {len(spec.layers) - 1}",
                     "choose layers among them",
                 )
+
+
+def default_scheme(spec: DecoderSpec, target: Target) -> str:
+    """The scheme where the user names none. A GPU does not round activations."""
+    parameters = sum(math.prod(shape) for _, shape in spec.weight_shapes())
+    is_small = target is Target.CPU and parameters < SMALL
+    return DEFAULT_SCHEME_OF_SMALL if is_small else DEFAULT_SCHEME
 
 
 def parse_quantization(text: str) -> Quantization:

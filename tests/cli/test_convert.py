@@ -106,10 +106,11 @@ def test_a_local_folder(llama: Path, models: Path, capsys: pytest.CaptureFixture
         "local/llama/llama.litertlm",
     ]
     bundle = read_bundle(path)
-    assert bundle.system["quantization"] == "dynamic_int8"
+    assert bundle.system["quantization"] == "dynamic_int8_a16"  # it is small
     assert bundle.metadata.max_num_tokens == 1280
     first, note = said.splitlines()
-    assert first == f"litert-lm-cli: llama: llama, dynamic_int8, KV cache 1280, 0 MB -> {path}"
+    about = "llama: llama, dynamic_int8_a16, KV cache 1280, 0 MB"
+    assert first == f"litert-lm-cli: {about} -> {path}"
     assert note.startswith("litert-lm-cli: chat template: ")
 
 
@@ -260,8 +261,8 @@ def test_a_path_that_is_no_text(llama: Path, tmp_path: Path) -> None:
     [
         (
             ["--quantize", "int3"],
-            "--quantize int3, no such scheme, choose one of: dynamic_int8, dynamic_int4, "
-            "dynamic_int4_block128, int8, fp16, fp32",
+            "--quantize int3, no such scheme, choose one of: dynamic_int8, dynamic_int8_a16, "
+            "dynamic_int4, dynamic_int4_block128, int8, fp16, fp32",
         ),
         (
             ["--prefill-seq-len", "0"],
@@ -589,7 +590,7 @@ def test_a_dry_run(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         f"{path}  {size(path.stat().st_size)}",
         "  model: llama",
         "  family: llama",
-        "  quantization: dynamic_int8",
+        "  quantization: dynamic_int8_a16",
         "  target: cpu",
         "  chat template: none, the source has none",
         "  KV cache: 32",
@@ -779,6 +780,19 @@ def test_a_dry_run_of_a_repository_that_has_both(
     assert json.loads(text)["scheme"] == "fp32"
 
 
+def test_a_small_models_default_is_for_cpus_alone(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options, scheme in (
+        ([], "dynamic_int8_a16"),
+        (["--target", "gpu"], "dynamic_int8"),
+        (["--quantize", "dynamic_int8"], "dynamic_int8"),
+        (["--quantize", "dynamic_int8_a16", "--target", "gpu"], "dynamic_int8_a16"),
+    ):
+        text, _ = planned(capsys, tmp_path, llama, "--json", *options)
+        assert json.loads(text)["scheme"] == scheme
+
+
 def test_the_demo_is_planned_as_it_is_converted(
     smollm2_gguf: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -786,7 +800,7 @@ def test_the_demo_is_planned_as_it_is_converted(
     checkpoint.mkdir(parents=True)
     (checkpoint / Path(DEMO.model).name).symlink_to(smollm2_gguf)
     value = json.loads(planned(capsys, tmp_path, "demo", "--json")[0])
-    assert value["scheme"] == "fp16"
+    assert value["scheme"] == "dynamic_int8_a16"
     assert value["output"] == str(checkpoint.parent / "SmolLM2-135M-Instruct.litertlm")
 
 
@@ -943,9 +957,8 @@ def test_a_hub_id_end_to_end(
         f"litert-lm-cli: org/Tiny-1.0: then it is converted, to {path}\n"
         "org/Tiny-1.0: "
     )
-    assert (
-        f"\nlitert-lm-cli: Tiny-1.0: llama, dynamic_int8, KV cache 1280, 0 MB -> {path}\n" in said
-    )
+    about = "Tiny-1.0: llama, dynamic_int8_a16, KV cache 1280, 0 MB"
+    assert f"\nlitert-lm-cli: {about} -> {path}\n" in said
     assert read_bundle(path).system["model"] == "Tiny-1.0"
     # Kept, and nobody is asked; --force fetches nothing twice.
     count = len(hub.seen)

@@ -425,7 +425,7 @@ def test_a_plan_reads_no_weights(llama: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(checkpoint, "read_rows", None)
         plan = ModelConverter(checkpoint, "tiny", ConvertOptions()).plan()
     assert len(plan.weights) == 21
-    assert (plan.quantization.name, plan.cache_length) == ("dynamic_int8", 1280)
+    assert (plan.quantization.name, plan.cache_length) == ("dynamic_int8_a16", 1280)
     assert plan.prefill_lengths == (8, 16, 32, 64, 128, 256, 512, 1024)
 
 

@@ -59,7 +59,7 @@ def test_it_says_what_was_read_and_what_came_out(source: Path, output: Path) -> 
     kinds = [part["name"] for part in found["output"]["parts"]]
     assert kinds[:3] == ["header", "TFLiteModel", "LlmMetadataProto"]
     assert found["options"] == {
-        "quantize": "dynamic_int8",
+        "quantize": "dynamic_int8_a16",
         "clip": "mse",
         "prefill_lengths": [8, 16],
         "cache_length": 64,

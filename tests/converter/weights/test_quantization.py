@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 
 from converter.decoder import Activation, DecoderSpec, LayerSpec, Rope
 from converter.errors import OptionError, UnsupportedError
 from converter.tflite.graph import DType
+from converter.tflite.kv_cache import Target
 from converter.weights.quantization import (
     FLOAT16,
     FLOAT32,
     INT4_BLOCK32,
     INT4_BLOCK128,
     INT8,
+    INT8_TWO_TERMS,
     INT8_WEIGHT_ONLY,
     SCHEMES,
     Clip,
     Format,
     ValueRangeError,
+    default_scheme,
     parse_quantization,
 )
 from tests.stored_weights import int4_values
@@ -204,7 +210,8 @@ def test_embeddings_stay_int8_in_int4_schemes_unless_they_are_named() -> None:
 
 def test_parts_and_layers_have_formats_of_their_own() -> None:
     quantization = parse_quantization(
-        "dynamic_int8,ffn=dynamic_int4,layers.1-2.ffn=fp16,layers.2.attention=int8,head=fp32"
+        "dynamic_int8,ffn=dynamic_int4,layers.1-2.ffn=fp16,layers.2.attention=int8,"
+        "layers.3.attention=dynamic_int8_a16,head=fp32"
     )
     formats = {
         "embedding": INT8,
@@ -213,6 +220,7 @@ def test_parts_and_layers_have_formats_of_their_own() -> None:
         "layers.1.mlp.gate": FLOAT16,
         "layers.2.mlp.down": FLOAT16,
         "layers.2.attention.o": INT8_WEIGHT_ONLY,
+        "layers.3.attention.v": INT8_TWO_TERMS,
         "layers.3.mlp.up": INT4_BLOCK32,
         "head": FLOAT32,
     }
@@ -224,8 +232,8 @@ def test_parts_and_layers_have_formats_of_their_own() -> None:
     [
         (
             "int3",
-            "--quantize int3, no such scheme, choose one of: dynamic_int8, dynamic_int4, "
-            "dynamic_int4_block128, int8, fp16, fp32",
+            "--quantize int3, no such scheme, choose one of: dynamic_int8, dynamic_int8_a16, "
+            "dynamic_int4, dynamic_int4_block128, int8, fp16, fp32",
         ),
         (
             "fp16,mlp=fp32",
@@ -249,8 +257,8 @@ def test_what_is_no_quantization_is_refused(text: str, message: str | None) -> N
     assert message in (None, str(error.value))
 
 
-def test_rules_must_be_about_the_model() -> None:
-    spec = DecoderSpec(
+def tied_spec() -> DecoderSpec:
+    return DecoderSpec(
         vocab_size=8,
         hidden_size=8,
         intermediate_size=8,
@@ -263,6 +271,21 @@ def test_rules_must_be_about_the_model() -> None:
         layers=(LayerSpec(Rope(1e4)),) * 4,
         tied_head=True,
     )
+
+
+def test_a_small_model_has_another_default() -> None:
+    spec = tied_spec()
+    columns, rest = spec.hidden_size, sum(math.prod(s) for p, s in spec.weight_shapes()) - 64
+    rows = (200_000_000 - rest) // columns
+    small, large = (dataclasses.replace(spec, vocab_size=rows + more) for more in (0, 1))
+    assert sum(math.prod(shape) for _, shape in small.weight_shapes()) < 200_000_000
+    assert default_scheme(small, Target.CPU) == "dynamic_int8_a16"
+    assert default_scheme(large, Target.CPU) == "dynamic_int8"
+    assert default_scheme(small, Target.GPU) == "dynamic_int8"  # it does not round activations
+
+
+def test_rules_must_be_about_the_model() -> None:
+    spec = tied_spec()
     parse_quantization("fp16,layers.0-3.ffn=fp32,embedding=dynamic_int8").check(spec)
     with pytest.raises(OptionError, match="layers are 0 to 3, choose layers among them"):
         parse_quantization("fp16,layers.2-4.ffn=fp32").check(spec)
