@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cli.main import build_parser
 from converter.registry import FAMILIES
-from converter.weights.quantization import DEFAULT_SCHEME, SCHEMES
+from converter.weights.quantization import DEFAULT_SCHEME, DEFAULT_SCHEME_OF_SMALL, SCHEMES, SMALL
 
 PAGE = Path(__file__).resolve().parent.parent / "README_MODELS.md"
 
@@ -32,9 +32,12 @@ def families() -> str:
 def schemes() -> str:
     """What `--quantize` takes."""
     rows = ["| `--quantize` | |", "|---|---|"]
+    defaults = {
+        DEFAULT_SCHEME: " (default)",
+        DEFAULT_SCHEME_OF_SMALL: f" (default below {SMALL // 10**6}M parameters)",
+    }
     for name, scheme in SCHEMES.items():
-        default = " (default)" if name == DEFAULT_SCHEME else ""
-        rows.append(f"| `{name}`{default} | {scheme.summary} |")
+        rows.append(f"| `{name}`{defaults.get(name, '')} | {scheme.summary} |")
     return "\n".join(rows)
 
 

@@ -225,7 +225,7 @@ SCHEMES = {
         Scheme("fp32", FLOAT32, "float32 weights and arithmetic"),
     )
 }
-# Below so many parameters, what int8 activations lose shows in what a model says (README_MODELS.md).
+# Below so many parameters, what int8 activations lose shows in what a model says: README_MODELS.md.
 SMALL = 200_000_000
 DEFAULT_SCHEME, DEFAULT_SCHEME_OF_SMALL = "dynamic_int8", "dynamic_int8_a16"
 PARTS = ("embedding", "attention", "ffn", "head")
