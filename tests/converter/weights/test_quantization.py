@@ -276,7 +276,7 @@ def tied_spec() -> DecoderSpec:
 def test_a_small_model_has_another_default() -> None:
     spec = tied_spec()
     columns, rest = spec.hidden_size, sum(math.prod(s) for p, s in spec.weight_shapes()) - 64
-    rows = (200_000_000 - rest) // columns
+    rows = (199_999_999 - rest) // columns
     small, large = (dataclasses.replace(spec, vocab_size=rows + more) for more in (0, 1))
     assert sum(math.prod(shape) for _, shape in small.weight_shapes()) < 200_000_000
     assert default_scheme(small, Target.CPU) == "dynamic_int8_a16"
