@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING, Any
 
-from converter.errors import LiteRTLMError
+from converter.errors import LiteRTLMError, UnsupportedError
 
 if TYPE_CHECKING:
     from converter.check import CheckReport
@@ -43,7 +42,9 @@ def main(args: argparse.Namespace) -> None:
     except LiteRTLMError as refusal:
         if args.json:
             said = {"what": refusal.what, "why": refusal.why, "fix": refusal.fix}
-            _print_json({"model": args.model, "supported": False, "refusal": said})
+            # Whether it is supported is not known where it could not be read.
+            supported = False if isinstance(refusal, UnsupportedError) else None
+            _print_json({"model": args.model, "supported": supported, "refusal": said})
         raise
     if args.json:
         _print_json(report.as_json())
@@ -56,7 +57,6 @@ def _print_json(value: dict[str, Any]) -> None:
 
     # In ASCII: names may hold what a terminal obeys, or its encoding lacks.
     print(json.dumps(value, indent=2))
-    sys.stdout.flush()
 
 
 def _lines(report: CheckReport) -> list[str]:

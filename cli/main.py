@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.handler(args)
             sys.stdout.flush()
     except LiteRTLMError as error:
+        sys.stdout.flush()  # verify has said what differs
         return _fail(
             str(error), EXIT_USAGE if isinstance(error, OptionError) else EXIT_FAILURE, debug
         )

@@ -43,7 +43,7 @@ def obtain(request: Request, announce_kept: bool = False) -> Path:
     Raises:
         LiteRTLMError: see `converter.errors`.
     """
-    from converter.receipt import settle
+    from converter.receipt import is_outdated, settle
 
     expected = request.receipt
     if expected is None:
@@ -62,9 +62,15 @@ def obtain(request: Request, announce_kept: bool = False) -> Path:
         return output
     settle(output)
     if output.exists() and not request.force:
-        # To `run` an existing file is what was meant, unless other options were asked for.
-        if announce_kept or chosen:
-            say(request, f"keeping {output}, which exists (convert --force replaces it)")
+        # To `run` an existing file is what was meant, unless it would surprise.
+        outdated = source.path is not None and is_outdated(output, source.path)
+        if announce_kept or chosen or outdated:
+            older = ", older than what it was made of" if outdated else ""
+            say(
+                request,
+                f"keeping {output}, which exists{_made_as(output)}{older} "
+                "(convert --force replaces it)",
+            )
         return output
 
     if "engine" in chosen:
@@ -84,6 +90,18 @@ def obtain(request: Request, announce_kept: bool = False) -> Path:
     else:
         _adopt(local, output, sealing)
     return output
+
+
+def _made_as(output: Path) -> str:
+    """In which scheme and for what a kept file was made, where it says so."""
+    from converter.litertlm.inspection import read_bundle
+
+    try:
+        system = read_bundle(output).system
+    except SourceError:  # whoever uses the file will say what is wrong with it
+        return ""
+    said = [str(system[key]) for key in ("quantization", "target") if key in system]
+    return f" in {' for '.join(said)}" if said else ""
 
 
 def preview(request: Request) -> PlanReport:

@@ -234,6 +234,25 @@ def _changed(said: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[st
     return lines
 
 
+def is_outdated(output: Path, source: Path) -> bool:
+    """Whether a file that went into `output` has changed since, by its size or its time.
+
+    Args:
+        source: the folder or file that `output` is made of.
+    """
+    try:
+        files = read_receipt(receipt_path(output))["source"]["files"]
+    except SourceError:
+        return False
+    made = output.stat().st_mtime_ns
+    for file in files:
+        with contextlib.suppress(OSError):  # one that is gone is no reason to convert again
+            now = (source / file["name"] if source.is_dir() else source).stat()
+            if now.st_mtime_ns > made or (source.is_dir() and now.st_size != file["size"]):
+                return True
+    return False
+
+
 def _hash_file(path: Path) -> dict[str, Any]:
     digest, size = _hash_range(path, 0, None)
     return {"name": path.name, "size": size, "blake3": digest}

@@ -33,7 +33,8 @@ from tests.tiny_models import make_checkpoint
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "model.safetensors"
-KEPT = "litert-lm-cli: keeping {}, which exists (convert --force replaces it)\n"
+KEPT = "litert-lm-cli: keeping {}, which exists{} (convert --force replaces it)\n"
+AS_MADE = " in dynamic_int8_a16 for cpu"
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +172,19 @@ def test_prefill_lengths(text: str, lengths: tuple[int, ...] | None) -> None:
         parse_prefill_lengths(text)
 
 
+def test_a_kept_output_that_is_older_than_its_model_is_called_so(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = tmp_path / "tuned"
+    shutil.copytree(llama, tuned)
+    path, _ = converted(capsys, tuned)
+    assert converted(capsys, tuned) == (path, KEPT.format(path, AS_MADE))
+    later = path.stat().st_mtime_ns + 1_000_000
+    os.utime(tuned / "model.safetensors", ns=(later, later))  # as after more training
+    older = f"{AS_MADE}, older than what it was made of"
+    assert converted(capsys, tuned) == (path, KEPT.format(path, older))
+
+
 def test_an_existing_output_is_kept_unless_forced(
     llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,7 +192,7 @@ def test_an_existing_output_is_kept_unless_forced(
     content = path.read_bytes()
     path.write_bytes(b"kept")
     again, said = converted(capsys, llama, "--quantize", "fp32")
-    assert (again, said) == (path, KEPT.format(path))
+    assert (again, said) == (path, KEPT.format(path, ""))  # what it is, nobody can say
     assert path.read_bytes() == b"kept"
     assert converted(capsys, llama, "--quiet") == (path, "")
     assert path.read_bytes() == b"kept"
@@ -962,7 +976,7 @@ def test_a_hub_id_end_to_end(
     assert read_bundle(path).system["model"] == "Tiny-1.0"
     # Kept, and nobody is asked; --force fetches nothing twice.
     count = len(hub.seen)
-    assert converted(capsys, "org/Tiny-1.0") == (path, KEPT.format(path))
+    assert converted(capsys, "org/Tiny-1.0") == (path, KEPT.format(path, AS_MADE))
     assert len(hub.seen) == count
     fetched = hub.fetched()
     assert converted(capsys, "org/Tiny-1.0", "--force", "--quiet") == (path, "")
@@ -1056,4 +1070,4 @@ def test_no_network(
     (models / "org" / "none").mkdir(parents=True)
     (models / "org" / "none" / "none.litertlm").touch()
     path = models / "org" / "none" / "none.litertlm"
-    assert converted(capsys, "org/none") == (path, KEPT.format(path))
+    assert converted(capsys, "org/none") == (path, KEPT.format(path, ""))

@@ -17,9 +17,10 @@ from converter.errors import EngineError, LiteRTLMError, OptionError, OutputErro
 from converter.errors import UnsupportedError as Unsupported
 from converter.version import __version__
 from converter.weights.quantization import SCHEMES
+from tests.tiny_models import make_checkpoint
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("run", "convert", "eval", "inspect", "list", "rm", "verify")
+COMMANDS = ("run", "convert", "check", "eval", "inspect", "list", "rm", "verify")
 
 
 def program(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -306,3 +307,33 @@ def test_a_signal_where_python_drops_exceptions(name: str, code: int) -> None:
     )
     assert done.returncode == code
     assert re.fullmatch("error: interrupted, .*, run it again\n", done.stderr)
+
+
+def test_what_was_printed_before_a_failure_arrives(tmp_path: Path) -> None:
+    """Into a pipe, where the system writes nothing until it is told to."""
+    make_checkpoint("llama", tmp_path / "llama")
+    environment = os.environ | {"LITERT_LM_MODELS": str(tmp_path / "models")}
+    command = [sys.executable, "-m", "cli"]
+    done = subprocess.run(
+        [*command, "convert", tmp_path / "llama", "--quiet"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    path = Path(done.stdout.strip())
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    done = subprocess.run(
+        [*command, "verify", path],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout.startswith("DIFFERS ")
+    assert done.stderr.startswith("error: ")
