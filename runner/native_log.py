@@ -78,6 +78,8 @@ class _Redirection:
                 self._redirect()
             self._users += 1
             assert self._file is not None
+            # Every time: a notebook or a test runner may have pointed it elsewhere since the first.
+            os.dup2(self._file.fileno(), _STDERR)
             return os.fstat(self._file.fileno()).st_size
 
     def leave(self) -> None:
@@ -108,7 +110,6 @@ class _Redirection:
                 errors="backslashreplace",
                 closefd=False,
             )
-        os.dup2(self._file.fileno(), _STDERR)
 
     def _restore(self) -> None:
         assert self._file is not None

@@ -46,7 +46,7 @@ def test_text(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "  producer: litert-lm-cli 0.1.0\n"
         "  model: tiny\n"
         "  family: llama\n"
-        "  quantization: dynamic_int8\n"
+        "  quantization: dynamic_int8_a16\n"
         "  target: cpu\n"
         "    every call reads no more of the KV cache than is in use; branches, so not for GPUs\n"
         "  chat template: none, the source has none\n"
@@ -82,7 +82,7 @@ def test_json(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     }  # fmt: skip
     assert value["path"] == str(bundle)
     assert value["size"] == bundle.stat().st_size
-    assert value["system"]["quantization"] == "dynamic_int8"
+    assert value["system"]["quantization"] == "dynamic_int8_a16"
     assert [section["type"] for section in value["sections"]] == [
         "TFLiteModel", "LlmMetadataProto", "ExecutorMetadataProto", "HF_Tokenizer_Zlib",
     ]  # fmt: skip

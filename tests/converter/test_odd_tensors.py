@@ -205,8 +205,16 @@ LAYER = "model.layers.0."
         ("model.norm.bias", SourceError, "model.norm.bias"),
         (LAYER + "mlp.up_proj.lora_A.weight", UnsupportedError, "an adapter that is not merged"),
         ("lm_head.modules_to_save.weight", UnsupportedError, "an adapter that is not merged"),
-        (LAYER + "mlp.up_proj.weight_scale_inv", UnsupportedError, "holds quantised weights"),
-        (LAYER + "mlp.up_proj.weight.absmax", UnsupportedError, "holds quantised weights"),
+        (
+            LAYER + "mlp.up_proj.weight_scale_inv",
+            UnsupportedError,
+            "its weights are quantised already",
+        ),
+        (
+            LAYER + "mlp.up_proj.weight.absmax",
+            UnsupportedError,
+            "its weights are quantised already",
+        ),
     ],
 )
 def test_what_would_change_the_numbers_is_refused(

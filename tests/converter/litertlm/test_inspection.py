@@ -75,7 +75,7 @@ def test_what_was_planned_is_what_is_read(converted: tuple[Path, Plan]) -> None:
         "producer": "litert-lm-cli 0.1.0",
         "model": "tiny",
         "family": "llama",
-        "quantization": "dynamic_int8",
+        "quantization": "dynamic_int8_a16",
         "target": "cpu",
         "chat template": "none, the source has none",
         **{f"{part} weights": "F32 -> int8" for part in ("embedding", "attention", "ffn", "head")},
