@@ -102,7 +102,12 @@ def _described(own: Any) -> dict[str, Any]:
         "biases": ["q", "k", "v"] if attention.qkv_use_bias else [],
         "layers": [
             {
-                "rope": {"theta": float(block.attn_config.rotary_base), "factors": [1.0]},
+                "rope": {
+                    "theta": float(block.attn_config.rotary_base),
+                    "factors": [1.0],
+                    "attention_factor": 1.0,
+                    "positions": None,
+                },
                 "sliding_window": block.attn_config.sliding_window_size
                 if block.attn_config.attn_type is AttentionType.LOCAL_SLIDING
                 else None,
