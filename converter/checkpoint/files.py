@@ -246,8 +246,7 @@ def why_not_a_model(what: str, names: Collection[str]) -> LiteRTLMError | None:
         return UnsupportedError(
             what,
             "it holds only a LoRA adapter (adapter_config.json), not a whole model",
-            "merge it into its base model first (peft: merge_and_unload, then save_pretrained) "
-            "and convert the merged folder",
+            "pass the model that it was made for, and this with --lora",
         )
     pickles = sorted(name for name in names if name.endswith(_PICKLE_SUFFIXES))
     if pickles:
