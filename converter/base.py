@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import gc
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from converter.checkpoint.base import Checkpoint
 from converter.decoder import DecoderSpec
 from converter.errors import OptionError, SourceError
 from converter.families.base import Family, WeightSource
-from converter.families.matching import grouped, listed
+from converter.families.matching import OTHER_GGUF, grouped, listed
 from converter.litertlm.bundle import (
     FIRST_SECTION,
     BundleLayout,
@@ -170,7 +171,7 @@ class ModelConverter:
         lengths = self._prefill_lengths(cache_length)
         tensors = list(self.checkpoint.tensors)
         sources = family.weight_sources(tensors, self.checkpoint.format)
-        found = _found(family.left_out(tensors, sources.values()))
+        found = _found(family.left_out(tensors, sources.values()), sources)
         if family is not stated:
             found["head"] = (
                 "kept apart from the embedding, to which the config ties it: they differ"
@@ -218,7 +219,7 @@ class ModelConverter:
                 PlannedWeight(
                     path,
                     sources[path],
-                    self.checkpoint.tensors[sources[path].tensor].dtype,
+                    self._stored_as(sources[path]),
                     shape,
                     formats[path],
                     weights[path],
@@ -346,16 +347,27 @@ class ModelConverter:
             )
         return lengths
 
+    def _stored_as(self, source: WeightSource) -> str:
+        return "zeros" if source.is_absent else self.checkpoint.tensors[source.tensor].dtype
+
     def _check_shapes(
         self, shapes: dict[str, tuple[int, ...]], sources: dict[str, WeightSource]
     ) -> None:
+        stored = {
+            path: (source.tensor, self.checkpoint.tensors[source.tensor].shape)
+            for path, source in sources.items()
+            if not source.is_absent
+        }
+        said_by = "its metadata" if self.checkpoint.format == "gguf" else "config"
         wrong = [
-            f"{sources[path].tensor} is {list(found)}, config says {list(shape)}"
-            for path, shape in shapes.items()
-            if (found := self.checkpoint.tensors[sources[path].tensor].shape) != shape
+            f"{name} is {list(shape)}, {said_by} says {list(shapes[path])}"
+            for path, (name, shape) in stored.items()
+            if shape != shapes[path]
         ]
-        if any(0 in self.checkpoint.tensors[source.tensor].shape for source in sources.values()):
+        if any(0 in shape for _, shape in stored.values()):
             fix = "save it whole: DeepSpeed ZeRO-3 leaves empty tensors, zero_to_fp32.py fills them"
+        elif self.checkpoint.format == "gguf":
+            fix = OTHER_GGUF
         else:
             fix = "check that config.json belongs to these weights"
         if wrong:
@@ -437,11 +449,16 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _found(left_out: Sequence[str]) -> dict[str, str]:
-    """What `inspect` and a note say about tensors that are not used."""
-    if not left_out:
-        return {}
-    return {"left out": f"{grouped(left_out)}: this network has no place for them"}
+def _found(left_out: Sequence[str], sources: Mapping[str, WeightSource]) -> dict[str, str]:
+    """What `inspect` and a note say about tensors that are not used, or not there."""
+    found = {}
+    if left_out:
+        found["left out"] = f"{grouped(left_out)}: this network has no place for them"
+    absent = Counter(path.split(".")[-2] for path, source in sources.items() if source.is_absent)
+    if absent:
+        layers = ", ".join(f"{projection} in {n} layers" for projection, n in absent.items())
+        found["biases"] = f"zero where the checkpoint has none: {layers}"
+    return found
 
 
 def _losses(became: str, met: Sequence[tuple[int, int]]) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from converter.errors import OptionError
+from converter.text.named_templates import chat_template_of
 from converter.tflite.kv_cache import Target
 from converter.weights.quantization import Clip
 
@@ -71,8 +74,11 @@ class ConvertOptions:
 def read_chat_template(text: str) -> ChatTemplate:
     """What `--chat-template` names: a file with a template, or `none`.
 
+    A chat_template.json or tokenizer_config.json is a file with one, too.
+
     Raises:
         OptionError: there is no such file, or it cannot be a template.
+        SourceError: the template in a JSON file is none.
     """
     if text == "none":
         return ChatTemplate("")
@@ -91,7 +97,22 @@ def read_chat_template(text: str) -> ChatTemplate:
         raise OptionError(what, f"it is larger than {_LARGEST_TEMPLATE >> 20} MiB", fix)
     if not template.strip():
         raise OptionError(what, "it is empty", fix)
+    settings = _json_object(template)
+    if settings is not None:
+        found = chat_template_of(settings.get("chat_template"), text)
+        if found is None:
+            raise OptionError(what, "it is JSON, and has no chat_template", fix)
+        template = found
     return ChatTemplate(template, os.path.abspath(text))
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    """`text` as a JSON object; None where it is none, as a Jinja template is."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def parse_prefill_lengths(text: str) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from converter.errors import SourceError, UnsupportedError
 from converter.families.base import Family
 from converter.families.gemma3 import Gemma3
 from converter.families.llama import Llama
+from converter.families.matching import OTHER_GGUF
 from converter.families.qwen2 import Qwen2
 from converter.families.qwen3 import Qwen3
 
@@ -34,7 +35,14 @@ def family_of(config: Mapping[str, Any], fmt: str = "safetensors") -> Family:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise SourceError("config.json", "has no model_type", "is this a language model's folder?")
-    return family_class(model_type, own_code=bool(config.get("auto_map"))).from_config(config, fmt)
+    family = family_class(model_type, own_code=bool(config.get("auto_map")))
+    try:
+        return family.from_config(config, fmt)
+    except SourceError as error:
+        if fmt != "gguf":
+            raise
+        # Its metadata was put into the words of a config.json, which is not there to be mended.
+        raise SourceError(error.what, error.why, OTHER_GGUF) from error
 
 
 def family_class(

@@ -107,7 +107,8 @@ def report(converter: ModelConverter, plan: Plan, output: Path) -> PlanReport:
 def source_bytes(converter: ModelConverter, plan: Plan) -> int:
     """What is read of the checkpoint's tensors."""
     tensors = converter.checkpoint.tensors
-    return sum(tensors[name].nbytes for name in {weight.source.tensor for weight in plan.weights})
+    names = {w.source.tensor for w in plan.weights if not w.source.is_absent}
+    return sum(tensors[name].nbytes for name in names)
 
 
 def weights_bytes(plan: Plan) -> int:

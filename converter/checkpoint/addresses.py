@@ -56,15 +56,15 @@ def _parts(text: str) -> tuple[list[str], str | None] | None:
     scheme, found, rest = text.partition("://")
     if not found:
         scheme, rest = "https", text.replace("git@hf.co:", "hf.co/", 1)
-    if scheme == "hf":
+    if scheme.lower() == "hf":
         return [unquote(part) for part in rest.split("/") if part], None
     try:
         url = urlsplit(f"{scheme}://{rest}")
         mirror = urlsplit(os.environ.get("HF_ENDPOINT") or "")
     except ValueError:  # an impossible host
         return None
-    host, path = url.netloc.rpartition("@")[2].removeprefix("www."), url.path
-    if host and host == mirror.netloc:
+    host, path = url.netloc.rpartition("@")[2].lower().removeprefix("www."), url.path
+    if host and host == mirror.netloc.lower():
         path = path.removeprefix(mirror.path)
     elif host not in _HUBS:
         return None

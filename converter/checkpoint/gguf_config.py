@@ -91,7 +91,7 @@ def translate_config(
         "num_attention_heads": heads,
         "num_key_value_heads": keys.count("attention.head_count_kv", heads),
         "tie_word_embeddings": "output.weight" not in tensors,
-        "gguf_biases": _biases(path, tensors, layers),
+        "gguf_biases": _biases(tensors, layers),
     }
     config["head_dim"] = _head_dim(keys, config["hidden_size"], heads)
     for key, name in _OPTIONAL_KEYS.items():
@@ -217,20 +217,13 @@ def _layer_count(keys: _Keys, tensors: int) -> int:
     return layers
 
 
-def _biases(path: str, tensors: Mapping[str, TensorInfo], layers: int) -> list[str]:
-    """The projections that have a bias, by the network's names."""
-    found = []
-    for stored, projection in _BIASES.items():
-        count = sum(f"blk.{i}.{stored}.bias" in tensors for i in range(layers))
-        if 0 < count < layers:
-            raise UnsupportedError(
-                path,
-                f"{count} of its {layers} layers have {stored}.bias, the others have none",
-                "use a model whose layers all have the same shape",
-            )
-        if count:
-            found.append(projection)
-    return found
+def _biases(tensors: Mapping[str, TensorInfo], layers: int) -> list[str]:
+    """The projections that have a bias in any layer, by the network's names."""
+    return [
+        projection
+        for stored, projection in _BIASES.items()
+        if any(f"blk.{i}.{stored}.bias" in tensors for i in range(layers))
+    ]
 
 
 def _head_dim(keys: _Keys, hidden: int, heads: int) -> int:

@@ -206,9 +206,12 @@ def open_folder(path: Path) -> SafetensorsCheckpoint:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a config.json or its like; SourceError if it is not there or not a JSON object."""
+    """Read a config.json or its like; SourceError if it is not there or not a JSON object.
+
+    Of a key that stands twice the last value counts, as everywhere in Hugging Face's libraries.
+    """
     with PositionedFile(path) as file:
-        config = _parse_json(file, 0, file.size, MAX_JSON_BYTES, "it")
+        config = _parse_json(file, 0, file.size, MAX_JSON_BYTES, "it", unique=False)
     if not isinstance(config, dict):
         raise SourceError(str(path), "it is not a JSON object", "copy it from the original model")
     return config
@@ -302,13 +305,15 @@ def _is_naturals(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
 
 
-def _parse_json(file: PositionedFile, offset: int, length: int, limit: int, what: str) -> Any:
-    """Parse `length` bytes of JSON; a key that stands twice in an object is refused."""
+def _parse_json(
+    file: PositionedFile, offset: int, length: int, limit: int, what: str, unique: bool = True
+) -> Any:
+    """Parse `length` bytes of JSON; where keys are unique, one that stands twice is refused."""
     if length > limit:
         raise _damaged(file, f"{what} is {length} bytes long, more than {limit}")
     try:
         text = utf8_of(bytes(file.read_at(offset, length))).decode()
-        return json.loads(text, object_pairs_hook=_unique)
+        return json.loads(text, object_pairs_hook=_unique if unique else None)
     except RecursionError:
         raise _damaged(file, f"{what} is nested too deeply") from None
     except ValueError as error:

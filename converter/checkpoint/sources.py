@@ -315,7 +315,7 @@ def _hub(text: str, models_dir: Path) -> Source:
             "it is not an address on huggingface.co",
             "download what it names and pass that, or name a mirror in HF_ENDPOINT",
         )
-    address = address or Address(text)
+    address = address or Address(text.removesuffix("/"))
     if address.model is None:
         raise SourceError(shown(text), "it is not the address of a model's page", _WHAT_WORKS)
     repo_id, _, file = address.model.partition(":")

@@ -23,6 +23,7 @@ from converter.families.config_keys import (
     WITHOUT_EFFECT,
 )
 from converter.families.matching import (
+    OTHER_GGUF,
     listed,
     plain_names,
     refuse_strangers,
@@ -34,6 +35,9 @@ FamilyT = TypeVar("FamilyT", bound="Family")
 
 # Tensors that are no weights, though the network has what they say.
 _KNOWN_OTHERWISE = ("lm_head.weight", "rope_freqs.weight")
+
+# The head of transformers' *ForSequenceClassification and *ForTokenClassification.
+_CLASSIFIER = "score.weight"
 
 # Parts of a larger model in a GGUF that Ollama made: its vision tower, and what joins the two.
 GGUF_VISION = ("v.", "mm.")
@@ -96,11 +100,13 @@ class WeightSource:
         add: constant to add to every value (Gemma stores a norm's weight less 1).
         interleaved_head_dim: rows of every head stand as pairs (0, d/2), (1, d/2 + 1), ... and have
             to be put back as two halves; the number is d. None where rows are in order.
+        is_absent: it is a bias that the checkpoint does not hold, and zero.
     """
 
     tensor: str
     add: float = 0.0
     interleaved_head_dim: int | None = None
+    is_absent: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,8 +341,8 @@ class Family:
             Network path -> source, for every weight of `spec`.
 
         Raises:
-            SourceError, UnsupportedError: tensors are missing, or there are some without which this
-                is another network (see `matching`). All are listed.
+            SourceError, UnsupportedError: tensors other than biases are missing, or there are some
+                without which this is another network (see `matching`). All are listed.
         """
         column = 2 if fmt == "gguf" else 1
         table = {row[0]: row[column] for row in self.names}
@@ -353,7 +359,18 @@ class Family:
             and not (fmt == "gguf" and plain.startswith(GGUF_VISION))
         ]
         refuse_strangers(what, others, {*wanted.values(), table["head"]}, fmt)
-        missing = [name for name in wanted.values() if name not in available]
+        # transformers starts a bias at zero; llama.cpp has none in layers that do not hold one.
+        missing = [
+            name
+            for path, name in wanted.items()
+            if name not in available and not path.endswith(".bias")
+        ]
+        if missing == [table["head"]] and _CLASSIFIER in available:
+            raise UnsupportedError(
+                what,
+                f"has a classifier's head ({_CLASSIFIER}) and none that writes text",
+                "convert the language model that it was made of",
+            )
         if missing == [table["head"]]:
             raise SourceError(
                 what,
@@ -364,9 +381,16 @@ class Family:
             raise SourceError(
                 what,
                 f"lacks {len(missing)} tensors: {listed(missing)}",
-                "download it again, or check that config.json belongs to it",
+                OTHER_GGUF
+                if fmt == "gguf"
+                else "download it again, or check that config.json belongs to it",
             )
-        return {path: self.source_of(path, available[name], fmt) for path, name in wanted.items()}
+        return {
+            path: self.source_of(path, available[name], fmt)
+            if name in available
+            else WeightSource(name, is_absent=True)
+            for path, name in wanted.items()
+        }
 
     def left_out(self, tensors: Sequence[str], used: Iterable[WeightSource]) -> tuple[str, ...]:
         """The tensors that `weight_sources` passed over, as transformers does.

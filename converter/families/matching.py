@@ -27,6 +27,8 @@ _TRANSPARENT = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module
 # What a layer's attention computes for itself, and saved before 2023: masks and rotary tables.
 _BUFFER = re.compile(r"layers\.\d+\.self_attn\.(bias|masked_bias|rotary_emb\.\w+)")
 _LAYER = re.compile(r"layers\.(\d+)\.")
+# What helps where a GGUF is not what its architecture says; there is nothing in it to be edited.
+OTHER_GGUF = "use another GGUF of this model, or its Hugging Face folder"
 # What a stranger at a weight means, by its name; the first that fits is told.
 _MEANINGS = (
     (
@@ -97,7 +99,9 @@ def refuse_strangers(what: str, others: Sequence[str], wanted: Collection[str], 
     raise SourceError(
         what,
         f"holds {len(strangers)} tensors that this network does not have: {listed(strangers)}",
-        "check model_type in config.json, and what it says about biases and norms",
+        OTHER_GGUF
+        if fmt == "gguf"
+        else "check model_type in config.json, and what it says about biases and norms",
     )
 
 

@@ -53,7 +53,7 @@ class RopeSettings:
             what, value = ("rope_type", kind) if not known else (nested[0], self.values[nested[0]])
             raise UnsupportedError(
                 f"{self.family}: rope_scaling.{what}={value!r}",
-                f"not supported, only the types {', '.join(_KINDS)} are",
+                f"not supported, only the types {', '.join(k for k in _KINDS if k != _FACTORS)} are",
                 "use another checkpoint of this model, or one of a supported family",
             )
         partial = self.number("partial_rotary_factor", 1.0)
@@ -194,6 +194,7 @@ def _factors(settings: RopeSettings) -> Rope:
     return Rope(settings.theta, settings.numbers("factors"))
 
 
+_FACTORS = "factors"  # which no config.json says
 _KINDS: dict[str, Callable[[RopeSettings], Rope]] = {
     "default": _default,
     "linear": _linear,
@@ -202,5 +203,5 @@ _KINDS: dict[str, Callable[[RopeSettings], Rope]] = {
     "longrope": _longrope,
     "llama3": _llama3,
     "proportional": _proportional,
-    "factors": _factors,
+    _FACTORS: _factors,
 }

@@ -196,7 +196,7 @@ def _stop_tokens(
         raise SourceError(
             f"{name}: end of turn",
             f"token {beyond[0]} is not in the vocabulary of {tokenizer.vocab_size}",
-            "check eos_token_id in generation_config.json",
+            "check eos_token_id in generation_config.json and in config.json",
         )
     if not stops:
         raise UnsupportedError(

@@ -45,7 +45,7 @@ class PlannedWeight:
     """One weight on its way: where it comes from, how it is stored, where its bytes go.
 
     Attributes:
-        stored_as: its type in the checkpoint.
+        stored_as: its type in the checkpoint; `zeros` where that has no such tensor.
         offset: bytes from the start of the file.
         scales_offset: the same of its blocks' scales, where it has blocks.
         update: what an adapter makes of it.
@@ -254,13 +254,15 @@ class WeightStream:
         source = weight.source
         columns = weight.shape[-1]
         count = columns if len(weight.shape) == 1 else (stop - start) * columns
-        rows = self._checkpoint.read_rows(
-            source.tensor,
-            start,
-            stop,
-            buffer=self._floats.of_size(count),
-            keep_bf16=keep_bf16 and not source.add and weight.update is None,
-        )
+        room = self._floats.of_size(count)
+        if source.is_absent:
+            room.fill(0)
+            rows = room.reshape(-1, columns)
+        else:
+            keep_bf16 = keep_bf16 and not source.add and weight.update is None
+            rows = self._checkpoint.read_rows(
+                source.tensor, start, stop, buffer=room, keep_bf16=keep_bf16
+            )
         if source.add:
             rows += np.float32(source.add)
         if source.interleaved_head_dim:

@@ -61,6 +61,22 @@ def test_a_file_takes_the_place_of_the_model_s_own(
     assert "\n  chat template: --chat-template, adapted\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "value", [TEMPLATE, [{"name": "default", "template": TEMPLATE}], {"default": TEMPLATE}]
+)
+def test_a_json_file_with_a_template(llama: Path, tmp_path: Path, value: Any) -> None:
+    """Published as chat_template.json, or in tokenizer_config.json."""
+    file = tmp_path / "chat_template.json"
+    file.write_text(json.dumps({"chat_template": value}))
+    plain = tmp_path / "mine.jinja"
+    plain.write_text(TEMPLATE)
+    found, wanted = (
+        read_bundle(convert(llama, tmp_path / path.stem, "--chat-template", str(path)))
+        for path in (file, plain)
+    )
+    assert found.metadata == wanted.metadata
+
+
 def test_none_makes_a_model_that_completes(
     llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,9 +170,10 @@ LARGEST = 1 << 20
         (None, "no such file or directory"),
         (b"{{ '\xff' }}", "it is not UTF-8 text"),
         (b" \n\n", "it is empty"),
+        (b'{"bos_token": "<s>"}', "it is JSON, and has no chat_template"),
         (b"x" * (LARGEST + 1), "it is larger than 1 MiB"),
     ],
-    ids=["missing", "not text", "empty", "huge"],
+    ids=["missing", "not text", "empty", "no template", "huge"],
 )
 def test_what_cannot_be_a_template(
     tmp_path: Path,

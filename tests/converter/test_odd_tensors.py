@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,16 +206,9 @@ LAYER = "model.layers.0."
         ("model.norm.bias", SourceError, "model.norm.bias"),
         (LAYER + "mlp.up_proj.lora_A.weight", UnsupportedError, "an adapter that is not merged"),
         ("lm_head.modules_to_save.weight", UnsupportedError, "an adapter that is not merged"),
-        (
-            LAYER + "mlp.up_proj.weight_scale_inv",
-            UnsupportedError,
-            "its weights are quantised already",
-        ),
-        (
-            LAYER + "mlp.up_proj.weight.absmax",
-            UnsupportedError,
-            "its weights are quantised already",
-        ),
+        (LAYER + "mlp.up_proj.weight_scale_inv", UnsupportedError, "are quantised already"),
+        (LAYER + "mlp.up_proj.weight.absmax", UnsupportedError, "are quantised already"),
+        (LAYER + "mlp.up_proj.scale", UnsupportedError, "holds quantised weights"),
     ],
 )
 def test_what_would_change_the_numbers_is_refused(
@@ -226,6 +220,42 @@ def test_what_would_change_the_numbers_is_refused(
     assert isinstance(error, kind)
     assert message in str(error)
     assert extra in str(error)
+
+
+# The first: Qwen as a llama, whose config has a bias for every projection of attention or for none.
+@pytest.mark.parametrize(
+    ("family", "absent", "said"),
+    [
+        ("llama-biases", r"o_proj.bias", "o in 2 layers"),
+        ("llama-biases", r"(gate|up)_proj.bias", "gate in 2 layers, up in 2 layers"),
+        ("llama-biases", r"1\.mlp.down_proj.bias", "down in 1 layers"),
+        ("qwen2", r"0\.self_attn.(q|v)_proj.bias", "q in 1 layers, v in 1 layers"),
+        ("qwen3-tied-bias", r"bias", "q in 2 layers, k in 2 layers, v in 2 layers, o in 2 layers"),
+    ],
+)
+def test_a_bias_that_is_not_there_is_zero(
+    tmp_path: Path, family: str, absent: str, said: str
+) -> None:
+    """transformers starts them so."""
+    make_checkpoint(family, tmp_path)
+    whole = load_file(tmp_path / WEIGHTS)
+    gone = {name for name in whole if re.search(absent, name)}
+    edit(tmp_path, lambda stored: {n: t for n, t in stored.items() if n not in gone})
+    plan = assert_as_transformers(tmp_path)
+    assert plan.found == {"biases": f"zero where the checkpoint has none: {said}"}
+    # The rounding of everything else, which looks at what the biases do, is that of zeros.
+    convert(tmp_path, tmp_path / "m", "dynamic_int8")
+    edit(tmp_path, lambda _: {n: t * 0 if n in gone else t for n, t in whole.items()})
+    convert(tmp_path, tmp_path / "zeros", "dynamic_int8")
+    np.testing.assert_array_equal(logits(tmp_path / "m"), logits(tmp_path / "zeros"))
+
+
+def test_a_classifier_writes_no_text(tmp_path: Path) -> None:
+    make_checkpoint("llama", tmp_path)
+    edit(tmp_path, lambda stored: {"score.weight": stored.pop(HEAD)[:2], **stored})
+    error = refusal(tmp_path)
+    assert isinstance(error, UnsupportedError)
+    assert error.why == "has a classifier's head (score.weight) and none that writes text"
 
 
 def test_an_adapters_own_names_are_told_before_what_is_missing(tmp_path: Path) -> None:

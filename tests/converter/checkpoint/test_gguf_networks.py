@@ -10,7 +10,7 @@ import pytest
 
 from converter.base import ModelConverter
 from converter.checkpoint.gguf import open_gguf
-from converter.errors import UnsupportedError
+from converter.errors import SourceError
 from converter.options import ConvertOptions
 from converter.registry import FAMILIES
 from runner.interpreter import GraphRunner
@@ -147,13 +147,36 @@ def test_every_family(
     assert_same(write_gguf(tmp_path / "m.gguf", keys_of(model) | keys, tensors, arch), model)
 
 
-def test_a_bias_in_some_layers_is_refused(tmp_path: Path) -> None:
-    model = random_model("qwen2", SMALL)
-    tensors = tensors_as_llama_cpp_writes(model, "qwen2")
-    del tensors["blk.1.attn_k.bias"]
-    with pytest.raises(UnsupportedError) as caught:
-        open_gguf(write_gguf(tmp_path / "m.gguf", keys_of(model), tensors, "qwen2"))
-    assert caught.value.why == "1 of its 2 layers have attn_k.bias, the others have none"
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+def test_a_bias_in_some_layers_is_in_those_alone(tmp_path: Path, arch: str) -> None:
+    model = random_model(arch, SMALL if arch == "qwen2" else {**SMALL, "attention_bias": True})
+    tensors = tensors_as_llama_cpp_writes(model, arch)
+    for layer, projection in ((1, "k"), (0, "q")):
+        getattr(model.model.layers[layer].self_attn, f"{projection}_proj").bias.data.zero_()
+        del tensors[f"blk.{layer}.attn_{projection}.bias"]
+    assert_same(write_gguf(tmp_path / "m.gguf", keys_of(model), tensors, arch), model)
+
+
+@pytest.mark.parametrize(
+    ("keys", "change", "said"),
+    [
+        ({}, {"blk.1.ffn_up.weight": None}, "lacks 1 tensors: blk.1.ffn_up.weight"),
+        ({}, {"blk.1.attn_sinks.weight": np.ones(4, np.float32)}, "holds 1 tensors that this"),
+        ({}, {"output_norm.weight": np.ones(8, np.float32)}, "its metadata says [64]"),
+        ({"attention.head_count_kv": 3}, {}, "is no multiple of num_key_value_heads=3"),
+        ({"rope.freq_base": 1.0}, {}, "rope_theta=1.0 is not above 1"),
+    ],
+)
+def test_a_gguf_has_no_config_to_be_mended(
+    tmp_path: Path, keys: Keys, change: dict[str, np.ndarray | None], said: str
+) -> None:
+    model = random_model("llama", SMALL)
+    tensors = tensors_as_llama_cpp_writes(model, "llama") | change
+    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    with pytest.raises(SourceError) as caught:
+        logits(write_gguf(tmp_path / "m.gguf", keys_of(model) | keys, present))
+    assert said in caught.value.why
+    assert caught.value.fix == "use another GGUF of this model, or its Hugging Face folder"
 
 
 # Positions ---------------------------------------------------------------------------------------

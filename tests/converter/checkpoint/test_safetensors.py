@@ -361,7 +361,6 @@ def test_a_tensor_in_two_shards(model: Path, index: dict[str, str] | None) -> No
         ("", "it is not JSON"),
         ("{'a': 1}", "it is not JSON"),
         ("[1]", "it is not a JSON object"),
-        ('{"a": 1, "a": 2}', "the key 'a' stands there twice"),
         ('{"a":' * 99999, "it is nested too deeply"),
     ],
 )
@@ -373,6 +372,13 @@ def test_a_config_that_is_wrong(model: Path, text: str | None, why: str) -> None
     error = refusal(model)
     assert isinstance(error, SourceError)
     assert why in error.why
+
+
+def test_the_last_of_a_config_s_values_counts(model: Path) -> None:
+    sharded(model)
+    (model / "config.json").write_text('{"rope_theta": 1, "rope_theta": 2}')
+    with open_folder(model) as checkpoint:
+        assert checkpoint.config == {"rope_theta": 2}
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])

@@ -71,7 +71,9 @@ def test_hugging_face_id() -> None:
         ("git@hf.co:org/m", None),
         ("https://mirror.example:8080/hub/org/m/tree/v2", "v2"),
         ("mirror.example:8080/hub/org/m", None),
+        ("HTTPS://HF.co/org/m", None),
         ("org/m", None),
+        ("org/m/", None),
     ],
 )
 def test_the_address_of_a_page_is_an_id(
@@ -242,7 +244,11 @@ def test_files() -> None:
         (["model.safetensors"], SourceError, "config.json is missing"),
         (["config.json", "pytorch_model.bin"], UnsupportedError, "save_pretrained(FOLDER)"),
         (["config.json", "model.pth"], UnsupportedError, "pickle format (model.pth)"),
-        (["adapter_config.json", "adapter_model.safetensors"], UnsupportedError, "merge it into"),
+        (
+            ["adapter_config.json", "adapter_model.safetensors"],
+            UnsupportedError,
+            "this with --lora",
+        ),
     ],
 )
 def test_folders_that_are_not_models(

@@ -148,6 +148,7 @@ def llama(settings: object, **changes: object) -> Family:
     ("settings", "error", "said"),
     [
         ({"rope_type": "su", "factor": 2}, UnsupportedError, "rope_scaling.rope_type='su'"),
+        ({"rope_type": "mrope"}, UnsupportedError, "longrope, llama3, proportional are"),
         ({"rope_type": ["yarn"]}, UnsupportedError, "rope_scaling.rope_type=['yarn']"),
         ({"full_attention": YARN}, UnsupportedError, "rope_scaling.full_attention="),
         ({**YARN, "partial_rotary_factor": 0.5}, UnsupportedError, "partial_rotary_factor=0.5"),
