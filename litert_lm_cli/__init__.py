@@ -10,6 +10,8 @@ Every argument is an option of the command line under the same name, with the sa
 fails on purpose raises a kind of `LiteRTLMError`. Nothing goes to stdout, and no signal is handled.
 """
 
+from pkgutil import extend_path
+
 from converter.errors import (
     EngineError,
     LiteRTLMError,
@@ -21,6 +23,9 @@ from converter.errors import (
 from converter.version import __version__
 from litert_lm_cli._chat import Chat, chat
 from litert_lm_cli._convert import convert, plan
+
+# The official client's package has the same name, and no __init__.py: ours would hide it.
+__path__ = extend_path(__path__, __name__)
 
 __all__ = [
     "Chat",

@@ -157,7 +157,7 @@ def _check_start(
     bos = tokenizer.bos_token_id
     if bos is None or report.source_template is None:
         return []
-    source = tokenizer.source_outline(report.source_prompt)
+    source = tokenizer.outline(report.source_prompt)
     runtime = [bos] * has_start + tokenizer.outline(report.runtime_prompt)
     if source.count(bos) != runtime.count(bos):
         raise UnsupportedError(

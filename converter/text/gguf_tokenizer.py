@@ -334,7 +334,8 @@ def _rebuild_sentencepiece(vocabulary: _GGUFVocabulary, template: str | None) ->
     _set_specs(model, vocabulary, has_bytes=_BYTE in types)
     if needs_json(model, template):
         return HF_KIND, pieces_to_json(model, Prefix.PREPENDED)
-    make_controls_readable(model, vocabulary.text(vocabulary.eos), template)
+    bos, eos = vocabulary.text(vocabulary.bos), vocabulary.text(vocabulary.eos)
+    make_controls_readable(model, bos, eos, template)
     for piece in model.pieces:
         # llama.cpp stores the blanks of user-defined pieces as they look, SentencePiece as ▁.
         if piece.type == kinds.USER_DEFINED and " " in piece.piece:

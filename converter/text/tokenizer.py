@@ -245,7 +245,8 @@ def _as_section(
     kinds = model.SentencePiece
     special = {p.piece: i for i, p in enumerate(model.pieces) if p.type == kinds.CONTROL}
     added = {p.piece: i for i, p in enumerate(model.pieces) if p.type == kinds.USER_DEFINED}
-    changed = make_controls_readable(model, _token_text(settings.get("eos_token")), template)
+    bos, eos = (_token_text(settings.get(f"{role}_token")) for role in ("bos", "eos"))
+    changed = make_controls_readable(model, bos, eos, template)
     data = model.SerializeToString(deterministic=True) if changed else read_file(path)
     return _PieceModel(data, str(path), special, added)
 

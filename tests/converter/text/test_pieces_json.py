@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
 
 from converter.errors import UnsupportedError
 from converter.litertlm.metadata import build_llm_metadata
 from converter.text.bundle_tokenizer import BundleTokenizer
 from converter.text.template_renderers import render_as_runtime
 from converter.text.tokenizer import load_tokenizer
-from tests.small_tokenizers import Folder, from_gguf, write_tokenizer_gguf
+from tests.small_tokenizers import Folder, from_gguf, train_pieces, write_tokenizer_gguf
 
 END = "{% if add_generation_prompt %}[assistant] {% endif %}"
 TEMPLATES = {
@@ -42,21 +40,7 @@ BASE = "llm_model_type { generic_model {} }"
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    out = io.BytesIO()
-    corpus = ["hello there my friend", "the quick brown fox jumps over the lazy dog", "hi user"] * 9
-    SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus),
-        model_writer=out,
-        vocab_size=310,
-        model_type="bpe",
-        byte_fallback=True,
-        character_coverage=1.0,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-        pad_id=-1,
-    )
-    return sentencepiece_model_pb2.ModelProto.FromString(out.getvalue())
+    return train_pieces()
 
 
 @pytest.fixture
