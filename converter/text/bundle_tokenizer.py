@@ -113,14 +113,11 @@ def _encode(kind: str, engine: Any, text: str) -> list[int]:
 
 def make_controls_readable(
     model: Any, bos_token: str | None, eos_token: str | None, template: str | None
-) -> bool:
+) -> None:
     """Make control pieces user-defined, so that a rendered template's text becomes their ids.
 
     The model's own start, end, unknown and padding pieces stay control pieces, which text never
     becomes, unless the template writes them: literally, or as its variables.
-
-    Returns:
-        Whether anything changed.
     """
     kinds, spec = model.SentencePiece, model.trainer_spec
     written = template or ""
@@ -130,9 +127,6 @@ def make_controls_readable(
         kept.discard(bos_token or spec.bos_piece)
     if "eos_token" in written:
         kept.discard(eos_token or spec.eos_piece)
-    changed = False
     for piece in model.pieces:
         if piece.type == kinds.CONTROL and piece.piece not in kept:
             piece.type = kinds.USER_DEFINED
-            changed = True
-    return changed

@@ -16,7 +16,7 @@ from converter.options import ConvertOptions
 from converter.text.pieces_json import Prefix, pieces_to_json
 from converter.text.tokenizer_json import HF_KIND, load_tokenizer_json
 from runner.engine import Model
-from tests.converter.text.test_pieces_json import TEMPLATES
+from tests.converter.text.test_pieces_json import TEMPLATES, turns
 from tests.edited_bundle import with_section
 from tests.small_tokenizers import train_pieces
 from tests.tiny_models import make_checkpoint
@@ -101,23 +101,29 @@ def test_a_tokenizer_json_is_read_as_the_tokenizers_library_reads_it(
 
 @pytest.mark.parametrize("style", TEMPLATES)
 @pytest.mark.parametrize("has_prefix", [True, False])
-def test_the_first_prompt_is_that_of_transformers(
+def test_the_engine_reads_the_tokens_of_transformers(
     convert: Callable[..., Path], tmp_path: Path, has_prefix: bool, style: str
 ) -> None:
+    """As rendered, over three turns, and with a system message; and counted, as it reads them."""
     from transformers import AutoTokenizer
 
-    pieces = train_pieces(add_dummy_prefix=has_prefix)
     bundle = tmp_path / "m.litertlm"
-    folder = convert(pieces, bundle, chat_template=TEMPLATES[style], add_prefix_space=has_prefix)
-    question = "the quick\n\tfox </s> é 🙂"
-    source = AutoTokenizer.from_pretrained(folder).apply_chat_template(
-        [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
+    folder = convert(
+        train_pieces(), bundle, chat_template=TEMPLATES[style], add_prefix_space=has_prefix
     )
+    source = AutoTokenizer.from_pretrained(folder)
     with Model(bundle) as model:
         start = list(model.metadata.start_token.token_ids.ids)
-        with model.engine.create_conversation(max_output_tokens=1) as conversation:
-            prompt = [*start, *model.tokenize(conversation.render_message_to_string(question))]
-            conversation.send_message(question)
-            fed = conversation.token_count - 1  # one token of the answer
-    assert prompt == source
-    assert fed == len(source)
+        for count in (1, 2, 3, 6):
+            *history, last = messages = turns(count)
+            expected = source.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=False
+            )
+            with model.engine.create_conversation(
+                messages=history, max_output_tokens=1
+            ) as conversation:
+                rendered = conversation.render_message_to_string(last["content"])
+                conversation.send_message(last["content"])
+                fed = conversation.token_count - 1  # one token of the answer
+            assert [*start, *model.tokenize(rendered)] == expected
+            assert fed == len(expected)

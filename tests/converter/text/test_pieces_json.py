@@ -23,6 +23,9 @@ TEMPLATES = {
     "bos in each turn": "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }} "
     "{% elif m['role'] == 'user' %}{{ bos_token }}[INST] {{ m['content'] }} [/INST]"
     "{% else %} {{ m['content'] }} {{ eos_token }}{% endif %}{% endfor %}",
+    "system text first": "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}"
+    "\n\n{% else %}{{ '</s>' if m['role'] == 'user' else '' }}[{{ m['role'] }}] {{ m['content'] }}"
+    "{{ eos_token }}{% endif %}{% endfor %}" + END,
     "no bos": "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}{{ eos_token }}\n"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
     "<s> written out": "<s>{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}</s>"
@@ -35,6 +38,7 @@ TURNS = [
     {"role": "assistant", "content": "it jumps"},
     {"role": "user", "content": "over the lazy dog?"},
 ]
+SYSTEM = {"role": "system", "content": "be brief"}
 BASE = "llm_model_type { generic_model {} }"
 
 
@@ -65,11 +69,16 @@ def folder(model: Any, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+def turns(count: int) -> list[dict[str, str]]:
+    """So many turns; an even number begins with a system message."""
+    return TURNS[:count] if count % 2 else [SYSTEM, *TURNS[: count - 1]]
+
+
 def runtime_tokens(tokenizer: BundleTokenizer, count: int) -> list[int]:
     """What the engine reads of a history of `count` messages."""
     message = build_llm_metadata(BASE, tokenizer, 64, "llama").message
     prompt = render_as_runtime(
-        message.jinja_prompt_template, TURNS[:count], add_generation_prompt=True
+        message.jinja_prompt_template, turns(count), add_generation_prompt=True
     )
     return [*message.start_token.token_ids.ids, *tokenizer.encode(prompt)]
 
@@ -80,12 +89,12 @@ def source_tokens(count: int, *args: Any, template: str | None = None, **kwargs:
     source = AutoTokenizer.from_pretrained(*args, **kwargs)
     source.eos_token = "</s>"  # of a small GGUF transformers takes <s> for it
     ids = source.apply_chat_template(
-        TURNS[:count], chat_template=template, add_generation_prompt=True, return_dict=False
+        turns(count), chat_template=template, add_generation_prompt=True, return_dict=False
     )
     return list(ids)
 
 
-@pytest.mark.parametrize("count", [1, 3, 5])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 6])
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("style", TEMPLATES)
 def test_a_lone_model_gives_the_tokens_of_transformers(
@@ -95,7 +104,7 @@ def test_a_lone_model_gives_the_tokens_of_transformers(
     assert runtime_tokens(load_tokenizer(Folder(path)), count) == source_tokens(count, path)
 
 
-@pytest.mark.parametrize("count", [1, 3, 5])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 6])
 @pytest.mark.parametrize("style", TEMPLATES)
 def test_a_gguf_gives_the_tokens_of_transformers(
     model: Any, tmp_path: Path, style: str, count: int

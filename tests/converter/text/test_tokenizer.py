@@ -222,7 +222,9 @@ def test_gemma_s_image_token_stays_where_it_has_a_row(gemma3_tokenizer: Path) ->
 def test_folder_without_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(SourceError) as caught:
         load_tokenizer(Folder(tmp_path))
-    assert caught.value.why == "no tokenizer: looked for tokenizer.json and tokenizer.model"
+    assert caught.value.why == (
+        "no tokenizer: looked for tokenizer.json, tokenizer.model, and vocab.json with merges.txt"
+    )
 
 
 @pytest.mark.parametrize(
