@@ -12,13 +12,17 @@ from converter.litertlm.inspection import read_bundle
 
 def edited_bundle(source: Path, target: Path, edit: Callable[[Any], None]) -> Path:
     """Copy a bundle, with `edit` applied to its LlmMetadata."""
+    metadata = read_bundle(source).metadata
+    edit(metadata)
+    return with_section(source, target, "LlmMetadataProto", metadata.SerializeToString())
+
+
+def with_section(source: Path, target: Path, kind: str, content: bytes) -> Path:
+    """Copy a bundle, with other content in its section of one kind."""
     bundle = read_bundle(source)
-    edit(bundle.metadata)
     data = source.read_bytes()
     contents = [
-        bundle.metadata.SerializeToString()
-        if section.kind == "LlmMetadataProto"
-        else data[section.offset : section.offset + section.nbytes]
+        content if section.kind == kind else data[section.offset : section.offset + section.nbytes]
         for section in bundle.sections
     ]
     sections = [

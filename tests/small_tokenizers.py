@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gguf import GGUFWriter
+from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
 
 from converter.checkpoint.base import Checkpoint
 from converter.checkpoint.gguf import open_gguf
@@ -37,6 +39,27 @@ SMALL_BPE: dict[str, Any] = {
     "ggml.merges": ["a b", "Ġ ab"],
     "ggml.bos_token_id": 258,
 }
+
+
+def train_pieces(**options: Any) -> Any:
+    """A SentencePiece model of 310 pieces, parsed: like Llama 2's unless options say otherwise."""
+    out = io.BytesIO()
+    corpus = ["hello there my friend", "the quick brown fox jumps over the lazy dog", "hi user"] * 9
+    settings: dict[str, Any] = {
+        "vocab_size": 310,
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "character_coverage": 1.0,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "hard_vocab_limit": False,
+        "minloglevel": 2,
+        "pad_id": -1,
+    }
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus), model_writer=out, **settings | options
+    )
+    return sentencepiece_model_pb2.ModelProto.FromString(out.getvalue())
 
 
 class Folder(Checkpoint):

@@ -190,6 +190,44 @@ def test_official_client_runs_our_files(smollm2_bundle: Path, tmp_path: Path) ->
     assert "light" in answer
 
 
+def test_gemma3_with_the_it_template_chats(
+    gemma3_gguf: Path, gemma3_tokenizer: Path, tmp_path: Path
+) -> None:
+    """A SentencePiece vocabulary and a chat template, in the engine and in the official client.
+
+    The weights are the base model's, so what it says is not looked at.
+    """
+    from transformers import AutoTokenizer
+
+    source = AutoTokenizer.from_pretrained(gemma3_tokenizer)
+    gguf, bundle = tmp_path / "gemma-3-270m-it.gguf", tmp_path / "gemma.litertlm"
+    rewrite = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", "--chat-template"]
+    subprocess.run([*rewrite, source.chat_template, gemma3_gguf, gguf], check=True)
+    with open_checkpoint(gguf) as checkpoint:
+        ModelConverter(checkpoint, "gemma", ConvertOptions()).convert(bundle)
+    metadata = read_bundle(bundle).metadata
+    assert {token.token_ids.ids[0] for token in metadata.stop_tokens} == {1, 106}
+    question = "What is the capital of France?"
+    with engine(bundle) as opened:
+        for turns in range(3):
+            said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+            history = [message for _ in range(turns) for message in said]
+            prompt = source.apply_chat_template(
+                [*history, {"role": "user", "content": question}],
+                add_generation_prompt=True,
+                return_dict=False,
+            )
+            with opened.create_conversation(messages=history) as conversation:
+                rendered = conversation.render_message_to_string(question)
+            assert [opened.bos_token_id, *opened.tokenize(rendered)] == prompt
+            assert prompt.count(105) == 2 * turns + 2  # <start_of_turn>
+    limits = ["--top-k", "1", "--max-num-tokens", "64", "--cache", "no"]
+    assert _official_client("run", str(bundle), "--prompt", question, *limits).strip()
+    ours = [sys.executable, "-m", "cli", "run", str(bundle), "--prompt", question]
+    ours += ["--max-tokens", "8"]
+    assert subprocess.run(ours, check=True, capture_output=True, timeout=300).stdout.strip()
+
+
 PROSE = TEXT.read_text(encoding="utf-8")[:800]
 
 

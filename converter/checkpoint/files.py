@@ -23,9 +23,9 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 # What a conversion can use besides config.json and the weights.
 SIDE_FILES = (
-    "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
-    "additional_chat_templates/tool_use.jinja",
+    "generation_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "chat_template.json", "additional_chat_templates/tool_use.jinja",
 )  # fmt: skip
 # Of a LoRA adapter in the format of PEFT.
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")

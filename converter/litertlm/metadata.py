@@ -7,12 +7,15 @@ the template writes it too, or an end of turn that stops nothing, spoils every a
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from converter.errors import SourceError, UnsupportedError
 from converter.text.chat_template import TEMPLATE_FIX, TemplateReport, choose_template
 from converter.text.control_tokens import turn_ends
+from converter.text.template_reference import as_parts
+from converter.text.template_renderers import render_as_runtime
 
 if TYPE_CHECKING:
     from converter.text.bundle_tokenizer import BundleTokenizer
@@ -74,7 +77,7 @@ def build_llm_metadata(
     if tokenizer.starts_with_blank and report.source_template is not None:
         report = _with_blank(report, tokenizer)
     _check_special_tokens(report, tokenizer, name)
-    notes = [*tokenizer.notes, *_template_notes(report)]
+    notes = [*tokenizer.notes, *_template_notes(report), *_turn_notes(report, tokenizer)]
 
     message.jinja_prompt_template = report.template
     message.max_num_tokens = max_num_tokens
@@ -82,7 +85,7 @@ def build_llm_metadata(
     message.ClearField("start_token")
     if _needs_start_token(report, tokenizer):
         message.start_token.token_ids.ids.append(tokenizer.bos_token_id)
-    notes += _check_start(report, tokenizer, message.HasField("start_token"), name)
+    _check_tokens(report, tokenizer, list(message.start_token.token_ids.ids), name, template_fix)
 
     stops = _stop_tokens(report, tokenizer, config, name)
     for token in stops:
@@ -122,16 +125,35 @@ def _needs_start_token(report: TemplateReport, tokenizer: BundleTokenizer) -> bo
 
 
 def _with_blank(report: TemplateReport, tokenizer: BundleTokenizer) -> TemplateReport:
-    """Begin the prompt with the blank that the source puts before text, if text it begins with."""
-    prompt = report.source_prompt
-    if prompt[:1] == " " or _special_prefix(prompt, tokenizer) is not None:
-        return report
-    return replace(
-        report,
-        template="{% if true %} {% endif %}\n" + report.template,  # the newline is trimmed
-        source_prompt=" " + prompt,
-        runtime_prompt=" " + report.runtime_prompt,
+    """Begin prompts with the blank that the source puts before text, if text they begin with.
+
+    Some begin with text only where there is a system message, or only where there is none.
+    """
+    with_system, without = (
+        {
+            _source_blank(case.expected, tokenizer)
+            for case in report.cases
+            if (case.messages[0]["role"] == "system") is has_system
+        }
+        for has_system in (True, False)
     )
+    if " " in with_system and " " in without:
+        condition = "true"
+    elif " " in with_system:
+        condition = "messages[0]['role'] == 'system'"
+    elif " " in without:
+        condition = "messages[0]['role'] != 'system'"
+    else:
+        return report
+    # The newline behind it is trimmed.
+    template = f"{{% if {condition} %}} {{% endif %}}\n" + report.template
+    return replace(report, template=template)
+
+
+def _source_blank(prompt: str, tokenizer: BundleTokenizer) -> str:
+    """The blank that the source's tokenizer puts before a prompt and the bundle's does not."""
+    begins_with_text = prompt[:1] != " " and _special_prefix(prompt, tokenizer) is None
+    return " " * (tokenizer.starts_with_blank and begins_with_text)
 
 
 def _check_special_tokens(report: TemplateReport, tokenizer: BundleTokenizer, name: str) -> None:
@@ -150,24 +172,54 @@ def _check_special_tokens(report: TemplateReport, tokenizer: BundleTokenizer, na
             )
 
 
-def _check_start(
-    report: TemplateReport, tokenizer: BundleTokenizer, has_start: bool, name: str
-) -> list[str]:
-    """The runtime's tokens must hold as many start tokens as the source's."""
-    bos = tokenizer.bos_token_id
-    if bos is None or report.source_template is None:
-        return []
-    source = tokenizer.source_outline(report.source_prompt)
-    runtime = [bos] * has_start + tokenizer.outline(report.runtime_prompt)
-    if source.count(bos) != runtime.count(bos):
-        raise UnsupportedError(
-            f"{name}: start token",
-            f"the source's prompt holds it {source.count(bos)} times, the runtime's "
-            f"{runtime.count(bos)} times",
-            "correct chat_template in the source folder",
+def _check_tokens(
+    report: TemplateReport, tokenizer: BundleTokenizer, start: list[int], name: str, fix: str
+) -> None:
+    """The runtime must read the source's tokens, in every conversation of the proof."""
+    if report.source_template is None:
+        return
+    for case in report.cases:
+        source = tokenizer.outline(_source_blank(case.expected, tokenizer) + case.expected)
+        prompt = render_as_runtime(
+            report.template, as_parts(case.messages), add_generation_prompt=True, extra=case.extra
         )
-    if source != runtime:
-        return ["tokens: the runtime's prompt has the source's text, but not all of its tokens"]
+        runtime = start + tokenizer.outline(prompt)
+        if source != runtime:
+            at = _first_difference(source, runtime)
+            raise UnsupportedError(
+                f"{name}: chat template",
+                f"{case.name}: the runtime would read the tokens {runtime[at : at + 4]} where the "
+                f"source has {source[at : at + 4]}, after {at} that are equal",
+                fix,
+            )
+
+
+def _first_difference(one: list[int], other: list[int]) -> int:
+    """Where two unequal lists begin to differ."""
+    pairs = enumerate(itertools.zip_longest(one, other))
+    return next(i for i, (left, right) in pairs if left != right)
+
+
+def _turn_notes(report: TemplateReport, tokenizer: BundleTokenizer) -> list[str]:
+    """Whether turns read the same tokens apart, as the runtime encodes them, as in one text."""
+    if report.source_template is None:
+        return []
+    messages = [case.messages for case in report.cases if not case.extra][-1]
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        parts = as_parts(messages[: i + 2])
+        history = render_as_runtime(report.template, parts[:-1], add_generation_prompt=False)
+        whole = render_as_runtime(report.template, parts, add_generation_prompt=True)
+        in_one = tokenizer.outline(whole)
+        apart = tokenizer.outline(history) + tokenizer.outline(whole[len(history) :])
+        if in_one != apart:
+            at = _first_difference(in_one, apart)
+            return [
+                "tokens: where a turn begins, the runtime reads other tokens than the source, as "
+                f"it encodes each turn apart: {apart[at : at + 3]} where the source has "
+                f"{in_one[at : at + 3]}"
+            ]
     return []
 
 

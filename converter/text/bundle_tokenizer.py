@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -58,19 +57,6 @@ class BundleTokenizer:
         """
         return _encode(self.kind, self._outline, text)
 
-    def source_outline(self, text: str) -> list[int]:
-        """`outline` as the source does it: SentencePiece's control pieces are read as well."""
-        if self.kind != SENTENCEPIECE_KIND or not self.special_tokens:
-            return self.outline(text)
-        longest_first = sorted(filter(None, self.special_tokens), key=len, reverse=True)
-        ids: list[int] = []
-        for segment in re.split(f"({'|'.join(map(re.escape, longest_first))})", text):
-            if segment in self.special_tokens:
-                ids.append(self.special_tokens[segment])
-            elif segment:
-                ids += self.outline(segment)
-        return ids
-
     def decode(self, ids: Iterable[int]) -> str:
         """Turn ids into text; special tokens stay visible, save SentencePiece's control pieces."""
         if self.kind == SENTENCEPIECE_KIND:
@@ -125,25 +111,22 @@ def _encode(kind: str, engine: Any, text: str) -> list[int]:
     return list(engine.encode(text, add_special_tokens=False).ids)
 
 
-def make_controls_readable(model: Any, eos_token: str | None, template: str | None) -> bool:
+def make_controls_readable(
+    model: Any, bos_token: str | None, eos_token: str | None, template: str | None
+) -> None:
     """Make control pieces user-defined, so that a rendered template's text becomes their ids.
 
     The model's own start, end, unknown and padding pieces stay control pieces, which text never
-    becomes, unless the template writes them: literally, or as its variable `eos_token`.
-    (`bos_token` is rendered empty, and the engine adds that piece.)
-
-    Returns:
-        Whether anything changed.
+    becomes, unless the template writes them: literally, or as its variables.
     """
     kinds, spec = model.SentencePiece, model.trainer_spec
     written = template or ""
     own = (spec.bos_piece, spec.eos_piece, spec.unk_piece, spec.pad_piece)
     kept = {piece for piece in own if piece not in written}
+    if "bos_token" in written:
+        kept.discard(bos_token or spec.bos_piece)
     if "eos_token" in written:
         kept.discard(eos_token or spec.eos_piece)
-    changed = False
     for piece in model.pieces:
         if piece.type == kinds.CONTROL and piece.piece not in kept:
             piece.type = kinds.USER_DEFINED
-            changed = True
-    return changed

@@ -72,8 +72,8 @@ class TemplateReport:
     history_difference: str = ""
     after_assistant: str = ""  # what the source writes after an assistant's text
     opens_thought: str = ""  # what a prompt ends with, where the answer begins inside a thought
-    source_prompt: str = ""  # one prompt as the source renders it, bos included
-    runtime_prompt: str = ""  # the same prompt as the runtime renders it
+    cases: tuple[Case, ...] = field(default=(), repr=False)  # what the source renders, bos included
+    runtime_prompt: str = ""  # the first of them as the runtime renders it
     source_template: str | None = field(default=None, repr=False)
 
     @property
@@ -298,7 +298,7 @@ def _report(
         history_difference=_history_difference(template, reference, bos, turn_end, has_channel),
         after_assistant=after_assistant,
         opens_thought=_opened_thought(prompt),
-        source_prompt=case.expected,
+        cases=tuple(reference.cases),
         runtime_prompt=prompt,
         source_template=source,
     )

@@ -6,7 +6,6 @@ A GGUF holds neither tokenizer.json nor tokenizer.model, but enough to rebuild o
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -20,6 +19,7 @@ from converter.text.bundle_tokenizer import (
     load_outline,
     make_controls_readable,
 )
+from converter.text.byte_level_json import byte_level_json
 from converter.text.control_tokens import (
     control_tokens,
     looks_like_control,
@@ -247,55 +247,13 @@ def _pre_tokenizer(vocabulary: _GGUFVocabulary) -> tuple[PreTokenizer, tuple[str
 
 
 def _rebuild_bpe(vocabulary: _GGUFVocabulary, pre_tokenizer: PreTokenizer) -> bytes:
-    """A tokenizer.json for a byte-level BPE vocabulary, the same bytes each time."""
-    byte_level = {"add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    cuts = [
-        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-        for pattern in pre_tokenizer.patterns
-    ]
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": _added_tokens(vocabulary),
-        "normalizer": {"type": "NFC"} if pre_tokenizer.nfc else None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [*cuts, {"type": "ByteLevel", **byte_level}],
-        },
-        "post_processor": {"type": "ByteLevel", **byte_level},
-        "decoder": {"type": "ByteLevel", **byte_level},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": pre_tokenizer.ignore_merges,
-            # Added tokens too: tokenizers gives an id of its own to one that is not in here.
-            "vocab": vocabulary.ids,
-            "merges": _merges(vocabulary),
-        },
+    kinds = zip(vocabulary.tokens, vocabulary.types.tolist(), strict=True)
+    added = {
+        text: {"special": kind != _USER_DEFINED}
+        for text, kind in kinds
+        if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
     }
-    return json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _added_tokens(vocabulary: _GGUFVocabulary) -> list[dict[str, Any]]:
-    added = np.isin(vocabulary.types, (_UNKNOWN, _CONTROL, _USER_DEFINED))
-    return [
-        {
-            "id": i,
-            "content": vocabulary.tokens[i],
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": bool(vocabulary.types[i] != _USER_DEFINED),
-        }
-        for i in np.flatnonzero(added).tolist()
-    ]
+    return byte_level_json(pre_tokenizer, vocabulary.ids, _merges(vocabulary), added)
 
 
 def _merges(vocabulary: _GGUFVocabulary) -> list[tuple[str, str]]:
@@ -334,7 +292,8 @@ def _rebuild_sentencepiece(vocabulary: _GGUFVocabulary, template: str | None) ->
     _set_specs(model, vocabulary, has_bytes=_BYTE in types)
     if needs_json(model, template):
         return HF_KIND, pieces_to_json(model, Prefix.PREPENDED)
-    make_controls_readable(model, vocabulary.text(vocabulary.eos), template)
+    bos, eos = vocabulary.text(vocabulary.bos), vocabulary.text(vocabulary.eos)
+    make_controls_readable(model, bos, eos, template)
     for piece in model.pieces:
         # llama.cpp stores the blanks of user-defined pieces as they look, SentencePiece as ▁.
         if piece.type == kinds.USER_DEFINED and " " in piece.piece:

@@ -11,6 +11,8 @@ import json
 from enum import Enum
 from typing import Any
 
+from converter.text.tokenizer_json import added_token
+
 
 class Prefix(Enum):
     """Where a blank is put before text."""
@@ -76,15 +78,13 @@ def pieces_to_json(
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {
-                "id": i,
-                "content": text,
-                "single_word": False,
-                "lstrip": added.get(text, {}).get("lstrip", False),
-                "rstrip": added.get(text, {}).get("rstrip", False),
-                "normalized": False,
-                "special": special,
-            }
+            {"id": i}
+            | added_token(
+                text,
+                special,
+                lstrip=added.get(text, {}).get("lstrip", False),
+                rstrip=added.get(text, {}).get("rstrip", False),
+            )
             for text, (i, special) in sorted(tokens.items(), key=lambda item: item[1])
         ],
         "normalizer": normalizer,

@@ -1,13 +1,15 @@
 """The tokenizer that goes into the bundle.
 
-From a folder it is tokenizer.json or tokenizer.model, changed only in what the engine must not do.
-From a GGUF it is rebuilt (`gguf_tokenizer`).
+From a folder it is tokenizer.json or tokenizer.model, changed only in what the engine must not do,
+or a tokenizer.json that is made of vocab.json and merges.txt. From a GGUF it is rebuilt
+(`gguf_tokenizer`).
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,14 @@ from converter.text.bundle_tokenizer import (
     load_engine,
     make_controls_readable,
 )
+from converter.text.byte_level_json import byte_level_json, pre_tokenizer_of
 from converter.text.control_tokens import control_tokens
 from converter.text.named_templates import DEFAULT, chat_template_of, join_named
 from converter.text.pieces_json import Prefix, is_bpe, needs_json, pieces_to_json
 from converter.text.tokenizer_json import SAVE_AGAIN, TokenizerJson
+
+_END = "<|endoftext|>"
+DOWNLOAD_AGAIN = "download the file again"
 
 
 def load_tokenizer(
@@ -60,18 +66,30 @@ def _from_folder(
 ) -> BundleTokenizer:
     folder = checkpoint.path
     json_file, model_file = folder / "tokenizer.json", folder / "tokenizer.model"
-    if not json_file.is_file() and not model_file.is_file():
+    parts = folder / "vocab.json", folder / "merges.txt"
+    has_parts = all(path.is_file() for path in parts)
+    if not (json_file.is_file() or model_file.is_file() or has_parts):
         raise SourceError(
-            str(folder), "no tokenizer: looked for tokenizer.json and tokenizer.model", SAVE_AGAIN
+            str(folder),
+            "no tokenizer: looked for tokenizer.json, tokenizer.model, and vocab.json with "
+            "merges.txt",
+            SAVE_AGAIN,
         )
-    settings = _read_json(folder / "tokenizer_config.json")
+    settings = _read_json(folder / "special_tokens_map.json")
+    settings |= _read_json(folder / "tokenizer_config.json")
     template = chosen_template
     if template is None:
         template = _folder_template(folder, settings)
     rows = _embedding_rows(checkpoint.config)
-    if not json_file.is_file():
-        return _from_pieces(checkpoint, model_file, settings, template, rows)
-    fast = TokenizerJson(_read_utf8(json_file), rows, str(json_file))
+    beside = _tokens_beside(folder, settings)
+    if json_file.is_file():
+        fast = TokenizerJson(_read_utf8(json_file), rows, str(json_file), beside)
+    elif model_file.is_file():
+        return _from_pieces(checkpoint, model_file, settings, template, rows, beside)
+    else:
+        data = _from_vocabulary(checkpoint, *parts, settings, beside)
+        fast = TokenizerJson(data, rows, str(parts[0]), beside)
+    _check_end_token(folder, settings, fast.ids, rows)
     model = None
     if prefer_sentencepiece and model_file.is_file() and (proto := _pieces(model_file)):
         model = _as_section(proto, model_file, settings, template)
@@ -86,6 +104,7 @@ def _from_pieces(
     settings: dict[str, Any],
     template: str | None,
     rows: int | None,
+    beside: dict[str, dict[str, bool]],
 ) -> BundleTokenizer:
     """A lone tokenizer.model, with the tokens that stand beside it."""
     model = _pieces(path)
@@ -93,25 +112,65 @@ def _from_pieces(
         raise UnsupportedError(
             str(path), "not a SentencePiece model, and no tokenizer.json", SAVE_AGAIN
         )
-    known = {piece.piece for piece in model.pieces}
-    added = _added_tokens(path.parent, settings, len(model.pieces), rows, known)
-    lost = [text for text in added if text not in known]
-    if not is_bpe(model) and lost:
+    ids = {piece.piece: i for i, piece in enumerate(model.pieces)}
+    numbered = ids | {
+        text: i for i, text in enumerate((t for t in beside if t not in ids), start=len(ids))
+    }
+    # A token without a row is left out, as no network could read it.
+    limit = sys.maxsize if rows is None else rows
+    numbered = {text: i for text, i in numbered.items() if i < limit}
+    _check_end_token(path.parent, settings, numbered, rows)
+    added = {text: {"id": numbered[text]} | beside[text] for text in beside if text in numbered}
+    lost = [text for text in added if text not in ids]
+    if settings.get("add_prefix_space") is False:
+        model.normalizer_spec.add_dummy_prefix = False
+    prefixed = model.normalizer_spec.add_dummy_prefix
+    if not is_bpe(model) and (lost or (template and prefixed)):
+        what = f"the tokens {', '.join(lost[:5])} beside it" if lost else "a chat template"
         raise UnsupportedError(
             str(path),
-            f"the added tokens {', '.join(lost[:5])} are not in it, and there is no tokenizer.json",
-            SAVE_AGAIN,
+            f"it is a Unigram model, in which {what} cannot be read exactly, and there is no "
+            "tokenizer.json",
+            "use the tokenizer.json of the same model",
         )
     if not lost and not needs_json(model, template):
         chosen = _as_section(model, path, settings, template)
         return _describe_folder(checkpoint, settings, template, chosen, None)
-    prefixed = (
-        model.normalizer_spec.add_dummy_prefix and settings.get("add_prefix_space") is not False
-    )
     prefix = Prefix.ALWAYS if prefixed and settings.get("legacy") is True else Prefix.NEVER
     fast = TokenizerJson(pieces_to_json(model, prefix, added), rows, str(path))
     tokenizer = _describe_folder(checkpoint, settings, template, fast, None)
     return replace(tokenizer, starts_with_blank=prefixed).with_outline(fast.outline)
+
+
+def _from_vocabulary(
+    checkpoint: Checkpoint,
+    vocab: Path,
+    merges: Path,
+    settings: dict[str, Any],
+    beside: dict[str, dict[str, bool]],
+) -> bytes:
+    """The tokenizer.json that transformers would make of vocab.json and merges.txt."""
+    kind = settings.get("tokenizer_class")
+    cut = pre_tokenizer_of(checkpoint.config.get("model_type"), kind)
+    if cut is None or settings.get("add_prefix_space") is True:
+        why = f"tokenizer_class {kind!r:.40} does not say how its text is cut into words"
+        if cut is not None:
+            why = "add_prefix_space puts a blank before text, which a vocab.json cannot have here"
+        raise UnsupportedError(str(vocab), f"{why}, and there is no tokenizer.json", SAVE_AGAIN)
+    ids = _parse(_read_utf8(vocab), vocab)
+    if not all(type(i) is int for i in ids.values()) or set(ids.values()) != set(range(len(ids))):
+        raise SourceError(str(vocab), "does not number its tokens from 0 up", DOWNLOAD_AGAIN)
+    pairs = []
+    for line in _text(_read_utf8(merges), merges).split("\n"):
+        if not line.strip() or line.startswith("#version"):
+            continue
+        left, _, right = line.rstrip("\r").partition(" ")
+        if not ids.keys() >= {left, right, left + right}:
+            raise SourceError(str(merges), f"holds {line!r:.40}, not of tokens", DOWNLOAD_AGAIN)
+        pairs.append((left, right))
+    # Both classes have this name for the end, and for what is unknown, unless another is given.
+    known = {text: beside.get(text, {}) for text in (_END, *beside) if text in ids}
+    return byte_level_json(cut, ids, pairs, known)
 
 
 class _PieceModel:
@@ -245,41 +304,53 @@ def _as_section(
     kinds = model.SentencePiece
     special = {p.piece: i for i, p in enumerate(model.pieces) if p.type == kinds.CONTROL}
     added = {p.piece: i for i, p in enumerate(model.pieces) if p.type == kinds.USER_DEFINED}
-    changed = make_controls_readable(model, _token_text(settings.get("eos_token")), template)
-    data = model.SerializeToString(deterministic=True) if changed else read_file(path)
-    return _PieceModel(data, str(path), special, added)
+    bos, eos = (_token_text(settings.get(f"{role}_token")) for role in ("bos", "eos"))
+    make_controls_readable(model, bos, eos, template)
+    return _PieceModel(model.SerializeToString(deterministic=True), str(path), special, added)
 
 
-def _added_tokens(
-    folder: Path, settings: dict[str, Any], following: int, rows: int | None, known: set[str]
-) -> dict[str, dict[str, Any]]:
-    """Tokens beside a SentencePiece model, by text, as transformers numbers them.
+_ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
-    A token without a row is left out, as no network could read it; but an end token must have one.
+
+def _tokens_beside(folder: Path, settings: dict[str, Any]) -> dict[str, dict[str, bool]]:
+    """Tokens that a tokenizer's settings name: text to flags, in the order that transformers adds.
+
+    The ids that are stated there count for the order alone.
     """
-    tokens: dict[str, dict[str, Any]] = {
-        text: {"id": i}
-        for text, i in _read_json(folder / "added_tokens.json").items()
-        if type(i) is int and i >= 0
+    ids: dict[str, int] = {
+        text: i for text, i in _read_json(folder / "added_tokens.json").items() if type(i) is int
     }
+    tokens: dict[str, dict[str, bool]] = {text: {} for text in ids}
     for number, token in _mapping(settings.get("added_tokens_decoder")).items():
         if (text := _token_text(token)) and number.isdecimal():
-            flags = token if isinstance(token, dict) else {}
-            tokens[text] = {"id": int(number)} | {
-                key: flags.get(key) is True for key in ("special", "lstrip", "rstrip")
-            }
+            ids[text] = int(number)
+            tokens[text] = {"special": False} | _flags(token)
+    tokens = {text: tokens[text] for text in sorted(tokens, key=lambda text: ids[text])}
+    more = settings.get("additional_special_tokens")
+    named = [settings.get(f"{role}_token") for role in _ROLES]
+    for token in named + (more if isinstance(more, list) else []):
+        if text := _token_text(token):
+            tokens.setdefault(text, _flags(token) | {"special": True})
+    return tokens
+
+
+def _flags(token: Any) -> dict[str, bool]:
+    """What an object says of a token; a string says nothing."""
+    names = ("special", "lstrip", "rstrip")
+    return {name: token[name] is True for name in names if name in _mapping(token)}
+
+
+def _check_end_token(
+    folder: Path, settings: dict[str, Any], ids: Container[str], rows: int | None
+) -> None:
     eos = _token_text(settings.get("eos_token"))
-    if eos and eos not in known and eos not in tokens:
-        tokens[eos] = {"id": max([following - 1, *(t["id"] for t in tokens.values())]) + 1}
-    limit = sys.maxsize if rows is None else rows
-    if eos and eos in tokens and tokens[eos]["id"] >= limit:
+    if eos and eos not in ids:
         raise UnsupportedError(
             str(folder),
             f"eos_token {eos!r} is not in the tokenizer, and the embedding of {rows} rows has none "
             "for it",
             "name a token of the vocabulary as eos_token in tokenizer_config.json",
         )
-    return {text: token for text, token in tokens.items() if token["id"] < limit}
 
 
 _PROBES = (
@@ -308,14 +379,14 @@ def _read_utf8(path: Path) -> bytes:
     try:
         return utf8_of(read_file(path))
     except ValueError as error:
-        raise SourceError(str(path), str(error), "download the file again") from None
+        raise SourceError(str(path), str(error), DOWNLOAD_AGAIN) from None
 
 
 def _text(data: bytes, path: Path) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise SourceError(str(path), "is not UTF-8 text", "download the file again") from None
+        raise SourceError(str(path), "is not UTF-8 text", DOWNLOAD_AGAIN) from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -329,9 +400,9 @@ def _parse(data: bytes, path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_text(data, path))
     except (ValueError, RecursionError) as error:
-        raise SourceError(str(path), f"is not JSON: {error}", "download the file again") from None
+        raise SourceError(str(path), f"is not JSON: {error}", DOWNLOAD_AGAIN) from None
     if not isinstance(value, dict):
-        raise SourceError(str(path), "is not a JSON object", "download the file again")
+        raise SourceError(str(path), "is not a JSON object", DOWNLOAD_AGAIN)
     return value
 
 

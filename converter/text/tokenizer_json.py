@@ -8,6 +8,7 @@ stay a table, and the one tokenizer that is built, the outline, knows special to
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from converter.errors import SourceError
@@ -34,6 +35,8 @@ class TokenizerJson:
         data: the file's bytes.
         rows: of the embedding; None where that is not known.
         name: for errors.
+        beside: tokens that stand beside the file, text to flags of an added token. Those that it
+            lacks are added, as transformers adds them.
 
     Raises:
         SourceError: the file is damaged.
@@ -41,7 +44,13 @@ class TokenizerJson:
 
     kind = HF_KIND
 
-    def __init__(self, data: bytes, rows: int | None, name: str) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        rows: int | None,
+        name: str,
+        beside: Mapping[str, Mapping[str, bool]] | None = None,
+    ) -> None:
         import msgspec
 
         limit = sys.maxsize if rows is None else rows
@@ -49,21 +58,33 @@ class TokenizerJson:
             parts = _parts(data)
             model = _parts(parts["model"])
             cut = [key for key in ("truncation", "padding") if _value(parts.get(key))]
-            added = msgspec.json.decode(parts.get("added_tokens", b"[]"), type=list[dict[str, Any]])
+            listed = msgspec.json.decode(
+                parts.get("added_tokens", b"[]"), type=list[dict[str, Any]]
+            )
             has_letters = _has_letters(model)
             unknown = _value(model.get("unk_token"))
             if has_letters:
                 self.ids = msgspec.json.decode(model["vocab"], type=dict[str, int])
             else:
                 self.ids = load_tokenizer_json(data, name).get_vocab(with_added_tokens=False)
+            known = self.ids.keys() | {token["content"] for token in listed}
+            more = [
+                added_token(text, **flags)
+                for text, flags in (beside or {}).items()
+                if text not in known
+            ]
+            added = listed + more
             numbers = _number(added, self.ids)
+            for token in more:
+                token["id"] = numbers[token["content"]]
             kept = [token for token in added if numbers[token["content"]] < limit]
         except (msgspec.DecodeError, KeyError, TypeError) as error:
             raise _damaged(name, error) from error
         parts |= dict.fromkeys(cut, msgspec.Raw(b"null"))
-        if len(kept) < len(added):
+        is_changed = kept != listed
+        if is_changed:
             parts["added_tokens"] = msgspec.Raw(msgspec.json.encode(kept))
-        self.data = _joined(parts) if cut or len(kept) < len(added) else data
+        self.data = _joined(parts) if cut or is_changed else data
         numbers = {token["content"]: numbers[token["content"]] for token in kept}
         self.special = {
             token["content"]: numbers[token["content"]] for token in kept if token.get("special")
@@ -99,6 +120,20 @@ class TokenizerJson:
     def spelling(self, text: str) -> str:
         """The tokens of `text`, joined."""
         return "".join(self.outline.encode(text, add_special_tokens=False).tokens)
+
+
+def added_token(
+    text: str, special: bool = True, lstrip: bool = False, rstrip: bool = False
+) -> dict[str, Any]:
+    """An entry of `added_tokens`, but for its id."""
+    return {
+        "content": text,
+        "single_word": False,
+        "lstrip": lstrip,
+        "rstrip": rstrip,
+        "normalized": False,
+        "special": special,
+    }
 
 
 def load_tokenizer_json(data: bytes, name: str) -> Any:

@@ -16,6 +16,8 @@ from converter.errors import SourceError, UnsupportedError
 from converter.litertlm.metadata import LlmMetadataResult, build_llm_metadata
 from converter.text.bundle_tokenizer import BundleTokenizer
 from converter.text.tokenizer import load_tokenizer
+from tests.small_tokenizers import Folder
+from tests.tiny_models import write_tokenizer
 
 FAMILIES = Path(__file__).parents[3] / "converter" / "families"
 CHATML = (
@@ -118,8 +120,46 @@ def test_a_bos_that_the_tokenizer_spells_out_is_refused() -> None:
             return super().outline(text.replace("<s>", "< s >"))
 
     source = SpelledOut(**vars(tokenizer(chat_template="{{ bos_token }}" + CHATML)))
-    with pytest.raises(UnsupportedError, match="holds it 0 times, the runtime's 1 times"):
+    with pytest.raises(UnsupportedError, match=r"would read the tokens \[1, 3, .* after 0 that"):
         build(source)
+
+
+@pytest.fixture
+def strips_after(tmp_path: Path) -> Any:
+    """A real tokenizer with the template's marks, one of which takes the blanks behind it."""
+
+    def make(mark: str, template: str) -> BundleTokenizer:
+        write_tokenizer(tmp_path)
+        settings = {
+            "bos_token": "<b>",
+            "eos_token": "<|im_end|>",
+            "added_tokens_decoder": {
+                str(258 + i): {"content": text, "special": True, "rstrip": text == mark}
+                for i, text in enumerate(("<b>", "<|im_start|>", "<|im_end|>"))
+            },
+            "chat_template": template,
+        }
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        return load_tokenizer(Folder(tmp_path))
+
+    return make
+
+
+def test_tokens_that_differ_in_a_prompt_are_refused(strips_after: Any) -> None:
+    """The engine puts the start token before tokens; what it would strip of the text stays."""
+    template = "{{ bos_token }}{{ '\n' }}" + CHATML
+    assert build(strips_after("", template)).message.HasField("start_token")
+    with pytest.raises(UnsupportedError, match="one user message: the runtime would read the tok"):
+        build(strips_after("<b>", template))
+
+
+def test_tokens_that_differ_where_a_turn_begins_are_told(strips_after: Any) -> None:
+    assert build(strips_after("", CHATML)).notes == ()
+    [note] = build(strips_after("<|im_end|>", CHATML)).notes
+    assert note == (
+        "tokens: where a turn begins, the runtime reads other tokens than the source, as it "
+        "encodes each turn apart: [198, 259, 84] where the source has [259, 84, 82]"
+    )
 
 
 # --- Stop tokens ------------------------------------------------------------------------------

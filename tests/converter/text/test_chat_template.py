@@ -236,7 +236,7 @@ def test_gemma3_keeps_its_own_template_and_needs_the_start_token(gemma3_tokenize
         True,
         True,
     )
-    assert report.source_prompt == "<bos>" + report.runtime_prompt
+    assert report.cases[0].expected == "<bos>" + report.runtime_prompt
 
 
 def test_qwen3_keeps_its_own_text_with_thinking_and_tools(qwen3_tokenizer: Path) -> None:

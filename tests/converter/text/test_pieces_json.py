@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
 
 from converter.errors import UnsupportedError
 from converter.litertlm.metadata import build_llm_metadata
 from converter.text.bundle_tokenizer import BundleTokenizer
 from converter.text.template_renderers import render_as_runtime
 from converter.text.tokenizer import load_tokenizer
-from tests.small_tokenizers import Folder, from_gguf, write_tokenizer_gguf
+from tests.small_tokenizers import Folder, from_gguf, train_pieces, write_tokenizer_gguf
 
 END = "{% if add_generation_prompt %}[assistant] {% endif %}"
 TEMPLATES = {
@@ -25,6 +23,9 @@ TEMPLATES = {
     "bos in each turn": "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }} "
     "{% elif m['role'] == 'user' %}{{ bos_token }}[INST] {{ m['content'] }} [/INST]"
     "{% else %} {{ m['content'] }} {{ eos_token }}{% endif %}{% endfor %}",
+    "system text first": "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}"
+    "\n\n{% else %}{{ '</s>' if m['role'] == 'user' else '' }}[{{ m['role'] }}] {{ m['content'] }}"
+    "{{ eos_token }}{% endif %}{% endfor %}" + END,
     "no bos": "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}{{ eos_token }}\n"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
     "<s> written out": "<s>{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}</s>"
@@ -37,26 +38,13 @@ TURNS = [
     {"role": "assistant", "content": "it jumps"},
     {"role": "user", "content": "over the lazy dog?"},
 ]
+SYSTEM = {"role": "system", "content": "be brief"}
 BASE = "llm_model_type { generic_model {} }"
 
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    out = io.BytesIO()
-    corpus = ["hello there my friend", "the quick brown fox jumps over the lazy dog", "hi user"] * 9
-    SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus),
-        model_writer=out,
-        vocab_size=310,
-        model_type="bpe",
-        byte_fallback=True,
-        character_coverage=1.0,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-        pad_id=-1,
-    )
-    return sentencepiece_model_pb2.ModelProto.FromString(out.getvalue())
+    return train_pieces()
 
 
 @pytest.fixture
@@ -81,11 +69,16 @@ def folder(model: Any, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+def turns(count: int) -> list[dict[str, str]]:
+    """So many turns; an even number begins with a system message."""
+    return TURNS[:count] if count % 2 else [SYSTEM, *TURNS[: count - 1]]
+
+
 def runtime_tokens(tokenizer: BundleTokenizer, count: int) -> list[int]:
     """What the engine reads of a history of `count` messages."""
     message = build_llm_metadata(BASE, tokenizer, 64, "llama").message
     prompt = render_as_runtime(
-        message.jinja_prompt_template, TURNS[:count], add_generation_prompt=True
+        message.jinja_prompt_template, turns(count), add_generation_prompt=True
     )
     return [*message.start_token.token_ids.ids, *tokenizer.encode(prompt)]
 
@@ -96,12 +89,12 @@ def source_tokens(count: int, *args: Any, template: str | None = None, **kwargs:
     source = AutoTokenizer.from_pretrained(*args, **kwargs)
     source.eos_token = "</s>"  # of a small GGUF transformers takes <s> for it
     ids = source.apply_chat_template(
-        TURNS[:count], chat_template=template, add_generation_prompt=True, return_dict=False
+        turns(count), chat_template=template, add_generation_prompt=True, return_dict=False
     )
     return list(ids)
 
 
-@pytest.mark.parametrize("count", [1, 3, 5])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 6])
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("style", TEMPLATES)
 def test_a_lone_model_gives_the_tokens_of_transformers(
@@ -111,7 +104,7 @@ def test_a_lone_model_gives_the_tokens_of_transformers(
     assert runtime_tokens(load_tokenizer(Folder(path)), count) == source_tokens(count, path)
 
 
-@pytest.mark.parametrize("count", [1, 3, 5])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 6])
 @pytest.mark.parametrize("style", TEMPLATES)
 def test_a_gguf_gives_the_tokens_of_transformers(
     model: Any, tmp_path: Path, style: str, count: int
