@@ -457,7 +457,14 @@ def _checked(family: str, field: dataclasses.Field[Any], value: Any) -> Any:
         "Sequence[str]": isinstance(value, list) and all(isinstance(v, str) for v in value),
     }[kind]
     if not ok:
-        wanted = {"int": "a positive integer", "float": "a positive number"}.get(kind, f"a {kind}")
+        wanted = {
+            "int": "a positive integer",
+            "float": "a positive number",
+            "bool": "true or false",
+            "str": "a text",
+            "dict[str, Any]": "a JSON object",
+            "Sequence[str]": "a list of texts",
+        }[kind]
         raise SourceError(
             f"{family} config", f"{field.name}={value!r} is not {wanted}", "check config.json"
         )

@@ -234,10 +234,15 @@ def _stop_tokens(
     Only control tokens are known by their text. An ordinary piece that is spelled alike is text
     that the model may want to write.
     """
-    ends = set(tokenizer.eos_token_ids)
     declared = config.get("eos_token_id")
-    if declared is not None:
-        ends |= {declared} if isinstance(declared, int) else set(declared)
+    ids = [] if declared is None else declared if isinstance(declared, list) else [declared]
+    if any(type(token) is not int for token in ids):
+        raise SourceError(
+            f"{name}: end of turn",
+            f"eos_token_id={declared!r:.80} is neither a token's id nor a list of them",
+            "correct it in generation_config.json",
+        )
+    ends = {*tokenizer.eos_token_ids, *ids}
     known = turn_ends(tokenizer.special_tokens)
     turn_end = _special_prefix(report.after_assistant.lstrip(), tokenizer)
     if turn_end is not None:

@@ -182,7 +182,7 @@ def test_configs_of_transformers_5_mean_the_same(config: dict[str, Any]) -> None
         ({"num_hidden_layers": 1 << 60}, "is more than any model has"),
         ({"hidden_size": 1 << 60, "head_dim": None}, "is more than any model has"),
         ({"rms_norm_eps": True}, "rms_norm_eps=True is not a positive number"),
-        ({"tie_word_embeddings": "no"}, "tie_word_embeddings='no' is not a bool"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings='no' is not true or false"),
         ({"vocab_size": None}, "has no vocab_size"),
         ({"num_key_value_heads": 5}, "is no multiple of num_key_value_heads=5"),
     ],

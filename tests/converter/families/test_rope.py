@@ -160,7 +160,7 @@ def llama(settings: object, **changes: object) -> Family:
         ({**LONG, "short_factor": [1.0]}, SourceError, "short_factor=[1.0] is not a list of 8"),
         ({**LONG, "long_factor": None}, SourceError, "long_factor=None is not a list of 8"),
         ({**LONG, "original_max_position_embeddings": 1}, SourceError, "is not above 1"),
-        ([1], SourceError, "rope_scaling=[1] is not a dict"),
+        ([1], SourceError, "rope_scaling=[1] is not a JSON object"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(

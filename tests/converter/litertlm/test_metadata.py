@@ -199,6 +199,12 @@ def test_several_declared_ends() -> None:
     assert stops(build(tokenizer(), config={"eos_token_id": [2, 30]})) == [[2], [4], [30]]
 
 
+@pytest.mark.parametrize("declared", ["30", [30, "2"], 30.0, True, {"id": 30}])
+def test_a_declared_end_that_is_no_id_is_refused(declared: Any) -> None:
+    with pytest.raises(SourceError, match="is neither a token's id nor a list of them"):
+        build(tokenizer(), config={"eos_token_id": declared})
+
+
 def test_nothing_that_ends_a_turn_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="which token ends a turn"):
         build(tokenizer(chat_template=PLAIN, eos_token_ids=(), special_tokens={}))
