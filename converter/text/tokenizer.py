@@ -28,7 +28,7 @@ from converter.text.byte_level_json import byte_level_json, pre_tokenizer_of
 from converter.text.control_tokens import control_tokens
 from converter.text.named_templates import DEFAULT, chat_template_of, join_named
 from converter.text.pieces_json import Prefix, is_bpe, needs_json, pieces_to_json
-from converter.text.tokenizer_json import SAVE_AGAIN, TokenizerJson
+from converter.text.tokenizer_json import SAVE_AGAIN, TokenizerJson, without_first_blank
 
 _END = "<|endoftext|>"
 DOWNLOAD_AGAIN = "download the file again"
@@ -82,8 +82,12 @@ def _from_folder(
         template = _folder_template(folder, settings)
     rows = _embedding_rows(checkpoint.config)
     beside = _tokens_beside(folder, settings)
+    bare = None
     if json_file.is_file():
-        fast = TokenizerJson(_read_utf8(json_file), rows, str(json_file), beside)
+        data = _read_utf8(json_file)
+        # The engine would put the blank before every turn: here the template begins with it.
+        bare = without_first_blank(data) if template else None
+        fast = TokenizerJson(bare or data, rows, str(json_file), beside)
     elif model_file.is_file():
         return _from_pieces(checkpoint, model_file, settings, template, rows, beside)
     else:
@@ -95,7 +99,8 @@ def _from_folder(
         model = _as_section(proto, model_file, settings, template)
     if model and _agree(model, fast, rows):
         return _describe_folder(checkpoint, settings, template, model, fast)
-    return _describe_folder(checkpoint, settings, template, fast, fast)
+    tokenizer = _describe_folder(checkpoint, settings, template, fast, fast)
+    return replace(tokenizer, starts_with_blank=bare is not None).with_outline(fast.outline)
 
 
 def _from_pieces(

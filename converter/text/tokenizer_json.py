@@ -122,6 +122,32 @@ class TokenizerJson:
         return "".join(self.outline.encode(text, add_special_tokens=False).tokens)
 
 
+def without_first_blank(data: bytes) -> bytes | None:
+    """A tokenizer.json that puts no blank before a text; None where this one puts none, or several.
+
+    Metaspace's `first` puts one before a text's first word, unless a special token stands there.
+    """
+    import msgspec
+
+    try:
+        parts = _parts(data)
+        cutting = _value(parts.get("pre_tokenizer"))
+    except msgspec.DecodeError:  # whoever takes it apart says what is wrong
+        return None
+    steps = cutting.get("pretokenizers", [cutting]) if isinstance(cutting, dict) else []
+    first = [
+        step
+        for step in steps
+        if isinstance(step, dict)
+        and (step.get("type"), step.get("prepend_scheme")) == ("Metaspace", "first")
+    ]
+    if len(first) != 1:
+        return None
+    first[0]["prepend_scheme"] = "never"
+    parts["pre_tokenizer"] = msgspec.Raw(msgspec.json.encode(cutting))
+    return _joined(parts)
+
+
 def added_token(
     text: str, special: bool = True, lstrip: bool = False, rstrip: bool = False
 ) -> dict[str, Any]:

@@ -104,6 +104,20 @@ def test_a_lone_model_gives_the_tokens_of_transformers(
     assert runtime_tokens(load_tokenizer(Folder(path)), count) == source_tokens(count, path)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+@pytest.mark.parametrize("style", TEMPLATES)
+def test_what_a_trainer_saved_gives_the_tokens_of_transformers(
+    folder: Callable[..., Path], style: str, count: int
+) -> None:
+    """A tokenizer.json whose blank stands before a text's first word (Metaspace's `first`)."""
+    from transformers import AutoTokenizer
+
+    path = folder(TEMPLATES[style], legacy=False)
+    AutoTokenizer.from_pretrained(path).save_pretrained(path)
+    (path / "tokenizer.model").unlink()
+    assert runtime_tokens(load_tokenizer(Folder(path)), count) == source_tokens(count, path)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 6])
 @pytest.mark.parametrize("style", TEMPLATES)
 def test_a_gguf_gives_the_tokens_of_transformers(
