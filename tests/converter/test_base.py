@@ -628,6 +628,10 @@ def test_a_tokenizer_larger_than_the_embedding(llama: Path, tmp_path: Path) -> N
     tokenizer["model"]["vocab"] = bytes_only | {f"word{i}": i for i in range(256, 321)}
     (source / "tokenizer.json").write_text(json.dumps(tokenizer))
     error = refusal(source, tmp_path / "out" / "m")
+    assert str(error).startswith(f"{source}, eos_token '</s>' is no")  # it is one of those
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "a"}))
+    error = refusal(source, tmp_path / "out" / "m")
     assert isinstance(error, SourceError)
     assert str(error) == (
         "tiny: tokenizer, has 321 tokens, the embedding only 320 rows, "

@@ -247,7 +247,7 @@ def test_files() -> None:
         (
             ["adapter_config.json", "adapter_model.safetensors"],
             UnsupportedError,
-            "this with --lora",
+            "it is merged: convert MODEL --lora",
         ),
     ],
 )
