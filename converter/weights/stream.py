@@ -232,7 +232,11 @@ class WeightStream:
             if blocks:
                 before = self.met.get(weight.path, (0, 0))
                 self.met[weight.path] = before[0] + met, before[1] + blocks
-            self._progress(written)
+            try:
+                self._progress(written)
+            except BaseException as error:
+                self._workers.fail(error)  # before another thread may count
+                raise
 
     def _pack(
         self, form: Format, rows: np.ndarray, inputs: Inputs, buffer: ThreadBuffer

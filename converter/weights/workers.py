@@ -42,7 +42,7 @@ class Workers:
         _traceback: TracebackType | None,
     ) -> None:
         if error is not None:  # an interrupt arrives here, not in the threads
-            self._fail(error)
+            self.fail(error)
         self._join()
 
     def do(self, tasks: Iterable[Task]) -> None:
@@ -74,7 +74,7 @@ class Workers:
             try:
                 task()
             except BaseException as error:
-                self._fail(error)
+                self.fail(error)
 
     def _next(self) -> Task | None:
         """Something to do; None at the end."""
@@ -94,7 +94,8 @@ class Workers:
 
         return counted
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """Drop what is not begun; `do` and `finish` raise the first error that came here."""
         with self._lock:
             self._error = self._error or error
             self._urgent.clear()
