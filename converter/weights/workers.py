@@ -59,7 +59,7 @@ class Workers:
         self._check()
 
     def do_later(self, tasks: Iterable[Task]) -> None:
-        """Do these when there is time."""
+        """Do these when there is time; after an error they are not begun."""
         with self._lock:
             self._others.extend(tasks)
             self._changed.notify_all()
@@ -79,7 +79,11 @@ class Workers:
     def _next(self) -> Task | None:
         """Something to do; None at the end."""
         with self._lock:
-            self._changed.wait_for(lambda: self._urgent or self._others or self._ended)
+            self._changed.wait_for(
+                lambda: self._urgent or self._others or self._ended or self._error
+            )
+            if self._error:
+                return None
             if self._urgent:
                 return self._counted(self._urgent.popleft())
             return self._others.popleft() if self._others else None
@@ -95,11 +99,10 @@ class Workers:
         return counted
 
     def fail(self, error: BaseException) -> None:
-        """Drop what is not begun; `do` and `finish` raise the first error that came here."""
+        """Begin nothing more; `do` and `finish` raise the first error that came here."""
         with self._lock:
             self._error = self._error or error
-            self._urgent.clear()
-            self._others.clear()
+            self._changed.notify_all()
             self._wake()
 
     def _wake(self) -> None:

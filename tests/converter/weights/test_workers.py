@@ -65,6 +65,27 @@ def test_an_error_comes_out_and_drops_the_rest(waited_for: bool) -> None:
     assert done == []
 
 
+def test_what_comes_after_an_error_is_not_begun() -> None:
+    done: list[int] = []
+    failed = threading.Event()
+
+    def fail() -> None:
+        failed.set()
+        raise ValueError("this one")
+
+    def work() -> None:
+        with Workers(1) as workers:
+            workers.do_later([fail])
+            failed.wait()
+            for i in range(1000):  # some before the error is known, the others after
+                workers.do_later([partial(done.append, i)])
+            workers.finish()
+
+    with pytest.raises(ValueError, match="this one"):
+        work()
+    assert done == []
+
+
 def test_an_error_beside_the_work_ends_it() -> None:
     go = threading.Event()
     done: list[int] = []
