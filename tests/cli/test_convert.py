@@ -251,6 +251,23 @@ def test_as_a_program_with_another_hash_seed(
     assert (out / "llama.litertlm").read_bytes() == here.read_bytes()
 
 
+def test_the_hub_is_asked_for_the_model_alone(hub: HubServer, tmp_path: Path) -> None:
+    make_checkpoint("llama", tmp_path / "hub/org/tiny")
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", "convert", "org/tiny", "--output-dir", str(tmp_path / "out")],
+        cwd=ROOT,
+        env=os.environ | {"HOME": str(tmp_path), "HF_HOME": str(tmp_path / "cache")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert hub.fetched()
+    assert all("org/tiny" in item.path for item in hub.seen)
+
+
 def test_a_path_that_is_no_text(llama: Path, tmp_path: Path) -> None:
     """Bytes in, the same bytes out."""
     out = os.fsencode(tmp_path) + b"/caf\xe9"
