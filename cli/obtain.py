@@ -293,11 +293,12 @@ def _convert(
     sealing: Sealing | None = None,
 ) -> None:
     from cli.progress import byte_progress, stage_progress
-    from converter.base import IGNORED_KEYS
 
     with stage_progress(request.quiet) as tell, open_checkpoint(local) as checkpoint:
         if sealing is not None:
             sealing.begin([*checkpoint.files, *_adapter_files(chosen)])
+        # What takes time to import comes after this: while the files are hashed.
+        from converter.base import IGNORED_KEYS
         from converter.report import weights_bytes
         from converter.tflite.kv_cache import Target
 

@@ -42,12 +42,24 @@ def supervised(command: Callable[[], int]) -> int:
     signals = [getattr(signal, name) for name in _PASSED_ON]
     # Until they can be passed on, and understood.
     signal.pthread_sigmask(signal.SIG_BLOCK, [*signals, signal.SIGUSR1])
-    child = os.posix_spawn(
-        sys.executable,
-        sys.orig_argv,
-        os.environ | {_MARK: str(os.getpid()), _LOG: str(log)},
-        setsigmask=[signal.SIGINT],  # taken off where it can be answered, in cli.main
-    )
+    if sys.platform == "linux":
+        # One start of Python less: nothing is loaded yet that a copy could not use.
+        supervisor = os.getpid()
+        child = os.fork()
+        if child == 0:
+            os.environ[_LOG] = str(log)
+            end_with(supervisor)
+            _tell_what_is_heard(supervisor)
+            # SIGINT is taken off where it can be answered, in cli.main.
+            signal.pthread_sigmask(signal.SIG_SETMASK, [signal.SIGINT])
+            return command()
+    else:
+        child = os.posix_spawn(
+            sys.executable,
+            sys.orig_argv,
+            os.environ | {_MARK: str(os.getpid()), _LOG: str(log)},
+            setsigmask=[signal.SIGINT],
+        )
     return _wait(child, signals, log)
 
 

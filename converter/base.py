@@ -114,10 +114,6 @@ class Plan:
         return self.text().bundle
 
 
-# For the proof of tokenizer and template: a tenth of what packing and writing take at 1 GB/s.
-_PATIENCE = 0.1e-9  # seconds per byte of the network
-
-
 class ModelConverter:
     """Converts one checkpoint.
 
@@ -150,8 +146,9 @@ class ModelConverter:
         Args:
             seal: see `converter.output.atomic_file`.
         """
-        # A fault of the template shows before the weights, where it is known soon enough.
-        if plan.description.is_done(within=_PATIENCE * plan.model.nbytes):
+        # A fault of the template shows before the weights, where it is known by now; else the
+        # stream ends where it shows.
+        if plan.description.is_done():
             plan.text()
         with AtomicFile(output) as file:
             self.package(plan, file, self.stream(plan, file, progress))
