@@ -118,8 +118,8 @@ def widen_gguf(source: Path, config: dict[str, Any], tokenizer: Path, folder: Pa
                 less = family.source_of(path, "", "safetensors").add
                 for start in range(0, rows, _ROWS):
                     values = checkpoint.read_rows(stored.tensor, start, min(start + _ROWS, rows))
-                    if stored.interleaved_head_dim:
-                        values = halves_from_pairs(values, stored.interleaved_head_dim)
+                    if stored.interleaved:
+                        values = halves_from_pairs(values, *stored.interleaved)
                     out.write(bfloat16(values - np.float32(less)).tobytes())
 
 
@@ -149,12 +149,12 @@ def write_gguf(folder: Path, file: Path) -> None:
         writer.add_context_length(family.max_position_embeddings)
         writer.add_embedding_length(spec.hidden_size)
         writer.add_block_count(len(spec.layers))
-        writer.add_feed_forward_length(spec.intermediate_size)
-        writer.add_head_count(spec.num_attention_heads)
-        writer.add_head_count_kv(spec.num_key_value_heads)
-        writer.add_key_length(spec.head_dim)
-        writer.add_value_length(spec.head_dim)
-        writer.add_layer_norm_rms_eps(spec.norm_epsilon)
+        writer.add_feed_forward_length(family.intermediate_size)
+        writer.add_head_count(family.num_attention_heads)
+        writer.add_head_count_kv(family.kv_heads)
+        writer.add_key_length(family.attention_head_dim)
+        writer.add_value_length(family.attention_head_dim)
+        writer.add_layer_norm_rms_eps(family.rms_norm_eps)
         writer.add_rope_freq_base(family.rope_theta)
         writer.add_vocab_size(spec.vocab_size)
         writer.add_tokenizer_model("no_vocab")

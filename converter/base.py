@@ -189,10 +189,11 @@ class ModelConverter:
         self._check_shapes(shapes, sources)
         target, rings = self.options.target, not family.has_thoughts()
         caches = [
-            cache_shape(layer.sliding_window, cache_length, target, rings) for layer in spec.layers
+            cache_shape(layer.mixer.sliding_window, cache_length, target, rings)
+            for layer in spec.layers
         ]
         describe = background.start(
-            lambda: self._describe(family, spec, cache_length, caches),
+            lambda: self._describe(family, spec, cache_length),
             f"{self.name}: tokenizer and chat template",
         )
 
@@ -203,8 +204,10 @@ class ModelConverter:
                 build_decoder(spec, lengths, cache_length, weights.__getitem__, caches, target)
             )
 
+        own = {i: shape for i, shape in enumerate(caches) if spec.layers[i].mixer.cache_of is None}
+
         def text_for(network_nbytes: int) -> Text:
-            return self._lay_out(network_nbytes, family, quantization, caches, found, *describe())
+            return self._lay_out(network_nbytes, family, quantization, own, found, *describe())
 
         return Plan(
             family=family,
@@ -234,9 +237,7 @@ class ModelConverter:
             description=describe,
         )
 
-    def _describe(
-        self, family: Family, spec: DecoderSpec, cache_length: int, caches: Sequence[CacheShape]
-    ) -> Description:
+    def _describe(self, family: Family, spec: DecoderSpec, cache_length: int) -> Description:
         """What is said of the network, proved."""
         chosen = self.options.chat_template
         tokenizer = load_tokenizer(
@@ -265,7 +266,7 @@ class ModelConverter:
         network_nbytes: int,
         family: Family,
         quantization: Quantization,
-        caches: Sequence[CacheShape],
+        own_caches: Mapping[int, CacheShape],
         found: Mapping[str, str],
         metadata: LlmMetadataResult,
         tokenizer_kind: str,
@@ -274,7 +275,7 @@ class ModelConverter:
         message = metadata.message
         parts: tuple[tuple[str, bytes], ...] = (
             ("LlmMetadataProto", message.SerializeToString(deterministic=True)),
-            ("ExecutorMetadataProto", executor_metadata(caches, message.max_num_tokens)),
+            ("ExecutorMetadataProto", executor_metadata(own_caches, message.max_num_tokens)),
             (tokenizer_kind, tokenizer),
         )
         network = Section("TFLiteModel", network_nbytes, {"model_type": "tf_lite_prefill_decode"})
@@ -350,18 +351,20 @@ class ModelConverter:
     def _check_shapes(
         self, shapes: dict[str, tuple[int, ...]], sources: dict[str, WeightSource]
     ) -> None:
-        stored = {
-            path: (source.tensor, self.checkpoint.tensors[source.tensor].shape)
-            for path, source in sources.items()
-            if not source.is_absent
-        }
+        wanted: dict[str, tuple[int, ...]] = {}
+        for path, source in sources.items():
+            if not source.is_absent:  # several weights may share a tensor, one below the other
+                rows = source.first_row + shapes[path][0]
+                before = wanted.get(source.tensor, (0,))[0]
+                wanted[source.tensor] = (max(before, rows), *shapes[path][1:])
+        stored = {name: self.checkpoint.tensors[name].shape for name in wanted}
         said_by = "its metadata" if self.checkpoint.format == "gguf" else "config"
         wrong = [
-            f"{name} is {list(shape)}, {said_by} says {list(shapes[path])}"
-            for path, (name, shape) in stored.items()
-            if shape != shapes[path]
+            f"{name} is {list(shape)}, {said_by} says {list(wanted[name])}"
+            for name, shape in stored.items()
+            if shape != wanted[name]
         ]
-        if any(0 in shape for _, shape in stored.values()):
+        if any(0 in shape for shape in stored.values()):
             fix = "save it whole: DeepSpeed ZeRO-3 leaves empty tensors, zero_to_fp32.py fills them"
         elif self.checkpoint.format == "gguf":
             fix = OTHER_GGUF

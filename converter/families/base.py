@@ -8,12 +8,23 @@ are its config, under Hugging Face's own keys; it overrides the few hooks in whi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from converter.decoder import Activation, DecoderSpec, LayerSpec, Rope
+from converter.decoder import (
+    ATTENTION_PROJECTIONS,
+    MLP_PROJECTIONS,
+    Activation,
+    Attention,
+    DecoderSpec,
+    FeedForward,
+    LayerSpec,
+    Norm,
+    NormKind,
+    Rope,
+)
 from converter.errors import SourceError, UnsupportedError
 from converter.families.config_keys import (
     GGUF_LIMITS,
@@ -42,8 +53,13 @@ _CLASSIFIER = "score.weight"
 # Parts of a larger model in a GGUF that Ollama made: its vision tower, and what joins the two.
 GGUF_VISION = ("v.", "mm.")
 
-# The plain decoder: path in the network, name in safetensors (wrappers removed), name in a GGUF.
-NAMES: tuple[tuple[str, str, str], ...] = (
+# Path in the network, name in safetensors (wrappers removed), name in a GGUF. `A|B`: the first that
+# a checkpoint has. Weights that share a tensor stand in it one below the other, in the network's
+# order: q, k and v in `qkv_proj`, gate and up in `gate_up_proj`.
+Names = tuple[tuple[str, str, str], ...]
+
+# The plain decoder.
+NAMES: Names = (
     ("embedding", "embed_tokens.weight", "token_embd.weight"),
     ("layers.{i}.attention.norm", "layers.{i}.input_layernorm.weight", "blk.{i}.attn_norm.weight"),
     ("layers.{i}.attention.q", "layers.{i}.self_attn.q_proj.weight", "blk.{i}.attn_q.weight"),
@@ -67,6 +83,13 @@ NAMES: tuple[tuple[str, str, str], ...] = (
     ("head", "lm_head.weight", "output.weight"),
 )  # fmt: skip
 
+
+def with_names(names: Names, *rows: tuple[str, str, str]) -> Names:
+    """A name table in which `rows` take the place of those of the same path."""
+    replaced = {row[0] for row in rows}
+    return (*(row for row in names if row[0] not in replaced), *rows)
+
+
 # By the names of transformers' ACT2FN, of which several stand for one function.
 ACTIVATIONS: dict[str, Activation] = {
     "silu": Activation.SILU,
@@ -78,6 +101,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": Activation.GELU_TANH,
     "gelu_fast": Activation.GELU_TANH,
     "gelu_accurate": Activation.GELU_TANH,
+    "relu2": Activation.RELU2,
 }
 
 _MAY_BE_ZERO = ("max_window_layers",)
@@ -98,14 +122,16 @@ class WeightSource:
     Attributes:
         tensor: name in the checkpoint.
         add: constant to add to every value (Gemma stores a norm's weight less 1).
-        interleaved_head_dim: rows of every head stand as pairs (0, d/2), (1, d/2 + 1), ... and have
-            to be put back as two halves; the number is d. None where rows are in order.
+        first_row: where it begins in a tensor that holds several weights.
+        interleaved: the first w of every head's d rows are rotated as pairs (0, 1), (2, 3), ... and
+            have to be put as two halves; the numbers are d and w. None where rows are in order.
         is_absent: it is a bias that the checkpoint does not hold, and zero.
     """
 
     tensor: str
     add: float = 0.0
-    interleaved_head_dim: int | None = None
+    first_row: int = 0
+    interleaved: tuple[int, int] | None = None
     is_absent: bool = False
 
 
@@ -114,11 +140,19 @@ class Family:
     """A plain Llama decoder, and the base of every family; see the module's docstring."""
 
     name: ClassVar[str]
-    names: ClassVar[tuple[tuple[str, str, str], ...]] = NAMES
+    names: ClassVar[Names] = NAMES
+    # Keys of transformers' class that it calls otherwise than the fields here: its name -> field.
+    aliases: ClassVar[Mapping[str, str]] = {}
+    # The formats in which the rotary embedding turns neighbours, (0, 1), (2, 3), ..., and not halves:
+    # rows of q and k are reordered when they are read, and the network turns halves in all families.
+    # llama.cpp's converter has made pairs of halves in llama and its kin; see docs/adding-a-family.md.
+    interleaved: ClassVar[frozenset[str]] = frozenset()
+    # Whether transformers' class heeds `partial_rotary_factor`; most do not.
+    rotates_part: ClassVar[bool] = False
     # Keys that transformers' class of this family knows, the network here does not, and the values
     # that change nothing; any other is refused.
     limits: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    # What transformers calls `hidden_act` in this family.
+    # What transformers calls `hidden_act` in this family, for messages.
     activation_key: ClassVar[str] = "hidden_act"
     # Keys of a larger model that the decoder sits in.
     beside: ClassVar[frozenset[str]] = frozenset()
@@ -187,7 +221,7 @@ class Family:
     @classmethod
     def resolve_aliases(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Bring a config to the keys that the fields use; transformers 5 renamed some."""
-        resolved = dict(config)
+        resolved = {cls.aliases.get(key, key): value for key, value in config.items()}
         rope = resolved.get("rope_scaling") or resolved.get("rope_parameters")
         if isinstance(rope, dict):
             rope = {**rope}
@@ -202,7 +236,8 @@ class Family:
     def keys(cls) -> frozenset[str]:
         """The keys of a config.json that this family reads, as transformers spells them."""
         fields = {field.name for field in dataclasses.fields(cls)}
-        return frozenset(fields - {"gguf_biases"} | {"rope_parameters"})
+        spelled = fields - {"gguf_biases", *cls.aliases.values()} | cls.aliases.keys()
+        return frozenset(spelled | {"rope_parameters"})
 
     @classmethod
     def ignored_keys(cls, config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -276,25 +311,50 @@ class Family:
         return DecoderSpec(
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
-            intermediate_size=self.intermediate_size,
-            num_attention_heads=self.num_attention_heads,
-            num_key_value_heads=self.kv_heads,
-            head_dim=self.attention_head_dim,
-            norm_epsilon=self.rms_norm_eps,
-            activation=ACTIVATIONS[self.hidden_act],
-            attention_scale=self.attention_head_dim**-0.5,
+            norm=self.norm(),
             layers=self.layers(),
             tied_head=self.tie_word_embeddings,
-            biases=self.biases() if self.gguf_biases is None else tuple(self.gguf_biases),
         )
 
+    def norm(self) -> Norm:
+        """The norm of every block."""
+        return Norm(NormKind.RMS, self.rms_norm_eps)
+
+    def layer(self, rope: Rope | None, sliding_window: int | None = None) -> LayerSpec:
+        """A layer with this rotary embedding and window."""
+        return LayerSpec(self.attention(rope, sliding_window), self.feed_forward())
+
+    def attention(self, rope: Rope | None, sliding_window: int | None) -> Attention:
+        """The mixer of a layer."""
+        return Attention(
+            num_heads=self.num_attention_heads,
+            num_kv_heads=self.kv_heads,
+            head_dim=self.attention_head_dim,
+            scale=self.attention_head_dim**-0.5,
+            rope=rope,
+            sliding_window=sliding_window,
+            biases=self._biases_among(ATTENTION_PROJECTIONS),
+        )
+
+    def feed_forward(self) -> FeedForward:
+        """The feed-forward block of a layer."""
+        return FeedForward(
+            self.intermediate_size,
+            ACTIVATIONS[self.hidden_act],
+            biases=self._biases_among(MLP_PROJECTIONS),
+        )
+
+    def _biases_among(self, projections: Sequence[str]) -> tuple[str, ...]:
+        found = self.biases() if self.gguf_biases is None else self.gguf_biases
+        return tuple(part for part in projections if part in found)
+
     def biases(self) -> tuple[str, ...]:
-        """The projections to which the config gives a bias, as in `DecoderSpec.biases`."""
+        """The projections to which the config gives a bias: q, k, v, o, gate, up, down."""
         return ()
 
     def layers(self) -> tuple[LayerSpec, ...]:
         """One entry per layer."""
-        return (LayerSpec(self.rope(self.rope_theta, self.rope_scaling)),) * self.num_hidden_layers
+        return (self.layer(self.rope(self.rope_theta, self.rope_scaling)),) * self.num_hidden_layers
 
     def layers_of(
         self, kinds: Sequence[str], by_kind: Mapping[str, LayerSpec]
@@ -314,9 +374,32 @@ class Family:
 
     def rope(self, theta: float, scaling: Mapping[str, Any] | None) -> Rope:
         """The rotary embedding that a theta and a `rope_scaling` ask for."""
-        return RopeSettings(
-            self.name, scaling or {}, theta, self.attention_head_dim, self.max_position_embeddings
-        ).rope()
+        settings = RopeSettings(
+            self.name,
+            scaling or {},
+            theta,
+            self.rotary_width,
+            self.max_position_embeddings,
+            self.rotates_part,
+        )
+        rope = settings.rope()
+        is_part = self.rotary_width < self.attention_head_dim
+        return dataclasses.replace(rope, width=self.rotary_width) if is_part else rope
+
+    @property
+    def rotary_width(self) -> int:
+        """How much of a head is rotated."""
+        if not self.rotates_part:
+            return self.attention_head_dim
+        factor = (self.rope_scaling or {}).get("partial_rotary_factor")
+        if factor is None:
+            factor = getattr(self, "partial_rotary_factor", 1.0)
+        width = int(self.attention_head_dim * factor) if isinstance(factor, int | float) else 0
+        if not 2 <= width <= self.attention_head_dim or width % 2:
+            raise self.unsupported(
+                "partial_rotary_factor", factor, "only an even number of a head's values is"
+            )
+        return width
 
     @property
     def longest_context(self) -> int:
@@ -324,8 +407,8 @@ class Family:
 
         For those that it was made for, or fewer: some rotary embeddings change with the length.
         """
-        ropes = {layer.rope for layer in self.layers()}
-        limits = [rope.positions for rope in ropes if rope.positions is not None]
+        ropes = {layer.mixer.rope for layer in self.layers()} - {None}
+        limits = [rope.positions for rope in ropes if rope and rope.positions is not None]
         return min([self.max_position_embeddings, *limits])
 
     # The weights ---------------------------------------------------------------------------------
@@ -344,34 +427,35 @@ class Family:
             SourceError, UnsupportedError: tensors other than biases are missing, or there are some
                 without which this is another network (see `matching`). All are listed.
         """
-        column = 2 if fmt == "gguf" else 1
-        table = {row[0]: row[column] for row in self.names}
+        table = self._table(fmt)
+        head = table["head"][0]
         what = f"{self.name} checkpoint"
         available = plain_names(tensors, what)
-        wanted = {path: _name_of(path, table) for path, _ in self.spec().weight_shapes()}
+        shapes = dict(self.spec().weight_shapes())
+        wanted = {path: _name_of(path, table, available) for path in shapes}
         if self.tie_word_embeddings and wanted["embedding"] not in available:
-            wanted["embedding"] = table["head"]  # one table, and some save it under this name
+            wanted["embedding"] = head  # one table, and some save it under this name
         others = [
             tensor
             for plain, tensor in available.items()
             if plain not in wanted.values()
-            and not self._is_ignored(plain, table)
+            and not self._is_ignored(plain, head)
             and not (fmt == "gguf" and plain.startswith(GGUF_VISION))
         ]
-        refuse_strangers(what, others, {*wanted.values(), table["head"]}, fmt)
+        refuse_strangers(what, others, {*wanted.values(), head}, fmt)
         # transformers starts a bias at zero; llama.cpp has none in layers that do not hold one.
         missing = [
             name
             for path, name in wanted.items()
             if name not in available and not path.endswith(".bias")
         ]
-        if missing == [table["head"]] and _CLASSIFIER in available:
+        if missing == [head] and _CLASSIFIER in available:
             raise UnsupportedError(
                 what,
                 f"has a classifier's head ({_CLASSIFIER}) and none that writes text",
                 "convert the language model that it was made of",
             )
-        if missing == [table["head"]]:
+        if missing == [head]:
             raise SourceError(
                 what,
                 f"lacks 1 tensors: {missing[0]}",
@@ -385,12 +469,20 @@ class Family:
                 if fmt == "gguf"
                 else "download it again, or check that config.json belongs to it",
             )
-        return {
-            path: self.source_of(path, available[name], fmt)
-            if name in available
-            else WeightSource(name, is_absent=True)
-            for path, name in wanted.items()
-        }
+        sources, rows = {}, dict.fromkeys(wanted.values(), 0)
+        for path, name in wanted.items():
+            if name in available:
+                source = self.source_of(path, available[name], fmt)
+                sources[path] = dataclasses.replace(source, first_row=rows[name])
+            else:
+                sources[path] = WeightSource(name, is_absent=True)
+            rows[name] += shapes[path][0]
+        return sources
+
+    def _table(self, fmt: str) -> dict[str, tuple[str, ...]]:
+        """Path pattern -> the names that it may have in a checkpoint of this format."""
+        column = 2 if fmt == "gguf" else 1
+        return {row[0]: tuple(row[column].split("|")) for row in self.names}
 
     def left_out(self, tensors: Sequence[str], used: Iterable[WeightSource]) -> tuple[str, ...]:
         """The tensors that `weight_sources` passed over, as transformers does.
@@ -406,25 +498,27 @@ class Family:
 
     def tied_tables(self, tensors: Iterable[str], fmt: str) -> tuple[str, str] | None:
         """The tensors of embedding and head, where the config ties them and both are there."""
-        column = 2 if fmt == "gguf" else 1
-        table = {row[0]: row[column] for row in self.names}
+        table = self._table(fmt)
         available = {without_wrappers(tensor): tensor for tensor in tensors}
-        embedding, head = available.get(table["embedding"]), available.get(table["head"])
+        embedding, head = available.get(table["embedding"][0]), available.get(table["head"][0])
         if not self.tie_word_embeddings or embedding is None or head is None:
             return None
         return embedding, head
 
-    def _is_ignored(self, plain: str, table: Mapping[str, str]) -> bool:
-        is_tied_head = self.tie_word_embeddings and plain == table["head"]
+    def _is_ignored(self, plain: str, head: str) -> bool:
+        is_tied_head = self.tie_word_embeddings and plain == head
         return is_tied_head or any(part in plain for part in self.ignored)
 
     def paths(self) -> dict[str, str]:
         """Path of every weight by its name in safetensors, wrappers removed."""
-        table = {path: name for path, name, _ in self.names}
-        return {_name_of(path, table): path for path, _ in self.spec().weight_shapes()}
+        table = self._table("safetensors")
+        return {_name_of(path, table, ()): path for path, _ in self.spec().weight_shapes()}
 
     def source_of(self, path: str, tensor: str, fmt: str) -> WeightSource:
         """How a weight is stored in a checkpoint of format `fmt`; most are stored as they are."""
+        if fmt in self.interleaved and (".attention.q" in path or ".attention.k" in path):
+            width = self.attention_head_dim, self.rotary_width
+            return WeightSource(tensor, interleaved=width)
         return WeightSource(tensor)
 
     # The bundle ----------------------------------------------------------------------------------
@@ -473,10 +567,12 @@ def _checked(family: str, field: dataclasses.Field[Any], value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _name_of(path: str, table: Mapping[str, str]) -> str:
-    """`layers.3.mlp.up` -> the table's name for `layers.{i}.mlp.up` with 3 in it."""
+def _name_of(path: str, table: Mapping[str, Sequence[str]], available: Collection[str]) -> str:
+    """`layers.3.mlp.up` -> the table's name for `layers.{i}.mlp.up` with 3 in it.
+
+    The first that is available; the first where none is.
+    """
     parts = path.split(".")
-    if parts[0] != "layers":
-        return table[path]
-    pattern = ".".join(["layers", "{i}", *parts[2:]])
-    return table[pattern].replace("{i}", parts[1])
+    pattern = path if parts[0] != "layers" else ".".join(["layers", "{i}", *parts[2:]])
+    names = [name.replace("{i}", parts[1]) if "{i}" in name else name for name in table[pattern]]
+    return next((name for name in names if name in available), names[0])

@@ -8,8 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from converter.decoder import ATTENTION_PROJECTIONS, DecoderSpec, LayerSpec
-from converter.families.base import NAMES, Family, WeightSource
+from converter.decoder import (
+    ATTENTION_PROJECTIONS,
+    Attention,
+    DecoderSpec,
+    LayerSpec,
+    Placement,
+    QKNorm,
+    Rope,
+)
+from converter.families.base import NAMES, Family, Names, WeightSource, with_names
 
 _LAYERS_IN_27B = 62
 
@@ -37,8 +45,8 @@ class Gemma3(Family):
         "vision_model.",
         "multi_modal_projector.",
     )
-    names: ClassVar[tuple[tuple[str, str, str], ...]] = (
-        *(row for row in NAMES if row[0] != "layers.{i}.mlp.norm"),
+    names: ClassVar[Names] = with_names(
+        NAMES,
         ("layers.{i}.attention.post_norm", "layers.{i}.post_attention_layernorm.weight", "blk.{i}.post_attention_norm.weight"),
         ("layers.{i}.mlp.norm", "layers.{i}.pre_feedforward_layernorm.weight", "blk.{i}.ffn_norm.weight"),
         ("layers.{i}.mlp.post_norm", "layers.{i}.post_feedforward_layernorm.weight", "blk.{i}.post_ffw_norm.weight"),
@@ -98,10 +106,15 @@ class Gemma3(Family):
     def spec(self) -> DecoderSpec:
         return dataclasses.replace(
             super().spec(),
-            attention_scale=self.attention_scalar**-0.5,
+            placement=Placement.BOTH,
             embedding_scale=math.sqrt(self.hidden_size),
-            qk_norm=True,
-            post_norms=True,
+        )
+
+    def attention(self, rope: Rope | None, sliding_window: int | None) -> Attention:
+        return dataclasses.replace(
+            super().attention(rope, sliding_window),
+            scale=self.attention_scalar**-0.5,
+            qk_norm=QKNorm(self.norm()),
         )
 
     def biases(self) -> tuple[str, ...]:
@@ -126,8 +139,8 @@ class Gemma3(Family):
             for i in range(self.num_hidden_layers)
         ]
         by_kind = {
-            "full_attention": LayerSpec(self.rope(self.rope_theta, self.rope_scaling)),
-            "sliding_attention": LayerSpec(local, self.sliding_window),
+            "full_attention": self.layer(self.rope(self.rope_theta, self.rope_scaling)),
+            "sliding_attention": self.layer(local, self.sliding_window),
         }
         return self.layers_of(kinds, by_kind)
 

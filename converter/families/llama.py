@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from converter.decoder import ATTENTION_PROJECTIONS, MLP_PROJECTIONS
-from converter.families.base import Family, WeightSource
+from converter.families.base import Family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,16 +15,11 @@ class Llama(Family):
 
     name: ClassVar[str] = "llama"
 
+    interleaved: ClassVar[frozenset[str]] = frozenset({"gguf"})
+
     attention_bias: bool = False
     mlp_bias: bool = False
 
     def biases(self) -> tuple[str, ...]:
         attention = ATTENTION_PROJECTIONS if self.attention_bias else ()
         return attention + (MLP_PROJECTIONS if self.mlp_bias else ())
-
-    def source_of(self, path: str, tensor: str, fmt: str) -> WeightSource:
-        # llama.cpp rotates neighbours, not halves, in this architecture alone: its converter
-        # reorders the rows of every q and k head to match, and we undo that.
-        if fmt == "gguf" and (".attention.q" in path or ".attention.k" in path):
-            return WeightSource(tensor, interleaved_head_dim=self.attention_head_dim)
-        return super().source_of(path, tensor, fmt)

@@ -37,7 +37,7 @@ class Qwen2(Family):
                 for i in range(self.num_hidden_layers)
             ]
         by_kind = {
-            "full_attention": LayerSpec(rope),
-            "sliding_attention": LayerSpec(rope, self.sliding_window),
+            "full_attention": self.layer(rope),
+            "sliding_attention": self.layer(rope, self.sliding_window),
         }
         return self.layers_of(kinds, by_kind)

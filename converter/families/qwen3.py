@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-from converter.decoder import ATTENTION_PROJECTIONS, DecoderSpec
+from converter.decoder import ATTENTION_PROJECTIONS, Attention, QKNorm, Rope
 from converter.families.qwen2 import Qwen2
 
 
@@ -19,8 +19,9 @@ class Qwen3(Qwen2):
     head_dim: int | None = 128
     attention_bias: bool = False
 
-    def spec(self) -> DecoderSpec:
-        return dataclasses.replace(super().spec(), qk_norm=True)
+    def attention(self, rope: Rope | None, sliding_window: int | None) -> Attention:
+        plain = super().attention(rope, sliding_window)
+        return dataclasses.replace(plain, qk_norm=QKNorm(self.norm()))
 
     def biases(self) -> tuple[str, ...]:
         return ATTENTION_PROJECTIONS if self.attention_bias else ()

@@ -29,7 +29,9 @@ class RopeSettings:
         family: for error messages.
         values: the config's `rope_parameters` or `rope_scaling`; {} where it has none.
         theta: base of the frequencies.
+        head_dim: how much of a head is rotated.
         max_positions: `max_position_embeddings` of the config.
+        rotates_part: whether the family heeds `partial_rotary_factor`; `head_dim` is by it then.
     """
 
     family: str
@@ -37,6 +39,7 @@ class RopeSettings:
     theta: float
     head_dim: int
     max_positions: int
+    rotates_part: bool = False
 
     def rope(self) -> Rope:
         """Raises SourceError for numbers that make no sense, UnsupportedError for other kinds."""
@@ -56,7 +59,7 @@ class RopeSettings:
                 f"not supported, only the types {', '.join(k for k in _KINDS if k != _FACTORS)} are",
                 "use another checkpoint of this model, or one of a supported family",
             )
-        partial = self.number("partial_rotary_factor", 1.0)
+        partial = 1.0 if self.rotates_part else self.number("partial_rotary_factor", 1.0)
         # transformers turns the whole head in "default", whatever it says, and fails in the others.
         if partial != 1 and kind not in ("default", "proportional"):
             raise UnsupportedError(

@@ -120,15 +120,15 @@ def tokenizer_section(kind: str, data: bytes) -> bytes:
     return len(data).to_bytes(8, "little") + zlib.compress(data, level=1)
 
 
-def executor_metadata(caches: Sequence[CacheShape], cache_length: int) -> bytes:
-    """ExecutorMetadata: one k and one v cache per layer.
+def executor_metadata(caches: Mapping[int, CacheShape], cache_length: int) -> bytes:
+    """ExecutorMetadata: one k and one v cache per layer that has its own.
 
     A ring is called local. Without mask settings the engine makes no mask for it: the graph does.
     """
     message = proto.ExecutorMetadata()
     executor = message.llm_executor_metadata
     executor.max_history_size = cache_length
-    for layer, shape in enumerate(caches):
+    for layer, shape in caches.items():
         scope = "LOCAL" if shape.is_ring else "GLOBAL"
         for cache, kind, sequence_axis in (("k", "KEY", 2), ("v", "VALUE", shape.v_axis)):
             name = f"kv_cache_{cache}_{layer}"

@@ -8,8 +8,11 @@ the runtime's delegate computes with: exact up to 2^24.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from converter.tflite.graph import Graph, Model, Tensor
 
@@ -39,6 +42,19 @@ _MERGED_COLUMNS = 1024
 # A mask from the first column and their number: (1, 1, N, columns), or (1, 1, group * N, columns)
 # where it is repeated for the heads of a group.
 MaskOf = Callable[[int, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What happens to scores beside the mask; see `converter.decoder.Attention`.
+
+    Attributes:
+        softcap: queries are divided by it already.
+        sinks: (heads,).
+    """
+
+    softcap: float | None = None
+    sinks: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -119,18 +135,23 @@ class AttentionByRows:
         self.columns = columns
         self.window = window
 
-    def attend(self, name: str, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend(self, name: str, q: Tensor, keys: Tensor, values: Tensor, scores: Scores) -> Tensor:
         """One layer's attention: (1, N, heads, d) -> the same shape."""
         parts = []
         for rows in self.rows:
             part = f"{name}/{rows.start}"
             own = cut(self.graph, f"{part}/q", q, 1, rows.start, rows.positions.shape[2])
             inputs = (own, keys, values, rows.positions, self.columns, rows.needed)
-            parts.append(self._choose(self.graph, part, rows.choices, inputs))
+            parts.append(self._choose(self.graph, part, rows.choices, inputs, scores))
         return _join(self.graph, f"{name}/rows", parts, axis=1)
 
     def _choose(
-        self, g: Graph, name: str, choices: tuple[Columns, ...], inputs: Sequence[Tensor]
+        self,
+        g: Graph,
+        name: str,
+        choices: tuple[Columns, ...],
+        inputs: Sequence[Tensor],
+        scores: Scores,
     ) -> Tensor:
         """Attention over the first of `choices` that is enough."""
         q, keys, values, rows, columns, needed = inputs
@@ -143,18 +164,23 @@ class AttentionByRows:
                 part = cut(g, f"{name}/columns/{at}", columns, 3, at, size)
                 return make_mask(g, f"{name}/mask/{at}", rows, part, window)
 
-            return make_attention(g, name, q, keys, values, mask_of, chosen)
+            return make_attention(g, name, q, keys, values, mask_of, scores, chosen)
         lower, upper = choices[: len(choices) // 2], choices[len(choices) // 2 :]
         holds = g.constant(f"{name}/holds_{lower[-1].holds}", [lower[-1].holds])
         is_enough = g.make_greater_equal(f"{name}/is_enough", holds, needed)
-        then, otherwise = self._body(lower, inputs), self._body(upper, inputs)
-        return g.make_if(f"{name}/context", is_enough, then, otherwise, inputs)
+        then, otherwise = (self._body(half, inputs, scores) for half in (lower, upper))
+        handed = inputs if scores.sinks is None else (*inputs, scores.sinks)
+        return g.make_if(f"{name}/context", is_enough, then, otherwise, handed)
 
-    def _body(self, choices: tuple[Columns, ...], inputs: Sequence[Tensor]) -> Graph:
+    def _body(
+        self, choices: tuple[Columns, ...], inputs: Sequence[Tensor], scores: Scores
+    ) -> Graph:
         """The branch in which one of `choices` is taken."""
         _, keys, _, rows, *_ = inputs
         span = f"{choices[0].start}:{choices[0].stop}-{choices[-1].start}:{choices[-1].stop}"
         name = f"{self.name}/{rows.shape[2]}_rows/{keys.shape[2]}_columns/{span}"
+        name += f"/softcap_{scores.softcap}" if scores.softcap else ""
+        name += "/sinks" if scores.sinks is not None else ""
         body = self.model.bodies.get(name)
         if body is None:
             body = self.model.add_body(name)
@@ -163,7 +189,10 @@ class AttentionByRows:
                 body.add_input(part, tensor.shape, tensor.dtype)
                 for part, tensor in zip(names, inputs, strict=True)
             ]
-            body.add_output("context", self._choose(body, "attention", choices, copies))
+            if scores.sinks is not None:
+                sinks = body.add_input("sinks", scores.sinks.shape, scores.sinks.dtype)
+                scores = dataclasses.replace(scores, sinks=sinks)
+            body.add_output("context", self._choose(body, "attention", choices, copies, scores))
         return body
 
 
@@ -195,6 +224,7 @@ def make_attention(
     keys: Tensor,
     values: Tensor,
     mask_of: MaskOf,
+    scores: Scores = Scores(),
     columns: Columns | None = None,
     values_axis: int = 2,
 ) -> Tensor:
@@ -203,6 +233,7 @@ def make_attention(
     Args:
         keys, values: (1, kv, all columns, d).
         mask_of: makes the mask of some columns.
+        scores: what happens to scores beside it.
         columns: look at these alone, by pieces where that is cheaper; None for all at once.
         values_axis: 3 where values are (1, kv, d, all columns).
     """
@@ -211,7 +242,13 @@ def make_attention(
     rows = heads // kv * n
     heads_first = make_heads_first(g, f"{name}/q/heads_first", q)
     q = g.make_reshape(f"{name}/q/grouped", heads_first, (1, kv, rows, d))
-    pieces = _Pieces(g, name, q, keys, values, mask_of, values_axis, n)
+    if scores.sinks is not None:  # a row for every query
+        each = g.make_reshape(f"{name}/sinks/heads", scores.sinks, (kv, heads // kv, 1, 1))
+        zeros = g.constant("sinks/zeros", np.zeros((1, 1, n, 1), np.float32))
+        each = g.make_add(f"{name}/sinks/queries", each, zeros)
+        rows_of = g.make_reshape(f"{name}/sinks", each, (1, kv, rows, 1))
+        scores = dataclasses.replace(scores, sinks=rows_of)
+    pieces = _Pieces(g, name, q, keys, values, mask_of, scores, values_axis, n)
     if columns is None:
         context = pieces.join([(0, everything)])
     elif n > 1 and columns.count > _MANY_COLUMNS:
@@ -235,6 +272,7 @@ class _Pieces:
     Attributes:
         q: (1, kv, group * N, d).
         keys, values, mask_of, values_axis: see `make_attention`.
+        kind: `Scores`, with sinks (1, kv, group * N, 1).
         n: tokens of this call, N.
     """
 
@@ -244,6 +282,7 @@ class _Pieces:
     keys: Tensor
     values: Tensor
     mask_of: MaskOf
+    kind: Scores
     values_axis: int
     n: int
 
@@ -252,7 +291,11 @@ class _Pieces:
         g, name, start = self.g, self.name, tiles[0][0]
         count = sum(size for _, size in tiles)
         score = _join(g, f"{name}/scores", [self.scores(*tile) for tile in tiles], axis=3)
-        weights = g.make_softmax(f"{name}/softmax", self.masked(score, start, count))
+        score = self.masked(score, start, count)
+        if self.kind.sinks is not None:  # the last column, which nobody reads afterwards
+            score = self.in_rows(f"{name}/masked/rows", score)
+            score = g.make_concatenation(f"{name}/with_sinks", (score, self.kind.sinks), axis=3)
+        weights = g.make_softmax(f"{name}/softmax", score)
         weights = self.in_rows(f"{name}/weights", weights)
         context: Tensor | None = None
         for at, size in tiles:
@@ -269,7 +312,8 @@ class _Pieces:
         As in online softmax (Milakov and Gimelshein, 2018): of each tile the highest score, the sum
         of exp(score - highest) and the values weighted so; they are merged by their highest scores.
         """
-        g, merged = self.g, None
+        g = self.g
+        merged = None if self.kind.sinks is None else self._sink_piece(self.kind.sinks)
         for at, size in tiles:
             name = f"{self.name}/piece_{at}"
             score = self.masked(self.scores(at, size), at, size)
@@ -282,6 +326,11 @@ class _Pieces:
         assert merged is not None  # there is at least one column
         _, total, context = merged
         return g.make_div(f"{self.name}/context", context, total)
+
+    def _sink_piece(self, sinks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The sinks as one more tile, whose values are zero: they only take their share."""
+        zero = self.g.make_sub(f"{self.name}/sinks/zero", sinks, sinks)
+        return sinks, self.g.make_exp(f"{self.name}/sinks/one", zero), zero
 
     def _merge_two(
         self, name: str, a: tuple[Tensor, Tensor, Tensor], b: tuple[Tensor, Tensor, Tensor]
@@ -310,7 +359,9 @@ class _Pieces:
     def scores(self, at: int, size: int) -> Tensor:
         """(1, kv, group * N, size)."""
         part = cut(self.g, f"{self.name}/keys/{at}", self.keys, 2, at, size)
-        return self.g.make_batch_matmul(f"{self.name}/scores/{at}", self.q, part)
+        name, cap = f"{self.name}/scores/{at}", self.kind.softcap
+        score = self.g.make_batch_matmul(name, self.q, part)
+        return score if cap is None else make_capped_share(self.g, f"{name}/capped", score, cap)
 
     def masked(self, score: Tensor, at: int, size: int) -> Tensor:
         """Scores + mask, (kv, group, N, size) where one mask serves all heads."""
@@ -322,7 +373,7 @@ class _Pieces:
 
     def in_rows(self, name: str, x: Tensor) -> Tensor:
         """(kv, group, N, any) -> (1, kv, group * N, any)."""
-        shape = *self.q.shape[:3], x.shape[3]
+        shape = *self.q.shape[:3], x.shape[-1]
         return x if x.shape == shape else self.g.make_reshape(name, x, shape)
 
     def weighted(self, weights: Tensor, at: int, size: int) -> Tensor:
@@ -330,6 +381,18 @@ class _Pieces:
         part = cut(self.g, f"{self.name}/values/{at}", self.values, self.values_axis, at, size)
         name, transposed = f"{self.name}/attended/{at}", self.values_axis == 3
         return self.g.make_batch_matmul(name, weights, part, transposed)
+
+
+def make_softcap(g: Graph, name: str, x: Tensor, cap: float) -> Tensor:
+    """cap tanh(x / cap): never beyond the cap, and little changed far below it."""
+    share = g.make_mul(f"{name}/share", x, g.constant(f"{name}/inverse", 1 / cap))
+    return make_capped_share(g, name, share, cap)
+
+
+def make_capped_share(g: Graph, name: str, share: Tensor, cap: float) -> Tensor:
+    """cap tanh(share)."""
+    tanh = g.make_tanh(f"{name}/tanh", share)
+    return g.make_mul(name, tanh, g.constant(f"{name}/cap", cap))
 
 
 def make_heads_first(g: Graph, name: str, x: Tensor) -> Tensor:

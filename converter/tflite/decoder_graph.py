@@ -16,9 +16,22 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from converter.decoder import Activation, DecoderSpec, LayerSpec, Rope
+from converter.decoder import (
+    XIELU_BETA,
+    Activation,
+    Attention,
+    DecoderSpec,
+    FeedForward,
+    Norm,
+    NormKind,
+    Placement,
+    PositionScale,
+    QKNorm,
+    Rope,
+)
+from converter.tflite.attention import Scores, make_softcap
 from converter.tflite.graph import DType, Model, Tensor, Weight
-from converter.tflite.kv_cache import CacheShape, Call, Target, make_cache
+from converter.tflite.kv_cache import CacheShape, Call, Extended, HeadShape, Target, make_cache
 from converter.tflite.two_terms import make_terms, make_two_term_product
 
 WeightOf = Callable[[str], Weight]
@@ -89,37 +102,62 @@ class _DecoderGraph:
             mask = g.add_input("mask", (1, 1, n, self.cache_length), DType.FLOAT32)
         first = g.make_slice("cache/first", self.positions, (0,), (1,))
         last = g.make_reduce_max("cache/last", self.positions)
-        call = Call(self.model, g, spec, n, self.positions, first, last, mask)
+        call = Call(self.model, g, n, self.positions, first, last, mask)
+        mixers = [layer.mixer for layer in spec.layers]
+        ropes = dict.fromkeys(mixer.rope for mixer in mixers if mixer.rope is not None)
         self.rope_tables = {
-            rope: self.make_rope_tables(f"rope_{i}", rope)
-            for i, rope in enumerate(dict.fromkeys(layer.rope for layer in spec.layers))
+            rope: self.make_rope_tables(f"rope_{i}", rope, mixers) for i, rope in enumerate(ropes)
         }
-        caches = {
-            shape: make_cache(call, shape, self.target) for shape in dict.fromkeys(self.shapes)
+        self.position_scales = {
+            scale: self.make_position_scale(f"position_scale_{i}", scale)
+            for i, scale in enumerate(
+                dict.fromkeys(m.position_scale for m in mixers if m.position_scale is not None)
+            )
         }
-        self.caches = [caches[shape] for shape in self.shapes]
-        inputs = [cache.add_inputs(i) for i, cache in enumerate(self.caches)]
+        kinds = [
+            (shape, HeadShape(mixer.num_heads, mixer.num_kv_heads, mixer.head_dim))
+            for shape, mixer in zip(self.shapes, mixers, strict=True)
+        ]
+        caches = {kind: make_cache(call, *kind, self.target) for kind in dict.fromkeys(kinds)}
+        self.caches = [caches[kind] for kind in kinds]
+        inputs = {
+            i: cache.add_inputs(i)
+            for i, (cache, mixer) in enumerate(zip(self.caches, mixers, strict=True))
+            if mixer.cache_of is None
+        }
+        self.seen: dict[int, Extended] = {}
+        # A prefill is done when the last cache is written.
+        end = len(mixers) if logits else 1 + max(inputs)
 
         x = self.make_embedding("embedding", tokens)  # (N, hidden)
-        for i, (layer, (k_cache, v_cache)) in enumerate(zip(spec.layers, inputs, strict=True)):
-            name = f"layers.{i}"
-            normed = self.make_norm(f"{name}/attention/norm", x, f"{name}.attention.norm")
-            k, v = self.make_keys_and_values(name, layer, normed)
-            seen = self.caches[i].extend(f"{name}/attention", k, v, k_cache, v_cache)
-            g.add_output(f"kv_cache_k_{i}", seen.k_cache)
-            g.add_output(f"kv_cache_v_{i}", seen.v_cache)
-            if i == len(spec.layers) - 1 and not logits:
-                return  # a prefill is done when its last layer has written the cache
-            q = self.make_queries(name, layer, normed)
-            context = self.caches[i].attend(f"{name}/attention", q, seen)
-            x = self.make_residual(
-                f"{name}/attention", x, self.make_attention_output(name, context)
-            )
-            normed = self.make_norm(f"{name}/mlp/norm", x, f"{name}.mlp.norm")
-            x = self.make_residual(f"{name}/mlp", x, self.make_mlp(name, normed))
-        x = self.make_norm("final_norm", x, "final_norm")
-        head = self.make_projection("head", x, "embedding" if spec.tied_head else "head")
-        g.add_output("logits", g.make_reshape("logits", head, (1, n, spec.vocab_size)))
+        for i, layer in enumerate(spec.layers[:end]):
+            attention, mlp = f"layers.{i}.attention", f"layers.{i}.mlp"
+            normed = self.make_pre_norm(attention, x)
+            if i in inputs:
+                k, v = self.make_keys_and_values(attention, layer.mixer, normed)
+                self.seen[i] = self.caches[i].extend(at(attention), k, v, *inputs[i])
+                g.add_output(f"kv_cache_k_{i}", self.seen[i].k_cache)
+                g.add_output(f"kv_cache_v_{i}", self.seen[i].v_cache)
+            if i == end - 1 and not logits:
+                return
+            update = self.make_mixer(i, attention, layer.mixer, normed)
+            if spec.placement is Placement.PARALLEL:
+                both = g.make_add(
+                    f"layers.{i}/parallel", update, self.make_mlp(mlp, layer.feed_forward, normed)
+                )
+                x = self.make_residual(f"layers.{i}", x, both)
+                continue
+            x = self.make_residual(attention, x, self.make_post_norm(attention, update))
+            update = self.make_mlp(mlp, layer.feed_forward, self.make_pre_norm(mlp, x))
+            x = self.make_residual(mlp, x, self.make_post_norm(mlp, update))
+        x = self.make_norm("final_norm", x, "final_norm", spec.norm)
+        head = "embedding" if spec.tied_head else "head"
+        logit = self.make_projection("head", x, head, "head.bias" if spec.head_bias else None)
+        if spec.logits_scale is not None:
+            logit = g.make_mul("head/scaled", logit, g.constant("head/scale", spec.logits_scale))
+        if spec.logits_softcap is not None:
+            logit = make_softcap(g, "head/capped", logit, spec.logits_softcap)
+        g.add_output("logits", g.make_reshape("logits", logit, (1, n, spec.vocab_size)))
 
     # Once per call ------------------------------------------------------------------------------
 
@@ -145,21 +183,24 @@ class _DecoderGraph:
             f"{name}/rows/float32", g.make_gather(f"{name}/rows", table, ids, 0)
         )
 
-    def make_rope_tables(self, name: str, rope: Rope) -> tuple[Tensor, Tensor]:
-        """cos and sin of each position and frequency, (1, N, 1, d), ready for `make_rope`.
+    def make_rope_tables(
+        self, name: str, rope: Rope, mixers: Sequence[Attention]
+    ) -> tuple[Tensor, Tensor]:
+        """cos and sin of each position and frequency, (1, N, 1, width), ready for `make_rope`.
 
         Both times the attention factor, where there is one.
         The first half of sin is negative: the rotation of (a, b) is (a cos - b sin, b cos + a sin),
         so swapping the halves and one multiplication replace two slices of work.
         """
-        g, n, d = self.graph, self.length, self.spec.head_dim
-        frequencies = np.asarray(rope.inverse_frequencies(d), np.float32)
+        g, n = self.graph, self.length
+        [head_dim] = {mixer.head_dim for mixer in mixers if mixer.rope == rope}
+        frequencies = np.asarray(rope.inverse_frequencies(head_dim), np.float32)
         position = g.make_cast(f"{name}/position", self.positions, DType.FLOAT32)
         angles = g.make_mul(
             f"{name}/angles",
             g.make_reshape(f"{name}/column", position, (1, n, 1, 1)),
-            g.constant(f"{name}/frequencies", frequencies.reshape(1, 1, 1, d // 2)),
-        )  # (1, N, 1, d/2)
+            g.constant(f"{name}/frequencies", frequencies.reshape(1, 1, 1, -1)),
+        )  # (1, N, 1, width/2)
         cos = g.make_cos(f"{name}/cos_half", angles)
         sin = g.make_sin(f"{name}/sin_half", angles)
         if rope.attention_factor != 1:
@@ -172,90 +213,190 @@ class _DecoderGraph:
             g.make_concatenation(f"{name}/sin", (minus, sin), axis=3),
         )
 
+    def make_position_scale(self, name: str, scale: PositionScale) -> Tensor:
+        """1 + beta ln(1 + floor(position / length)), (1, N, 1, 1)."""
+        g = self.graph
+        length = g.constant(f"{name}/length", np.asarray([scale.length], np.int32))
+        steps = g.make_floor_div(f"{name}/steps", self.positions, length)
+        count = g.make_add(f"{name}/count", steps, g.constant(f"{name}/one_step", [1]))
+        count = g.make_cast(f"{name}/float32", count, DType.FLOAT32)
+        grown = g.make_mul(
+            f"{name}/grown",
+            g.make_log(f"{name}/log", count),
+            g.constant(f"{name}/beta", scale.beta),
+        )
+        total = g.make_add(f"{name}/total", grown, g.constant(f"{name}/one", 1.0))
+        return g.make_reshape(name, total, (1, self.length, 1, 1))
+
     # Once per layer -----------------------------------------------------------------------------
 
-    def make_keys_and_values(self, layer: str, spec: LayerSpec, x: Tensor) -> tuple[Tensor, Tensor]:
+    def make_keys_and_values(
+        self, block: str, mixer: Attention, x: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """(N, hidden) -> keys and values, (1, N, kv, d)."""
-        n, kv, d = self.length, self.spec.num_key_value_heads, self.spec.head_dim
-        name = f"{layer}/attention"
-        k = self.make_heads(layer, "k", spec, x, kv)
-        v = self.make_projection(f"{name}/v", x, f"{layer}.attention.v")
-        return k, self.graph.make_reshape(f"{name}/v/heads", v, (1, n, kv, d))
+        n, kv, d = self.length, mixer.num_kv_heads, mixer.head_dim
+        k = self.make_heads(block, "k", mixer, x, kv)
+        v = self.make_part(block, "v", mixer.biases, x)
+        return k, self.graph.make_reshape(f"{at(block)}/v/heads", v, (1, n, kv, d))
 
-    def make_queries(self, layer: str, spec: LayerSpec, x: Tensor) -> Tensor:
-        """(N, hidden) -> scaled queries (1, N, heads, d)."""
-        g, name = self.graph, f"{layer}/attention"
-        q = self.make_heads(layer, "q", spec, x, self.spec.num_attention_heads)
-        scale = g.constant(f"{name}/scale", self.spec.attention_scale)
-        return g.make_mul(f"{name}/q/scaled", q, scale)
+    def make_mixer(self, index: int, block: str, mixer: Attention, x: Tensor) -> Tensor:
+        """Attention over the layer's own cache or an earlier one's, (N, hidden) -> the same."""
+        g, name = self.graph, at(block)
+        q = self.make_heads(block, "q", mixer, x, mixer.num_heads)
+        # Below a cap, scores are a share of it.
+        scale = g.constant(f"{name}/scale", mixer.scale / (mixer.softcap or 1))
+        q = g.make_mul(f"{name}/q/scaled", q, scale)
+        if mixer.position_scale is not None:
+            q = g.make_mul(f"{name}/q/grown", q, self.position_scales[mixer.position_scale])
+        sinks = g.weight(self.weight_of(f"{block}.sinks")) if mixer.has_sinks else None
+        source = index if mixer.cache_of is None else mixer.cache_of
+        context = self.caches[index].attend(
+            name, q, self.seen[source], Scores(mixer.softcap, sinks)
+        )
+        flat = self.length, mixer.num_heads * mixer.head_dim
+        context = g.make_reshape(f"{name}/context/flat", context, flat)
+        if mixer.is_gated:
+            gate = self.make_projection(f"{name}/gate", x, f"{block}.gate")
+            open_ = g.make_logistic(f"{name}/gate/logistic", gate)
+            context = g.make_mul(f"{name}/gated", context, open_)
+        return self.make_part(block, "o", mixer.biases, context)
 
-    def make_attention_output(self, layer: str, context: Tensor) -> Tensor:
-        """(1, N, heads, d) -> (N, hidden)."""
-        g, (_, n, heads, d), name = self.graph, context.shape, f"{layer}/attention"
-        context = g.make_reshape(f"{name}/context/flat", context, (n, heads * d))
-        return self.make_projection(f"{name}/o", context, f"{layer}.attention.o")
-
-    def make_mlp(self, layer: str, x: Tensor) -> Tensor:
-        """down(activation(gate(x)) * up(x)), (N, hidden) -> (N, hidden)."""
-        g, name = self.graph, f"{layer}/mlp"
-        gate = self.make_projection(f"{name}/gate", x, f"{layer}.mlp.gate")
-        up = self.make_projection(f"{name}/up", x, f"{layer}.mlp.up")
-        if self.spec.activation is Activation.SILU:
-            gate = g.make_mul(f"{name}/silu", gate, g.make_logistic(f"{name}/logistic", gate))
+    def make_mlp(self, block: str, feed_forward: FeedForward, x: Tensor) -> Tensor:
+        """down(activation(gate(x)) * up(x)), or without a gate; (N, hidden) -> (N, hidden)."""
+        name, biases = at(block), feed_forward.biases
+        up = None
+        if feed_forward.is_gated:
+            gate = self.make_part(block, "gate", biases, x)
+            up = self.make_part(block, "up", biases, x)
         else:
-            approximate = self.spec.activation is Activation.GELU_TANH
-            gate = g.make_gelu(f"{name}/gelu", gate, approximate)
-        product = g.make_mul(f"{name}/gated", gate, up)
-        return self.make_projection(f"{name}/down", product, f"{layer}.mlp.down")
+            gate = self.make_part(block, "up", biases, x)
+        product = self.make_activation(block, feed_forward.activation, gate)
+        if up is not None:
+            product = self.graph.make_mul(f"{name}/gated", product, up)
+        return self.make_part(block, "down", biases, product)
 
-    def make_residual(self, name: str, x: Tensor, update: Tensor) -> Tensor:
-        """x + update, the update normalised first where the family does so."""
-        if self.spec.post_norms:
-            path = name.replace("/", ".")
-            update = self.make_norm(f"{name}/post_norm", update, f"{path}.post_norm")
-        return self.graph.make_add(f"{name}/residual", x, update)
+    def make_activation(self, block: str, activation: Activation, x: Tensor) -> Tensor:
+        """Value by value."""
+        g, name = self.graph, at(block)
+        if activation is Activation.SILU:
+            return g.make_mul(f"{name}/silu", x, g.make_logistic(f"{name}/logistic", x))
+        if activation is Activation.RELU2:
+            positive = g.make_maximum(f"{name}/relu", x, g.constant("relu/zero", 0.0))
+            return g.make_mul(f"{name}/relu2", positive, positive)
+        if activation is Activation.XIELU:
+            return self.make_xielu(block, x)
+        return g.make_gelu(f"{name}/gelu", x, activation is Activation.GELU_TANH)
+
+    def make_xielu(self, block: str, x: Tensor) -> Tensor:
+        """See `Activation.XIELU`; exp(x) - 1 - x is 0 where x is."""
+        g, name = self.graph, f"{at(block)}/xielu"
+        zero, one = g.constant("xielu/zero", 0.0), g.constant("xielu/one", 1.0)
+        beta = g.constant("xielu/beta", XIELU_BETA)
+        slopes = []
+        for part in ("alpha_p", "alpha_n"):
+            grown = g.make_exp(f"{name}/{part}/exp", g.weight(self.weight_of(f"{block}.{part}")))
+            above = g.make_add(f"{name}/{part}/above_one", grown, one)
+            slopes.append(g.make_log(f"{name}/{part}/softplus", above))
+        positive = g.make_maximum(f"{name}/positive", x, zero)
+        negative = g.make_minimum(f"{name}/negative", x, zero)
+        bent = g.make_sub(f"{name}/expm1", g.make_exp(f"{name}/exp", negative), one)
+        bent = g.make_sub(f"{name}/bent", bent, negative)
+        slope = g.make_add(f"{name}/slope", slopes[1], beta)
+        below = g.make_mul(f"{name}/below", bent, slope)
+        square = g.make_mul(f"{name}/square", positive, positive)
+        curved = g.make_add(f"{name}/curved", g.make_mul(f"{name}/above", square, slopes[0]), below)
+        return g.make_add(name, curved, g.make_mul(f"{name}/straight", x, beta))
+
+    def make_pre_norm(self, block: str, x: Tensor) -> Tensor:
+        """What a block is fed with."""
+        if not self.spec.placement.has_pre_norms:
+            return x
+        return self.make_norm(f"{at(block)}/norm", x, f"{block}.norm", self.spec.norm)
+
+    def make_post_norm(self, block: str, update: Tensor) -> Tensor:
+        """What comes out of a block, normalised where the family does so."""
+        if not self.spec.placement.has_post_norms:
+            return update
+        name = f"{at(block)}/post_norm"
+        return self.make_norm(name, update, f"{block}.post_norm", self.spec.norm)
+
+    def make_residual(self, block: str, x: Tensor, update: Tensor) -> Tensor:
+        """x + update, times the family's factor."""
+        g, name = self.graph, at(block)
+        if self.spec.residual_scale is not None:
+            scale = g.constant("residual/scale", self.spec.residual_scale)
+            update = g.make_mul(f"{name}/residual/scaled", update, scale)
+        return g.make_add(f"{name}/residual", x, update)
 
     # Building blocks ----------------------------------------------------------------------------
 
-    def make_heads(self, layer: str, part: str, spec: LayerSpec, x: Tensor, heads: int) -> Tensor:
-        """Queries or keys with their rotary embedding, (N, hidden) -> (1, N, heads, d)."""
-        name, path = f"{layer}/attention/{part}", f"{layer}.attention.{part}"
-        x = self.make_projection(name, x, path)
-        shape = (1, self.length, heads, self.spec.head_dim)
-        x = self.graph.make_reshape(f"{name}/heads", x, shape)
-        if self.spec.qk_norm:
-            x = self.make_norm(f"{name}_norm", x, f"{path}_norm")
-        return self.make_rope(f"{name}/rope", x, *self.rope_tables[spec.rope])
+    def make_heads(self, block: str, part: str, mixer: Attention, x: Tensor, heads: int) -> Tensor:
+        """Queries or keys as attention takes them, (N, hidden) -> (1, N, heads, d)."""
+        g, name, norm = self.graph, f"{at(block)}/{part}", mixer.qk_norm
+        x = self.make_part(block, part, mixer.biases, x)
+        if norm is not None and norm.is_full_width:
+            x = self.make_qk_norm(block, part, norm, x)
+        x = g.make_reshape(f"{name}/heads", x, (1, self.length, heads, mixer.head_dim))
+        if norm is not None and not norm.is_full_width and not norm.after_rope:
+            x = self.make_qk_norm(block, part, norm, x)
+        if mixer.rope is not None:
+            x = self.make_rope(f"{name}/rope", x, *self.rope_tables[mixer.rope])
+        if norm is not None and norm.after_rope:
+            x = self.make_qk_norm(block, part, norm, x)
+        return x
+
+    def make_qk_norm(self, block: str, part: str, norm: QKNorm, x: Tensor) -> Tensor:
+        """Queries or keys normalised over the last axis."""
+        return self.make_norm(f"{at(block)}/{part}_norm", x, f"{block}.{part}_norm", norm.norm)
 
     def make_rope(self, name: str, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotate the halves of every head, (1, N, heads, d) -> the same shape."""
-        g, (_, n, heads, d) = self.graph, x.shape
-        first = g.make_slice(f"{name}/first", x, (0, 0, 0, 0), (1, n, heads, d // 2))
-        second = g.make_slice(f"{name}/second", x, (0, 0, 0, d // 2), (1, n, heads, d // 2))
+        """Rotate the halves of the first `width` values of every head, (1, N, heads, d)."""
+        g, (_, n, heads, d), width = self.graph, x.shape, cos.shape[3]
+        half = width // 2
+        first = g.make_slice(f"{name}/first", x, (0, 0, 0, 0), (1, n, heads, half))
+        second = g.make_slice(f"{name}/second", x, (0, 0, 0, half), (1, n, heads, half))
         swapped = g.make_concatenation(f"{name}/swapped", (second, first), axis=3)
-        return g.make_add(
-            name,
-            g.make_mul(f"{name}/cos", x, cos),
+        turned, rest = x, None
+        if width < d:
+            turned = g.make_slice(f"{name}/turned", x, (0, 0, 0, 0), (1, n, heads, width))
+            rest = g.make_slice(f"{name}/rest", x, (0, 0, 0, width), (1, n, heads, d - width))
+        turned = g.make_add(
+            f"{name}/rotated" if rest is not None else name,
+            g.make_mul(f"{name}/cos", turned, cos),
             g.make_mul(f"{name}/sin", swapped, sin),
         )
+        return turned if rest is None else g.make_concatenation(name, (turned, rest), axis=3)
 
-    def make_norm(self, name: str, x: Tensor, path: str) -> Tensor:
-        """RMSNorm over the last axis: x / sqrt(mean(x^2) + epsilon) * weight.
+    def make_norm(self, name: str, x: Tensor, path: str, norm: Norm) -> Tensor:
+        """(x - mean) / sqrt(variance + epsilon) * weight + bias over the last axis; see `Norm`.
 
         Plain ops: the runtime's own composite was measured slower (runtime-contract.md).
         """
         g = self.graph
+        if norm.kind is NormKind.LAYER:
+            x = g.make_sub(f"{name}/centred", x, g.make_mean(f"{name}/centre", x))
         mean = g.make_mean(f"{name}/mean", g.make_mul(f"{name}/square", x, x))
-        epsilon = g.constant("norm/epsilon", self.spec.norm_epsilon)
+        epsilon = g.constant(f"norm/epsilon_{norm.epsilon:g}", norm.epsilon)
         scale = g.make_rsqrt(f"{name}/rsqrt", g.make_add(f"{name}/variance", mean, epsilon))
-        normed = g.make_mul(f"{name}/normed", x, scale)
-        return g.make_mul(name, normed, g.weight(self.weight_of(path)))
+        x = g.make_mul(f"{name}/normed", x, scale)
+        if norm.has_weight:
+            x = g.make_mul(f"{name}/weighted", x, g.weight(self.weight_of(path)))
+        if norm.has_bias:
+            x = g.make_add(f"{name}/biased", x, g.weight(self.weight_of(f"{path}.bias")))
+        return x
 
-    def make_projection(self, name: str, x: Tensor, path: str) -> Tensor:
+    def make_part(self, block: str, part: str, biases: Sequence[str], x: Tensor) -> Tensor:
+        """One of a block's projections, (N, in) -> (N, out)."""
+        path = f"{block}.{part}"
+        bias = f"{path}.bias" if part in biases else None
+        return self.make_projection(f"{at(block)}/{part}", x, path, bias)
+
+    def make_projection(
+        self, name: str, x: Tensor, path: str, bias_path: str | None = None
+    ) -> Tensor:
         """x @ weight.T [+ bias], (N, in) -> (N, out)."""
-        g, bias = self.graph, None
-        if path.rpartition(".")[2] in self.spec.biases:
-            bias = g.weight(self.weight_of(f"{path}.bias"))
+        g = self.graph
+        bias = None if bias_path is None else g.weight(self.weight_of(bias_path))
         if not self.weight_of(path).takes_two_terms:
             return g.make_fully_connected(name, x, self.matrix(path), bias)
         if x.index not in self.terms:
@@ -273,3 +414,9 @@ class _DecoderGraph:
         if name not in self.widened:
             self.widened[name] = self.graph.make_dequantize(name, tensor)
         return self.widened[name]
+
+
+def at(path: str) -> str:
+    """`layers.0.attention` -> `layers.0/attention`: how tensors of the graph are named."""
+    block, _, part = path.rpartition(".")
+    return f"{block}/{part}" if block else part

@@ -198,6 +198,10 @@ class Graph:
         """a / b, with broadcasting."""
         return self._make("DIV", name, (a, b), _broadcast(a.shape, b.shape), a.dtype)
 
+    def make_floor_div(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        """a / b rounded down, with broadcasting."""
+        return self._make("FLOOR_DIV", name, (a, b), _broadcast(a.shape, b.shape), a.dtype)
+
     def make_floor_mod(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         """a modulo b with the sign of b, with broadcasting."""
         return self._make("FLOOR_MOD", name, (a, b), _broadcast(a.shape, b.shape), a.dtype)
@@ -241,6 +245,14 @@ class Graph:
     def make_exp(self, name: str, x: Tensor) -> Tensor:
         """e to the power of x."""
         return self._make("EXP", name, (x,), x.shape)
+
+    def make_log(self, name: str, x: Tensor) -> Tensor:
+        """The natural logarithm of x."""
+        return self._make("LOG", name, (x,), x.shape)
+
+    def make_tanh(self, name: str, x: Tensor) -> Tensor:
+        """The hyperbolic tangent of x."""
+        return self._make("TANH", name, (x,), x.shape)
 
     def make_softmax(self, name: str, x: Tensor) -> Tensor:
         """Softmax over the last axis."""

@@ -22,13 +22,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from converter.decoder import DecoderSpec
 from converter.tflite.attention import (
     NOWHERE,
     ROWS_AT_ONCE,
     AttentionByRows,
     Columns,
     Rows,
+    Scores,
     cut,
     first_columns,
     make_attention,
@@ -89,6 +89,14 @@ def cache_shape(
     return CacheShape(cache_length, window)
 
 
+class HeadShape(NamedTuple):
+    """The heads of a layer's queries, of its keys and values, and their width."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+
 @dataclass(frozen=True)
 class Call:
     """One signature and the inputs that its layers share.
@@ -101,7 +109,6 @@ class Call:
 
     model: Model
     graph: Graph
-    spec: DecoderSpec
     length: int
     positions: Tensor
     first: Tensor
@@ -136,24 +143,27 @@ class Write(NamedTuple):
     written: Tensor
 
 
-def make_cache(call: Call, shape: CacheShape, target: Target) -> KVCache:
+def make_cache(call: Call, shape: CacheShape, heads: HeadShape, target: Target) -> KVCache:
     """The graph of one kind of cache, with what its layers share."""
     if target is Target.GPU:
-        return PlainCache(call, shape)
+        return PlainCache(call, shape, heads)
     if not shape.is_ring:
-        return FullCache(call, shape)
-    return RingCache(call, shape) if call.length <= RING_SLACK else LongRingCache(call, shape)
+        return FullCache(call, shape, heads)
+    ring = RingCache if call.length <= RING_SLACK else LongRingCache
+    return ring(call, shape, heads)
 
 
 class KVCache:
     """One kind of cache in one signature."""
 
-    def __init__(self, call: Call, shape: CacheShape) -> None:
+    def __init__(self, call: Call, shape: CacheShape, heads: HeadShape) -> None:
         self.call = call
         self.shape = shape
+        self.heads = heads
         self.graph = call.graph
         self.length = call.length
-        self.name = f"cache_{shape.window}" if shape.window else "cache"
+        window = f"_{shape.window}" if shape.window else ""
+        self.name = f"cache{window}/{'x'.join(map(str, heads))}"
         self.prepare()
 
     def prepare(self) -> None:
@@ -164,14 +174,14 @@ class KVCache:
         """Write this call's keys and values, both (1, N, kv, d)."""
         raise NotImplementedError
 
-    def attend(self, name: str, q: Tensor, seen: Extended) -> Tensor:
+    def attend(self, name: str, q: Tensor, seen: Extended, scores: Scores) -> Tensor:
         """(1, N, heads, d) -> the same shape."""
         raise NotImplementedError
 
     def add_inputs(self, layer: int) -> tuple[Tensor, Tensor]:
         """A layer's k and v cache."""
-        spec = self.call.spec
-        shape = 1, spec.num_key_value_heads, self.shape.slots, spec.head_dim
+        _, kv, d = self.heads
+        shape = 1, kv, self.shape.slots, d
         columns = (*shape[:2], shape[3], shape[2])
         v_shape = shape if self.shape.v_axis == 2 else columns
         return (
@@ -191,7 +201,7 @@ class PlainCache(KVCache):
 
     def prepare(self) -> None:
         self.mask = self.make_window_mask()
-        group = self.call.spec.num_attention_heads // self.call.spec.num_key_value_heads
+        group = self.heads.num_heads // self.heads.num_kv_heads
         if group > 1:
             copies = [self.mask] * group
             self.mask = self.graph.make_concatenation(f"{self.name}/mask/grouped", copies, axis=2)
@@ -209,11 +219,13 @@ class PlainCache(KVCache):
         v = g.make_dynamic_update_slice(f"{name}/v/cache", v_cache, v, self.v_start)
         return Extended(k, v, k, v)
 
-    def attend(self, name: str, q: Tensor, seen: Extended) -> Tensor:
+    def attend(self, name: str, q: Tensor, seen: Extended, scores: Scores) -> Tensor:
         def mask_of(at: int, size: int) -> Tensor:
             return cut(self.graph, f"{name}/mask/{at}", self.mask, 3, at, size)
 
-        return make_attention(self.graph, name, q, seen.keys, seen.values, mask_of, values_axis=3)
+        return make_attention(
+            self.graph, name, q, seen.keys, seen.values, mask_of, scores, values_axis=3
+        )
 
     def make_window_mask(self) -> Tensor:
         """(1, 1, N, C): the runtime's mask, narrowed to the window."""
@@ -330,8 +342,8 @@ class FullCache(KVCache):
         block = make_blend(body, "block", last, write.new, write.tokens, write.written)
         body.add_output("block", block)
 
-    def attend(self, name: str, q: Tensor, seen: Extended) -> Tensor:
-        return self.attention.attend(f"{name}/context", q, seen.keys, seen.values)
+    def attend(self, name: str, q: Tensor, seen: Extended, scores: Scores) -> Tensor:
+        return self.attention.attend(f"{name}/context", q, seen.keys, seen.values, scores)
 
 
 class RingCache(FullCache):

@@ -42,12 +42,14 @@ _OPTIONS: dict[str, str | None] = {
     "DYNAMIC_UPDATE_SLICE": "DynamicUpdateSliceOptions",
     "EMBEDDING_LOOKUP": None,
     "EXP": "ExpOptions",
+    "FLOOR_DIV": "FloorDivOptions",
     "FLOOR_MOD": "FloorModOptions",
     "FULLY_CONNECTED": "FullyConnectedOptions",
     "GATHER": "GatherOptions",
     "GELU": "GeluOptions",
     "GREATER_EQUAL": "GreaterEqualOptions",
     "IF": "IfOptions",
+    "LOG": None,
     "LOGISTIC": None,
     "MAXIMUM": "MaximumMinimumOptions",
     "MEAN": "ReducerOptions",
@@ -65,6 +67,7 @@ _OPTIONS: dict[str, str | None] = {
     "SOFTMAX": "SoftmaxOptions",
     "SUB": "SubOptions",
     "SUM": "ReducerOptions",
+    "TANH": None,
     "TRANSPOSE": "TransposeOptions",
 }
 # An old reader takes this number for "the operator is in the newer field" (schema.fbs).

@@ -142,7 +142,7 @@ class ReferenceConverter(ModelConverter):
                         "prefill_lengths": plan.prefill_lengths,
                         "cache_length": plan.cache_length,
                         "family": plan.family.name,
-                        "spec": dataclasses.asdict(plan.spec) | {"activation": None},
+                        "spec": dataclasses.asdict(plan.spec),
                     },
                     self.name,
                     self._tell,

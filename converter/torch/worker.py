@@ -78,7 +78,7 @@ def _own_model(family: str, spec: dict[str, Any]) -> Any:
         ),
     }
     for describe, build in own.get(family, ()):
-        if _described(describe()) == {key: spec[key] for key in _described(describe())}:
+        if _agrees(_described(describe()), spec):
             return build
     return None
 
@@ -88,33 +88,44 @@ def _described(own: Any) -> dict[str, Any]:
     from litert_torch.generative.layers.model_config import AttentionType
 
     blocks = [own.block_config(index) for index in range(own.num_layers)]
-    attention = blocks[0].attn_config
     return {
         "vocab_size": own.vocab_size,
         "hidden_size": own.embedding_dim,
-        "intermediate_size": blocks[0].ff_config.intermediate_size,
-        "num_attention_heads": attention.num_heads,
-        "num_key_value_heads": attention.num_query_groups,
-        "head_dim": attention.head_dim,
-        "norm_epsilon": own.final_norm_config.epsilon,
-        "attention_scale": attention.head_dim**-0.5,
+        "norm": {"epsilon": own.final_norm_config.epsilon},
         "tied_head": own.lm_head_share_weight_with_embedding,
-        "biases": ["q", "k", "v"] if attention.qkv_use_bias else [],
         "layers": [
             {
-                "rope": {
-                    "theta": float(block.attn_config.rotary_base),
-                    "factors": [1.0],
-                    "attention_factor": 1.0,
-                    "positions": None,
+                "mixer": {
+                    "num_heads": block.attn_config.num_heads,
+                    "num_kv_heads": block.attn_config.num_query_groups,
+                    "head_dim": block.attn_config.head_dim,
+                    "scale": block.attn_config.head_dim**-0.5,
+                    "rope": {
+                        "theta": float(block.attn_config.rotary_base),
+                        "factors": [1.0],
+                        "attention_factor": 1.0,
+                        "positions": None,
+                        "width": None,
+                    },
+                    "sliding_window": block.attn_config.sliding_window_size
+                    if block.attn_config.attn_type is AttentionType.LOCAL_SLIDING
+                    else None,
+                    "biases": ["q", "k", "v"] if block.attn_config.qkv_use_bias else [],
                 },
-                "sliding_window": block.attn_config.sliding_window_size
-                if block.attn_config.attn_type is AttentionType.LOCAL_SLIDING
-                else None,
+                "feed_forward": {"width": block.ff_config.intermediate_size},
             }
             for block in blocks
         ],
     }
+
+
+def _agrees(own: Any, spec: Any) -> bool:
+    """Whether `spec` says all that `own` says."""
+    if isinstance(own, dict):
+        return all(_agrees(value, spec[key]) for key, value in own.items())
+    if isinstance(own, list) and len(own) == len(spec):
+        return all(map(_agrees, own, spec))
+    return bool(own == spec)
 
 
 def _load(folder: str) -> dict[str, Any]:

@@ -20,12 +20,22 @@ change a bit of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from converter.decoder import Activation, DecoderSpec
+from converter.decoder import (
+    MLP_PROJECTIONS,
+    XIELU_BETA,
+    Activation,
+    Attention,
+    DecoderSpec,
+    FeedForward,
+    NormKind,
+    Placement,
+)
 from converter.kernels import INT8_MAX
 
 TOKENS = 32
@@ -75,68 +85,173 @@ class Weights(Protocol):
 
 def calibrate(spec: DecoderSpec, weights: Weights) -> None:
     """Send a few tokens through the network, and every matrix to where it is stored."""
+    _Calibration(spec, weights).run()
 
-    def has_bias(path: str) -> bool:
-        return path.rpartition(".")[2] in spec.biases
 
-    def project(path: str, product: np.ndarray) -> np.ndarray:
-        return product + weights.vector(f"{path}.bias") if has_bias(path) else product
+class _Calibration:
+    """A few tokens on their way through the network; their rows are `(n, width)`."""
 
-    def normed(path: str, x: np.ndarray) -> np.ndarray:
-        mean = (x * x).mean(axis=-1, keepdims=True)
-        scaled: np.ndarray = x / np.sqrt(mean + np.float32(spec.norm_epsilon))
-        return scaled * weights.vector(path)
+    def __init__(self, spec: DecoderSpec, weights: Weights) -> None:
+        self.spec = spec
+        self.weights = weights
+        # Tokens up to each.
+        self.seen = np.arange(1, TOKENS + 1, dtype=np.float32)[:, None]
+        # The values that later layers look at, by the layer that made them.
+        self.lent = {layer.mixer.cache_of for layer in spec.layers} - {None}
+        self.values: dict[int, np.ndarray] = {}
 
-    def add(block: str, update: np.ndarray) -> np.ndarray:
-        return x + (normed(f"{block}.post_norm", update) if spec.post_norms else update)
+    def run(self) -> None:
+        spec, weights = self.spec, self.weights
+        # Spread over the vocabulary; the same ones each time.
+        tokens = np.arange(1, TOKENS + 1) * 2654435761 % spec.vocab_size
+        x = weights.embed(tokens) * np.float32(spec.embedding_scale or 1)
+        for index, layer in enumerate(spec.layers):
+            attention, mlp = f"layers.{index}.attention", f"layers.{index}.mlp"
+            first = self.first_matrices(attention, layer.mixer)
+            if spec.placement is Placement.PARALLEL:
+                first += self.first_matrices(mlp, layer.feed_forward)
+            y, inputs = self.fed(attention, x, first)
+            update = self.attend(index, layer.mixer, y, inputs)
+            if spec.placement is Placement.PARALLEL:
+                x = self.add(x, update + self.feed(mlp, layer.feed_forward, y, inputs))
+                continue
+            x = self.add(x, self.after(attention, update))
+            y, inputs = self.fed(mlp, x, self.first_matrices(mlp, layer.feed_forward))
+            x = self.add(x, self.after(mlp, self.feed(mlp, layer.feed_forward, y, inputs)))
+        # A tied head's columns are the embedding's: they stay as they are.
+        head = "embedding" if spec.tied_head else "head"
+        y = self.normed("final_norm", x)
+        can_scale = spec.norm.has_weight and not spec.tied_head
+        inputs = _inputs(y, can_scale and weights.may_scale(head))
+        self.divide_norm("final_norm", inputs.factors)
+        weights.store(inputs, head)
 
-    # Spread over the vocabulary; the same ones each time.
-    tokens = np.arange(1, TOKENS + 1) * 2654435761 % spec.vocab_size
-    x = weights.embed(tokens) * np.float32(spec.embedding_scale or 1)
-    seen = np.arange(1, TOKENS + 1, dtype=np.float32)[:, None]  # tokens up to each
-    kv_heads = spec.num_key_value_heads
-    groups = spec.num_attention_heads // kv_heads
-    for index in range(len(spec.layers)):
-        block = f"layers.{index}.attention"
+    # A block's parts ------------------------------------------------------------------------------
+
+    def first_matrices(self, block: str, part: Attention | FeedForward) -> list[str]:
+        """The matrices that a block's input meets."""
+        if isinstance(part, FeedForward):
+            names = ["gate", "up"] if part.is_gated else ["up"]
+        else:
+            names = ["q", "k", "v"] if part.cache_of is None else ["q"]
+            names += ["gate"] if part.is_gated else []
+        return [f"{block}.{name}" for name in names]
+
+    def fed(self, block: str, x: np.ndarray, first: Sequence[str]) -> tuple[np.ndarray, Inputs]:
+        """What a block's first matrices are given, and what it says of their columns.
+
+        Where it comes from a norm with a weight, columns may be scaled: the weight makes up for it.
+        """
+        if not self.spec.placement.has_pre_norms:
+            return x, _inputs(x, scaled=False)
+        y = self.normed(f"{block}.norm", x)
+        inputs = _inputs(y, self.spec.norm.has_weight and self.weights.may_scale(*first))
+        self.divide_norm(f"{block}.norm", inputs.factors)
+        return y, inputs
+
+    def attend(self, index: int, mixer: Attention, y: np.ndarray, inputs: Inputs) -> np.ndarray:
+        """Attention, simplified to the mean of all values so far."""
+        weights, block = self.weights, f"layers.{index}.attention"
         q, k, v, o = (f"{block}.{part}" for part in "qkvo")
-        y = normed(f"{block}.norm", x)
-        inputs = _inputs(y, weights.may_scale(q, k, v))
-        weights.divide(f"{block}.norm", inputs.factors)
-        weights.store(inputs, q, k)
-        [values] = weights.multiply(inputs, y, v)
-        values = project(v, values).cumsum(axis=0) / seen
-        heads = values.reshape(TOKENS, kv_heads, 1, spec.head_dim)
-        y = heads.repeat(groups, axis=2).reshape(TOKENS, -1)
-        inputs = _inputs(y, weights.may_scale(v, o))
-        of_values = inputs.factors
-        if of_values is not None:  # the same for all query heads that a value head feeds
-            of_values = of_values.reshape(kv_heads, groups, -1)[:, 0].reshape(-1)
-        weights.divide(v, of_values)
-        if has_bias(v):
-            weights.divide(f"{v}.bias", of_values)
-        [product] = weights.multiply(inputs, y, o)
-        x = add(block, project(o, product))
+        groups = mixer.num_heads // mixer.num_kv_heads
+        weights.store(inputs, q)
+        if mixer.cache_of is None:
+            weights.store(inputs, k)
+            [values] = weights.multiply(inputs, y, v)
+            values = self.projected(v, mixer, values).cumsum(axis=0) / self.seen
+            if index in self.lent:
+                self.values[index] = values
+        else:
+            values = self.values[mixer.cache_of]
+        heads = values.reshape(TOKENS, mixer.num_kv_heads, 1, mixer.head_dim)
+        context = heads.repeat(groups, axis=2).reshape(TOKENS, -1)
+        if mixer.is_gated:
+            [gate] = weights.multiply(inputs, y, f"{block}.gate")
+            context *= 1 / (1 + np.exp(-gate))
+        is_own = mixer.cache_of is None and index not in self.lent
+        # Without a gate, the query heads that a value head feeds have all the same inputs.
+        scaled = is_own and not mixer.is_gated and weights.may_scale(v, o)
+        inputs = _inputs(context, scaled)
+        if is_own:
+            of_values = inputs.factors
+            if of_values is not None:
+                of_values = of_values.reshape(mixer.num_kv_heads, groups, -1)[:, 0].reshape(-1)
+            weights.divide(v, of_values)
+            if "v" in mixer.biases:
+                weights.divide(f"{v}.bias", of_values)
+        [product] = weights.multiply(inputs, context, o)
+        return self.projected(o, mixer, product)
 
-        block = f"layers.{index}.mlp"
-        gate, up, down = (f"{block}.{part}" for part in ("gate", "up", "down"))
-        y = normed(f"{block}.norm", x)
-        inputs = _inputs(y, weights.may_scale(gate, up))
-        weights.divide(f"{block}.norm", inputs.factors)
-        gates, ups = weights.multiply(inputs, y, gate, up)
-        y = _activate(spec.activation, project(gate, gates))
-        y *= project(up, ups)
-        del gates, ups  # the widest that there are
-        inputs = _inputs(y, weights.may_scale(up, down))
-        weights.divide(up, inputs.factors)
-        if has_bias(up):
-            weights.divide(f"{up}.bias", inputs.factors)
+    def feed(
+        self, block: str, feed_forward: FeedForward, y: np.ndarray, inputs: Inputs
+    ) -> np.ndarray:
+        """The feed-forward block."""
+        weights = self.weights
+        gate, up, down = (f"{block}.{part}" for part in MLP_PROJECTIONS)
+        if feed_forward.is_gated:
+            gates, ups = weights.multiply(inputs, y, gate, up)
+            y = self.activated(block, feed_forward, self.projected(gate, feed_forward, gates))
+            y *= self.projected(up, feed_forward, ups)
+            del gates, ups  # the widest that there are
+        else:  # what stands inside an activation cannot be scaled
+            [ups] = weights.multiply(inputs, y, up)
+            y = self.activated(block, feed_forward, self.projected(up, feed_forward, ups))
+        inputs = _inputs(y, feed_forward.is_gated and weights.may_scale(up, down))
+        if feed_forward.is_gated:
+            weights.divide(up, inputs.factors)
+            if "up" in feed_forward.biases:
+                weights.divide(f"{up}.bias", inputs.factors)
         [product] = weights.multiply(inputs, y, down)
-        x = add(block, project(down, product))
-    # A tied head's columns are the embedding's: they stay as they are.
-    head = "embedding" if spec.tied_head else "head"
-    inputs = _inputs(normed("final_norm", x), not spec.tied_head and weights.may_scale(head))
-    weights.divide("final_norm", inputs.factors)
-    weights.store(inputs, head)
+        return self.projected(down, feed_forward, product)
+
+    def after(self, block: str, update: np.ndarray) -> np.ndarray:
+        """A block's output, normalised where the family does so."""
+        if not self.spec.placement.has_post_norms:
+            return update
+        return self.normed(f"{block}.post_norm", update)
+
+    def add(self, x: np.ndarray, update: np.ndarray) -> np.ndarray:
+        return x + update * np.float32(self.spec.residual_scale or 1)
+
+    # Pieces ---------------------------------------------------------------------------------------
+
+    def projected(
+        self, path: str, part: Attention | FeedForward, product: np.ndarray
+    ) -> np.ndarray:
+        """A product with its bias."""
+        if path.rpartition(".")[2] not in part.biases:
+            return product
+        return product + self.weights.vector(f"{path}.bias")
+
+    def normed(self, path: str, x: np.ndarray) -> np.ndarray:
+        norm = self.spec.norm
+        if norm.kind is NormKind.LAYER:
+            x = x - x.mean(axis=-1, keepdims=True)
+        mean = (x * x).mean(axis=-1, keepdims=True)
+        scaled: np.ndarray = x / np.sqrt(mean + np.float32(norm.epsilon))
+        if norm.has_weight:
+            scaled = scaled * self.weights.vector(path)
+        return scaled + self.weights.vector(f"{path}.bias") if norm.has_bias else scaled
+
+    def divide_norm(self, path: str, factors: np.ndarray | None) -> None:
+        """Store a norm, divided by the factors of the columns that it feeds."""
+        if self.spec.norm.has_weight:
+            self.weights.divide(path, factors)
+        if self.spec.norm.has_bias:
+            self.weights.divide(f"{path}.bias", factors)
+
+    def activated(self, block: str, feed_forward: FeedForward, x: np.ndarray) -> np.ndarray:
+        if feed_forward.activation is not Activation.XIELU:
+            return _activate(feed_forward.activation, x)
+        positive, negative = (
+            np.logaddexp(0, self.weights.vector(f"{block}.alpha_{sign}")) for sign in "pn"
+        )
+        below = np.minimum(x, 0)
+        curved = positive * np.maximum(x, 0) ** 2 + (negative + XIELU_BETA) * (
+            np.expm1(below) - below
+        )
+        mixed: np.ndarray = (curved + XIELU_BETA * x).astype(np.float32)
+        return mixed
 
 
 def to_integers(x: np.ndarray, factors: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -169,6 +284,10 @@ def _inputs(x: np.ndarray, scaled: bool) -> Inputs:
 def _activate(activation: Activation, x: np.ndarray) -> np.ndarray:
     """The activation's values, with room for no others."""
     with np.errstate(over="ignore"):
+        if activation is Activation.RELU2:
+            np.maximum(x, 0, out=x)
+            x *= x
+            return x
         if activation is not Activation.SILU:  # the two GELUs differ by less than 1e-3
             # 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
             y = np.float32(0.044715) * x

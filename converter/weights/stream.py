@@ -75,8 +75,8 @@ class PlannedWeight:
         """(first row, row after the last) of pieces that are worked on at once: whole heads."""
         rows, columns = _as_matrix(self.shape)
         step = max(1, BLOCK_VALUES // columns)
-        if self.source.interleaved_head_dim:
-            head_dim = self.source.interleaved_head_dim
+        if self.source.interleaved:
+            head_dim, _ = self.source.interleaved
             step = -(-step // head_dim) * head_dim
         if len(self.shape) == 1:
             step = rows
@@ -257,20 +257,27 @@ class WeightStream:
         """Rows of a weight as the network has it, valid until the thread's next call."""
         source = weight.source
         columns = weight.shape[-1]
-        count = columns if len(weight.shape) == 1 else (stop - start) * columns
-        room = self._floats.of_size(count)
         if source.is_absent:
-            room.fill(0)
-            rows = room.reshape(-1, columns)
+            rows = self._floats.of_size((stop - start) * columns).reshape(-1, columns)
+            rows.fill(0)
+        elif len(weight.shape) == 1:  # a vector is one row, and may be a part of one
+            _, whole = _as_matrix(self._checkpoint.tensors[source.tensor].shape)
+            room = self._floats.of_size(whole)
+            rows = self._checkpoint.read_rows(source.tensor, 0, 1, buffer=room)
+            rows = rows[:, source.first_row : source.first_row + columns]
         else:
             keep_bf16 = keep_bf16 and not source.add and weight.update is None
             rows = self._checkpoint.read_rows(
-                source.tensor, start, stop, buffer=room, keep_bf16=keep_bf16
+                source.tensor,
+                source.first_row + start,
+                source.first_row + stop,
+                buffer=self._floats.of_size((stop - start) * columns),
+                keep_bf16=keep_bf16,
             )
         if source.add:
             rows += np.float32(source.add)
-        if source.interleaved_head_dim:
-            rows = halves_from_pairs(rows, source.interleaved_head_dim)
+        if source.interleaved:
+            rows = halves_from_pairs(rows, *source.interleaved)
         if weight.update is not None:
             weight.update.apply(rows, start)
         return rows
@@ -301,9 +308,14 @@ def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     return (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1])
 
 
-def halves_from_pairs(rows: np.ndarray, head_dim: int) -> np.ndarray:
-    """Per head, rows (0, d/2), (1, d/2 + 1), ... back to 0..d/2, d/2..d; (heads * d, columns)."""
-    if rows.shape[0] == 1:  # a bias: its values are the rows
-        return halves_from_pairs(rows.reshape(-1, 1), head_dim).reshape(1, -1)
-    heads = rows.reshape(-1, head_dim // 2, 2, rows.shape[1])
-    return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows.shape)
+def halves_from_pairs(rows: np.ndarray, head_dim: int, width: int) -> np.ndarray:
+    """Per head, rows (0, w/2), (1, w/2 + 1), ... back to 0..w/2, w/2..w; (heads * d, columns).
+
+    The rows of a head from w to d stay where they are.
+    """
+    if rows.shape[0] == 1:  # a vector: its values are the rows
+        return halves_from_pairs(rows.reshape(-1, 1), head_dim, width).reshape(1, -1)
+    order = np.arange(head_dim)
+    order[:width] = order[:width].reshape(-1, 2).T.reshape(-1)
+    heads = rows.reshape(-1, head_dim, rows.shape[1])
+    return np.ascontiguousarray(heads[:, order]).reshape(rows.shape)

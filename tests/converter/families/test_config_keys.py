@@ -175,6 +175,6 @@ def test_a_number_without_a_point_is_a_float_where_one_is_meant() -> None:
 
 def test_windows_from_the_first_layer_on() -> None:
     config = {**TINY, "model_type": "qwen2", "sliding_window": 4, "max_window_layers": 0}
-    assert {layer.sliding_window for layer in family_of(config).spec().layers} == {None}
+    assert {layer.mixer.sliding_window for layer in family_of(config).spec().layers} == {None}
     layers = family_of({**config, "use_sliding_window": True}).spec().layers
-    assert {layer.sliding_window for layer in layers} == {4}
+    assert {layer.mixer.sliding_window for layer in layers} == {4}

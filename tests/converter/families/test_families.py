@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from converter.decoder import Activation, DecoderSpec
+from converter.decoder import Activation, DecoderSpec, Placement, Rope
 from converter.errors import LiteRTLMError, SourceError, UnsupportedError
 from converter.families.base import Family
 from converter.registry import FAMILIES, family_of
@@ -98,10 +98,13 @@ def spec_of(config: dict[str, Any], **changes: Any) -> DecoderSpec:
 
 def test_llama_32() -> None:
     spec = spec_of(LLAMA_32_1B)
-    assert (spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim) == (32, 8, 64)
+    [mixer] = {layer.mixer for layer in spec.layers}
+    assert (mixer.num_heads, mixer.num_kv_heads, mixer.head_dim) == (32, 8, 64)
     assert spec.tied_head
-    assert not any((spec.biases, spec.qk_norm, spec.post_norms))
-    frequencies = spec.layers[0].rope.inverse_frequencies(64)
+    assert not any((mixer.biases, mixer.qk_norm))
+    assert spec.placement is Placement.BEFORE
+    assert mixer.rope is not None
+    frequencies = mixer.rope.inverse_frequencies(64)
     # High frequencies are untouched, the lowest is divided by the factor.
     assert frequencies[0] == 1.0
     assert frequencies[-1] == pytest.approx(500000.0 ** (-62 / 64) / 32)
@@ -113,17 +116,18 @@ def test_llama3_scaling_equals_transformers() -> None:
 
     values = {k: v for k, v in LLAMA_32_1B.items() if k not in ("model_type", "torch_dtype")}
     expected, _ = ROPE_INIT_FUNCTIONS["llama3"](LlamaConfig(**values), device="cpu")
-    assert spec_of(LLAMA_32_1B).layers[0].rope.inverse_frequencies(64) == pytest.approx(
-        expected.tolist(), rel=1e-6
-    )
+    rope = spec_of(LLAMA_32_1B).layers[0].mixer.rope
+    assert rope is not None
+    assert rope.inverse_frequencies(64) == pytest.approx(expected.tolist(), rel=1e-6)
 
 
 def test_qwen3() -> None:
     spec = spec_of(QWEN3_06B)
-    assert spec.qk_norm
-    assert not spec.biases
-    assert spec.head_dim == 128  # not hidden / heads
-    assert {layer.sliding_window for layer in spec.layers} == {None}
+    [mixer] = {layer.mixer for layer in spec.layers}
+    assert mixer.qk_norm is not None
+    assert not mixer.biases
+    assert mixer.head_dim == 128  # not hidden / heads
+    assert {layer.mixer.sliding_window for layer in spec.layers} == {None}
     # 0.6 billion with the tied head counted once
     count = sum(math.prod(shape) for _, shape in spec.weight_shapes())
     assert count == 596_049_920
@@ -131,26 +135,29 @@ def test_qwen3() -> None:
 
 def test_qwen25_has_biases_and_a_window_that_is_switched_off() -> None:
     spec = spec_of(QWEN25_05B)
-    assert spec.biases == ("q", "k", "v")
-    assert {layer.sliding_window for layer in spec.layers} == {None}
+    assert spec.layers[0].mixer.biases == ("q", "k", "v")
+    assert {layer.mixer.sliding_window for layer in spec.layers} == {None}
     # transformers' class has neither key.
-    assert spec_of(QWEN25_05B, attention_bias=True, mlp_bias=True).biases == ("q", "k", "v")
+    assert spec_of(QWEN25_05B, attention_bias=True, mlp_bias=True).layers[0].mixer.biases == (
+        "q",
+        "k",
+        "v",
+    )
     sliding = spec_of(QWEN25_05B, use_sliding_window=True, sliding_window=4096)
-    assert [layer.sliding_window for layer in sliding.layers] == [None] * 21 + [4096] * 3
+    assert [layer.mixer.sliding_window for layer in sliding.layers] == [None] * 21 + [4096] * 3
 
 
 def test_gemma3_takes_the_text_part_and_transformers_defaults() -> None:
     spec = spec_of(GEMMA3_4B)
-    assert (spec.vocab_size, spec.num_attention_heads, spec.num_key_value_heads) == (262208, 8, 4)
-    assert spec.activation is Activation.GELU_TANH
+    mixer = spec.layers[0].mixer
+    assert (spec.vocab_size, mixer.num_heads, mixer.num_kv_heads) == (262208, 8, 4)
+    assert spec.layers[0].feed_forward.activation is Activation.GELU_TANH
     assert spec.embedding_scale == pytest.approx(math.sqrt(2560))
-    assert spec.attention_scale == 256**-0.5
-    windows = [layer.sliding_window for layer in spec.layers]
+    assert mixer.scale == 256**-0.5
+    windows = [layer.mixer.sliding_window for layer in spec.layers]
     assert windows[:12] == [1024] * 5 + [None] + [1024] * 5 + [None]
-    assert spec.layers[0].rope.theta == 10_000
-    assert spec.layers[0].rope.factors == (1.0,)
-    assert spec.layers[5].rope.theta == 1_000_000
-    assert spec.layers[5].rope.factors == (8.0,)
+    assert mixer.rope == Rope(10_000)
+    assert spec.layers[5].mixer.rope == Rope(1_000_000, (8.0,))
 
 
 def test_gemma3_27b_of_a_gguf_has_its_own_attention_scale() -> None:
@@ -160,7 +167,7 @@ def test_gemma3_27b_of_a_gguf_has_its_own_attention_scale() -> None:
         "num_attention_heads": 32,
         "head_dim": 128,
     }
-    assert spec_of({"model_type": "gemma3", **text}).attention_scale == 168**-0.5
+    assert spec_of({"model_type": "gemma3", **text}).layers[0].mixer.scale == 168**-0.5
 
 
 @pytest.mark.parametrize("config", [LLAMA_32_1B, QWEN3_06B, GEMMA3_4B])
@@ -274,9 +281,9 @@ def test_what_formats_store_differently() -> None:
     llama, gemma = family_of(LLAMA_32_1B), family_of(GEMMA3_4B)
     q, k, v = (f"layers.3.attention.{part}" for part in "qkv")
     stored = llama.weight_sources(_tensors(llama, "gguf"), "gguf")
-    assert [stored[path].interleaved_head_dim for path in (q, k, v)] == [64, 64, None]
+    assert [stored[path].interleaved for path in (q, k, v)] == [(64, 64), (64, 64), None]
     plain = llama.weight_sources(_tensors(llama, "safetensors"), "safetensors")
-    assert {source.interleaved_head_dim for source in plain.values()} == {None}
+    assert {source.interleaved for source in plain.values()} == {None}
     less_one = gemma.weight_sources(_tensors(gemma, "safetensors"), "safetensors")
     assert less_one["final_norm"].add == less_one["layers.0.attention.q_norm"].add == 1
     assert less_one[q].add == 0

@@ -109,7 +109,7 @@ def test_every_kind_is_that_of_transformers(name: str, model_type: str, how: str
     if model_type == "gemma3_text":
         kinds = config["layer_types"] = ["sliding_attention", "full_attention"]
     for kind, layer in zip(kinds, family_of(config).spec().layers, strict=True):
-        assert_same(layer.rope, config, kind)
+        assert_same(layer.mixer.rope, config, kind)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_every_kind_is_that_of_transformers(name: str, model_type: str, how: str
 )
 def test_settings_that_stand_in_odd_places(changes: dict[str, Any]) -> None:
     config = {**TINY, "model_type": "llama", **changes}
-    assert_same(family_of(config).spec().layers[0].rope, config, "full_attention")
+    assert_same(family_of(config).spec().layers[0].mixer.rope, config, "full_attention")
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -180,4 +180,4 @@ def test_a_gguf_holds_the_outcome_alone() -> None:
     factors = [1.0, 1.0, 1.0, 1.0, 2.0, 4.0, 8.0, 8.0]
     config = {**TINY, "model_type": "llama"}
     config["rope_scaling"] = {"rope_type": "factors", "factors": factors}
-    assert family_of(config, "gguf").spec().layers[0].rope.factors == tuple(factors)
+    assert family_of(config, "gguf").spec().layers[0].mixer.rope.factors == tuple(factors)

@@ -105,7 +105,7 @@ def test_the_file_is_what_the_official_builder_writes(
 
 def test_the_official_reader_reads_it(tmp_path: Path) -> None:
     metadata = llm_metadata_pb2.LlmMetadata(max_num_tokens=77).SerializeToString()
-    executor = executor_metadata([CacheShape(64)], 64)
+    executor = executor_metadata({0: CacheShape(64)}, 64)
     path = write(
         tmp_path / "m.litertlm",
         [
@@ -148,7 +148,7 @@ def test_a_sentencepiece_model_is_stored_as_it_is() -> None:
 
 
 def test_executor_metadata_names_every_cache_once() -> None:
-    caches = [CacheShape(640, v_axis=3), CacheShape(168, 40, is_ring=True)]
+    caches = {0: CacheShape(640, v_axis=3), 1: CacheShape(168, 40, is_ring=True)}
     message = executor_metadata_pb2.ExecutorMetadata.FromString(executor_metadata(caches, 640))
     executor = message.llm_executor_metadata
     assert executor.max_history_size == 640

@@ -8,7 +8,16 @@ import math
 import numpy as np
 import pytest
 
-from converter.decoder import Activation, DecoderSpec, LayerSpec, Rope
+from converter.decoder import (
+    Activation,
+    Attention,
+    DecoderSpec,
+    FeedForward,
+    LayerSpec,
+    Norm,
+    NormKind,
+    Rope,
+)
 from converter.errors import OptionError, UnsupportedError
 from converter.tflite.graph import DType
 from converter.tflite.kv_cache import Target
@@ -261,14 +270,9 @@ def tied_spec() -> DecoderSpec:
     return DecoderSpec(
         vocab_size=8,
         hidden_size=8,
-        intermediate_size=8,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=8,
-        norm_epsilon=1e-6,
-        activation=Activation.SILU,
-        attention_scale=1,
-        layers=(LayerSpec(Rope(1e4)),) * 4,
+        norm=Norm(NormKind.RMS, 1e-6),
+        layers=(LayerSpec(Attention(1, 1, 8, 1.0, Rope(1e4)), FeedForward(8, Activation.SILU)),)
+        * 4,
         tied_head=True,
     )
 
