@@ -180,7 +180,7 @@ class ModelConverter:
                 found["head"] = "kept apart from the embedding: the adapter changes one of them"
                 family = untied(family)
                 sources["head"] = sources["embedding"]
-        spec = family.spec()
+        spec = family.spec().for_context(cache_length)
         quantization = parse_quantization(
             self.options.quantize or default_scheme(spec, self.options.target)
         )
@@ -256,6 +256,7 @@ class ModelConverter:
             tokenizer,
             max_num_tokens=cache_length,
             name=family.name,
+            templates=family.templates,
             generation_config=self.checkpoint.generation_config,
             template_fix=f"correct {chosen.file}" if chosen and chosen.file else TEMPLATE_FIX,
         )

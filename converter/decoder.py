@@ -8,7 +8,7 @@ information between tokens, and a feed-forward block, which works on each token 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 # Every matrix of a layer, in the order of use; `biases` of a block names some of them.
@@ -81,6 +81,8 @@ class Rope:
             that does not turn. Every scaling comes down to it.
         attention_factor: on cos and sin, so that scores grow with its square.
         positions: for how many positions this holds; None for all.
+        longer: what holds in a context of more positions than these, from its beginning on; None
+            where nothing does.
         width: how much of the head is rotated, from its beginning; None for all of it.
     """
 
@@ -89,6 +91,7 @@ class Rope:
     attention_factor: float = 1.0
     positions: int | None = None
     width: int | None = None
+    longer: Rope | None = None
 
     def inverse_frequencies(self, head_dim: int) -> list[float]:
         """Radians per position, `theta ** (-2i / width) / factor_i` for i in 0..width/2."""
@@ -200,6 +203,17 @@ class DecoderSpec:
     logits_scale: float | None = None
     logits_softcap: float | None = None
     head_bias: bool = False
+
+    def for_context(self, length: int) -> DecoderSpec:
+        """The same with the rotary embeddings that hold in a context of so many positions."""
+
+        def fit(layer: LayerSpec) -> LayerSpec:
+            rope = layer.mixer.rope
+            if rope is None or rope.longer is None or length <= (rope.positions or length):
+                return layer
+            return replace(layer, mixer=replace(layer.mixer, rope=rope.longer))
+
+        return replace(self, layers=tuple(map(fit, self.layers)))
 
     def weight_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Every weight the network has, `(path, shape)`, in the order in which it is used."""

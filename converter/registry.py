@@ -1,6 +1,6 @@
 """The one place that knows which families there are.
 
-Keys are `model_type` of a config.json and `general.architecture` of a GGUF; they agree.
+A family goes by `model_type` of a config.json, and by `general.architecture` of a GGUF.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ FAMILIES: dict[str, type[Family]] = {
     "qwen3": Qwen3,
 }
 
+# The architectures of llama.cpp that are not called as the `model_type` is.
+ARCHITECTURES: dict[str, str] = {}
+
 
 def family_of(config: Mapping[str, Any], fmt: str = "safetensors") -> Family:
     """The family of a config, read and validated; `fmt` is the checkpoint's format.
@@ -35,7 +38,7 @@ def family_of(config: Mapping[str, Any], fmt: str = "safetensors") -> Family:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise SourceError("config.json", "has no model_type", "is this a language model's folder?")
-    family = family_class(model_type, own_code=bool(config.get("auto_map")))
+    family = family_class(model_type, fmt, own_code=bool(config.get("auto_map")))
     try:
         return family.from_config(config, fmt)
     except SourceError as error:
@@ -46,22 +49,24 @@ def family_of(config: Mapping[str, Any], fmt: str = "safetensors") -> Family:
 
 
 def family_class(
-    architecture: str, key: str = "model_type", own_code: bool = False
+    architecture: str, fmt: str = "safetensors", key: str = "model_type", own_code: bool = False
 ) -> type[Family]:
     """The family of an architecture.
 
     Args:
+        fmt: the format of the checkpoint that names it.
         key: what named it, for the message.
         own_code: whether the model brings code of its own.
 
     Raises:
         UnsupportedError: no family here covers it.
     """
-    if architecture not in FAMILIES:
+    model_type = ARCHITECTURES.get(architecture, architecture) if fmt == "gguf" else architecture
+    if model_type not in FAMILIES:
         own = " (its own code, in auto_map, is not run)" if own_code else ""
         raise UnsupportedError(
             f"{key} {architecture}",
             f"not a supported architecture{own}",
             f"supported are: {', '.join(sorted(FAMILIES))}",
         )
-    return FAMILIES[architecture]
+    return FAMILIES[model_type]

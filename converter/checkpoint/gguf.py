@@ -68,7 +68,7 @@ def check_head(path: str, head: bytes) -> None:
 
 def _check_kind(path: str, metadata: Mapping[str, Any]) -> None:
     refuse_other_kinds(path, metadata)
-    family_class(architecture(path, metadata), f"{path}: general.architecture")
+    family_class(architecture(path, metadata), "gguf", f"{path}: general.architecture")
 
 
 class GGUFCheckpoint(Checkpoint):

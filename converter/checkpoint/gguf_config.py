@@ -18,7 +18,9 @@ _OPTIONAL_KEYS = {
     "context_length": "max_position_embeddings",
     "feed_forward_length": "intermediate_size",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.layer_norm_epsilon": "layer_norm_eps",
     "attention.sliding_window": "sliding_window",
+    "attention.temperature_scale": "llama_4_scaling_beta",
     "attention.scale": "attention_multiplier",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
@@ -35,10 +37,10 @@ _YARN_KEYS = {
     "rope.scaling.yarn_beta_slow": "beta_slow",
 }
 # Without effect on the numbers of a dense decoder: what a converter read, how embeddings are
-# pooled, what a mixture of experts does (its `expert_count` is refused), another norm's epsilon.
+# pooled, what a mixture of experts does (its `expert_count` is refused).
 _WITHOUT_EFFECT = {
     "vocab_size", "tensor_data_layout", "pooling_type", "rope.scaling.finetuned",
-    "attention.layer_norm_epsilon", "expert_used_count", "expert_feed_forward_length",
+    "expert_used_count", "expert_feed_forward_length",
     "expert_shared_feed_forward_length", "expert_shared_count", "expert_weights_scale",
     "expert_weights_norm", "expert_gating_func", "expert_group_count", "expert_group_used_count",
     "leading_dense_block_count", "interleave_moe_layer_step", "moe_every_n_layers",
@@ -51,8 +53,8 @@ _REPEATED = {
     "rope.dimension_count_swa": "rope.dimension_count",
 }
 _BIASES = {
-    "attn_q": "q", "attn_k": "k", "attn_v": "v", "attn_output": "o",
-    "ffn_gate": "gate", "ffn_up": "up", "ffn_down": "down",
+    "attn_q": ("q",), "attn_k": ("k",), "attn_v": ("v",), "attn_qkv": ("q", "k", "v"),
+    "attn_output": ("o",), "ffn_gate": ("gate",), "ffn_up": ("up",), "ffn_down": ("down",),
 }  # fmt: skip
 
 
@@ -221,7 +223,8 @@ def _biases(tensors: Mapping[str, TensorInfo], layers: int) -> list[str]:
     """The projections that have a bias in any layer, by the network's names."""
     return [
         projection
-        for stored, projection in _BIASES.items()
+        for stored, projections in _BIASES.items()
+        for projection in projections
         if any(f"blk.{i}.{stored}.bias" in tensors for i in range(layers))
     ]
 
@@ -286,6 +289,14 @@ def _rope_scaling(
         return {"rope_type": "factors", "factors": factors.tolist()}
     if kind == "linear" and factor == 1:
         return None
+    if kind == "longrope":
+        if "rope_factors_short.weight" not in tensors:
+            raise SourceError(keys.path, "lacks the tensor 'rope_factors_short.weight'", DAMAGED)
+        return yarn | {
+            "rope_type": kind,
+            "short_factor": read_vector("rope_factors_short.weight").tolist(),
+            "long_factor": read_vector("rope_factors_long.weight").tolist(),
+        }
     return {"rope_type": kind, "factor": factor} | (yarn if kind == "yarn" else {})
 
 
@@ -308,5 +319,6 @@ def _yarn(keys: _Keys, kind: str, factor: float) -> dict[str, Any]:
                 keys.path, f"an attention factor of {attention} without YaRN", "use another GGUF"
             )
         # llama.cpp multiplies by what YaRN says, Hugging Face replaces it.
-        found["attention_factor"] = attention * (0.1 * math.log(max(factor, 1)) + 1)
+        grown = 0.1 * math.log(max(factor, 1)) + 1 if kind == "yarn" else 1
+        found["attention_factor"] = attention * grown
     return found

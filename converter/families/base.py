@@ -143,6 +143,8 @@ class Family:
     names: ClassVar[Names] = NAMES
     # Keys of transformers' class that it calls otherwise than the fields here: its name -> field.
     aliases: ClassVar[Mapping[str, str]] = {}
+    # The same for the keys that `gguf_config` finds in a GGUF.
+    gguf_aliases: ClassVar[Mapping[str, str]] = {}
     # The formats in which the rotary embedding turns neighbours, (0, 1), (2, 3), ..., and not halves:
     # rows of q and k are reordered when they are read, and the network turns halves in all families.
     # llama.cpp's converter has made pairs of halves in llama and its kin; see docs/adding-a-family.md.
@@ -156,6 +158,8 @@ class Family:
     activation_key: ClassVar[str] = "hidden_act"
     # Keys of a larger model that the decoder sits in.
     beside: ClassVar[frozenset[str]] = frozenset()
+    # Files here: templates to try where the source's own, made to fit the runtime, does not pass.
+    templates: ClassVar[tuple[str, ...]] = ("chatml.jinja",)
     # Whether its SentencePiece model goes into the bundle where there is one: it starts faster.
     prefers_sentencepiece: ClassVar[bool] = False
     # Parts of a checkpoint that are no part of the decoder and may be left out.
@@ -193,6 +197,8 @@ class Family:
             SourceError: a value is missing or of the wrong type.
             UnsupportedError: it asks for something that this family cannot do.
         """
+        if fmt == "gguf":
+            config = {cls.gguf_aliases.get(key, key): value for key, value in config.items()}
         config = cls.resolve_aliases(config)
         if fmt != "gguf":
             config.pop("gguf_biases", None)
@@ -384,7 +390,10 @@ class Family:
         )
         rope = settings.rope()
         is_part = self.rotary_width < self.attention_head_dim
-        return dataclasses.replace(rope, width=self.rotary_width) if is_part else rope
+        if not is_part:
+            return rope
+        longer = rope.longer and dataclasses.replace(rope.longer, width=self.rotary_width)
+        return dataclasses.replace(rope, width=self.rotary_width, longer=longer)
 
     @property
     def rotary_width(self) -> int:
@@ -407,8 +416,8 @@ class Family:
 
         For those that it was made for, or fewer: some rotary embeddings change with the length.
         """
-        ropes = {layer.mixer.rope for layer in self.layers()} - {None}
-        limits = [rope.positions for rope in ropes if rope and rope.positions is not None]
+        ropes = {layer.mixer.rope for layer in self.layers()}
+        limits = [rope.positions for rope in ropes if rope and rope.positions and not rope.longer]
         return min([self.max_position_embeddings, *limits])
 
     # The weights ---------------------------------------------------------------------------------

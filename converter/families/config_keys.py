@@ -22,6 +22,7 @@ GGUF_LIMITS: dict[str, tuple[Any, ...]] = {
     "embedding_multiplier": (None, 1),
     "final_logit_softcapping": (None, 0),
     "layer_types": (None,),
+    "llama_4_scaling_beta": (None, 0),
     "logits_scaling": (None, 1),
     "num_experts": (None, 0),
     "partial_rotary_factor": (None, 1),

@@ -27,6 +27,7 @@ class Gemma3(Family):
     """Norms before and after both blocks, q/k norm, five local layers to each global one."""
 
     name: ClassVar[str] = "gemma3"
+    templates: ClassVar[tuple[str, ...]] = ("gemma3.jinja",)
     prefers_sentencepiece: ClassVar[bool] = True
     limits: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "final_logit_softcapping": (None,),

@@ -14,6 +14,9 @@ class Llama(Family):
     """The plain decoder, with optional biases."""
 
     name: ClassVar[str] = "llama"
+    templates: ClassVar[tuple[str, ...]] = (
+        "chatml.jinja", "llama3.jinja", "zephyr.jinja", "deepseek_r1.jinja"
+    )  # fmt: skip
 
     interleaved: ClassVar[frozenset[str]] = frozenset({"gguf"})
 

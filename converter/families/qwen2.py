@@ -15,6 +15,7 @@ class Qwen2(Family):
     """The plain decoder with biases on q, k and v."""
 
     name: ClassVar[str] = "qwen2"
+    templates: ClassVar[tuple[str, ...]] = ("chatml.jinja", "deepseek_r1.jinja")
 
     # Defaults are those of transformers' Qwen2Config.
     num_key_value_heads: int | None = 32

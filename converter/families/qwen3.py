@@ -15,6 +15,7 @@ class Qwen3(Qwen2):
     """Qwen2 with queries and keys normalised per head, and biases only where the config says so."""
 
     name: ClassVar[str] = "qwen3"
+    templates: ClassVar[tuple[str, ...]] = ("qwen3.jinja", "chatml.jinja")
 
     head_dim: int | None = 128
     attention_bias: bool = False

@@ -166,21 +166,22 @@ def _yarn_attention_factor(settings: RopeSettings, factor: float) -> float:
 
 
 def _longrope(settings: RopeSettings) -> Rope:
-    """A divisor for each frequency: `short_factor`, which holds within the trained length.
+    """A divisor for each frequency: `short_factor` within the trained length, else `long_factor`.
 
-    Beyond it transformers takes `long_factor` for the whole text, and a cache that was filled with
-    the short ones would be wrong: hence the limit.
+    transformers changes over when a text outgrows that length, with a cache full of keys that were
+    turned by the short ones. A network has one list for its whole context, as in llama.cpp.
     """
     original, factor = settings.original_positions, settings.stretch()
     if original <= 1:
         raise settings.wrong("original_max_position_embeddings", original, "above 1")
     attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    settings.numbers("long_factor")
+    attention = settings.number("attention_factor", attention)
     return Rope(
         settings.theta,
         settings.numbers("short_factor"),
-        settings.number("attention_factor", attention),
+        attention,
         positions=int(original),
+        longer=Rope(settings.theta, settings.numbers("long_factor"), attention),
     )
 
 

@@ -8,6 +8,7 @@ the template writes it too, or an end of turn that stops nothing, spoils every a
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ def build_llm_metadata(
     tokenizer: BundleTokenizer,
     max_num_tokens: int,
     name: str,
+    templates: Sequence[str] = (),
     generation_config: dict[str, Any] | None = None,
     template_fix: str = TEMPLATE_FIX,
 ) -> LlmMetadataResult:
@@ -50,7 +52,8 @@ def build_llm_metadata(
     Args:
         base: text of the family's base textproto.
         max_num_tokens: slots in the KV cache; the runtime stops there.
-        name: the family's name, which also selects the family's own templates.
+        name: the family's name.
+        templates: its own chat templates, by their file names.
         generation_config: the source's generation_config.json, where it has one.
         template_fix: what to do about a chat template that cannot be used.
 
@@ -69,6 +72,7 @@ def build_llm_metadata(
     report = choose_template(
         tokenizer.chat_template,
         family=name,
+        templates=templates,
         bos_token=tokenizer.bos_token,
         eos_token=tokenizer.eos_token,
         has_channel=any(channel.is_reasoning_channel for channel in message.channels),

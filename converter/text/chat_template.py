@@ -15,6 +15,7 @@ import contextlib
 import datetime
 import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -333,6 +334,7 @@ def choose_template(
     source: str | None,
     *,
     family: str,
+    templates: Sequence[str] = (),
     bos_token: str | None,
     eos_token: str | None,
     has_channel: bool = False,
@@ -343,6 +345,7 @@ def choose_template(
     Without a source template the model is a base model, and gets the pass-through template.
 
     Args:
+        templates: the family's own, by their file names.
         has_channel: the runtime will know the model's thoughts, and take them out of the history.
         fix: what to do about a template that cannot be used.
 
@@ -372,7 +375,7 @@ def choose_template(
     if not any(TURNS[0]["content"] in prompt.expected for prompt in prompts):
         raise unsupported("it does not print the user's message")
     rejected: list[Rejection] = []
-    for candidate in candidates(source, family, bos, eos, reference.trims_answers, prompts):
+    for candidate in candidates(source, templates, bos, eos, reference.trims_answers, prompts):
         try:
             if candidate.failure:
                 raise TemplateFailureError(candidate.failure)

@@ -5,7 +5,7 @@ Nothing here is believed: `chat_template` proves each of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,6 @@ from converter.text.template_renderers import (
 )
 
 FAMILIES = Path(__file__).parents[1] / "families"
-FAMILY_TEMPLATES: dict[str, tuple[str, ...]] = {
-    "qwen3": ("qwen3.jinja", "chatml.jinja"),
-    "qwen2": ("chatml.jinja", "deepseek_r1.jinja"),
-    "llama": ("chatml.jinja", "llama3.jinja", "zephyr.jinja", "deepseek_r1.jinja"),
-    "gemma3": ("gemma3.jinja",),
-}
 # A message that no conversation holds: a character for private use, which nothing trims or splits.
 _NEXT = "\ue000"
 
@@ -51,18 +45,24 @@ class Prompt:
 
 
 def candidates(
-    source: str, family: str, bos: str, eos: str, trims_answers: bool, prompts: list[Prompt]
+    source: str,
+    families_own: Sequence[str],
+    bos: str,
+    eos: str,
+    trims_answers: bool,
+    prompts: list[Prompt],
 ) -> Iterator[Candidate]:
     """The source's template, the same made to fit the runtime, then the family's own.
 
     Args:
+        families_own: names of files in `families`.
         trims_answers: the source drops the newlines between a thought and the answer.
         prompts: one message under every setting, the first without any, to see what the source's
             prompt ends with.
     """
     yield Candidate("source", source)
     yield from _adapted(source, bos, eos, trims_answers)
-    for file in FAMILY_TEMPLATES.get(family, ()):
+    for file in families_own:
         text = _family_file(file)
         tokens = _set("eos_token", eos) if "eos_token" in text else ""
         yield Candidate(file, tokens + text)

@@ -143,9 +143,16 @@ def test_attention_factor_of_yarn_is_multiplied_by_its_own(file: Path) -> None:
 
 
 def test_longrope_tensors_are_told(file: Path) -> None:
-    factors = {"rope_factors_long.weight": np.ones(8, np.float32)}
-    got = config(file, tensors=tensors_of_a_model(**factors))
-    assert got["rope_scaling"]["rope_type"] == "longrope"
+    long = {"rope_factors_long.weight": np.full(8, 2, np.float32)}
+    short = {"rope_factors_short.weight": np.ones(8, np.float32)}
+    got = config(file, tensors=tensors_of_a_model(**long, **short))
+    assert got["rope_scaling"] == {
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 8,
+        "long_factor": [2.0] * 8,
+    }
+    alone = write_gguf(file.with_name("alone.gguf"), tensors=tensors_of_a_model(**long))
+    assert "rope_factors_short.weight" in str(refused(alone))
 
 
 def test_gemma_s_attention_scale_is_a_query_scalar(file: Path) -> None:

@@ -131,13 +131,21 @@ def test_settings_that_stand_in_odd_places(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-@pytest.mark.parametrize(("settings", "longest"), [(LONG, 1024), (SETTINGS["dynamic"], 4096)])
-def test_the_context_ends_where_the_frequencies_would_change(
-    settings: dict[str, Any], longest: int, model_type: str
-) -> None:
+def test_the_context_ends_where_the_frequencies_would_change(model_type: str) -> None:
     layers = {"layer_types": ["full_attention"] * 2}
-    family = family_of({**spelled(model_type, settings, "rope_parameters"), **layers})
-    assert family.longest_context == longest
+    dynamic = family_of({**spelled(model_type, SETTINGS["dynamic"], "rope_parameters"), **layers})
+    assert dynamic.longest_context == dynamic.max_position_embeddings
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_longer_context_has_the_long_factors_from_its_beginning_on(model_type: str) -> None:
+    layers = {"layer_types": ["full_attention"] * 2}
+    family = family_of({**spelled(model_type, LONG, "rope_parameters"), **layers})
+    assert family.longest_context == family.max_position_embeddings
+    for length, factors in ((1024, "short_factor"), (1025, "long_factor")):
+        for layer in family.spec().for_context(length).layers:
+            assert layer.mixer.rope is not None
+            assert layer.mixer.rope.factors == tuple(LONG[factors])
 
 
 def llama(settings: object, **changes: object) -> Family:

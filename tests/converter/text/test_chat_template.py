@@ -17,8 +17,10 @@ from converter.base import ModelConverter
 from converter.checkpoint.gguf import GGUFCheckpoint
 from converter.errors import UnsupportedError
 from converter.options import ConvertOptions
+from converter.registry import FAMILIES as REGISTERED
+from converter.registry import family_class
 from converter.text.chat_template import TemplateReport, choose_template
-from converter.text.template_candidates import FAMILIES, FAMILY_TEMPLATES
+from converter.text.template_candidates import FAMILIES
 from converter.text.template_reference import CONVERSATIONS, as_parts
 from converter.text.template_renderers import (
     OutOfFuelError,
@@ -135,7 +137,13 @@ def choose(
     source: str | None, family: str = "llama", bos: str | None = None, eos: str | None = None
 ) -> TemplateReport:
     return choose_template(
-        source, family=family, bos_token=bos, eos_token=eos, has_channel=True, fix="correct it"
+        source,
+        family=family,
+        templates=family_class(family).templates,
+        bos_token=bos,
+        eos_token=eos,
+        has_channel=True,
+        fix="correct it",
     )
 
 
@@ -382,7 +390,7 @@ def test_gemma3_family_template(gemma3_tokenizer: Path) -> None:
 
 def test_every_family_template_is_in_the_table() -> None:
     """Each must be offered somewhere; the preludes and completion are used by name."""
-    listed = {file for files in FAMILY_TEMPLATES.values() for file in files}
+    listed = {file for family in REGISTERED.values() for file in family.templates}
     on_disk = {path.name for path in FAMILIES.glob("*.jinja")}
     used_by_name = {"flatten.jinja", "as_parts.jinja", "indented_json.jinja", "completion.jinja"}
     assert on_disk == listed | used_by_name

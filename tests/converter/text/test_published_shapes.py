@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from converter.registry import family_class
 from converter.text.chat_template import TemplateReport, choose_template
 from converter.text.named_templates import join_named
 from converter.text.template_reference import TOOL_TURNS, as_parts
@@ -244,6 +245,7 @@ def choose(shape: Shape) -> TemplateReport:
     return choose_template(
         shape.template,
         family=shape.family,
+        templates=family_class(shape.family).templates,
         bos_token=shape.bos,
         eos_token=shape.eos,
         has_channel="think>" in shape.template,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from converter.litertlm.metadata import build_llm_metadata
+from converter.registry import family_class
 from converter.text.chat_template import TemplateReport, choose_template
 from tests.edited_bundle import always_thinks, edited_bundle
 from tests.small_tokenizers import SMALL_BPE, from_gguf, published_template, write_tokenizer_gguf
@@ -74,7 +75,12 @@ SHAPES = {
 
 def choose(source: str, family: str = "qwen3") -> TemplateReport:
     return choose_template(
-        source, family=family, bos_token=None, eos_token="<|im_end|>", has_channel=True
+        source,
+        family=family,
+        templates=family_class(family).templates,
+        bos_token=None,
+        eos_token="<|im_end|>",
+        has_channel=True,
     )
 
 
