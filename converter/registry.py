@@ -13,6 +13,7 @@ from converter.families.base import Family
 from converter.families.gemma3 import Gemma3
 from converter.families.llama import Llama
 from converter.families.matching import OTHER_GGUF
+from converter.families.phi3 import Phi3
 from converter.families.qwen2 import Qwen2
 from converter.families.qwen3 import Qwen3
 
@@ -20,6 +21,7 @@ FAMILIES: dict[str, type[Family]] = {
     "gemma3": Gemma3,
     "gemma3_text": Gemma3,
     "llama": Llama,
+    "phi3": Phi3,
     "qwen2": Qwen2,
     "qwen3": Qwen3,
 }

@@ -49,6 +49,9 @@ _GEMMA: dict[str, Any] = {
         "sliding_attention",
     ],
 }
+# Families whose class knows no head_dim; ids of special tokens that are in the vocabulary.
+_PLAIN = {key: value for key, value in _SMALL.items() if key != "head_dim"}
+_PHI = {**_PLAIN, "pad_token_id": 0, "eos_token_id": 1}
 
 # Test id -> (model_type, what differs from transformers' defaults). Between them: tied and untied
 # heads, grouped and multi-query attention, biases, windows shorter than the prompt, and every kind
@@ -98,6 +101,22 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             **_GEMMA,
             "rope_parameters": {"sliding_attention": _LLAMA3_ROPE, "full_attention": _YARN_ROPE},
+        },
+    ),
+    "phi3": ("phi3", {**_PHI}),
+    "phi3-longrope-tied": (
+        "phi3",
+        {
+            **_PHI,
+            "tie_word_embeddings": True,
+            "sliding_window": 50,
+            "original_max_position_embeddings": 2048,
+            "rope_parameters": {
+                **_LONGROPE,
+                "short_factor": _LONGROPE["short_factor"][:6],
+                "long_factor": _LONGROPE["long_factor"][:6],
+                "partial_rotary_factor": 0.75,
+            },
         },
     ),
     "gemma3": ("gemma3", {"text_config": {**_GEMMA, "model_type": "gemma3_text"}}),

@@ -45,7 +45,8 @@ from converter.families.rope import RopeSettings
 FamilyT = TypeVar("FamilyT", bound="Family")
 
 # Tensors that are no weights, though the network has what they say.
-_KNOWN_OTHERWISE = ("lm_head.weight", "rope_freqs.weight")
+ROTARY_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_KNOWN_OTHERWISE = ("lm_head.weight", *ROTARY_TENSORS)
 
 # The head of transformers' *ForSequenceClassification and *ForTokenClassification.
 _CLASSIFIER = "score.weight"
@@ -163,7 +164,7 @@ class Family:
     # Whether its SentencePiece model goes into the bundle where there is one: it starts faster.
     prefers_sentencepiece: ClassVar[bool] = False
     # Parts of a checkpoint that are no part of the decoder and may be left out.
-    ignored: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq", "rope_freqs.weight")
+    ignored: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq", *ROTARY_TENSORS)
 
     vocab_size: int
     hidden_size: int

@@ -1,0 +1,134 @@
+"""Tiny models as GGUFs, as llama.cpp's converter writes them.
+
+Names come from the gguf library's own map of Hugging Face's, not from our tables, so that these are
+held against it. A family adds an entry to `WRITTEN`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from tests.gguf_files import Keys, write_gguf
+from tests.small_tokenizers import SMALL_BPE
+
+Tensors = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What llama.cpp's converter does to a family.
+
+    Attributes:
+        arch: `general.architecture`.
+        keys: of a transformers config, beside those that all have.
+        permutes: rows of q and k become pairs of neighbours.
+        change: anything else that is done to the tensors, which are under their names in the GGUF.
+    """
+
+    arch: str
+    keys: Callable[[Any], Keys] = lambda _: {}
+    permutes: bool = False
+    change: Callable[[Any, Tensors], Tensors] = lambda _, tensors: tensors
+
+
+def _gemma_norms(_: Any, tensors: Tensors) -> Tensors:
+    return {n: value + 1 if "norm" in n else value for n, value in tensors.items()}
+
+
+def _gemma3_keys(config: Any) -> Keys:
+    return {
+        "attention.sliding_window": config.sliding_window,
+        "attention.sliding_window_pattern": [
+            kind == "sliding_attention" for kind in config.layer_types
+        ],
+        "attention.scale": config.query_pre_attn_scalar**-0.5,
+        "rope.freq_base_swa": float(config.rope_parameters["sliding_attention"]["rope_theta"]),
+    }
+
+
+def _phi3_factors(config: Any, tensors: Tensors) -> Tensors:
+    parameters = config.rope_parameters
+    if parameters["rope_type"] != "longrope":
+        return tensors
+    lists = {
+        f"rope_factors_{kind}.weight": np.asarray(parameters[f"{kind}_factor"], np.float32)
+        for kind in ("long", "short")
+    }
+    return tensors | lists
+
+
+def _phi3_keys(config: Any) -> Keys:
+    keys: Keys = {"rope.scaling.original_context_length": config.original_max_position_embeddings}
+    if config.rope_parameters["rope_type"] == "longrope":
+        ratio = config.max_position_embeddings / config.original_max_position_embeddings
+        factor = np.sqrt(1 + np.log(ratio) / np.log(config.original_max_position_embeddings))
+        keys["rope.scaling.attn_factor"] = float(factor)
+    if config.sliding_window:
+        keys["attention.sliding_window"] = config.sliding_window
+    return keys
+
+
+# By the model_type of the text part.
+WRITTEN: dict[str, Written] = {
+    "gemma3_text": Written("gemma3", _gemma3_keys, change=_gemma_norms),
+    "llama": Written("llama", permutes=True),
+    "phi3": Written("phi3", _phi3_keys, change=_phi3_factors),
+    "qwen2": Written("qwen2"),
+    "qwen3": Written("qwen3"),
+}
+
+
+def write_model(model: Any, path: Path, keys: Keys | None = None) -> Path:
+    """A transformers model as a GGUF in float32 with a byte-level tokenizer."""
+    config = model.config
+    written = WRITTEN[config.model_type]
+    [arch] = [a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == written.arch]
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    tensors: Tensors = {}
+    for name, parameter in model.state_dict().items():
+        if config.tie_word_embeddings and name == "lm_head.weight":
+            continue
+        stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert stored is not None, name
+        value = parameter.float().numpy()
+        if written.permutes and (".q_proj." in name or ".k_proj." in name):
+            heads = value.reshape(-1, 2, _head_dim(config) // 2, *value.shape[1:])
+            value = heads.swapaxes(1, 2).reshape(value.shape)
+        tensors[stored] = np.ascontiguousarray(value)
+    tensors = written.change(config, tensors)
+    said = _common_keys(config) | written.keys(config) | (keys or {})
+    drop = tuple(key for key, value in said.items() if value is None)
+    return write_gguf(path, said, tensors, written.arch, drop)
+
+
+def _head_dim(config: Any) -> int:
+    found: int | None = getattr(config, "head_dim", None)
+    return found or config.hidden_size // config.num_attention_heads
+
+
+def _common_keys(config: Any) -> Keys:
+    rms, layer = (getattr(config, name, None) for name in ("rms_norm_eps", "layer_norm_eps"))
+    rope = getattr(config, "rope_parameters", None) or {}
+    rope = rope.get("full_attention", rope)
+    width = int(_head_dim(config) * rope.get("partial_rotary_factor", 1))
+    return {
+        "block_count": config.num_hidden_layers,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": _head_dim(config),
+        "attention.value_length": _head_dim(config),
+        "attention.layer_norm_rms_epsilon": rms,
+        "attention.layer_norm_epsilon": layer,
+        "context_length": config.max_position_embeddings,
+        "rope.dimension_count": width,
+        "rope.freq_base": float(rope.get("rope_theta", 10000.0)),
+        **{f":tokenizer.{key}": value for key, value in SMALL_BPE.items()},
+    }
