@@ -16,6 +16,7 @@ from converter.families.matching import OTHER_GGUF
 from converter.families.phi3 import Phi3
 from converter.families.qwen2 import Qwen2
 from converter.families.qwen3 import Qwen3
+from converter.families.unsupported import why_unsupported
 
 FAMILIES: dict[str, type[Family]] = {
     "gemma3": Gemma3,
@@ -40,7 +41,7 @@ def family_of(config: Mapping[str, Any], fmt: str = "safetensors") -> Family:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise SourceError("config.json", "has no model_type", "is this a language model's folder?")
-    family = family_class(model_type, fmt, own_code=bool(config.get("auto_map")))
+    family = family_class(model_type, fmt, config=config)
     try:
         return family.from_config(config, fmt)
     except SourceError as error:
@@ -51,24 +52,29 @@ def family_of(config: Mapping[str, Any], fmt: str = "safetensors") -> Family:
 
 
 def family_class(
-    architecture: str, fmt: str = "safetensors", key: str = "model_type", own_code: bool = False
+    architecture: str,
+    fmt: str = "safetensors",
+    key: str = "model_type",
+    config: Mapping[str, Any] | None = None,
 ) -> type[Family]:
     """The family of an architecture.
 
     Args:
         fmt: the format of the checkpoint that names it.
         key: what named it, for the message.
-        own_code: whether the model brings code of its own.
+        config: what else is known of the model, for the reason why it is not covered.
 
     Raises:
         UnsupportedError: no family here covers it.
     """
     model_type = ARCHITECTURES.get(architecture, architecture) if fmt == "gguf" else architecture
     if model_type not in FAMILIES:
-        own = " (its own code, in auto_map, is not run)" if own_code else ""
+        why = why_unsupported(architecture, config or {})
+        own = " (its own code, in auto_map, is not run)" if config and "auto_map" in config else ""
+        names = {family.name for family in FAMILIES.values()}
         raise UnsupportedError(
             f"{key} {architecture}",
-            f"not a supported architecture{own}",
-            f"supported are: {', '.join(sorted(FAMILIES))}",
+            f"{why}{own}",
+            f"use a model of one of these families: {', '.join(sorted(names))}",
         )
     return FAMILIES[model_type]

@@ -68,7 +68,9 @@ def check_head(path: str, head: bytes) -> None:
 
 def _check_kind(path: str, metadata: Mapping[str, Any]) -> None:
     refuse_other_kinds(path, metadata)
-    family_class(architecture(path, metadata), "gguf", f"{path}: general.architecture")
+    arch = architecture(path, metadata)
+    known = {key.removeprefix(f"{arch}."): value for key, value in metadata.items()}
+    family_class(arch, "gguf", f"{path}: general.architecture", known)
 
 
 class GGUFCheckpoint(Checkpoint):

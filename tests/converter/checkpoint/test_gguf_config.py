@@ -237,12 +237,14 @@ def test_keys_that_change_the_numbers_are_refused_by_name(
     assert said in error.why
 
 
-@pytest.mark.parametrize("arch", ["gemma2", "mamba", "qwen3moe", "x" * 500])
+@pytest.mark.parametrize("arch", ["gptneox", "bloom", "x" * 500])
 def test_other_architectures_are_refused_before_anything_else(file: Path, arch: str) -> None:
     error = refused(write_gguf(file, arch=arch, drop=("block_count", "attention.head_count")))
     assert isinstance(error, UnsupportedError)
     assert error.why == "not a supported architecture"
     assert arch in error.what
+    experts = refused(write_gguf(file, {"expert_count": 60}, arch="qwen2moe"))
+    assert experts.why == "its feed-forward blocks are 60 experts, which are not supported"
 
 
 def test_keys_and_values_of_different_size(file: Path) -> None:

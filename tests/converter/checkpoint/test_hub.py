@@ -414,7 +414,7 @@ def test_a_gguf_of_another_kind_is_refused_before_it_is_fetched(
     tensors = {"big": np.zeros((1000, 1000), np.float32)}
     hub.knows_ranges = ranges
     for name, arch, said in (
-        ("m-Q8_0.gguf", "gemma2", "gemma2, not a supported architecture"),
+        ("m-Q8_0.gguf", "bloom", "bloom, not a supported architecture"),
         ("m-Q4_0.gguf", "clip", "the vision or audio part (mmproj)"),
     ):
         publish(hub, "org/m", {name: write_gguf(tmp_path / name, {}, tensors, arch).read_bytes()})

@@ -209,11 +209,46 @@ def test_unsupported_architecture_lists_the_supported_ones() -> None:
     with pytest.raises(UnsupportedError) as error:
         family_of({"model_type": "mamba"})
     assert str(error.value) == (
-        "model_type mamba, not a supported architecture, "
-        f"supported are: {', '.join(sorted(FAMILIES))}"
+        "model_type mamba, its layers keep another state than keys and values, which is not "
+        "supported yet, use a model of one of these families: "
+        f"{', '.join(sorted({family.name for family in FAMILIES.values()}))}"
     )
     with pytest.raises(SourceError, match="has no model_type"):
         family_of({})
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (
+            {"model_type": "qwen3_moe", "num_experts": 128},
+            "its feed-forward blocks are 128 experts",
+        ),
+        (
+            {"model_type": "mixtral", "num_local_experts": 8},
+            "its feed-forward blocks are 8 experts",
+        ),
+        ({"model_type": "minicpm3", "kv_lora_rank": 256}, "its attention caches a latent (MLA)"),
+        ({"model_type": "lfm2"}, "its layers keep another state than keys and values"),
+        ({"model_type": "qwen3_5", "text_config": {}}, "its layers keep another state"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "no decoder that writes text"),
+        ({"model_type": "xlm-roberta"}, "no decoder that writes text"),
+        (
+            {
+                "model_type": "qwen2_vl",
+                "text_config": {"model_type": "qwen2_vl_text"},
+                "vision_config": {},
+            },
+            "a model of text and images; its text part, qwen2_vl_text, is not read yet",
+        ),
+        ({"model_type": "opt"}, "not a supported architecture"),
+        ({"model_type": "own", "auto_map": {}}, "(its own code, in auto_map, is not run)"),
+    ],
+)
+def test_why_an_architecture_is_not_supported(config: dict[str, Any], why: str) -> None:
+    with pytest.raises(UnsupportedError) as error:
+        family_of(config)
+    assert why in error.value.why
 
 
 # Name tables ------------------------------------------------------------------------------------
