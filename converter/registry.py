@@ -9,22 +9,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from converter.errors import SourceError, UnsupportedError
+from converter.families.arcee import Arcee
 from converter.families.base import Family
+from converter.families.ernie4_5 import Ernie45
 from converter.families.gemma3 import Gemma3
+from converter.families.helium import Helium
 from converter.families.llama import Llama
 from converter.families.matching import OTHER_GGUF
 from converter.families.phi3 import Phi3
 from converter.families.qwen2 import Qwen2
 from converter.families.qwen3 import Qwen3
+from converter.families.seed_oss import SeedOss
 from converter.families.unsupported import why_unsupported
 
 FAMILIES: dict[str, type[Family]] = {
+    "arcee": Arcee,
+    "ernie4_5": Ernie45,
     "gemma3": Gemma3,
     "gemma3_text": Gemma3,
+    "helium": Helium,
     "llama": Llama,
     "phi3": Phi3,
     "qwen2": Qwen2,
     "qwen3": Qwen3,
+    "seed_oss": SeedOss,
 }
 
 # The architectures of llama.cpp that are not called as the `model_type` is.

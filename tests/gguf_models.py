@@ -76,11 +76,14 @@ def _phi3_keys(config: Any) -> Keys:
 
 # By the model_type of the text part.
 WRITTEN: dict[str, Written] = {
+    "arcee": Written("arcee", permutes=True),
+    "ernie4_5": Written("ernie4_5"),
     "gemma3_text": Written("gemma3", _gemma3_keys, change=_gemma_norms),
     "llama": Written("llama", permutes=True),
     "phi3": Written("phi3", _phi3_keys, change=_phi3_factors),
     "qwen2": Written("qwen2"),
     "qwen3": Written("qwen3"),
+    "seed_oss": Written("seed_oss"),
 }
 
 

@@ -103,6 +103,13 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {"sliding_attention": _LLAMA3_ROPE, "full_attention": _YARN_ROPE},
         },
     ),
+    "arcee-biases": (
+        "arcee",
+        {**_SMALL, "attention_bias": True, "mlp_bias": True, "bos_token_id": 0, "eos_token_id": 1},
+    ),
+    "ernie4_5-biases": ("ernie4_5", {**_SMALL, "use_bias": True}),
+    "helium": ("helium", {**_SMALL, "attention_bias": True, "mlp_bias": True}),
+    "seed_oss": ("seed_oss", {**_SMALL, "attention_out_bias": True, "mlp_bias": True}),
     "phi3": ("phi3", {**_PHI}),
     "phi3-longrope-tied": (
         "phi3",

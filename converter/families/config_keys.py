@@ -51,7 +51,7 @@ WITHOUT_EFFECT = frozenset(
         "max_length", "min_length", "model_type", "name_or_path", "no_repeat_ngram_size",
         "num_beams", "num_labels", "num_return_sequences", "output_attentions",
         "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type",
-        "repetition_penalty", "resid_pdrop", "return_dict", "return_dict_in_generate", "suppress_tokens",
+        "repetition_penalty", "resid_pdrop", "residual_dropout", "return_dict", "return_dict_in_generate", "suppress_tokens",
         "temperature", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript",
         "transformers_version", "typical_p", "use_cache",
     }
