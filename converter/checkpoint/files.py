@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from converter.checkpoint.file_kinds import HEAD_BYTES, SAFETENSORS, what_it_is
+from converter.checkpoint.file_kinds import EMPTY, HEAD_BYTES, SAFETENSORS, what_it_is
 from converter.errors import LiteRTLMError, SourceError, UnsupportedError
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -137,7 +137,7 @@ def read_file(path: Path) -> bytes:
 def something_else(file: PositionedFile) -> SourceError | None:
     """What to say of a file that is a Git LFS pointer, a web page, ... under a model's name."""
     kind = what_it_is(bytes(file.read_at(0, min(file.size, HEAD_BYTES))))
-    if kind is None or kind is SAFETENSORS:
+    if kind in (None, SAFETENSORS, EMPTY):  # an empty file has a message of its own, or may stand
         return None
     return SourceError(str(file.path), f"it is {kind.what}", kind.fix)
 
