@@ -7,7 +7,7 @@ import io
 import sys
 from typing import Any
 
-from cli.convert import add_conversion_options
+from cli.convert import MODEL_HELP, add_conversion_options
 from cli.limits import LIMITS
 from cli.request import BACKENDS, Request, of_arguments
 from converter.errors import OptionError
@@ -24,8 +24,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a .litertlm file, a Hugging Face id (org/name), a folder with config.json and "
-        "*.safetensors, a .gguf file, a model of Ollama's (NAME:TAG), or demo",
+        help=f"a .litertlm file, {MODEL_HELP}",
     )
     prompt = parser.add_argument_group("prompt")
     prompt.add_argument("--prompt", metavar="TEXT", help="answer this and exit")
