@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 from cli.convert import MODEL_HELP, add_conversion_options
@@ -86,9 +87,12 @@ def main(args: argparse.Namespace) -> None:
 
     path = obtain(of_arguments(Request, args, asks=True))
 
+    from cli.progress import passing_line
     from runner.chat import BASE_MODEL_NOTE, answer, chat
 
-    with options.model(path, benchmark=args.stats) as model:
+    with ExitStack() as stack:
+        with passing_line("Loading the model ...", args.quiet or args.verbose):
+            model = stack.enter_context(options.model(path, benchmark=args.stats))
         # Looked up here: while the model is open, sys.stderr is another stream.
         stdout, stderr = sys.stdout, sys.stderr
         conversation = options.start(model)
