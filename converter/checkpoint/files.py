@@ -222,13 +222,15 @@ def weight_files(names: Iterable[str]) -> list[str]:
     """Return the safetensors files that hold a model's weights, of all file names in its folder.
 
     `model.safetensors` alone where it exists, as transformers reads it; otherwise every file but
-    the copies that some publishers add for other programs (`consolidated*`) and LoRA adapters.
-    Whether an index narrows the choice is for the caller, who can read it.
+    the copies that some publishers add for other programs (`consolidated*`) and LoRA adapters; the
+    index alone where the files are in folders below. Whether an index narrows the choice is for the
+    caller, who can read it.
     """
     found = sorted(name for name in names if name.endswith(".safetensors"))
     if SINGLE_NAME in found:
         return [SINGLE_NAME]
-    return [name for name in found if not name.startswith(("consolidated", "adapter_"))]
+    shards = [name for name in found if not name.startswith(("consolidated", "adapter_"))]
+    return shards or [name for name in names if name == INDEX_NAME]
 
 
 def why_not_a_model(what: str, names: Collection[str]) -> LiteRTLMError | None:
