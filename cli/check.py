@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    from cli.convert import add_conversion_options
+    from cli.convert import MODEL_HELP, add_conversion_options
 
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "check",
@@ -25,8 +25,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a Hugging Face id (org/name), a folder with config.json and *.safetensors, "
-        "or a .gguf file",
+        help=MODEL_HELP,
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_conversion_options(parser)

@@ -15,6 +15,11 @@ from converter.errors import OptionError
 if TYPE_CHECKING:
     from converter.report import PlanReport
 
+MODEL_HELP = (
+    "a Hugging Face id (org/name), a folder with config.json and *.safetensors, a .gguf file, a "
+    "model of Ollama's (NAME:TAG), or demo"
+)
+
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
@@ -22,13 +27,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="convert a model to .litertlm",
         description="Convert a model to .litertlm. The path of the file is printed to stdout.",
     )
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        nargs="?",
-        help="a Hugging Face id (org/name), a folder with config.json and *.safetensors, "
-        "a .gguf file, a model of Ollama's (NAME:TAG), or demo",
-    )
+    parser.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
     parser.add_argument(
         "--output-dir",
         type=Path,

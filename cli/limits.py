@@ -70,11 +70,17 @@ LIMITS: Mapping[str, Callable[[str], Any]] = {
 }
 
 
-def check_limits(options: Mapping[str, Any]) -> None:
-    """Raise OptionError where a number is none, or is out of its range; None is no number."""
+def parsed_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers among `options` as the command line reads them: "64" and numpy's 64 are 64.
+
+    Raises:
+        OptionError: one is no number, or is out of its range. None is left out.
+    """
+    numbers = {}
     for name, value in options.items():
         if name in LIMITS and value is not None:
             try:
-                LIMITS[name](str(value))
+                numbers[name] = LIMITS[name](str(value))
             except argparse.ArgumentTypeError as error:
                 raise OptionError(flag(name), str(error), "choose another one") from None
+    return numbers

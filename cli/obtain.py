@@ -62,6 +62,8 @@ def obtain(request: Request, announce_kept: bool = False) -> Path:
         return output
     settle(output)
     if output.exists() and not request.force:
+        if expected is not None:
+            _require_same(output, expected)
         # To `run` an existing file is what was meant, unless it would surprise.
         outdated = source.path is not None and is_outdated(output, source.path)
         if announce_kept or chosen or outdated:
@@ -90,6 +92,19 @@ def obtain(request: Request, announce_kept: bool = False) -> Path:
     else:
         _adopt(local, output, sealing)
     return output
+
+
+def _require_same(output: Path, receipt: dict[str, Any]) -> None:
+    """Raise OutputError where a file that exists is not what a receipt says must come out."""
+    from converter.receipt import differences
+
+    changed = differences(receipt, output)
+    if changed:
+        raise OutputError(
+            str(output),
+            f"it exists, and is not what the receipt says ({'; '.join(changed)})",
+            "add --force to replace it, or --output-dir to keep it",
+        )
 
 
 def _made_as(output: Path) -> str:

@@ -67,6 +67,20 @@ def stage_progress(quiet: bool) -> Iterator[Callable[[str], None]]:
         yield tell
 
 
+@contextmanager
+def passing_line(text: str, quiet: bool) -> Iterator[None]:
+    """Show `text` until something is done. Only on a terminal, which is left as it was."""
+    if quiet or not _redraws():
+        yield
+        return
+    # The cursor is left at its beginning, so that whatever comes instead is written over it.
+    print(text, end="\r", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:  # looked up again: where a model is loaded, sys.stderr is another stream afterwards
+        print("\x1b[K", end="", file=sys.stderr, flush=True)
+
+
 def _redraws() -> bool:
     """Whether stderr can redraw a line."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"

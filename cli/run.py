@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+from contextlib import ExitStack
 from typing import Any
 
-from cli.convert import add_conversion_options
+from cli.convert import MODEL_HELP, add_conversion_options
 from cli.limits import LIMITS
 from cli.request import BACKENDS, Request, of_arguments
 from converter.errors import OptionError
@@ -24,8 +25,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a .litertlm file, a Hugging Face id (org/name), a folder with config.json and "
-        "*.safetensors, a .gguf file, a model of Ollama's (NAME:TAG), or demo",
+        help=f"a .litertlm file, {MODEL_HELP}",
     )
     prompt = parser.add_argument_group("prompt")
     prompt.add_argument("--prompt", metavar="TEXT", help="answer this and exit")
@@ -87,9 +87,12 @@ def main(args: argparse.Namespace) -> None:
 
     path = obtain(of_arguments(Request, args, asks=True))
 
+    from cli.progress import passing_line
     from runner.chat import BASE_MODEL_NOTE, answer, chat
 
-    with options.model(path, benchmark=args.stats) as model:
+    with ExitStack() as stack:
+        with passing_line("Loading the model ...", args.quiet or args.verbose):
+            model = stack.enter_context(options.model(path, benchmark=args.stats))
         # Looked up here: while the model is open, sys.stderr is another stream.
         stdout, stderr = sys.stdout, sys.stderr
         conversation = options.start(model)

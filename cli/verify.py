@@ -40,5 +40,6 @@ def main(args: argparse.Namespace) -> None:
     raise SourceError(
         str(args.file),
         f"it is not what {path} says ({len(changed)} of its parts)",
-        f"make it again: litert-lm-cli convert --from-receipt {path}",
+        f"make it again: litert-lm-cli convert --from-receipt {path} --force "
+        f"--output-dir {args.file.parent}",
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
-from cli.limits import check_limits
+from cli.limits import parsed_numbers
 from cli.request import BACKENDS, check_choice
-from litert_lm_cli._convert import AnyPath, request_for
+from litert_lm_cli._convert import AnyPath, check_text, request_for
 from runner.options import ChatOptions
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def chat(
         EngineError: the engine refuses the model.
         SourceError, UnsupportedError, OutputError: as `convert`.
     """
+    check_text("system", system)
     check_choice("backend", backend, BACKENDS)
     options = ChatOptions(
         system=system,
@@ -79,7 +81,7 @@ def chat(
         threads=threads,
         verbose=verbose,
     )
-    check_limits(vars(options))
+    options = replace(options, **parsed_numbers(vars(options)))
     options.check()
     request = request_for(
         model,

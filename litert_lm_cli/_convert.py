@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.limits import check_limits
+from cli.limits import parsed_numbers
 from cli.request import Request, flag
 from converter.errors import OptionError
 
@@ -145,11 +145,15 @@ def request_for(
     if model is None and from_receipt is None:
         raise OptionError("convert", "no model was named", "name one, or a receipt")
     for name in ("quantize", "clip", "target", "engine", "revision"):
-        if not isinstance(options.get(name), str | None):
-            raise OptionError(f"{flag(name)} {options[name]!r}", "it is no text", "pass a str")
+        check_text(name, options.get(name))
+    progress = options.get("progress")
+    if progress is not None and not callable(progress):
+        raise OptionError(
+            f"progress={progress!r:.40}", "it cannot be called", "pass a function of two numbers"
+        )
     if options.get("prefill_seq_len") is not None:
         options["prefill_seq_len"] = str(options["prefill_seq_len"])
-    check_limits(options)
+    options |= parsed_numbers(options)
     for name in ("lora", "chat_template", "output_dir"):
         if options.get(name) is not None:
             options[name] = _text(name, options[name])
@@ -159,6 +163,12 @@ def request_for(
     if from_receipt is None:
         return request
     return request.by_receipt(Path(_text("from_receipt", from_receipt)))
+
+
+def check_text(name: str, value: object) -> None:
+    """Raise OptionError where a text is something else; None is left out."""
+    if not isinstance(value, str | None):
+        raise OptionError(f"{flag(name)} {value!r:.40}", "it is no text", "pass a str")
 
 
 def _text(name: str, value: AnyPath) -> str:

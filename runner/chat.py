@@ -129,7 +129,7 @@ def chat(
     show_statistics: bool = False,
 ) -> None:
     """Prompts and answers in turns, until the end of the input."""
-    print(WELCOME, file=stdout if stdout.isatty() else stderr, flush=True)
+    print(HINT, WELCOME, sep="\n", file=stdout if stdout.isatty() else stderr, flush=True)
     with contextlib.suppress(ImportError):
         importlib.import_module("readline")  # gives input() editing and history
     while True:

@@ -9,6 +9,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from converter.litertlm.inspection import read_bundle
+from runner.native_log import NativeLog
 
 
 class GraphRunner:
@@ -61,14 +62,15 @@ class GraphRunner:
             for row, position in enumerate(positions[: len(tokens)]):
                 mask[0, 0, row, : position + 1] = 0
             masks["mask"] = mask
-        if signature not in self._runners:
-            self._runners[signature] = self._interpreter.get_signature_runner(signature)
-        result: dict[str, np.ndarray] = self._runners[signature](
-            tokens=np.array([[*tokens, *[0] * padding]], np.int32),
-            input_pos=np.array(positions, np.int32),
-            **masks,
-            **self._caches,
-        )
+        with NativeLog():  # the first call says that there is a delegate
+            if signature not in self._runners:
+                self._runners[signature] = self._interpreter.get_signature_runner(signature)
+            result: dict[str, np.ndarray] = self._runners[signature](
+                tokens=np.array([[*tokens, *[0] * padding]], np.int32),
+                input_pos=np.array(positions, np.int32),
+                **masks,
+                **self._caches,
+            )
         for name in self._caches:
             self._caches[name] = result[name]
         return result

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import litert_lm_cli
@@ -121,6 +122,15 @@ def test_a_plan_is_what_then_happens(tiny: Path) -> None:
     assert (str(path), path.stat().st_size) == (found.output, found.as_json()["output_bytes"])
 
 
+@pytest.mark.parametrize("length", ["128", np.int64(128)])
+def test_a_number_may_be_a_text_or_of_numpy(length: Any, tiny: Path) -> None:
+    found = plan(tiny, kv_cache_max_len=length, prefill_seq_len=np.int64(32))
+    assert (found.kv_cache_length, found.prefill_lengths) == (128, (8, 16, 32))
+    with chat(tiny, kv_cache_max_len=length, max_tokens=length, temperature="0") as assistant:
+        assistant.ask("Hi")
+        assert assistant.finish in ("stop", "length", "context")
+
+
 @pytest.mark.parametrize(
     ("call", "kind", "said"),
     [
@@ -133,12 +143,15 @@ def test_a_plan_is_what_then_happens(tiny: Path) -> None:
         (lambda m: convert(m, engine="jax"), OptionError, "use direct or torch"),
         (lambda m: convert(m, kv_cache_max_len=0), OptionError, "--kv-cache-max-len, '0' is not"),
         (lambda m: convert(m, kv_cache_max_len=1.5), OptionError, "'1.5' is not"),
+        (lambda m: convert(m, kv_cache_max_len="many"), OptionError, "'many' is not"),
+        (lambda m: convert(m, progress=5), OptionError, "progress=5, it cannot be called"),
         (lambda m: convert(m, prefill_seq_len=-1), OptionError, "--prefill-seq-len -1"),
         (lambda m: convert("nowhere/at/all"), SourceError, "nowhere/at/all"),
         (lambda m: convert(from_receipt="no.json"), SourceError, "no.json"),
         (lambda m: plan(m, lora="./none"), SourceError, "none"),
         (lambda m: chat(m, top_p=2), OptionError, "--top-p, '2' is not a number"),
         (lambda m: chat(m, max_tokens=True), OptionError, "--max-tokens, 'True' is not"),
+        (lambda m: chat(m, system=5), OptionError, "--system 5, it is no text"),
         (lambda m: chat(m, backend="npu"), OptionError, "--backend npu"),
         (lambda m: chat(m, backend="gpu", threads=2), OptionError, "--threads, has no effect"),
         (lambda m: chat(m, raw=True, system="x"), OptionError, "--system"),

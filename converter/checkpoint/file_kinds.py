@@ -25,6 +25,7 @@ SAFETENSORS = FileKind(
     "pass its folder",
 )
 _TFLITE = FileKind("a TFLite model without a tokenizer", "convert the original model")
+EMPTY = FileKind("an empty file", "download or copy it again")
 _ZEROS = FileKind("a file of zeros", "download or copy it again")
 _LFS_POINTER = FileKind(
     "a Git LFS pointer, which stands for a file that was not fetched",
@@ -69,7 +70,7 @@ def what_it_is(head: bytes) -> FileKind | None:
         return _TFLITE
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 28:
         return SAFETENSORS
-    if head and not head.strip(b"\0"):
-        return _ZEROS
+    if not head.strip(b"\0"):
+        return _ZEROS if head else EMPTY
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     return next((kind for start, kind in _BY_TEXT if text.startswith(start)), None)

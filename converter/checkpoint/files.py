@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from converter.checkpoint.file_kinds import HEAD_BYTES, SAFETENSORS, what_it_is
+from converter.checkpoint.file_kinds import EMPTY, HEAD_BYTES, SAFETENSORS, what_it_is
 from converter.errors import LiteRTLMError, SourceError, UnsupportedError
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -137,7 +137,7 @@ def read_file(path: Path) -> bytes:
 def something_else(file: PositionedFile) -> SourceError | None:
     """What to say of a file that is a Git LFS pointer, a web page, ... under a model's name."""
     kind = what_it_is(bytes(file.read_at(0, min(file.size, HEAD_BYTES))))
-    if kind is None or kind is SAFETENSORS:
+    if kind in (None, SAFETENSORS, EMPTY):  # an empty file has a message of its own, or may stand
         return None
     return SourceError(str(file.path), f"it is {kind.what}", kind.fix)
 
@@ -222,13 +222,15 @@ def weight_files(names: Iterable[str]) -> list[str]:
     """Return the safetensors files that hold a model's weights, of all file names in its folder.
 
     `model.safetensors` alone where it exists, as transformers reads it; otherwise every file but
-    the copies that some publishers add for other programs (`consolidated*`) and LoRA adapters.
-    Whether an index narrows the choice is for the caller, who can read it.
+    the copies that some publishers add for other programs (`consolidated*`) and LoRA adapters; the
+    index alone where the files are in folders below. Whether an index narrows the choice is for the
+    caller, who can read it.
     """
     found = sorted(name for name in names if name.endswith(".safetensors"))
     if SINGLE_NAME in found:
         return [SINGLE_NAME]
-    return [name for name in found if not name.startswith(("consolidated", "adapter_"))]
+    shards = [name for name in found if not name.startswith(("consolidated", "adapter_"))]
+    return shards or [name for name in names if name == INDEX_NAME]
 
 
 def why_not_a_model(what: str, names: Collection[str]) -> LiteRTLMError | None:

@@ -182,13 +182,18 @@ class _HeaderReader:
             raise self._damaged(f"it declares {tensor_count} tensors and {key_count} metadata keys")
         return tensor_count, key_count
 
-    def _take(self, count: int) -> bytes:
+    def _require(self, count: int) -> None:
+        """Raise SourceError unless so many bytes are left."""
         if count > self._end - self._position:
             if self._end < self._size:
                 raise self._damaged(f"its header is longer than {_MAX_HEADER >> 20} MiB")
             raise self._damaged(
-                f"truncated: {count} bytes wanted at byte {self._position} of {self._size}"
+                f"truncated: it ends at byte {self._size}, and {count} bytes are wanted from byte "
+                f"{self._position} on"
             )
+
+    def _take(self, count: int) -> bytes:
+        self._require(count)
         data = self._read(count)
         if len(data) != count:
             raise self._damaged(f"ended early, at byte {self._position + len(data)}")
@@ -239,9 +244,8 @@ class _HeaderReader:
 
     def _strings(self, key: str, count: int) -> list[str]:
         """Read an array of strings; a vocabulary has 262144, so this loop is the header's cost."""
+        self._require(8 * count)  # their lengths alone
         position, end, read = self._position, self._end, self._read
-        if count > (end - position) // 8:
-            raise self._damaged(f"metadata key {key!r:.80} declares {count} strings")
         strings: list[str] = []
         append, from_bytes = strings.append, int.from_bytes
         try:
@@ -255,7 +259,8 @@ class _HeaderReader:
             raise self._damaged(f"metadata key {key!r:.80} holds text that is not UTF-8") from None
         if len(strings) != count:
             raise self._damaged(
-                f"metadata key {key!r:.80} is truncated after {len(strings)} strings"
+                f"truncated: it ends after {len(strings)} of {count} strings of metadata key "
+                f"{key!r:.80}"
             )
         self._position = position
         return strings

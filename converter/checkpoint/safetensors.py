@@ -24,7 +24,7 @@ from converter.checkpoint.files import (
     SIDE_FILES,
     SINGLE_NAME,
     PositionedFile,
-    is_plain_name,
+    is_plain_path,
     refuse_dangling_links,
     something_else,
     utf8_of,
@@ -182,7 +182,7 @@ def open_folder(path: Path) -> SafetensorsCheckpoint:
     if INDEX_NAME in names and shards != [SINGLE_NAME]:
         shards = sorted(set(read_index(path / INDEX_NAME).values()))
     for shard in shards:
-        if shard not in names:
+        if shard not in names and not (path / shard).is_file():
             raise SourceError(
                 str(path), f"{shard} is missing, which {INDEX_NAME} names", "fetch the missing file"
             )
@@ -218,7 +218,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Read model.safetensors.index.json: tensor name to the name of a file beside it.
+    """Read model.safetensors.index.json: tensor name to the path of a file, from its folder on.
 
     Raises:
         SourceError: it is damaged, empty, or names a file outside its folder.
@@ -229,8 +229,8 @@ def read_index(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(str(path), "it has no weight_map", "fetch it again")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not is_plain_name(shard) or not name.isprintable():
-            why = f"tensor {name!a} is said to be in {shard!a}, which is not a file in this folder"
+        if not isinstance(shard, str) or not is_plain_path(shard) or not name.isprintable():
+            why = f"tensor {name!a} is said to be in {shard!a}, no file in or below this folder"
             raise SourceError(str(path), why, "do not use this model: its index is not sound")
         if not shard.endswith(".safetensors"):
             why = f"it names {shard}, which is not a safetensors file"

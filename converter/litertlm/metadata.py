@@ -91,7 +91,7 @@ def build_llm_metadata(
         message.start_token.token_ids.ids.append(tokenizer.bos_token_id)
     _check_tokens(report, tokenizer, list(message.start_token.token_ids.ids), name, template_fix)
 
-    stops = _stop_tokens(report, tokenizer, config, name)
+    stops = _stop_tokens(report, tokenizer, name)
     for token in stops:
         message.stop_tokens.add().token_ids.ids.append(token)
 
@@ -230,28 +230,17 @@ def _turn_notes(report: TemplateReport, tokenizer: BundleTokenizer) -> list[str]
 # --- Stop tokens ------------------------------------------------------------------------------
 
 
-def _stop_tokens(
-    report: TemplateReport, tokenizer: BundleTokenizer, config: dict[str, Any], name: str
-) -> list[int]:
+def _stop_tokens(report: TemplateReport, tokenizer: BundleTokenizer, name: str) -> list[int]:
     """Every id that ends a turn, ascending: declared, known by its text, or seen in the render.
 
     Only control tokens are known by their text. An ordinary piece that is spelled alike is text
     that the model may want to write.
     """
-    declared = config.get("eos_token_id")
-    ids = [] if declared is None else declared if isinstance(declared, list) else [declared]
-    if any(type(token) is not int for token in ids):
-        raise SourceError(
-            f"{name}: end of turn",
-            f"eos_token_id={declared!r:.80} is neither a token's id nor a list of them",
-            "correct it in generation_config.json",
-        )
-    ends = {*tokenizer.eos_token_ids, *ids}
     known = turn_ends(tokenizer.special_tokens)
     turn_end = _special_prefix(report.after_assistant.lstrip(), tokenizer)
     if turn_end is not None:
         known.add(turn_end)
-    stops = ends | {token for token in known if token != tokenizer.bos_token_id}
+    stops = {*tokenizer.eos_token_ids, *(known - {tokenizer.bos_token_id})}
     beyond = sorted(token for token in stops if not 0 <= token < tokenizer.vocab_size)
     if beyond:
         raise SourceError(

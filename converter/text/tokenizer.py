@@ -223,12 +223,16 @@ def _describe_folder(
     bos, adds_bos = _folder_bos(checkpoint, settings, chosen, fast)
     whole = fast or chosen
     eos_token = _token_text(settings.get("eos_token"))
+    config_file = checkpoint.path / "config.json"
     eos_ids = {
-        *_ids(checkpoint.generation_config.get("eos_token_id")),
-        *_ids(checkpoint.config.get("eos_token_id")),
-        *_ids(_mapping(checkpoint.config.get("text_config")).get("eos_token_id")),
-        *_ids(chosen.id(eos_token) if eos_token else None),
+        *_ids(
+            checkpoint.generation_config, "eos_token_id", checkpoint.path / "generation_config.json"
+        ),
+        *_ids(checkpoint.config, "eos_token_id", config_file),
+        *_ids(_mapping(checkpoint.config.get("text_config")), "eos_token_id", config_file),
     }
+    if eos_token and (eos_id := chosen.id(eos_token)) is not None:
+        eos_ids.add(eos_id)
     if eos_token is None and eos_ids:
         eos_token = chosen.text(min(eos_ids))
     tokenizer = BundleTokenizer(
@@ -259,7 +263,7 @@ def _folder_bos(
     """
     bos = _token_text(settings.get("bos_token"))
     if "bos_token" not in settings:
-        declared = _ids(checkpoint.config.get("bos_token_id"))
+        declared = _ids(checkpoint.config, "bos_token_id", checkpoint.path / "config.json")
         bos = chosen.text(declared[0]) if declared else None
     stated = settings.get("add_bos_token")
     if isinstance(stated, bool):
@@ -428,7 +432,18 @@ def _token_text(token: Any) -> str | None:
     return token if isinstance(token, str) and token else None
 
 
-def _ids(value: Any) -> list[int]:
-    """The ids in a config's value: null, a number or a list."""
-    values = value if isinstance(value, list) else [value]
-    return [item for item in values if type(item) is int and item >= 0]
+def _ids(config: dict[str, Any], key: str, file: Path) -> list[int]:
+    """The ids that a config gives under `key`: a number, a list, null or below 0 for none.
+
+    Raises:
+        SourceError: it is anything else, which transformers' own configs refuse, too.
+    """
+    value = config.get(key)
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(item) is int for item in values):
+        raise SourceError(
+            str(file),
+            f"{key}={value!r:.80} is neither a token's id nor a list of them",
+            "correct it there",
+        )
+    return [item for item in values if item >= 0]

@@ -539,7 +539,7 @@ def test_debug_shows_where_it_failed(
         ("x.gguf", b"GGUF" + b"\xff" * 200, ".gguf, "),
         ("x.safetensors", b"{}", "one weight file is not a model: "),
         ("x.txt", b"hello", "it is not a model that can be converted, pass a Hugging Face id "),
-        ("x", b"", "it is not a model that can be converted, pass a Hugging Face id "),
+        ("x", b"", "it is an empty file, download or copy it again"),
     ],
 )
 def test_files_that_are_no_models(

@@ -64,6 +64,15 @@ def test_help_names_every_scheme(command: str, capsys: pytest.CaptureFixture[str
     assert set(SCHEMES) <= words
 
 
+@pytest.mark.parametrize("command", ["run", "convert", "check"])
+def test_help_names_every_source(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "(org/name), a folder" in printed
+    assert "a .gguf file, a model of Ollama's (NAME:TAG), or demo" in printed
+
+
 def test_help_of_the_whole_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])

@@ -330,6 +330,17 @@ def test_an_index_names_files_and_no_more(tmp_path: Path, index: dict[str, str |
     assert_as_transformers(tmp_path)
 
 
+def test_an_index_may_name_files_in_folders_below(tmp_path: Path) -> None:
+    make_checkpoint("llama", tmp_path)
+    shard(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-0000", "weights/model-0000"))
+    (tmp_path / "weights").mkdir()
+    for file in tmp_path.glob("*.safetensors"):
+        file.rename(tmp_path / "weights" / file.name)
+    assert_as_transformers(tmp_path)
+
+
 def test_a_tensor_that_the_index_alone_has_is_missing(tmp_path: Path) -> None:
     make_checkpoint("llama", tmp_path)
     edit(tmp_path, lambda stored: {n: t for n, t in stored.items() if n != "model.norm.weight"})

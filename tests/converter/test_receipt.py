@@ -115,6 +115,25 @@ def test_what_is_cut_off_or_added(output: Path, change: Any, line: str) -> None:
     assert any(line in difference for difference in differences(found, output))
 
 
+def test_what_verify_advises_makes_the_file_again(
+    output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = output.read_bytes()
+    damaged = content[:-1] + bytes([content[-1] ^ 1])
+    output.write_bytes(damaged)
+    assert main(["verify", str(output)]) == EXIT_FAILURE
+    advice = capsys.readouterr().err.partition("litert-lm-cli convert ")[2].split()
+    # Without --force, what is there is neither taken for the model nor touched.
+    without = [word for word in advice if word != "--force"]
+    assert main(["convert", *without]) == EXIT_FAILURE
+    assert f"{output}, it exists, and is not what the receipt says" in capsys.readouterr().err
+    assert output.read_bytes() == damaged
+    assert main(["convert", *advice]) == 0
+    assert output.read_bytes() == content
+    assert main(["convert", *without]) == 0  # now it is, and is kept
+    assert f"keeping {output}" in capsys.readouterr().err
+
+
 def test_the_same_bytes_again(
     source: Path, output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,9 @@ from runner.conversation import Piece
 from tests.edited_bundle import always_thinks, completes_text, edited_bundle, small_context
 from tests.terminal import CTRL_C, CTRL_D, Terminal
 
+LOADED = "Loading the model ...\r\x1b[K"  # and gone again
+GREETING = "Ctrl-C stops an answer, Ctrl-D leaves.\nEnter your prompt:\n> "
+
 
 @pytest.fixture(scope="module")
 def smollm2_variant(
@@ -38,7 +41,7 @@ def smollm2_variant(
 
 def test_a_chat_from_greeting_to_ctrl_d(smollm2_bundle: Path) -> None:
     with Terminal(str(smollm2_bundle), "--temperature", "0", "--stats") as terminal:
-        assert terminal.read_until(r"\n> $") == "Enter your prompt:\n> "
+        assert terminal.read_until(r"\n> $") == LOADED + GREETING
 
         terminal.type("Say hi.\n")
         first = terminal.read_until(r"\n> $")
@@ -69,6 +72,17 @@ def test_a_chat_from_greeting_to_ctrl_d(smollm2_bundle: Path) -> None:
         assert terminal.exit_code() == 0
         assert terminal.seen.endswith("\r\n")
         assert terminal.seen.count("Enter your prompt:") == 1
+
+
+@pytest.mark.parametrize("option", ["--quiet", "--verbose"])
+def test_nothing_is_said_of_loading_where_it_is_not_wanted(
+    smollm2_bundle: Path, option: str
+) -> None:
+    with Terminal(str(smollm2_bundle), option) as terminal:
+        seen = terminal.read_until(r"\n> $")
+        assert seen.endswith(GREETING)
+        assert "Loading" not in seen
+        assert (seen == GREETING) == (option == "--quiet")
 
 
 def test_thoughts_are_dim(smollm2_variant: Callable[..., str]) -> None:
@@ -128,7 +142,7 @@ def test_prompts_keep_out_of_a_redirected_answer(smollm2_bundle: Path, tmp_path:
         (tmp_path / "answers").open("wb") as out,
         Terminal(str(smollm2_bundle), "--max-tokens", "3", stdout=out.fileno()) as terminal,
     ):
-        assert terminal.read_until(r"> $") == "Enter your prompt:\n> "
+        assert terminal.read_until(r"> $") == LOADED + GREETING
         terminal.type("Say hi.\n")
         terminal.read_until(r"\n> $")
         terminal.type(CTRL_D)

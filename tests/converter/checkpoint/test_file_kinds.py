@@ -34,6 +34,7 @@ WRONG = {
     "before GGUF (GGML)": b"tjgg\x03\0\0\0",
     "a TFLite model": b"\x1c\0\0\0TFL3",
     "a file of zeros": bytes(600),
+    "an empty file": b"",
 }
 
 
@@ -44,7 +45,7 @@ def test_a_model_s_name_on_something_else(tmp_path: Path, said: str) -> None:
     assert said in error.why
 
 
-@pytest.mark.parametrize("content", [b"", b"Hello, world", b'{"error": "not found"}'])
+@pytest.mark.parametrize("content", [b"Hello, world", b'{"error": "not found"}'])
 def test_what_is_not_known_is_shown(tmp_path: Path, content: bytes) -> None:
     error = refused(tmp_path / "m.gguf", content)
     assert error.why == f"not a GGUF file: it starts with {content[:4]!r}"

@@ -34,7 +34,7 @@ def test_type_table_is_ggml_s() -> None:
 def test_another_format(file: Path) -> None:
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
     assert "a Git LFS pointer" in refused(file, pointer).why
-    assert refused(file, b"").why == "not a GGUF file: it starts with b''"
+    assert refused(file, b"GGU").why == "not a GGUF file: it starts with b'GGU'"
 
 
 def test_big_endian(file: Path) -> None:
@@ -59,22 +59,25 @@ HUGE = 1 << 60
     [
         (b"GGUF" + struct.pack("<IQQ", 3, HUGE, 0), f"it declares {HUGE} tensors"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, HUGE), f"and {HUGE} metadata keys"),
-        (header([struct.pack("<Q", HUGE)]), f"truncated: {HUGE} bytes wanted at byte 32 of 32"),
+        (
+            header([struct.pack("<Q", HUGE)]),
+            f"truncated: it ends at byte 32, and {HUGE} bytes are wanted from byte 32 on",
+        ),
         (
             header([text("a") + struct.pack("<IQ", 8, HUGE)]),
-            f"truncated: {HUGE} bytes wanted at byte 45 of 45",
+            f"truncated: it ends at byte 45, and {HUGE} bytes are wanted",
         ),
         (
             header([text("a") + struct.pack("<IIQ", 9, 8, HUGE)]),
-            f"metadata key 'a' declares {HUGE} strings",
+            f"truncated: it ends at byte 49, and {8 * HUGE} bytes are wanted from byte 49 on",
         ),
         (
             header([text("a") + struct.pack("<IIQ", 9, 4, HUGE)]),
-            f"truncated: {4 * HUGE} bytes wanted",
+            f"truncated: it ends at byte 49, and {4 * HUGE} bytes are wanted",
         ),
         (
             header([text("a") + struct.pack("<IIQQ", 9, 8, 1, HUGE)]),
-            "metadata key 'a' is truncated after 0 strings",
+            "truncated: it ends after 0 of 1 strings of metadata key 'a'",
         ),
         (
             header([text("a") + struct.pack("<IIQ", 9, 9, 1)]),
@@ -161,7 +164,8 @@ def test_truncated_at_any_byte(file: Path, tmp_path: Path) -> None:
     whole = write_gguf(file, keys | {"block_count": 1, "embedding_length": 8}, small).read_bytes()
     end = len(whole) - 16  # the last tensor's data; what follows it is padding
     for length in range(end):
-        refused(tmp_path / "cut.gguf", whole[:length])
+        why = refused(tmp_path / "cut.gguf", whole[:length]).why
+        assert "truncated" in why or length < len(b"GGUF")
 
 
 def test_any_damaged_byte_gives_our_error_or_a_model(file: Path, tmp_path: Path) -> None:

@@ -65,7 +65,8 @@ def index(**shards: str) -> bytes:
 
 
 def files_in(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir() if path.name != ".download"}
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {path.as_posix() for path in files if path.parts[0] != ".download"}
 
 
 def refusal(hub: HubServer, target: Path, **options: object) -> LiteRTLMError:
@@ -145,14 +146,18 @@ def test_quantised_weights_are_told_by_a_file_beside_them(hub: HubServer, tmp_pa
     assert hub.fetched() == ["config.json"]
 
 
-def test_shards_are_those_of_the_index(hub: HubServer, tmp_path: Path) -> None:
-    files = model(**{"model-1.safetensors": SAFETENSORS, "model-2.safetensors": SAFETENSORS})
+@pytest.mark.parametrize("folder", ["", "weights/"])
+def test_shards_are_those_of_the_index(hub: HubServer, tmp_path: Path, folder: str) -> None:
+    one, two, other = (f"{folder}{name}.safetensors" for name in ("model-1", "model-2", "other"))
+    files = model(**{one: SAFETENSORS, two: SAFETENSORS, other: SAFETENSORS})
     del files["model.safetensors"]
-    files["other.safetensors"] = SAFETENSORS
-    files["model.safetensors.index.json"] = index(a="model-1.safetensors", b="model-2.safetensors")
+    files["model.safetensors.index.json"] = index(a=one, b=two)
     publish(hub, "org/m", files)
     result = download("org/m", tmp_path / "out", quiet=True)
-    assert files_in(result.path) == set(files) - {"other.safetensors"}
+    assert files_in(result.path) == set(files) - {other}
+    hub.seen.clear()
+    assert download("org/m", tmp_path / "out", quiet=True).path == result.path
+    assert not hub.fetched()
 
 
 def test_a_shard_that_the_repository_lacks_is_named(hub: HubServer, tmp_path: Path) -> None:

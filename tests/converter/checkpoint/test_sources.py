@@ -313,6 +313,9 @@ def test_what_is_nothing(text: str, said: str) -> None:
 
 def test_other_files_are_refused() -> None:
     folder(".", "notes.txt", "model.safetensors")
+    for name in ("notes.txt", "model.safetensors"):
+        assert refusal(name).why == "it is an empty file"
+        Path(name).write_text("a note")
     assert "not a model" in refusal("notes.txt").why
     assert refusal("model.safetensors").fix == "pass its folder"
     Path("blob").write_bytes((2).to_bytes(8, "little") + b"{}")

@@ -167,9 +167,7 @@ def test_tokens_that_differ_where_a_turn_begins_are_told(strips_after: Any) -> N
 
 def test_stop_tokens_are_the_declared_the_familys_and_the_one_seen_in_the_render() -> None:
     special = tokenizer().special_tokens | {"<|eot_id|>": 7, "]": 9}
-    result = build(
-        tokenizer(chat_template=PLAIN, special_tokens=special), config={"eos_token_id": 8}
-    )
+    result = build(tokenizer(chat_template=PLAIN, special_tokens=special, eos_token_ids=(2, 8)))
     assert stops(result) == [[2], [4], [7], [8], [9]]
 
 
@@ -195,16 +193,6 @@ def test_an_ordinary_piece_spelled_like_a_stop_token_does_not_stop() -> None:
     assert stops(build(tokenizer(eos_token_ids=(), special_tokens=special))) == [[4]]
 
 
-def test_several_declared_ends() -> None:
-    assert stops(build(tokenizer(), config={"eos_token_id": [2, 30]})) == [[2], [4], [30]]
-
-
-@pytest.mark.parametrize("declared", ["30", [30, "2"], 30.0, True, {"id": 30}])
-def test_a_declared_end_that_is_no_id_is_refused(declared: Any) -> None:
-    with pytest.raises(SourceError, match="is neither a token's id nor a list of them"):
-        build(tokenizer(), config={"eos_token_id": declared})
-
-
 def test_nothing_that_ends_a_turn_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="which token ends a turn"):
         build(tokenizer(chat_template=PLAIN, eos_token_ids=(), special_tokens={}))
@@ -212,7 +200,7 @@ def test_nothing_that_ends_a_turn_is_refused() -> None:
 
 def test_an_end_outside_the_vocabulary_is_refused() -> None:
     with pytest.raises(SourceError, match="token 100 is not in the vocabulary of 100"):
-        build(tokenizer(), config={"eos_token_id": 100})
+        build(tokenizer(eos_token_ids=(100,)))
 
 
 def test_a_special_token_that_encodes_as_letters_is_refused() -> None:

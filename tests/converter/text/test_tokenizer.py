@@ -110,11 +110,25 @@ def test_end_ids_of_a_folder_are_joined(folder: Path) -> None:
     checkpoint = Folder(
         folder,
         {"eos_token_id": 3, "text_config": {"eos_token_id": [4]}},
-        {"eos_token_id": [5, 3, None]},
+        {"eos_token_id": [5, 3, -1]},
     )
     tokenizer = load_tokenizer(checkpoint)
     assert tokenizer.eos_token_ids == (3, 4, 5, 261)
     assert tokenizer.eos_token == "</s>"
+
+
+@pytest.mark.parametrize("declared", ["30", [30, "2"], [30, None], 30.0, True, {"id": 30}])
+def test_a_declared_token_that_is_no_id_is_refused(folder: Path, declared: Any) -> None:
+    end = {"eos_token_id": declared}
+    for checkpoint, file in (
+        (Folder(folder, end), "config.json"),
+        (Folder(folder, {"text_config": end}), "config.json"),
+        (Folder(folder, {}, end), "generation_config.json"),
+        (Folder(folder, {"bos_token_id": declared}), "config.json"),
+    ):
+        with pytest.raises(SourceError, match="is neither a token's id nor a list of") as caught:
+            load_tokenizer(checkpoint)
+        assert caught.value.what == str(folder / file)
 
 
 def test_end_token_of_a_folder_that_only_its_config_names(folder: Path) -> None:
