@@ -11,32 +11,55 @@ from typing import Any
 from converter.errors import SourceError, UnsupportedError
 from converter.families.arcee import Arcee
 from converter.families.base import Family
+from converter.families.cohere2 import Cohere, Cohere2
 from converter.families.ernie4_5 import Ernie45
+from converter.families.gemma import Gemma
+from converter.families.gemma2 import Gemma2
 from converter.families.gemma3 import Gemma3
+from converter.families.granite import Granite
 from converter.families.helium import Helium
 from converter.families.llama import Llama
 from converter.families.matching import OTHER_GGUF
+from converter.families.mistral import Mistral
+from converter.families.nemotron import Nemotron
+from converter.families.olmo2 import Olmo2
+from converter.families.phi import Phi
 from converter.families.phi3 import Phi3
 from converter.families.qwen2 import Qwen2
 from converter.families.qwen3 import Qwen3
 from converter.families.seed_oss import SeedOss
+from converter.families.smollm3 import SmolLM3
+from converter.families.stablelm import StableLM
+from converter.families.starcoder2 import Starcoder2
 from converter.families.unsupported import why_unsupported
 
 FAMILIES: dict[str, type[Family]] = {
     "arcee": Arcee,
+    "cohere": Cohere,
+    "cohere2": Cohere2,
     "ernie4_5": Ernie45,
+    "gemma": Gemma,
+    "gemma2": Gemma2,
     "gemma3": Gemma3,
     "gemma3_text": Gemma3,
+    "granite": Granite,
     "helium": Helium,
     "llama": Llama,
+    "mistral": Mistral,
+    "nemotron": Nemotron,
+    "olmo2": Olmo2,
+    "phi": Phi,
     "phi3": Phi3,
     "qwen2": Qwen2,
     "qwen3": Qwen3,
     "seed_oss": SeedOss,
+    "smollm3": SmolLM3,
+    "stablelm": StableLM,
+    "starcoder2": Starcoder2,
 }
 
 # The architectures of llama.cpp that are not called as the `model_type` is.
-ARCHITECTURES: dict[str, str] = {}
+ARCHITECTURES: dict[str, str] = {"command-r": "cohere", "phi2": "phi"}
 
 
 def family_of(config: Mapping[str, Any], fmt: str = "safetensors") -> Family:

@@ -38,7 +38,24 @@ class Written:
 
 
 def _gemma_norms(_: Any, tensors: Tensors) -> Tensors:
-    return {n: value + 1 if "norm" in n else value for n, value in tensors.items()}
+    return {n: value + 1 if n.endswith("norm.weight") else value for n, value in tensors.items()}
+
+
+def _gemma2_keys(config: Any) -> Keys:
+    return {
+        "attention.sliding_window": config.sliding_window,
+        "attn_logit_softcapping": config.attn_logit_softcapping,
+        "final_logit_softcapping": config.final_logit_softcapping,
+    }
+
+
+def _granite_keys(config: Any) -> Keys:
+    return {
+        "attention.scale": config.attention_multiplier,
+        "embedding_scale": config.embedding_multiplier,
+        "residual_scale": config.residual_multiplier,
+        "logit_scale": config.logits_scaling,
+    }
 
 
 def _gemma3_keys(config: Any) -> Keys:
@@ -77,13 +94,30 @@ def _phi3_keys(config: Any) -> Keys:
 # By the model_type of the text part.
 WRITTEN: dict[str, Written] = {
     "arcee": Written("arcee", permutes=True),
+    "cohere": Written("command-r", lambda c: {"logit_scale": c.logit_scale}),
+    "cohere2": Written(
+        "cohere2",
+        lambda c: {"logit_scale": c.logit_scale, "attention.sliding_window": c.sliding_window},
+    ),
     "ernie4_5": Written("ernie4_5"),
+    "gemma": Written("gemma", change=_gemma_norms),
+    "gemma2": Written("gemma2", _gemma2_keys, change=_gemma_norms),
     "gemma3_text": Written("gemma3", _gemma3_keys, change=_gemma_norms),
+    "granite": Written("granite", _granite_keys, permutes=True),
     "llama": Written("llama", permutes=True),
+    "mistral": Written("llama", permutes=True),
+    "nemotron": Written("nemotron", change=_gemma_norms),
+    "olmo2": Written("olmo2"),
+    "phi": Written("phi2"),
     "phi3": Written("phi3", _phi3_keys, change=_phi3_factors),
     "qwen2": Written("qwen2"),
     "qwen3": Written("qwen3"),
     "seed_oss": Written("seed_oss"),
+    "smollm3": Written("smollm3", permutes=True),
+    "stablelm": Written(
+        "stablelm", lambda c: {"use_parallel_residual": bool(c.use_parallel_residual)}
+    ),
+    "starcoder2": Written("starcoder2"),
 }
 
 

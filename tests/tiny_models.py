@@ -51,7 +51,8 @@ _GEMMA: dict[str, Any] = {
 }
 # Families whose class knows no head_dim; ids of special tokens that are in the vocabulary.
 _PLAIN = {key: value for key, value in _SMALL.items() if key != "head_dim"}
-_PHI = {**_PLAIN, "pad_token_id": 0, "eos_token_id": 1}
+_TOKENS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
+_PHI = {**_PLAIN, **_TOKENS}
 
 # Test id -> (model_type, what differs from transformers' defaults). Between them: tied and untied
 # heads, grouped and multi-query attention, biases, windows shorter than the prompt, and every kind
@@ -110,6 +111,53 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "ernie4_5-biases": ("ernie4_5", {**_SMALL, "use_bias": True}),
     "helium": ("helium", {**_SMALL, "attention_bias": True, "mlp_bias": True}),
     "seed_oss": ("seed_oss", {**_SMALL, "attention_out_bias": True, "mlp_bias": True}),
+    "cohere": ("cohere", {**_PLAIN, **_TOKENS, "logit_scale": 2.0, "attention_bias": True}),
+    "cohere2": (
+        "cohere2",
+        {**_PLAIN, **_TOKENS, "logit_scale": 0.5, "sliding_window": 40, "num_hidden_layers": 4},
+    ),
+    "gemma": ("gemma", {**_SMALL, "num_key_value_heads": 1}),
+    "gemma2": (
+        "gemma2",
+        {
+            **_SMALL,
+            "sliding_window": 40,
+            "query_pre_attn_scalar": 24,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    "granite": (
+        "granite",
+        {
+            **_PLAIN,
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.3,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 2.0,
+            "tie_word_embeddings": True,
+            "attention_bias": True,
+        },
+    ),
+    "mistral": ("mistral", {**_SMALL, "sliding_window": 50}),
+    "nemotron": ("nemotron", {**_SMALL, "attention_bias": True, "mlp_bias": True}),
+    "olmo2": ("olmo2", {**_PLAIN, **_TOKENS}),
+    "phi": ("phi", {**_PLAIN}),
+    "smollm3": ("smollm3", {**_PLAIN, **_TOKENS, "num_hidden_layers": 4}),
+    "smollm3-window": (
+        "smollm3",
+        {
+            **_PLAIN,
+            **_TOKENS,
+            "use_sliding_window": True,
+            "sliding_window": 50,
+            "no_rope_layers": [0, 1],
+            "tie_word_embeddings": False,
+        },
+    ),
+    "stablelm": ("stablelm", {**_PLAIN, "use_qkv_bias": True}),
+    "stablelm-parallel": ("stablelm", {**_PLAIN, "use_parallel_residual": True}),
+    "starcoder2": ("starcoder2", {**_PLAIN, **_TOKENS, "sliding_window": 50}),
     "phi3": ("phi3", {**_PHI}),
     "phi3-longrope-tied": (
         "phi3",

@@ -29,6 +29,7 @@ _OPTIONAL_KEYS = {
     "embedding_scale": "embedding_multiplier",
     "expert_count": "num_experts",
     "rope.freq_base": "rope_theta",
+    "use_parallel_residual": "use_parallel_residual",
     "rope.freq_base_swa": "rope_local_base_freq",
 }
 _YARN_KEYS = {

@@ -55,7 +55,7 @@ _CLASSIFIER = "score.weight"
 GGUF_VISION = ("v.", "mm.")
 
 # Path in the network, name in safetensors (wrappers removed), name in a GGUF. `A|B`: the first that
-# a checkpoint has. Weights that share a tensor stand in it one below the other, in the network's
+# a checkpoint has. A bias is called as its weight is, but for the end. Weights that share a tensor stand in it one below the other, in the network's
 # order: q, k and v in `qkv_proj`, gate and up in `gate_up_proj`.
 Names = tuple[tuple[str, str, str], ...]
 
@@ -64,22 +64,15 @@ NAMES: Names = (
     ("embedding", "embed_tokens.weight", "token_embd.weight"),
     ("layers.{i}.attention.norm", "layers.{i}.input_layernorm.weight", "blk.{i}.attn_norm.weight"),
     ("layers.{i}.attention.q", "layers.{i}.self_attn.q_proj.weight", "blk.{i}.attn_q.weight"),
-    ("layers.{i}.attention.q.bias", "layers.{i}.self_attn.q_proj.bias", "blk.{i}.attn_q.bias"),
     ("layers.{i}.attention.k", "layers.{i}.self_attn.k_proj.weight", "blk.{i}.attn_k.weight"),
-    ("layers.{i}.attention.k.bias", "layers.{i}.self_attn.k_proj.bias", "blk.{i}.attn_k.bias"),
     ("layers.{i}.attention.v", "layers.{i}.self_attn.v_proj.weight", "blk.{i}.attn_v.weight"),
-    ("layers.{i}.attention.v.bias", "layers.{i}.self_attn.v_proj.bias", "blk.{i}.attn_v.bias"),
     ("layers.{i}.attention.q_norm", "layers.{i}.self_attn.q_norm.weight", "blk.{i}.attn_q_norm.weight"),
     ("layers.{i}.attention.k_norm", "layers.{i}.self_attn.k_norm.weight", "blk.{i}.attn_k_norm.weight"),
     ("layers.{i}.attention.o", "layers.{i}.self_attn.o_proj.weight", "blk.{i}.attn_output.weight"),
-    ("layers.{i}.attention.o.bias", "layers.{i}.self_attn.o_proj.bias", "blk.{i}.attn_output.bias"),
     ("layers.{i}.mlp.norm", "layers.{i}.post_attention_layernorm.weight", "blk.{i}.ffn_norm.weight"),
     ("layers.{i}.mlp.gate", "layers.{i}.mlp.gate_proj.weight", "blk.{i}.ffn_gate.weight"),
-    ("layers.{i}.mlp.gate.bias", "layers.{i}.mlp.gate_proj.bias", "blk.{i}.ffn_gate.bias"),
     ("layers.{i}.mlp.up", "layers.{i}.mlp.up_proj.weight", "blk.{i}.ffn_up.weight"),
-    ("layers.{i}.mlp.up.bias", "layers.{i}.mlp.up_proj.bias", "blk.{i}.ffn_up.bias"),
     ("layers.{i}.mlp.down", "layers.{i}.mlp.down_proj.weight", "blk.{i}.ffn_down.weight"),
-    ("layers.{i}.mlp.down.bias", "layers.{i}.mlp.down_proj.bias", "blk.{i}.ffn_down.bias"),
     ("final_norm", "norm.weight", "output_norm.weight"),
     ("head", "lm_head.weight", "output.weight"),
 )  # fmt: skip
@@ -379,6 +372,18 @@ class Family:
                 raise self.unsupported("layer_types", kind, f"only {', '.join(by_kind)} are")
         return tuple(by_kind[kind] for kind in kinds)
 
+    def by_layer(self, *columns: Sequence[Any]) -> Iterable[tuple[Any, ...]]:
+        """What a config says of each layer in several lists, layer by layer."""
+        for values in columns:
+            if len(values) != self.num_hidden_layers:
+                raise SourceError(
+                    f"{self.name} config",
+                    f"a list of layers has {len(values)} entries, "
+                    f"num_hidden_layers says {self.num_hidden_layers}",
+                    "check config.json",
+                )
+        return zip(*columns, strict=True)
+
     def rope(self, theta: float, scaling: Mapping[str, Any] | None) -> Rope:
         """The rotary embedding that a theta and a `rope_scaling` ask for."""
         settings = RopeSettings(
@@ -558,6 +563,7 @@ def _checked(family: str, field: dataclasses.Field[Any], value: Any) -> Any:
         "bool": isinstance(value, bool),
         "str": isinstance(value, str),
         "dict[str, Any]": isinstance(value, dict),
+        "Sequence[int]": isinstance(value, list) and all(type(v) is int for v in value),
         "Sequence[str]": isinstance(value, list) and all(isinstance(v, str) for v in value),
     }[kind]
     if not ok:
@@ -567,6 +573,7 @@ def _checked(family: str, field: dataclasses.Field[Any], value: Any) -> Any:
             "bool": "true or false",
             "str": "a text",
             "dict[str, Any]": "a JSON object",
+            "Sequence[int]": "a list of whole numbers",
             "Sequence[str]": "a list of texts",
         }[kind]
         raise SourceError(
@@ -584,5 +591,8 @@ def _name_of(path: str, table: Mapping[str, Sequence[str]], available: Collectio
     """
     parts = path.split(".")
     pattern = path if parts[0] != "layers" else ".".join(["layers", "{i}", *parts[2:]])
-    names = [name.replace("{i}", parts[1]) if "{i}" in name else name for name in table[pattern]]
+    bias = pattern.removesuffix(".bias")
+    names = [name.replace("{i}", parts[1]) if "{i}" in name else name for name in table[bias]]
+    if bias != pattern:
+        names = [f"{name.removesuffix('.weight')}.bias" for name in names]
     return next((name for name in names if name in available), names[0])

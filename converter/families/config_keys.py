@@ -27,6 +27,7 @@ GGUF_LIMITS: dict[str, tuple[Any, ...]] = {
     "num_experts": (None, 0),
     "partial_rotary_factor": (None, 1),
     "residual_multiplier": (None, 1),
+    "use_parallel_residual": (None, False),
 }
 # What transformers reads among the rotary settings; it warns of others and goes on.
 ROPE_SETTINGS = frozenset(
@@ -46,8 +47,8 @@ WITHOUT_EFFECT = frozenset(
         "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_name_or_path",
         "architectures", "attention_dropout", "attn_implementation", "bad_words_ids",
         "begin_suppress_tokens", "bos_token_id", "cache_implementation", "chunk_size_feed_forward",
-        "decoder_start_token_id", "do_sample", "dtype", "embd_pdrop", "eos_token_id", "forced_bos_token_id",
-        "forced_eos_token_id", "id2label", "initializer_range", "label2id", "length_penalty",
+        "decoder_start_token_id", "do_sample", "dtype", "embd_pdrop", "embedding_dropout", "eos_token_id", "forced_bos_token_id",
+        "forced_eos_token_id", "hidden_dropout", "id2label", "initializer_range", "label2id", "length_penalty",
         "max_length", "min_length", "model_type", "name_or_path", "no_repeat_ngram_size",
         "num_beams", "num_labels", "num_return_sequences", "output_attentions",
         "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type",

@@ -49,13 +49,13 @@ def tensors_as_llama_cpp_writes(model: Any, arch: str) -> dict[str, np.ndarray]:
     tensors = {}
     for name, parameter in model.named_parameters():
         value = parameter.detach().numpy()
-        plain = name.removeprefix("model.")
-        parts = plain.split(".")
+        plain, _, kind = name.removeprefix("model.").rpartition(".")
+        parts = [*plain.split("."), "weight"]
+        layer = parts[1]
         if parts[0] == "layers":
-            layer, parts[1] = parts[1], "{i}"
-            stored = table[".".join(parts)].replace("{i}", layer)
-        else:
-            stored = table[plain]
+            parts[1] = "{i}"
+        stored = table[".".join(parts)].replace("{i}", layer)
+        stored = f"{stored.removesuffix('.weight')}.{kind}"
         if arch == "llama" and ("q_proj" in name or "k_proj" in name):
             pairs = value.reshape(-1, 2, model.config.head_dim // 2, *value.shape[1:])
             value = pairs.swapaxes(1, 2).reshape(value.shape)

@@ -259,12 +259,12 @@ def _tensors(family: Family, fmt: str) -> list[str]:
     table = {row[0]: row[column] for row in family.names}
     names = []
     for path, _ in family.spec().weight_shapes():
-        parts = path.split(".")
+        parts = path.removesuffix(".bias").split(".")
+        layer = parts[1:2]
         if parts[0] == "layers":
-            pattern = ".".join(["layers", "{i}", *parts[2:]])
-            names.append(table[pattern].replace("{i}", parts[1]))
-        else:
-            names.append(table[path])
+            parts[1] = "{i}"
+        name = table[".".join(parts)].replace("{i}", *layer) if layer else table[parts[0]]
+        names.append(name.replace(".weight", ".bias") if path.endswith(".bias") else name)
     return names
 
 

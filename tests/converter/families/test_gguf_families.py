@@ -20,7 +20,7 @@ TOKENS = np.random.default_rng(5).integers(0, 256, 64).tolist()
 NOT_IN_A_GGUF = {
     "gemma3", "gemma3_text-linear", "gemma3_text-yarn-llama3", "llama-gelu-dynamic",
     "llama-rope-linear", "llama-rope-llama3", "llama-rope-longrope", "qwen2-rope-yarn",
-    "helium", "qwen2-window", "qwen3-tied-bias",
+    "gemma2", "helium", "mistral", "starcoder2", "smollm3-window", "qwen2-window", "qwen3-tied-bias",
 }  # fmt: skip
 
 
