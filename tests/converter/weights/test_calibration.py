@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from tests.tiny_models import TINY_CONFIGS, make_model, write_tokenizer
 
 # Weights and inputs are rounded to int8 on the way; the mean is 1.
 TOLERANCE = 0.1
-_NAMES = {"self_attn.": "attention.", "_proj": "", "model.": "", "language_": ""}
 
 
 def calibrated(folder: Path, scheme: str = "dynamic_int4", **options: Any) -> dict[str, Inputs]:
@@ -78,12 +78,19 @@ def test_it_is_that_of_transformers_inputs(test_id: str, tmp_path: Path) -> None
     import torch
 
     model = make_model(test_id)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".q_proj" in name or ".k_proj" in name:
-                parameter.zero_()
     model.save_pretrained(tmp_path)
     write_tokenizer(tmp_path)
+    with open_checkpoint(tmp_path) as checkpoint, torch.no_grad():
+        plan = ModelConverter(checkpoint, "tiny", ConvertOptions(cache_length=32)).plan()
+        state = {_plain(name): value for name, value in model.state_dict().items()}
+        paths: dict[str, list[str]] = {}
+        for weight in plan.weights:
+            name = _plain(weight.source.tensor)
+            paths.setdefault(name, []).append(weight.path)
+            if re.search(r"attention\.[qk](\.bias)?$", weight.path):
+                first = weight.source.first_row
+                state[name][first : first + weight.shape[0]] = 0
+    model.save_pretrained(tmp_path)
 
     expected: dict[str, np.ndarray] = {}
 
@@ -96,10 +103,8 @@ def test_it_is_that_of_transformers_inputs(test_id: str, tmp_path: Path) -> None
 
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and "vision" not in name:
-            path = name
-            for theirs, ours in _NAMES.items():
-                path = path.replace(theirs, ours)
-            module.register_forward_pre_hook(keep(path))
+            for path in paths.get(_plain(f"{name}.weight"), ["lm_head"]):
+                module.register_forward_pre_hook(keep(path))
     vocabulary = model.get_input_embeddings().weight.shape[0]
     tokens = np.arange(1, TOKENS + 1) * 2654435761 % vocabulary
     with torch.no_grad():
@@ -107,9 +112,8 @@ def test_it_is_that_of_transformers_inputs(test_id: str, tmp_path: Path) -> None
 
     found = calibrated(tmp_path)
     if "head" not in found:
-        expected["embedding"] = expected.pop("lm_head")
-    else:
-        expected["head"] = expected.pop("lm_head")
+        tied = [path for path in ("lm_head", "embedding") if path in expected]
+        expected["embedding"] = expected.pop(tied[0])
     expected = {path: values for path, values in expected.items() if path in found}
     assert expected.keys() == found.keys()
     for path, values in expected.items():
@@ -136,21 +140,24 @@ def test_scaling_leaves_the_network_as_it_is(test_id: str, tmp_path: Path) -> No
     with open_checkpoint(tmp_path) as checkpoint, torch.no_grad():
         plan = ModelConverter(checkpoint, "tiny", ConvertOptions(cache_length=32)).plan()
         before = model(tokens).logits
-        names = {weight.path: weight.source for weight in plan.weights}
-        state = model.state_dict()
+        state = {_plain(name): value for name, value in model.state_dict().items()}
+        added = {weight.path: weight.source.add for weight in plan.weights}
         own = {
-            path: next(name for name in state if _plain(name) == _plain(source.tensor))
-            for path, source in names.items()
+            weight.path: state[_plain(weight.source.tensor)][
+                weight.source.first_row : weight.source.first_row + weight.shape[0]
+            ]
+            for weight in plan.weights
         }
-        weights = FloatWeights({path: state[own[path]].numpy() + names[path].add for path in names})
+        weights = FloatWeights({path: own[path].numpy() + added[path] for path in own})
         calibrate(plan.spec, weights)
         for path, values in weights.stored.items():
-            state[own[path]].copy_(torch.from_numpy(values - names[path].add))
+            own[path].copy_(torch.from_numpy(values - added[path]))
         after = model(tokens).logits
 
-    blocks = 2 * len(plan.spec.layers)  # each scales its input and what stands in its middle
-    assert len(weights.factors) >= 2 * blocks
-    assert sum((factors != 1).any() for factors in weights.factors) > blocks
+    # A layer has up to four places where columns may be scaled, and two in every family.
+    layers = len(plan.spec.layers)
+    assert len(weights.factors) >= 2 * layers
+    assert sum((factors != 1).any() for factors in weights.factors) > layers
     assert all((np.frexp(factors)[0] == 0.5).all() for factors in weights.factors)
     difference = float((after - before).abs().max() / before.abs().max())
     assert difference < 1e-5
