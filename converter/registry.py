@@ -9,20 +9,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from converter.errors import SourceError, UnsupportedError
+from converter.families.apertus import Apertus
 from converter.families.arcee import Arcee
 from converter.families.base import Family
 from converter.families.cohere2 import Cohere, Cohere2
 from converter.families.ernie4_5 import Ernie45
+from converter.families.exaone4 import Exaone4
 from converter.families.gemma import Gemma
 from converter.families.gemma2 import Gemma2
 from converter.families.gemma3 import Gemma3
+from converter.families.glm import Glm, Glm4
 from converter.families.granite import Granite
+from converter.families.granite_hybrid import GraniteHybrid
 from converter.families.helium import Helium
+from converter.families.hunyuan_v1_dense import HunyuanV1Dense
 from converter.families.llama import Llama
 from converter.families.matching import OTHER_GGUF
+from converter.families.ministral import Ministral
+from converter.families.ministral3 import Ministral3
 from converter.families.mistral import Mistral
 from converter.families.nemotron import Nemotron
 from converter.families.olmo2 import Olmo2
+from converter.families.olmo3 import Olmo3
 from converter.families.phi import Phi
 from converter.families.phi3 import Phi3
 from converter.families.qwen2 import Qwen2
@@ -34,20 +42,29 @@ from converter.families.starcoder2 import Starcoder2
 from converter.families.unsupported import why_unsupported
 
 FAMILIES: dict[str, type[Family]] = {
+    "apertus": Apertus,
     "arcee": Arcee,
     "cohere": Cohere,
     "cohere2": Cohere2,
     "ernie4_5": Ernie45,
+    "exaone4": Exaone4,
     "gemma": Gemma,
     "gemma2": Gemma2,
     "gemma3": Gemma3,
     "gemma3_text": Gemma3,
+    "glm": Glm,
+    "glm4": Glm4,
     "granite": Granite,
+    "granitemoehybrid": GraniteHybrid,
     "helium": Helium,
+    "hunyuan_v1_dense": HunyuanV1Dense,
     "llama": Llama,
+    "ministral": Ministral,
+    "ministral3": Ministral3,
     "mistral": Mistral,
     "nemotron": Nemotron,
     "olmo2": Olmo2,
+    "olmo3": Olmo3,
     "phi": Phi,
     "phi3": Phi3,
     "qwen2": Qwen2,
@@ -59,7 +76,15 @@ FAMILIES: dict[str, type[Family]] = {
 }
 
 # The architectures of llama.cpp that are not called as the `model_type` is.
-ARCHITECTURES: dict[str, str] = {"command-r": "cohere", "phi2": "phi"}
+ARCHITECTURES: dict[str, str] = {
+    "chatglm": "glm",
+    "command-r": "cohere",
+    "hunyuan-dense": "hunyuan_v1_dense",
+    "mistral3": "ministral3",
+    "phi2": "phi",
+}
+# Larger models whose decoder is what their `text_config` says, a family of its own.
+_WRAPPERS = ("mistral3",)
 
 
 def family_of(config: Mapping[str, Any], fmt: str = "safetensors") -> Family:
@@ -72,6 +97,10 @@ def family_of(config: Mapping[str, Any], fmt: str = "safetensors") -> Family:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise SourceError("config.json", "has no model_type", "is this a language model's folder?")
+    if model_type in _WRAPPERS and isinstance(text := config.get("text_config"), dict):
+        # The head is the larger model's.
+        config = {**text, "tie_word_embeddings": config.get("tie_word_embeddings", True)}
+        model_type = config.get("model_type", "mistral")
     family = family_class(model_type, fmt, config=config)
     try:
         return family.from_config(config, fmt)

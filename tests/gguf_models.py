@@ -49,6 +49,22 @@ def _gemma2_keys(config: Any) -> Keys:
     }
 
 
+def _hunyuan_keys(config: Any) -> Keys:
+    rope, d = config.rope_parameters, config.head_dim
+    return {"rope.freq_base": rope["rope_theta"] * rope["alpha"] ** (d / (d - 2))}
+
+
+def _ministral3_keys(config: Any) -> Keys:
+    rope = config.rope_parameters
+    return {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": rope["factor"],
+        "rope.scaling.original_context_length": rope["original_max_position_embeddings"],
+        "rope.scaling.yarn_log_multiplier": rope["mscale_all_dim"],
+        "attention.temperature_scale": rope["llama_4_scaling_beta"],
+    }
+
+
 def _granite_keys(config: Any) -> Keys:
     return {
         "attention.scale": config.attention_multiplier,
@@ -100,6 +116,11 @@ WRITTEN: dict[str, Written] = {
         lambda c: {"logit_scale": c.logit_scale, "attention.sliding_window": c.sliding_window},
     ),
     "ernie4_5": Written("ernie4_5"),
+    "exaone4": Written("exaone4", lambda c: {"attention.sliding_window": c.sliding_window}),
+    "glm": Written("chatglm"),
+    "glm4": Written("glm4"),
+    "hunyuan_v1_dense": Written("hunyuan-dense", _hunyuan_keys),
+    "ministral3": Written("mistral3", _ministral3_keys, permutes=True),
     "gemma": Written("gemma", change=_gemma_norms),
     "gemma2": Written("gemma2", _gemma2_keys, change=_gemma_norms),
     "gemma3_text": Written("gemma3", _gemma3_keys, change=_gemma_norms),

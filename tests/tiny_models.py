@@ -158,6 +158,81 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm": ("stablelm", {**_PLAIN, "use_qkv_bias": True}),
     "stablelm-parallel": ("stablelm", {**_PLAIN, "use_parallel_residual": True}),
     "starcoder2": ("starcoder2", {**_PLAIN, **_TOKENS, "sliding_window": 50}),
+    "apertus": ("apertus", {**_PLAIN, **_TOKENS}),
+    "exaone4": ("exaone4", {**_PLAIN, "num_hidden_layers": 4, "sliding_window": 40}),
+    "exaone4-full": (
+        "exaone4",
+        {**_PLAIN, "sliding_window": None, "layer_types": ["full_attention"] * 2},
+    ),
+    "glm": ("glm", {**_SMALL, **_TOKENS}),
+    "glm4": ("glm4", {**_SMALL, **_TOKENS, "tie_word_embeddings": True}),
+    "granitemoehybrid": (
+        "granitemoehybrid",
+        {
+            **_PLAIN,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 64,
+            "layer_types": ["attention"] * 2,
+            "position_embedding_type": "rope",
+            "attention_multiplier": 0.3,
+            "residual_multiplier": 0.5,
+            "mamba_n_heads": 8,
+        },
+    ),
+    "granitemoehybrid-nope": (
+        "granitemoehybrid",
+        {
+            **_PLAIN,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 96,
+            "layer_types": ["full_attention"] * 2,
+            "attention_multiplier": 0.3,
+            "tie_word_embeddings": True,
+            "mamba_n_heads": 8,
+        },
+    ),
+    "hunyuan_v1_dense": (
+        "hunyuan_v1_dense",
+        {
+            **_SMALL,
+            "attention_bias": True,
+            "rope_parameters": {
+                "rope_type": "dynamic",
+                "alpha": 100.0,
+                "rope_theta": 1e4,
+                "factor": 1.0,
+            },
+        },
+    ),
+    "ministral": (
+        "ministral",
+        {**_SMALL, "sliding_window": 50, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "ministral3": (
+        "ministral3",
+        {
+            **_SMALL,
+            "rope_parameters": {
+                **_YARN_ROPE,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.3,
+            },
+        },
+    ),
+    "olmo3": (
+        "olmo3",
+        {
+            **_PLAIN,
+            **_TOKENS,
+            "num_hidden_layers": 4,
+            "sliding_window": 40,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+                "full_attention": {**_YARN_ROPE, "rope_theta": 5e5},
+            },
+        },
+    ),
     "phi3": ("phi3", {**_PHI}),
     "phi3-longrope-tied": (
         "phi3",

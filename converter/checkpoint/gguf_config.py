@@ -96,6 +96,8 @@ def translate_config(
         "tie_word_embeddings": "output.weight" not in tensors,
         "gguf_biases": _biases(tensors, layers),
     }
+    if keys.arch.startswith("granite") and keys.get("rope.scaling.finetuned") is False:
+        config["gguf_rope_finetuned"] = False
     config["head_dim"] = _head_dim(keys, config["hidden_size"], heads)
     for key, name in _OPTIONAL_KEYS.items():
         if value := keys.number(key):
@@ -305,9 +307,11 @@ def _yarn(keys: _Keys, kind: str, factor: float) -> dict[str, Any]:
     """The parameters of YaRN, which say nothing where the scaling is of another kind."""
     found = {name: value for key, name in _YARN_KEYS.items() if (value := keys.number(key))}
     extrapolation = keys.number("rope.scaling.yarn_ext_factor", 1)
-    if kind != "yarn":
-        keys.get("rope.scaling.yarn_log_multiplier")
-    elif extrapolation != 1:
+    if kind != "yarn" or keys.arch == "mistral3":  # no other architecture's graph here knows it
+        # The share of the factor by which scores grow.
+        if grown := keys.number("rope.scaling.yarn_log_multiplier"):
+            found["mscale"] = found["mscale_all_dim"] = grown
+    if kind == "yarn" and extrapolation != 1:
         raise UnsupportedError(
             keys.path, f"YaRN with yarn_ext_factor {extrapolation}", "use another GGUF"
         )

@@ -148,6 +148,7 @@ class Family:
     # Keys that transformers' class of this family knows, the network here does not, and the values
     # that change nothing; any other is refused.
     limits: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    activations: ClassVar[Mapping[str, Activation]] = ACTIVATIONS
     # What transformers calls `hidden_act` in this family, for messages.
     activation_key: ClassVar[str] = "hidden_act"
     # Keys of a larger model that the decoder sits in.
@@ -195,7 +196,8 @@ class Family:
             config = {cls.gguf_aliases.get(key, key): value for key, value in config.items()}
         config = cls.resolve_aliases(config)
         if fmt != "gguf":
-            config.pop("gguf_biases", None)
+            for key in [key for key in config if key.startswith("gguf_")]:
+                del config[key]
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for key, neutral in (GGUF_LIMITS if fmt == "gguf" else {**LIMITS, **cls.limits}).items():
             if key in config and key not in fields and config[key] not in neutral:
@@ -236,8 +238,8 @@ class Family:
     def keys(cls) -> frozenset[str]:
         """The keys of a config.json that this family reads, as transformers spells them."""
         fields = {field.name for field in dataclasses.fields(cls)}
-        spelled = fields - {"gguf_biases", *cls.aliases.values()} | cls.aliases.keys()
-        return frozenset(spelled | {"rope_parameters"})
+        spelled = fields - set(cls.aliases.values()) | cls.aliases.keys() | {"rope_parameters"}
+        return frozenset(key for key in spelled if not key.startswith("gguf_"))
 
     @classmethod
     def ignored_keys(cls, config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -305,8 +307,8 @@ class Family:
 
     def spec(self) -> DecoderSpec:
         """The network that this config describes."""
-        if self.hidden_act not in ACTIVATIONS:
-            supported = f"only {', '.join(ACTIVATIONS)} are"
+        if self.hidden_act not in self.activations:
+            supported = f"only {', '.join(self.activations)} are"
             raise self.unsupported(self.activation_key, self.hidden_act, supported)
         return DecoderSpec(
             vocab_size=self.vocab_size,
@@ -340,7 +342,7 @@ class Family:
         """The feed-forward block of a layer."""
         return FeedForward(
             self.intermediate_size,
-            ACTIVATIONS[self.hidden_act],
+            self.activations[self.hidden_act],
             biases=self._biases_among(MLP_PROJECTIONS),
         )
 

@@ -33,9 +33,9 @@ GGUF_LIMITS: dict[str, tuple[Any, ...]] = {
 ROPE_SETTINGS = frozenset(
     {
         "attention_factor", "beta_fast", "beta_slow", "factor", "full_attention",
-        "high_freq_factor", "long_factor", "low_freq_factor", "mscale", "mscale_all_dim",
-        "original_max_position_embeddings", "partial_rotary_factor", "rope_theta", "rope_type",
-        "short_factor", "sliding_attention", "truncate", "type",
+        "high_freq_factor", "llama_4_scaling_beta", "long_factor", "low_freq_factor", "mscale",
+        "mscale_all_dim", "original_max_position_embeddings", "partial_rotary_factor", "rope_theta",
+        "rope_type", "short_factor", "sliding_attention", "truncate", "type",
     }
 )  # fmt: skip
 # Beside the rotary settings, or among them: transformers takes them from both places.
@@ -47,13 +47,14 @@ WITHOUT_EFFECT = frozenset(
         "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_name_or_path",
         "architectures", "attention_dropout", "attn_implementation", "bad_words_ids",
         "begin_suppress_tokens", "bos_token_id", "cache_implementation", "chunk_size_feed_forward",
-        "decoder_start_token_id", "do_sample", "dtype", "embd_pdrop", "embedding_dropout", "eos_token_id", "forced_bos_token_id",
-        "forced_eos_token_id", "hidden_dropout", "id2label", "initializer_range", "label2id", "length_penalty",
+        "decoder_start_token_id", "do_sample", "dtype", "embd_pdrop", "embedding_dropout",
+        "eod_token_id", "eos_token_id", "forced_bos_token_id", "forced_eos_token_id",
+        "hidden_dropout", "id2label", "initializer_range", "label2id", "length_penalty",
         "max_length", "min_length", "model_type", "name_or_path", "no_repeat_ngram_size",
         "num_beams", "num_labels", "num_return_sequences", "output_attentions",
         "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type",
-        "repetition_penalty", "resid_pdrop", "residual_dropout", "return_dict", "return_dict_in_generate", "suppress_tokens",
-        "temperature", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript",
-        "transformers_version", "typical_p", "use_cache",
+        "repetition_penalty", "resid_pdrop", "residual_dropout", "return_dict",
+        "return_dict_in_generate", "suppress_tokens", "temperature", "tokenizer_class", "top_k",
+        "top_p", "torch_dtype", "torchscript", "transformers_version", "typical_p", "use_cache",
     }
 )  # fmt: skip

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-from converter.decoder import Attention, DecoderSpec, Rope
+from converter.decoder import Attention, DecoderSpec, LayerSpec, Rope
 from converter.families.llama import Llama
 
 
@@ -26,10 +26,17 @@ class Granite(Llama):
     attention_multiplier: float = 1.0
     residual_multiplier: float = 1.0
     logits_scaling: float = 1.0
+    # llama.cpp's granite without positions (NoPE) says so by `rope.scaling.finetuned`.
+    gguf_rope_finetuned: bool = True
 
     def attention(self, rope: Rope | None, sliding_window: int | None) -> Attention:
         plain = super().attention(rope, sliding_window)
         return dataclasses.replace(plain, scale=self.attention_multiplier)
+
+    def layers(self) -> tuple[LayerSpec, ...]:
+        if self.gguf_rope_finetuned:
+            return super().layers()
+        return (self.layer(None),) * self.num_hidden_layers
 
     def spec(self) -> DecoderSpec:
         return dataclasses.replace(

@@ -104,6 +104,7 @@ def test_config_of_a_plain_model(file: Path) -> None:
         ({"final_logit_softcapping": 30.0}, {"final_logit_softcapping": 30.0}),
         ({"expert_count": 8}, {"num_experts": 8}),
         ({"expert_count": 0}, {}),
+        ({"use_parallel_residual": True}, {"use_parallel_residual": True}),
         # What says nothing.
         ({"new_key": 0, "use_alibi": False, "new_list": [0, 0], "new_name": "", "scale": 0.0}, {}),
         ({"attention.causal": True, "pooling_type": 3, "expert_used_count": 2}, {}),
@@ -215,7 +216,6 @@ def test_missing_embedding(file: Path) -> None:
         ({"attention.clamp_kqv": 8.0}, "llama.attention.clamp_kqv=8.0"),
         ({"attention.max_alibi_bias": 8.0}, "llama.attention.max_alibi_bias=8.0"),
         ({"attention.kv_lora_rank": 512}, "llama.attention.kv_lora_rank=512"),
-        ({"use_parallel_residual": True}, "llama.use_parallel_residual=True"),
         ({"rope.dimension_sections": [8, 8, 0, 0]}, "llama.rope.dimension_sections"),
         ({"embedding_length_out": 32}, "llama.embedding_length_out=32"),
         (

@@ -50,8 +50,9 @@ def test_no_other_key_is_read(model_type: str) -> None:
 @pytest.mark.parametrize("model_type", [name for name in MODEL_TYPES if name != "gemma3"])
 def test_what_is_left_out_has_the_default_of_transformers(model_type: str) -> None:
     theirs = {field.name: field.default for field in dataclasses.fields(config_class(model_type))}
-    if model_type == "gemma3_text":
-        theirs["hidden_act"] = theirs.pop("hidden_activation")
+    for theirs_name, name in FAMILIES[model_type].aliases.items():
+        if theirs_name in theirs:
+            theirs[name] = theirs[theirs_name]
     for field in dataclasses.fields(FAMILIES[model_type]):
         if field.default is not dataclasses.MISSING and field.name in theirs:
             # None stands for what is worked out: a head's width, a GGUF's unstated scalar.
@@ -132,6 +133,7 @@ def test_what_would_change_the_numbers_is_refused_by_name(
     [
         {"partial_rotary_factor": 0.5},
         {"num_experts": 8},
+        {"use_parallel_residual": True},
         {"residual_multiplier": 0.2},
         {"final_logit_softcapping": 30.0},
         {"layer_types": ["sliding_attention"] * 2},

@@ -18,9 +18,10 @@ from tests.tiny_models import TINY_CONFIGS, make_model, text_logits
 TOKENS = np.random.default_rng(5).integers(0, 256, 64).tolist()
 # What the config of a test says, and llama.cpp has no key for.
 NOT_IN_A_GGUF = {
-    "gemma3", "gemma3_text-linear", "gemma3_text-yarn-llama3", "llama-gelu-dynamic",
-    "llama-rope-linear", "llama-rope-llama3", "llama-rope-longrope", "qwen2-rope-yarn",
-    "gemma2", "helium", "mistral", "starcoder2", "smollm3-window", "qwen2-window", "qwen3-tied-bias",
+    "apertus", "exaone4-full", "gemma2", "gemma3", "gemma3_text-linear", "gemma3_text-yarn-llama3",
+    "granitemoehybrid", "granitemoehybrid-nope", "helium", "llama-gelu-dynamic",
+    "llama-rope-linear", "llama-rope-llama3", "llama-rope-longrope", "ministral", "mistral",
+    "olmo3", "qwen2-rope-yarn", "qwen2-window", "qwen3-tied-bias", "smollm3-window", "starcoder2",
 }  # fmt: skip
 
 
