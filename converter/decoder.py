@@ -137,7 +137,8 @@ class Attention:
         position_scale: None where queries do not grow with the position.
         is_gated: the output is multiplied with sigmoid(gate(x)) before the last projection.
         has_sinks: every head has one more score, learned, whose share of the softmax is dropped.
-        cache_of: the earlier layer whose keys and values are looked at; None for its own.
+        cache_of: the earlier layer whose keys and values are looked at, of the same window and
+            with a cache of its own; None where it has one itself.
     """
 
     num_heads: int

@@ -307,10 +307,9 @@ def _yarn(keys: _Keys, kind: str, factor: float) -> dict[str, Any]:
     """The parameters of YaRN, which say nothing where the scaling is of another kind."""
     found = {name: value for key, name in _YARN_KEYS.items() if (value := keys.number(key))}
     extrapolation = keys.number("rope.scaling.yarn_ext_factor", 1)
-    if kind != "yarn" or keys.arch == "mistral3":  # no other architecture's graph here knows it
-        # The share of the factor by which scores grow.
-        if grown := keys.number("rope.scaling.yarn_log_multiplier"):
-            found["mscale"] = found["mscale_all_dim"] = grown
+    is_known = kind != "yarn" or keys.arch == "mistral3"
+    if is_known and (grown := keys.number("rope.scaling.yarn_log_multiplier")):
+        found["mscale"] = found["mscale_all_dim"] = grown  # the share of it by which scores grow
     if kind == "yarn" and extrapolation != 1:
         raise UnsupportedError(
             keys.path, f"YaRN with yarn_ext_factor {extrapolation}", "use another GGUF"

@@ -244,7 +244,7 @@ def make_attention(
     q = g.make_reshape(f"{name}/q/grouped", heads_first, (1, kv, rows, d))
     if scores.sinks is not None:  # a row for every query
         each = g.make_reshape(f"{name}/sinks/heads", scores.sinks, (kv, heads // kv, 1, 1))
-        zeros = g.constant("sinks/zeros", np.zeros((1, 1, n, 1), np.float32))
+        zeros = g.constant(f"sinks/{n}_zeros", np.zeros((1, 1, n, 1), np.float32))
         each = g.make_add(f"{name}/sinks/queries", each, zeros)
         rows_of = g.make_reshape(f"{name}/sinks", each, (1, kv, rows, 1))
         scores = dataclasses.replace(scores, sinks=rows_of)

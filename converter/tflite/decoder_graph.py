@@ -104,9 +104,9 @@ class _DecoderGraph:
         last = g.make_reduce_max("cache/last", self.positions)
         call = Call(self.model, g, n, self.positions, first, last, mask)
         mixers = [layer.mixer for layer in spec.layers]
-        ropes = dict.fromkeys(mixer.rope for mixer in mixers if mixer.rope is not None)
+        ropes = dict.fromkeys(rotation(mixer) for mixer in mixers if mixer.rope is not None)
         self.rope_tables = {
-            rope: self.make_rope_tables(f"rope_{i}", rope, mixers) for i, rope in enumerate(ropes)
+            turned: self.make_rope_tables(f"rope_{i}", *turned) for i, turned in enumerate(ropes)
         }
         self.position_scales = {
             scale: self.make_position_scale(f"position_scale_{i}", scale)
@@ -120,6 +120,8 @@ class _DecoderGraph:
         ]
         caches = {kind: make_cache(call, *kind, self.target) for kind in dict.fromkeys(kinds)}
         self.caches = [caches[kind] for kind in kinds]
+        for shape, mixer in zip(self.shapes, mixers, strict=True):
+            assert mixer.cache_of is None or shape == self.shapes[mixer.cache_of]
         inputs = {
             i: cache.add_inputs(i)
             for i, (cache, mixer) in enumerate(zip(self.caches, mixers, strict=True))
@@ -183,9 +185,7 @@ class _DecoderGraph:
             f"{name}/rows/float32", g.make_gather(f"{name}/rows", table, ids, 0)
         )
 
-    def make_rope_tables(
-        self, name: str, rope: Rope, mixers: Sequence[Attention]
-    ) -> tuple[Tensor, Tensor]:
+    def make_rope_tables(self, name: str, rope: Rope, width: int) -> tuple[Tensor, Tensor]:
         """cos and sin of each position and frequency, (1, N, 1, width), ready for `make_rope`.
 
         Both times the attention factor, where there is one.
@@ -193,8 +193,7 @@ class _DecoderGraph:
         so swapping the halves and one multiplication replace two slices of work.
         """
         g, n = self.graph, self.length
-        [head_dim] = {mixer.head_dim for mixer in mixers if mixer.rope == rope}
-        frequencies = np.asarray(rope.inverse_frequencies(head_dim), np.float32)
+        frequencies = np.asarray(rope.inverse_frequencies(width), np.float32)
         position = g.make_cast(f"{name}/position", self.positions, DType.FLOAT32)
         angles = g.make_mul(
             f"{name}/angles",
@@ -340,7 +339,7 @@ class _DecoderGraph:
         if norm is not None and not norm.is_full_width and not norm.after_rope:
             x = self.make_qk_norm(block, part, norm, x)
         if mixer.rope is not None:
-            x = self.make_rope(f"{name}/rope", x, *self.rope_tables[mixer.rope])
+            x = self.make_rope(f"{name}/rope", x, *self.rope_tables[rotation(mixer)])
         if norm is not None and norm.after_rope:
             x = self.make_qk_norm(block, part, norm, x)
         return x
@@ -414,6 +413,12 @@ class _DecoderGraph:
         if name not in self.widened:
             self.widened[name] = self.graph.make_dequantize(name, tensor)
         return self.widened[name]
+
+
+def rotation(mixer: Attention) -> tuple[Rope, int]:
+    """What its heads have in common with all that are rotated alike, and how wide that is."""
+    assert mixer.rope is not None  # it is asked of those that are rotated
+    return mixer.rope, mixer.rope.width or mixer.head_dim
 
 
 def at(path: str) -> str:

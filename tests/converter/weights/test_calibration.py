@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,13 @@ import pytest
 
 from cli.obtain import open_checkpoint
 from converter.base import ModelConverter
+from converter.families.base import WeightSource
 from converter.options import ConvertOptions
 from converter.output.atomic_file import AtomicFile
+from converter.registry import family_of
 from converter.weights.calibration import TOKENS, Inputs, calibrate, to_integers
 from converter.weights.quantization import Clip
+from tests.float_weights import FloatWeights
 from tests.tiny_models import TINY_CONFIGS, make_model, write_tokenizer
 
 # Weights and inputs are rounded to int8 on the way; the mean is 1.
@@ -39,37 +41,15 @@ def importance(found: Inputs) -> np.ndarray:
     return found.importance * (1 if found.factors is None else found.factors**2)
 
 
-class FloatWeights:
-    """The stream's part played in float: every weight as it would be stored, unrounded."""
-
-    def __init__(self, parameters: dict[str, np.ndarray]) -> None:
-        self.parameters = parameters
-        self.stored: dict[str, np.ndarray] = {}
-        self.factors: list[np.ndarray] = []
-
-    def embed(self, tokens: np.ndarray) -> np.ndarray:
-        return self.parameters["embedding"][tokens]
-
-    def vector(self, path: str) -> np.ndarray:
-        return self.parameters[path]
-
-    def may_scale(self, *paths: str) -> bool:
-        return True
-
-    def store(self, inputs: Inputs, *paths: str) -> None:
-        for path in paths:
-            factors = 1 if inputs.factors is None else inputs.factors
-            self.stored[path] = self.parameters[path] * factors
-
-    def multiply(self, inputs: Inputs, x: np.ndarray, *paths: str) -> list[np.ndarray]:
-        self.store(inputs, *paths)
-        return [x @ self.parameters[path].T for path in paths]
-
-    def divide(self, path: str, factors: np.ndarray | None) -> None:
-        if factors is not None:
-            self.factors.append(factors)
-            before = self.stored.get(path, self.parameters[path])
-            self.stored[path] = (before.T / factors).T
+def parameters_of(model: Any) -> dict[str, tuple[Any, WeightSource]]:
+    """The model's own tensor of each weight of the network; of a fused one its rows."""
+    family, state = family_of(model.config.to_dict()), model.state_dict()
+    sources = family.weight_sources(list(state), "safetensors")
+    return {
+        path: (state[source.tensor][source.first_row :][: shape[0]], source)
+        for path, shape in family.spec().weight_shapes()
+        for source in [sources[path]]
+    }
 
 
 @pytest.mark.parametrize("test_id", TINY_CONFIGS)
@@ -78,47 +58,37 @@ def test_it_is_that_of_transformers_inputs(test_id: str, tmp_path: Path) -> None
     import torch
 
     model = make_model(test_id)
+    parameters = parameters_of(model)
+    for path, (parameter, _) in parameters.items():
+        if path.removesuffix(".bias").endswith(("attention.q", "attention.k")):
+            parameter.zero_()
     model.save_pretrained(tmp_path)
     write_tokenizer(tmp_path)
-    with open_checkpoint(tmp_path) as checkpoint, torch.no_grad():
-        plan = ModelConverter(checkpoint, "tiny", ConvertOptions(cache_length=32)).plan()
-        state = {_plain(name): value for name, value in model.state_dict().items()}
-        paths: dict[str, list[str]] = {}
-        for weight in plan.weights:
-            name = _plain(weight.source.tensor)
-            paths.setdefault(name, []).append(weight.path)
-            if re.search(r"attention\.[qk](\.bias)?$", weight.path):
-                first = weight.source.first_row
-                state[name][first : first + weight.shape[0]] = 0
-    model.save_pretrained(tmp_path)
 
     expected: dict[str, np.ndarray] = {}
 
-    def keep(path: str) -> Any:
+    def keep(tensor: str) -> Any:
         def hook(_module: Any, inputs: Any) -> None:
             power = (inputs[0] ** 2).reshape(-1, inputs[0].shape[-1]).mean(dim=0).numpy()
-            expected[path] = (power / power.mean() + 0.1) / 1.1
+            expected[tensor] = (power / power.mean() + 0.1) / 1.1
 
         return hook
 
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and "vision" not in name:
-            for path in paths.get(_plain(f"{name}.weight"), ["lm_head"]):
-                module.register_forward_pre_hook(keep(path))
+            module.register_forward_pre_hook(keep(f"{name}.weight"))
     vocabulary = model.get_input_embeddings().weight.shape[0]
     tokens = np.arange(1, TOKENS + 1) * 2654435761 % vocabulary
     with torch.no_grad():
         model(torch.tensor([tokens.tolist()]))
 
     found = calibrated(tmp_path)
-    if "head" not in found:
-        tied = [path for path in ("lm_head", "embedding") if path in expected]
-        expected["embedding"] = expected.pop(tied[0])
-    expected = {path: values for path, values in expected.items() if path in found}
-    assert expected.keys() == found.keys()
-    for path, values in expected.items():
+    matrices = {path for path, (parameter, _) in parameters.items() if parameter.ndim == 2}
+    assert matrices - found.keys() == {"embedding"}
+    for path, inputs in found.items():
+        values = expected[parameters[path][1].tensor]
         np.testing.assert_allclose(
-            importance(found[path]), values, rtol=TOLERANCE, atol=TOLERANCE, err_msg=path
+            importance(inputs), values, rtol=TOLERANCE, atol=TOLERANCE, err_msg=path
         )
 
 
@@ -129,42 +99,31 @@ def test_scaling_leaves_the_network_as_it_is(test_id: str, tmp_path: Path) -> No
 
     model = make_model(test_id)
     rng = np.random.default_rng(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name or ".bias" in name or ".v_proj" in name or ".up_proj" in name:
-                rows = torch.from_numpy(rng.lognormal(0, 1.5, len(parameter)).astype(np.float32))
-                parameter.mul_(rows.reshape(-1, *[1] * (parameter.ndim - 1)))
-    model.save_pretrained(tmp_path)
-    write_tokenizer(tmp_path)
+    parameters = parameters_of(model)
+    for path, (parameter, _) in parameters.items():
+        if path.removesuffix(".bias").endswith(("norm", ".v", ".up")) or path.endswith(".bias"):
+            rows = torch.from_numpy(rng.lognormal(0, 1.5, len(parameter)).astype(np.float32))
+            parameter.mul_(rows.reshape(-1, *[1] * (parameter.ndim - 1)))
     tokens = torch.arange(20)[None] * 7 % 50
-    with open_checkpoint(tmp_path) as checkpoint, torch.no_grad():
-        plan = ModelConverter(checkpoint, "tiny", ConvertOptions(cache_length=32)).plan()
+    spec = family_of(model.config.to_dict()).spec()
+    with torch.no_grad():
         before = model(tokens).logits
-        state = {_plain(name): value for name, value in model.state_dict().items()}
-        added = {weight.path: weight.source.add for weight in plan.weights}
-        own = {
-            weight.path: state[_plain(weight.source.tensor)][
-                weight.source.first_row : weight.source.first_row + weight.shape[0]
-            ]
-            for weight in plan.weights
-        }
-        weights = FloatWeights({path: own[path].numpy() + added[path] for path in own})
-        calibrate(plan.spec, weights)
+        weights = FloatWeights(
+            {path: found.numpy() + source.add for path, (found, source) in parameters.items()}
+        )
+        calibrate(spec, weights)
         for path, values in weights.stored.items():
-            own[path].copy_(torch.from_numpy(values - added[path]))
+            found, source = parameters[path]
+            found.copy_(torch.from_numpy(values - source.add))
         after = model(tokens).logits
 
     # A layer has up to four places where columns may be scaled, and two in every family.
-    layers = len(plan.spec.layers)
+    layers = len(spec.layers)
     assert len(weights.factors) >= 2 * layers
     assert sum((factors != 1).any() for factors in weights.factors) > layers
     assert all((np.frexp(factors)[0] == 0.5).all() for factors in weights.factors)
     difference = float((after - before).abs().max() / before.abs().max())
     assert difference < 1e-5
-
-
-def _plain(name: str) -> str:
-    return name.replace("language_", "").replace("model.", "")
 
 
 @pytest.fixture

@@ -1,0 +1,372 @@
+"""Each word of `converter.decoder` is one switch: the graph against a plain decoder in numpy."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from litert_lm_builder.runtime.proto import executor_metadata_pb2
+from safetensors.numpy import save_file
+
+from converter.base import ModelConverter
+from converter.checkpoint.safetensors import open_folder
+from converter.decoder import (
+    Activation,
+    Attention,
+    DecoderSpec,
+    FeedForward,
+    LayerSpec,
+    Norm,
+    NormKind,
+    Placement,
+    PositionScale,
+    QKNorm,
+    Rope,
+)
+from converter.families.llama import Llama
+from converter.litertlm.bundle import Section, lay_out
+from converter.litertlm.inspection import read_bundle
+from converter.options import ConvertOptions
+from converter.registry import FAMILIES
+from converter.tflite.decoder_graph import build_decoder
+from converter.tflite.kv_cache import Target, cache_shape
+from converter.tflite.writer import write
+from converter.weights.calibration import calibrate
+from converter.weights.quantization import FLOAT32
+from runner.interpreter import GraphRunner
+from tests.float_weights import FloatWeights
+from tests.numpy_decoder import logits
+from tests.stored_weights import stored_matrix
+from tests.tiny_models import write_tokenizer
+
+TOLERANCE = 2e-4  # of logits whose standard deviation is about 1
+VOCABULARY = 100
+
+RMS = Norm(NormKind.RMS, 1e-6)
+ROPE = Rope(10_000.0)
+ATTENTION = Attention(num_heads=4, num_kv_heads=2, head_dim=8, scale=0.4, rope=ROPE)
+MLP = FeedForward(48, Activation.SILU)
+
+
+def spec_of(*layers: LayerSpec, **switches: Any) -> DecoderSpec:
+    return DecoderSpec(
+        VOCABULARY, 32, **{"norm": RMS, "layers": layers, "tied_head": False, **switches}
+    )
+
+
+def alike(attention: Attention = ATTENTION, mlp: FeedForward = MLP) -> tuple[LayerSpec, ...]:
+    return (LayerSpec(attention, mlp),) * 2
+
+
+def mixers(*attentions: Attention) -> DecoderSpec:
+    return spec_of(*(LayerSpec(attention, MLP) for attention in attentions))
+
+
+def attention(**switches: Any) -> DecoderSpec:
+    return spec_of(*alike(replace(ATTENTION, **switches)))
+
+
+def mlp(**switches: Any) -> DecoderSpec:
+    return spec_of(*alike(mlp=replace(MLP, **switches)))
+
+
+def whole(**switches: Any) -> DecoderSpec:
+    return spec_of(*alike(), **switches)
+
+
+LAYER_NORM = Norm(NormKind.LAYER, 1e-5, has_bias=True)
+OTHER = replace(ATTENTION, num_heads=6, num_kv_heads=3, head_dim=12)
+WIDE = replace(MLP, width=80)
+LENDER = replace(ATTENTION, rope=Rope(100.0))
+
+PLAIN = whole()
+WORDS: dict[str, DecoderSpec] = {
+    # Norms
+    "layer norm": whole(norm=LAYER_NORM),
+    "layer norm without bias": whole(norm=Norm(NormKind.LAYER, 1e-5)),
+    "layer norm of nothing learned": whole(norm=Norm(NormKind.LAYER, 1e-5, has_weight=False)),
+    "rms norm with bias": whole(norm=replace(RMS, has_bias=True)),
+    "rms norm without weight": whole(norm=replace(RMS, has_weight=False)),
+    "epsilon": whole(norm=replace(RMS, epsilon=0.5)),
+    "norms after": whole(placement=Placement.AFTER),
+    "norms before and after": whole(placement=Placement.BOTH),
+    "layer norms before and after": whole(placement=Placement.BOTH, norm=LAYER_NORM),
+    "parallel blocks": whole(placement=Placement.PARALLEL),
+    "parallel blocks with layer norms": whole(placement=Placement.PARALLEL, norm=LAYER_NORM),
+    # Factors
+    "embedding scale": whole(embedding_scale=3.0),
+    "residual scale": whole(residual_scale=0.3),
+    "residual scale of parallel blocks": whole(residual_scale=0.3, placement=Placement.PARALLEL),
+    "logits scale": whole(logits_scale=0.5),
+    "logits softcap": whole(logits_softcap=1.5),
+    "logits scale and softcap": whole(logits_scale=0.5, logits_softcap=1.5),
+    "tied head": whole(tied_head=True),
+    "head bias": whole(head_bias=True, logits_scale=0.5),
+    "tied head with bias": whole(tied_head=True, head_bias=True),
+    # Positions
+    "no rope": attention(rope=None),
+    "partial rope": attention(rope=replace(ROPE, width=4)),
+    "rope with factors": attention(rope=replace(ROPE, factors=(1.0, 2.0, 3.0, float("inf")))),
+    "rope with attention factor": attention(rope=replace(ROPE, width=4, attention_factor=1.4)),
+    "rope by layer": mixers(
+        ATTENTION,
+        replace(ATTENTION, rope=None),
+        replace(ATTENTION, rope=Rope(100.0, width=4)),
+        replace(ATTENTION, rope=Rope(100.0), sliding_window=9),
+    ),
+    "position scale": attention(position_scale=PositionScale(0.5, 4)),
+    "position scale by layer": mixers(
+        replace(ATTENTION, position_scale=PositionScale(0.5, 4)),
+        ATTENTION,
+        replace(ATTENTION, position_scale=PositionScale(0.2, 3), rope=None),
+    ),
+    # Attention
+    "scale": attention(scale=1.0),
+    "one head for all": attention(num_kv_heads=1),
+    "heads of their own": attention(num_kv_heads=4),
+    "window": attention(sliding_window=9),
+    "attention biases": attention(biases=("q", "k", "v", "o")),
+    "some attention biases": attention(biases=("q", "v")),
+    "q/k norm": attention(qk_norm=QKNorm(RMS)),
+    "q/k norm without weight": attention(qk_norm=QKNorm(replace(RMS, has_weight=False))),
+    "q/k layer norm": attention(qk_norm=QKNorm(LAYER_NORM)),
+    "q/k norm of all heads": attention(qk_norm=QKNorm(RMS, is_full_width=True)),
+    "q/k norm after rope": attention(qk_norm=QKNorm(RMS, after_rope=True)),
+    "softcap": attention(softcap=0.8),
+    "gate": attention(is_gated=True),
+    "sinks": attention(has_sinks=True),
+    "sinks, softcap and window": attention(has_sinks=True, softcap=0.8, sliding_window=9),
+    # Feed-forward
+    "mlp biases": mlp(biases=("gate", "up", "down")),
+    "some mlp biases": mlp(biases=("down",)),
+    "gelu": mlp(activation=Activation.GELU),
+    "gelu by tanh": mlp(activation=Activation.GELU_TANH),
+    "relu2": mlp(activation=Activation.RELU2),
+    "xielu": mlp(activation=Activation.XIELU),
+    "no gate": mlp(is_gated=False),
+    "no gate, biases": mlp(is_gated=False, activation=Activation.GELU, biases=("up", "down")),
+    "no gate, relu2": mlp(is_gated=False, activation=Activation.RELU2),
+    "no gate, xielu": mlp(is_gated=False, activation=Activation.XIELU),
+    # Layers that differ
+    "other heads by layer": mixers(ATTENTION, OTHER, replace(ATTENTION, num_kv_heads=4)),
+    "other heads by layer with sinks and partial rope": mixers(
+        *(
+            replace(mixer, has_sinks=True, rope=replace(ROPE, width=4))
+            for mixer in (ATTENTION, OTHER, ATTENTION)
+        )
+    ),
+    "softcaps and sinks by layer": mixers(
+        replace(ATTENTION, softcap=0.8),
+        replace(ATTENTION, softcap=0.4),
+        replace(ATTENTION, has_sinks=True),
+        ATTENTION,
+    ),
+    "widths by layer": spec_of(
+        LayerSpec(ATTENTION, MLP),
+        LayerSpec(ATTENTION, WIDE),
+        LayerSpec(ATTENTION, replace(WIDE, is_gated=False, activation=Activation.RELU2)),
+    ),
+    # A prefill ends after the third layer, the last that writes a cache.
+    "caches of earlier layers": mixers(
+        LENDER,
+        replace(ATTENTION, sliding_window=9),
+        OTHER,
+        replace(LENDER, cache_of=0, num_heads=2, biases=("q", "o")),
+        replace(ATTENTION, sliding_window=9, cache_of=1, qk_norm=QKNorm(RMS)),
+        replace(OTHER, cache_of=2, is_gated=True, has_sinks=True),
+    ),
+    "a cache between those of its own": mixers(
+        LENDER, replace(LENDER, cache_of=0), ATTENTION, replace(LENDER, cache_of=0)
+    ),
+    "gated lender of parallel blocks": spec_of(
+        *(
+            LayerSpec(mixer, MLP)
+            for mixer in (
+                replace(LENDER, is_gated=True),
+                replace(LENDER, cache_of=0),
+                replace(LENDER, cache_of=0),
+            )
+        ),
+        placement=Placement.PARALLEL,
+    ),
+}
+
+
+def random_weights(spec: DecoderSpec) -> dict[str, np.ndarray]:
+    """The same for a path in every spec, as far as shapes allow."""
+
+    def one(path: str, shape: tuple[int, ...]) -> np.ndarray:
+        values = np.random.default_rng(zlib.crc32(path.encode())).standard_normal(shape)
+        if len(shape) == 2:
+            return values / np.sqrt(shape[1]) * (1 if path in ("embedding", "head") else 1.5)
+        return values * 0.4 + (1 if path.endswith("norm") else 0)
+
+    return {path: one(path, shape).astype(np.float32) for path, shape in spec.weight_shapes()}
+
+
+def run(
+    spec: DecoderSpec,
+    weights: dict[str, np.ndarray],
+    path: Path,
+    target: Target = Target.CPU,
+    cache_length: int = 400,
+    lengths: Sequence[int] = (8, 32),
+) -> GraphRunner:
+    """The graph of a spec, with weights, in the interpreter."""
+    shapes = dict(spec.weight_shapes())
+    caches = [
+        cache_shape(layer.mixer.sliding_window, cache_length, target, rings=True)
+        for layer in spec.layers
+    ]
+    layout = write(
+        build_decoder(
+            spec,
+            lengths,
+            cache_length,
+            lambda name: FLOAT32.weight(name, shapes[name]),
+            caches,
+            target,
+        )
+    )
+    network = bytearray(layout.nbytes)
+    network[: len(layout.flatbuffer)] = layout.flatbuffer
+    for name, values in weights.items():
+        at = layout.offsets[name]
+        network[at : at + values.nbytes] = values.tobytes()
+    bundle = lay_out([Section("TFLiteModel", len(network), {})], {})
+    path.write_bytes(bundle.header.ljust(bundle.offsets[0], b"\0") + network)
+    return GraphRunner(path)
+
+
+def compare(
+    runner: GraphRunner,
+    tokens: list[int],
+    prefills: Sequence[tuple[int, int]],
+    expected: np.ndarray,
+    tolerance: float = TOLERANCE,
+) -> None:
+    """Prefill, each (signature, tokens), then decode what is left."""
+    at = 0
+    for length, count in prefills:
+        runner.prefill(length, tokens[at : at + count], start=at)
+        at += count
+    found = np.stack([runner.decode(tokens[i], i) for i in range(at, len(tokens))])
+    worst = np.abs(found - expected[at:]).max()
+    print(f"max |difference| {worst:.2e}, standard deviation {expected.std():.2f}")
+    assert worst < tolerance * max(1, expected.std())
+
+
+def some_tokens(count: int) -> list[int]:
+    return np.random.default_rng(0).integers(0, VOCABULARY, count).tolist()
+
+
+@pytest.mark.parametrize("target", Target)
+@pytest.mark.parametrize("word", WORDS)
+def test_a_word_is_what_it_says(word: str, target: Target, tmp_path: Path) -> None:
+    """A prefill, a padded one after it, and decodes."""
+    spec, tokens = WORDS[word], some_tokens(41)
+    weights = random_weights(spec)
+    expected = logits(spec, weights, tokens)
+    plain = logits(PLAIN, random_weights(PLAIN), tokens)
+    assert np.abs(expected - plain)[-4:].max() > 50 * TOLERANCE, "the switch changes nothing"
+    compare(run(spec, weights, tmp_path / "m", target), tokens, [(32, 32), (8, 5)], expected)
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_calibration_leaves_the_network_as_it_is(word: str) -> None:
+    spec = WORDS[word]
+    weights = random_weights(spec)
+    rng = np.random.default_rng(1)
+    for path in weights:  # columns of many sizes, so that there is something to scale
+        if path.endswith(("norm", "norm.bias", ".v", ".v.bias", ".up", ".up.bias")):
+            rows = rng.lognormal(0, 1, len(weights[path])).astype(np.float32)
+            weights[path] = (weights[path].T * rows).T
+    stream = FloatWeights(weights)
+    calibrate(spec, stream)
+    matrices = {path for path, shape in spec.weight_shapes() if len(shape) == 2}
+    assert matrices - stream.stored.keys() <= {"embedding"}
+    before = logits(spec, weights, range(20))
+    after = logits(spec, weights | stream.stored, range(20))
+    assert np.abs(after - before).max() < 1e-9 * np.abs(before).max()
+    assert any((factors != 1).any() for factors in stream.factors)
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {"has_sinks": True},
+        {"has_sinks": True, "softcap": 0.8, "num_kv_heads": 1},
+        {"has_sinks": True, "sliding_window": 100},
+        {"has_sinks": True, "sliding_window": 2200},
+        {"position_scale": PositionScale(0.3, 512), "rope": None},
+    ],
+)
+def test_more_columns_than_are_taken_at_once(switches: dict[str, Any], tmp_path: Path) -> None:
+    """A long prompt's softmax is merged from pieces, of which the sinks are one."""
+    spec, tokens = attention(**switches), some_tokens(2453)
+    weights = random_weights(spec)
+    runner = run(spec, weights, tmp_path / "m", cache_length=2600, lengths=(8, 1024))
+    prefills = [(1024, 1024), (1024, 1024), (1024, 400)]
+    compare(runner, tokens, prefills, logits(spec, weights, tokens))
+
+
+@pytest.mark.parametrize("word", ["sinks, softcap and window", "caches of earlier layers"])
+def test_a_call_longer_than_a_ring_and_than_rows_taken_at_once(word: str, tmp_path: Path) -> None:
+    spec, tokens = WORDS[word], some_tokens(640)
+    weights = random_weights(spec)
+    runner = run(spec, weights, tmp_path / "m", cache_length=800, lengths=(8, 600))
+    compare(runner, tokens, [(600, 600), (8, 5), (8, 8)], logits(spec, weights, tokens))
+
+
+class SharingLlama(Llama):
+    """Its second layer looks at what the first one wrote, and so does the last."""
+
+    def layers(self) -> tuple[LayerSpec, ...]:
+        own, *_ = super().layers()
+        borrowed = replace(own, mixer=replace(own.mixer, cache_of=0))
+        return own, borrowed, own, borrowed
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "dynamic_int8", "dynamic_int4"])
+def test_a_layer_without_a_cache_has_no_keys_and_values(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the whole pipeline: neither in the checkpoint nor in what the engine is told."""
+    monkeypatch.setitem(FAMILIES, "llama", SharingLlama)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
+    config = {"model_type": "llama", "vocab_size": 320, "num_hidden_layers": 4, **sizes}
+    family = SharingLlama.from_config(config)
+    weights = random_weights(family.spec())
+    names = {path: name for name, path in family.paths().items()}
+    save_file(
+        {names[path]: values for path, values in weights.items()}, tmp_path / "model.safetensors"
+    )
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    write_tokenizer(tmp_path)
+    with open_folder(tmp_path) as checkpoint:
+        options = ConvertOptions(scheme, prefill_lengths=(8, 32), cache_length=64)
+        plan = ModelConverter(checkpoint, "tiny", options).convert(tmp_path / "m")
+    content = (tmp_path / "m").read_bytes()
+    section = read_bundle(tmp_path / "m").section("ExecutorMetadataProto")
+    assert section is not None
+    metadata = content[section.offset : section.offset + section.nbytes]
+    told = executor_metadata_pb2.ExecutorMetadata.FromString(metadata).llm_executor_metadata
+    names_of_caches = [buffer.prefill_input_name for buffer in told.state_buffers]
+    assert names_of_caches == [f"kv_cache_{part}_{layer}" for layer in (0, 2) for part in "kv"]
+
+    stored = {
+        weight.path: stored_matrix(content, plan, weight)
+        if len(weight.shape) > 1
+        else np.frombuffer(content, np.float32, weight.shape[0], weight.offset)
+        for weight in plan.weights
+    }
+    tokens = some_tokens(41)
+    expected = logits(plan.spec, stored, tokens)
+    tolerance = TOLERANCE if scheme == "fp32" else 0.4  # activations are rounded, too
+    compare(GraphRunner(tmp_path / "m"), tokens, [(32, 32), (8, 5)], expected, tolerance)

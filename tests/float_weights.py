@@ -1,0 +1,42 @@
+"""Weights in memory that stand where a conversion's stream of weights does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from converter.weights.calibration import Inputs
+
+
+class FloatWeights:
+    """The stream's part played in float: every weight as it would be stored, unrounded."""
+
+    def __init__(self, parameters: Mapping[str, np.ndarray]) -> None:
+        self.parameters = parameters
+        self.stored: dict[str, np.ndarray] = {}
+        self.factors: list[np.ndarray] = []
+
+    def embed(self, tokens: np.ndarray) -> np.ndarray:
+        return self.parameters["embedding"][tokens]
+
+    def vector(self, path: str) -> np.ndarray:
+        return self.parameters[path]
+
+    def may_scale(self, *paths: str) -> bool:
+        return True
+
+    def store(self, inputs: Inputs, *paths: str) -> None:
+        for path in paths:
+            factors = 1 if inputs.factors is None else inputs.factors
+            self.stored[path] = self.parameters[path] * factors
+
+    def multiply(self, inputs: Inputs, x: np.ndarray, *paths: str) -> list[np.ndarray]:
+        self.store(inputs, *paths)
+        return [x @ self.parameters[path].T for path in paths]
+
+    def divide(self, path: str, factors: np.ndarray | None) -> None:
+        if factors is not None:
+            self.factors.append(factors)
+            before = self.stored.get(path, self.parameters[path])
+            self.stored[path] = (before.T / factors).T
