@@ -85,6 +85,21 @@ def _gemma3_keys(config: Any) -> Keys:
     }
 
 
+def _without_widths(_: Any) -> Keys:
+    return {"attention.key_length": None, "attention.value_length": None}
+
+
+def _glm_fused(config: Any, tensors: Tensors) -> Tensors:
+    """Models with biases as those of ChatGLM's own code are: q, k and v in one matrix."""
+    if not config.attention_bias:
+        return tensors
+    for layer in range(config.num_hidden_layers):
+        for kind in ("weight", "bias"):
+            parts = [tensors.pop(f"blk.{layer}.attn_{part}.{kind}") for part in "qkv"]
+            tensors[f"blk.{layer}.attn_qkv.{kind}"] = np.concatenate(parts)
+    return tensors
+
+
 def _phi3_factors(config: Any, tensors: Tensors) -> Tensors:
     parameters = config.rope_parameters
     if parameters["rope_type"] != "longrope":
@@ -117,7 +132,7 @@ WRITTEN: dict[str, Written] = {
     ),
     "ernie4_5": Written("ernie4_5"),
     "exaone4": Written("exaone4", lambda c: {"attention.sliding_window": c.sliding_window}),
-    "glm": Written("chatglm"),
+    "glm": Written("chatglm", _without_widths, change=_glm_fused),
     "glm4": Written("glm4"),
     "hunyuan_v1_dense": Written("hunyuan-dense", _hunyuan_keys),
     "ministral3": Written("mistral3", _ministral3_keys, permutes=True),

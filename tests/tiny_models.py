@@ -165,6 +165,18 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_PLAIN, "sliding_window": None, "layer_types": ["full_attention"] * 2},
     ),
     "glm": ("glm", {**_SMALL, **_TOKENS}),
+    "glm-whole-tied": (
+        "glm",
+        {
+            **_SMALL,
+            **_TOKENS,
+            "num_key_value_heads": 1,
+            "attention_bias": False,
+            "partial_rotary_factor": 1.0,
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": True,
+        },
+    ),
     "glm4": ("glm4", {**_SMALL, **_TOKENS, "tie_word_embeddings": True}),
     "granitemoehybrid": (
         "granitemoehybrid",

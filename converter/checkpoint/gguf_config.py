@@ -103,8 +103,7 @@ def translate_config(
         if value := keys.number(key):
             config[name] = value
     rotary = keys.count("rope.dimension_count", config["head_dim"])
-    if rotary != config["head_dim"]:
-        config["partial_rotary_factor"] = rotary / config["head_dim"]
+    config["partial_rotary_factor"] = rotary / config["head_dim"]  # defaults differ by family
     if keys.arch.startswith("gemma") and "attention_multiplier" in config:
         scale = config.pop("attention_multiplier")
         if not 1e-6 < scale < 1e6:

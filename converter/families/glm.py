@@ -17,15 +17,23 @@ class Glm(Family):
     name: ClassVar[str] = "glm"
     rotates_part: ClassVar[bool] = True
     interleaved: ClassVar[frozenset[str]] = frozenset({"safetensors", "gguf"})
+    # The vision tower of GLM-Edge-V, whose class transformers does not have.
+    ignored: ClassVar[tuple[str, ...]] = (*Family.ignored, "vision.")
+    # A GGUF of the older format (ChatGLM's own code) has q, k and v in one matrix.
     names: ClassVar[Names] = with_names(
         NAMES,
         *(
-            (f"layers.{{i}}.attention.{part}", f"layers.{{i}}.self_attn.{part}_proj.weight", f"blk.{{i}}.attn_{part}.weight|blk.{{i}}.attn_qkv.weight")
+            (
+                f"layers.{{i}}.attention.{part}{suffix}",
+                f"layers.{{i}}.self_attn.{part}_proj.{kind}",
+                f"blk.{{i}}.attn_{part}.{kind}|blk.{{i}}.attn_qkv.{kind}",
+            )
             for part in "qkv"
+            for suffix, kind in (("", "weight"), (".bias", "bias"))
         ),
         ("layers.{i}.mlp.gate", "layers.{i}.mlp.gate_up_proj.weight", "blk.{i}.ffn_up.weight"),
         ("layers.{i}.mlp.up", "layers.{i}.mlp.gate_up_proj.weight", "blk.{i}.ffn_up.weight"),
-    )  # fmt: skip
+    )
 
     # Defaults are those of transformers' GlmConfig.
     vocab_size: int = 151552
@@ -36,8 +44,8 @@ class Glm(Family):
     num_key_value_heads: int | None = 2
     head_dim: int | None = 128
     max_position_embeddings: int = 131072
-    rms_norm_eps: float = 1.5625e-7
     partial_rotary_factor: float = 0.5
+    rms_norm_eps: float = 1.5625e-07
     attention_bias: bool = True
 
     def biases(self) -> tuple[str, ...]:

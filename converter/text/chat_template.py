@@ -184,6 +184,9 @@ def _proves_tools(template: str, reference: Reference, bos: str) -> bool:
     return True
 
 
+_OPEN_MARK = re.compile(r"[<\[][^>\]]*$")
+
+
 def _after_answer(template: str) -> tuple[str, str, str]:
     """What a template writes after the last answer; what of it ends the turn whatever follows, so
     that the model writes it; and what stands between an answer and the next question."""
@@ -193,7 +196,8 @@ def _after_answer(template: str) -> tuple[str, str, str]:
         return text.rpartition(TURNS[1]["content"])[2]
 
     at_end, between = after(TURNS[:2]), after(TURNS[:3])
-    turn_end = at_end[: _common_length(at_end, between)].rstrip()
+    # Where two marks begin alike, `<|user|>` and `<|assistant|>`, neither ends the turn.
+    turn_end = _OPEN_MARK.sub("", at_end[: _common_length(at_end, between)]).rstrip()
     return at_end, turn_end, between.partition(TURNS[2]["content"])[0]
 
 
@@ -223,9 +227,8 @@ def _fed_text(template: str, messages: list[Message], turn_end: str) -> str:
             fed += prompt[len(history) :]
         elif message["role"] == "assistant":
             history = render_as_runtime(template, parts, add_generation_prompt=False)
-            is_continued = bool(turn_end) and history.startswith(prompt)
-            answer = message["content"] + turn_end
-            fed += history[len(prompt) :] if is_continued else answer
+            begun = history[len(prompt) :] if history.startswith(prompt) else ""
+            fed += begun.partition(message["content"])[0] + message["content"] + turn_end
     return fed
 
 

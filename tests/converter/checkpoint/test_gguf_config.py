@@ -45,6 +45,7 @@ def test_config_of_a_plain_model(file: Path) -> None:
         "num_attention_heads": HEADS,
         "num_key_value_heads": HEADS,
         "head_dim": HIDDEN // HEADS,
+        "partial_rotary_factor": 1.0,
         "rms_norm_eps": 1e-6,  # float32 in the file
         "max_position_embeddings": 512,
         "tie_word_embeddings": True,
@@ -292,6 +293,7 @@ def test_config_of_smollm2(smollm2_gguf: Path) -> None:
             "num_attention_heads": 9,
             "num_key_value_heads": 3,
             "head_dim": 64,
+            "partial_rotary_factor": 1.0,
             "rms_norm_eps": 1e-5,
             "rope_theta": 100000.0,
             "max_position_embeddings": 8192,
@@ -312,6 +314,7 @@ def test_config_of_gemma3(gemma3_gguf: Path) -> None:
             "num_attention_heads": 4,
             "num_key_value_heads": 1,
             "head_dim": 256,
+            "partial_rotary_factor": 1.0,
             "rms_norm_eps": 1e-6,
             "rope_theta": 1000000.0,
             "max_position_embeddings": 32768,

@@ -170,6 +170,15 @@ _R1_WITH_TOOLS = (
     "{%- if add_generation_prompt and not ns.is_tool -%}{{ '<Assistant><think>\n' }}{%- endif %}"
 )
 
+_GLM4 = (
+    "[gMASK]<sop>{% for item in messages %}{% if item['tools'] is defined %}<|system|>\nTools:"
+    "{% set tools = item['tools'] %}{% for tool in tools %}{% if tool['type'] == 'function' %}"
+    "\n\n## {{ tool['function']['name'] }}\n\n{{ tool['function'] | tojson(indent=4) }}"
+    "{% endif %}{% endfor %}{% endif %}{% if item['content'] %}"
+    "<|{{ item['role'] }}|>{{ item['metadata'] }}\n{{ item['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
 SHAPES = {
     "Hermes: a template for tools by name": Shape(
         "llama",
@@ -211,6 +220,15 @@ SHAPES = {
         "{{ ' ASSISTANT: ' + m['content'].strip() + eos_token }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}",
         "<s>", "</s>",
+    ),
+    "GLM-4: the next role ends a turn": Shape("glm", _GLM4, None, "<|endoftext|>"),
+    "GLM-Edge: the next role ends a turn": Shape(
+        "glm",
+        "{% for item in messages %}{% if item['role'] == 'system' %}<|system|>\n"
+        "{{ item['content'] }}{% elif item['role'] == 'user' %}<|user|>\n{{ item['content'] }}"
+        "{% elif item['role'] == 'assistant' %}<|assistant|>\n{{ item['content'] }}{% endif %}"
+        "{% endfor %}<|assistant|>",
+        None, "<|endoftext|>",
     ),
     "Granite Code: no end of turn": Shape(
         "llama",
