@@ -67,7 +67,9 @@ def _compare(
     for position in range(start, start + steps):
         logits = runner.decode(tokens[position], position)
         differences.append(np.abs(logits - expected[position]))
-        assert logits.argmax() == expected[position].argmax(), f"position {position}"
+        # Of two that are as likely as each other, either is right.
+        chosen = expected[position][logits.argmax()]
+        assert chosen >= expected[position].max() - 1e-5, f"position {position}"
     worst, mean = np.max(differences), np.mean(differences)
     print(f"max |difference| {worst:.2e}, mean {mean:.2e}")
     assert worst <= TOLERANCE
