@@ -219,7 +219,7 @@ class ModelConverter:
                 PlannedWeight(
                     path,
                     sources[path],
-                    self._stored_as(sources[path]),
+                    *self._stored_as(sources[path]),
                     shape,
                     formats[path],
                     weights[path],
@@ -346,8 +346,11 @@ class ModelConverter:
             )
         return lengths
 
-    def _stored_as(self, source: WeightSource) -> str:
-        return "zeros" if source.is_absent else self.checkpoint.tensors[source.tensor].dtype
+    def _stored_as(self, source: WeightSource) -> tuple[str, int | None]:
+        if source.is_absent:
+            return "zeros", None
+        tensor = self.checkpoint.tensors[source.tensor]
+        return tensor.dtype, tensor.int4_block
 
     def _check_shapes(
         self, shapes: dict[str, tuple[int, ...]], sources: dict[str, WeightSource]

@@ -41,12 +41,21 @@ def room_for(count: int, buffer: np.ndarray | None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One stored tensor: name, shape (rows first), stored type (`BF16`, `Q4_K`) and size there."""
+    """One stored tensor.
+
+    Attributes:
+        shape: rows first.
+        dtype: stored type (`BF16`, `Q4_K`), or how it is quantised (`GPTQ 4-bit`).
+        nbytes: size there.
+        int4_block: columns that share a scale, where the stored numbers are -8 to 7 times one that
+            float16 holds; None where they are not.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     nbytes: int
+    int4_block: int | None = None
 
 
 class Checkpoint(ABC):

@@ -291,7 +291,8 @@ class _HeaderReader:
             for dimension in shape:
                 elements *= dimension
             nbytes = elements // stored.block * stored.size
-            tensors[name] = TensorInfo(name, shape, stored.name, nbytes)
+            grid = stored.block if stored.name == "Q4_0" else None
+            tensors[name] = TensorInfo(name, shape, stored.name, nbytes, grid)
             places[name] = Place(type_id, offset, nbytes)
         return tensors, places
 

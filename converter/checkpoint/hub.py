@@ -255,7 +255,7 @@ def _complete_names(
     check_config: Callable[[dict[str, Any]], object] | None,
 ) -> list[str]:
     """Read config.json and the index; return exactly the files that the model needs."""
-    from converter.checkpoint.quantized import refuse_quantized
+    from converter.checkpoint.quantized.methods import layout_of
     from converter.checkpoint.safetensors import read_config, read_index
 
     repository.fetch("config.json", DownloadProgress())
@@ -263,7 +263,7 @@ def _complete_names(
     if check_config is not None:
         check_config(config)
     repo_id = repository.request.repo_id
-    refuse_quantized(repo_id, config, repository.files, base_model=repository.base_model)
+    layout_of(repo_id, config, repository.files, repository.base_model)  # or it is refused
     weights = [name for name in names if name.endswith(".safetensors")]
     if INDEX_NAME in repository.files and weights != [SINGLE_NAME]:
         repository.fetch(INDEX_NAME, DownloadProgress())

@@ -31,7 +31,15 @@ from converter.checkpoint.files import (
     weight_files,
     why_not_a_model,
 )
-from converter.checkpoint.quantized import base_model_of, refuse_quantized
+from converter.checkpoint.quantized.base import StoredCheckpoint, as_rows
+from converter.checkpoint.quantized.checkpoint import QuantizedCheckpoint
+from converter.checkpoint.quantized.methods import (
+    base_model_of,
+    layout_of,
+    refuse_quantized,
+    without_quantization,
+)
+from converter.checkpoint.quantized.numbers import NUMPY_TYPES
 from converter.errors import SourceError, UnsupportedError
 from converter.kernels import widen_bf16
 
@@ -45,6 +53,7 @@ _BITS = {
     "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
     "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
+_METADATA = "__metadata__"  # of a header: the one key that is no tensor
 _READABLE = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}  # bytes per element
 
 
@@ -56,7 +65,7 @@ class _Place:
     begin: int
 
 
-class SafetensorsCheckpoint(Checkpoint):
+class SafetensorsCheckpoint(StoredCheckpoint):
     """A folder with config.json and one or more safetensors files; see `open_folder`."""
 
     format = "safetensors"
@@ -147,6 +156,34 @@ class SafetensorsCheckpoint(Checkpoint):
         place.file.check_unchanged()
         return flat.reshape(stop - start, columns)
 
+    def read_stored(
+        self,
+        name: str,
+        rows: tuple[int, int] | None = None,
+        columns: tuple[int, int] | None = None,
+    ) -> np.ndarray:
+        info, place = self.tensors[name], self._places[name]
+        all_rows, width = as_rows(info.shape)
+        first, last = rows or (0, all_rows)
+        left, right = columns or (0, width)
+        if not (0 <= first <= last <= all_rows and 0 <= left <= right <= width):
+            raise IndexError(f"rows {first}:{last} and columns {left}:{right} of {name}")
+        found = np.empty((last - first, right - left), NUMPY_TYPES[info.dtype])
+        size = found.itemsize
+        if right - left == width:
+            place.file.read_into(place.begin + first * width * size, _bytes_of(found.reshape(-1)))
+        else:  # of each row a piece: the whole would be read again for each tile
+            for row, piece in enumerate(found, first):
+                place.file.read_into(place.begin + (row * width + left) * size, _bytes_of(piece))
+        place.file.check_unchanged()
+        return found
+
+    def metadata(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for file in sorted({place.file for place in self._places.values()}, key=lambda f: f.path):
+            found |= read_metadata(file)
+        return found
+
     def check_unchanged(self) -> None:
         for file in {place.file for place in self._places.values()}:
             file.check_unchanged()
@@ -155,7 +192,7 @@ class SafetensorsCheckpoint(Checkpoint):
         self._resources.close()
 
 
-def open_folder(path: Path) -> SafetensorsCheckpoint:
+def open_folder(path: Path) -> Checkpoint:
     """Open the model in folder `path`: one `model.safetensors`, or shards with or without an index.
 
     Only headers are read. As in transformers, the index says which files are shards, and what is in
@@ -163,7 +200,8 @@ def open_folder(path: Path) -> SafetensorsCheckpoint:
 
     Raises:
         SourceError: something is missing, damaged or contradicts itself.
-        UnsupportedError: the folder holds only an adapter, PyTorch pickles or quantised weights.
+        UnsupportedError: the folder holds only an adapter, PyTorch pickles, or weights that are
+            quantised in a way that is not read.
     """
     try:
         names = {entry.name for entry in path.iterdir()}
@@ -175,7 +213,7 @@ def open_folder(path: Path) -> SafetensorsCheckpoint:
         raise unusable
     refuse_dangling_links(path, ("config.json", INDEX_NAME, *SIDE_FILES))
     config = read_config(path / "config.json")
-    refuse_quantized(str(path), config, names, base_model=base_model_of(path))
+    layout = layout_of(str(path), config, names, base_model_of(path))
     generation = path / "generation_config.json"
     generation_config = read_config(generation) if generation.name in names else {}
     shards = weight_files(names)
@@ -199,10 +237,20 @@ def open_folder(path: Path) -> SafetensorsCheckpoint:
                     raise SourceError(str(file.path), why, "remove the file that is too much")
                 tensors[info.name] = info
                 places[info.name] = _Place(file, begin)
-        refuse_quantized(str(path), config, names, tensors.values(), base_model_of(path))
-        return SafetensorsCheckpoint(
-            path, config, generation_config, tensors, places, stack.pop_all()
+        stored = SafetensorsCheckpoint(
+            path,
+            without_quantization(config),
+            generation_config,
+            tensors,
+            places,
+            stack.pop_all(),
         )
+        stack.push(stored)
+        checkpoint = stored if layout is None else QuantizedCheckpoint(stored, layout)
+        plain = [info for info in checkpoint.tensors.values() if tensors.get(info.name) == info]
+        refuse_quantized(str(path), plain, base_model_of(path))
+        stack.pop_all()
+        return checkpoint
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -246,20 +294,8 @@ def read_header(file: PositionedFile) -> Iterator[tuple[TensorInfo, int]]:
     Raises:
         SourceError: the header is damaged or does not describe this file.
     """
-    if file.size < 8:
-        raise _damaged(file, f"it has {file.size} bytes, too few for a safetensors header")
-    length = int.from_bytes(file.read_at(0, 8), "little")
-    if length > MAX_HEADER_BYTES:
-        raise _damaged(file, f"its header claims {length} bytes, more than {MAX_HEADER_BYTES}")
-    if 8 + length > file.size:
-        raise _damaged(file, f"its header claims {length} bytes, but the file has {file.size}")
-    header = _parse_json(file, 8, length, MAX_HEADER_BYTES, "its header")
-    if not isinstance(header, dict):
-        raise _damaged(file, "its header is not a JSON object")
-    if not isinstance(header.pop("__metadata__", {}), dict):
-        raise _damaged(file, "its __metadata__ is not a JSON object")
-
-    data = 8 + length
+    header, data = _parse_header(file)
+    header.pop(_METADATA, None)
     entries = [_parse_entry(file, name, entry) for name, entry in header.items()]
     expected = 0
     for info, begin, end in sorted(entries, key=lambda entry: entry[1:]):
@@ -277,6 +313,29 @@ def read_header(file: PositionedFile) -> Iterator[tuple[TensorInfo, int]]:
         )
     for info, begin, _ in entries:
         yield info, data + begin
+
+
+def read_metadata(file: PositionedFile) -> dict[str, str]:
+    """What a safetensors file says about itself, texts by name; raises as `read_header` does."""
+    said = _parse_header(file)[0].get(_METADATA, {})
+    return {key: value for key, value in said.items() if isinstance(value, str)}
+
+
+def _parse_header(file: PositionedFile) -> tuple[dict[str, Any], int]:
+    """The header, and where the data begin."""
+    if file.size < 8:
+        raise _damaged(file, f"it has {file.size} bytes, too few for a safetensors header")
+    length = int.from_bytes(file.read_at(0, 8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise _damaged(file, f"its header claims {length} bytes, more than {MAX_HEADER_BYTES}")
+    if 8 + length > file.size:
+        raise _damaged(file, f"its header claims {length} bytes, but the file has {file.size}")
+    header = _parse_json(file, 8, length, MAX_HEADER_BYTES, "its header")
+    if not isinstance(header, dict):
+        raise _damaged(file, "its header is not a JSON object")
+    if not isinstance(header.get(_METADATA, {}), dict):
+        raise _damaged(file, f"its {_METADATA} is not a JSON object")
+    return header, 8 + length
 
 
 def _parse_entry(file: PositionedFile, name: str, entry: Any) -> tuple[TensorInfo, int, int]:

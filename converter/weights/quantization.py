@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -108,6 +108,7 @@ class Format:
         clip: Clip = Clip.MSE,
         importance: np.ndarray | None = None,
         factors: np.ndarray | None = None,
+        stored_block: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Pack rows, `(n, columns)`; except by int8, they are used as scratch space and lost.
 
@@ -118,6 +119,7 @@ class Format:
             importance: what a squared error in each column costs, float32 `(columns,)`; None where
                 all cost the same.
             factors: what columns are multiplied with first, float32 `(columns,)`.
+            stored_block: columns that shared a scale in int4 before, some of these blocks.
 
         Returns:
             The packed rows, `(n, columns)`, or `(n, columns / 2)` in int4; and their scales, `(n,)`
@@ -132,6 +134,8 @@ class Format:
             if not pack_int8(rows, packed, scales, factors):
                 raise ValueRangeError(_NOT_FINITE)
             return packed, scales
+        if self.block is not None and stored_block not in (None, self.block):
+            return self._pack_pieces(rows, buffer, clip, importance, stored_block)
         if self.block is not None:
             packed = _room(buffer, (len(rows), rows.shape[1] // 2), np.uint8)
             scales = np.empty((len(rows), rows.shape[1] // self.block), np.float16)
@@ -149,9 +153,36 @@ class Format:
             raise ValueRangeError(f"holds {peak:.3g}, beyond float16's {_FLOAT16_MAX:.0f}")
         return rows.astype(_NUMPY[self.dtype], copy=False), None
 
+    def _pack_pieces(
+        self,
+        rows: np.ndarray,
+        buffer: np.ndarray | None,
+        clip: Clip,
+        importance: np.ndarray | None,
+        stored_block: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Pack rows whose stored blocks are several of these.
 
-def blocks_met(rows: np.ndarray, packed: np.ndarray, scales: np.ndarray) -> int:
-    """How many int4 blocks are, bit for bit, what was packed into them.
+        A piece alone may not reach far enough to tell the scale that its numbers are multiples of.
+        So a stored block is packed as one; where that does not meet it, each of its pieces is.
+        """
+        assert self.block is not None
+        whole = replace(self, block=stored_block)
+        packed, scales = whole.pack(rows, buffer, clip, importance)
+        assert scales is not None
+        met = blocks_met(rows, packed, scales)
+        scales = scales.repeat(stored_block // self.block, axis=1)
+        if not met.all():
+            others, their_scales = self.pack(rows, None, clip, importance)
+            assert their_scales is not None
+            for mine, theirs in ((packed, others), (scales, their_scales)):
+                by_block = (*met.shape, -1)
+                np.copyto(mine.reshape(by_block), theirs.reshape(by_block), where=~met[..., None])
+        return packed, scales
+
+
+def blocks_met(rows: np.ndarray, packed: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Which int4 blocks are, bit for bit, what was packed into them: bool `(n, blocks)`.
 
     Args:
         rows: `(n, columns)`.
@@ -161,7 +192,8 @@ def blocks_met(rows: np.ndarray, packed: np.ndarray, scales: np.ndarray) -> int:
     low, high = packed << 4, packed & 0xF0  # each value in the upper half, with its sign
     values = np.stack([low, high], axis=-1).view(np.int8).reshape(*scales.shape, -1)
     found = values.astype(np.float32) * (scales.astype(np.float32) / 16)[..., None]
-    return int((found == rows.reshape(found.shape)).all(axis=-1).sum())
+    same: np.ndarray = (found == rows.reshape(found.shape)).all(axis=-1)
+    return same
 
 
 def _room(buffer: np.ndarray | None, shape: tuple[int, int], dtype: npt.DTypeLike) -> np.ndarray:

@@ -32,8 +32,6 @@ from converter.weights.workers import Task, Workers
 # Values per block, measured (benchmarks/README.md): a block of 2^18 would stay in the L2 cache, but
 # with so few the threads spend their time handing Python's lock to each other.
 BLOCK_VALUES = 1 << 20
-# Stored types whose blocks of int4 with a float16 scale may go in without a second rounding.
-_INT4_BLOCKS = ("Q4_0",)
 
 Progress = Callable[[int], None]
 # Told each weight's path, and what is known of its inputs when it is stored.
@@ -46,6 +44,7 @@ class PlannedWeight:
 
     Attributes:
         stored_as: its type in the checkpoint; `zeros` where that has no such tensor.
+        stored_block: columns that share a scale there, where they lie on a grid of int4.
         offset: bytes from the start of the file.
         scales_offset: the same of its blocks' scales, where it has blocks.
         update: what an adapter makes of it.
@@ -54,6 +53,7 @@ class PlannedWeight:
     path: str
     source: WeightSource
     stored_as: str
+    stored_block: int | None
     shape: tuple[int, ...]
     format: Format
     stored: Weight
@@ -69,7 +69,8 @@ class PlannedWeight:
     @property
     def carries_blocks(self) -> bool:
         """Whether the checkpoint's own blocks of int4 may go in bit for bit."""
-        return self.format.block is not None and self.stored_as in _INT4_BLOCKS
+        block, stored = self.format.block, self.stored_block
+        return block is not None and stored is not None and stored % block == 0
 
     def row_blocks(self) -> Iterator[tuple[int, int]]:
         """(first row, row after the last) of pieces that are worked on at once: whole heads."""
@@ -210,7 +211,8 @@ class WeightStream:
             if wanted is not None and form.dtype is not DType.INT8:
                 # `pack` may use the rows as scratch space, but not the one to int8.
                 wanted.fill(start, *self._pack(INT8, rows, inputs, self._integers))
-            packed, scales = self._pack(form, rows, inputs, self._packed)
+            stored_block = weight.stored_block if weight.carries_blocks else None
+            packed, scales = self._pack(form, rows, inputs, self._packed, stored_block)
         except ValueRangeError as error:
             wider = ", or try --quantize fp32" if form.dtype is DType.FLOAT16 else ""
             raise self._out_of_range(weight, f"{error} (rows {start} to {stop - 1})", wider) from (
@@ -227,7 +229,7 @@ class WeightStream:
             self._file.write_at(weight.scales_offset + start * scales[0].nbytes, scales.data)
             written += scales.nbytes
             if weight.carries_blocks:
-                met, blocks = blocks_met(rows, packed, scales), scales.size
+                met, blocks = int(blocks_met(rows, packed, scales).sum()), scales.size
         with self._counting:
             if blocks:
                 before = self.met.get(weight.path, (0, 0))
@@ -239,10 +241,16 @@ class WeightStream:
                 raise
 
     def _pack(
-        self, form: Format, rows: np.ndarray, inputs: Inputs, buffer: ThreadBuffer
+        self,
+        form: Format,
+        rows: np.ndarray,
+        inputs: Inputs,
+        buffer: ThreadBuffer,
+        stored_block: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         room = buffer.of_size(rows.size)
-        return form.pack(rows, room, self._clip, inputs.importance, inputs.factors)
+        importance, factors = inputs.importance, inputs.factors
+        return form.pack(rows, room, self._clip, importance, factors, stored_block)
 
     def _out_of_range(self, weight: PlannedWeight, why: str, wider: str = "") -> UnsupportedError:
         return UnsupportedError(

@@ -443,7 +443,7 @@ def only_pickles(source: Path) -> None:
 
 
 def quantised(source: Path) -> None:
-    with_config(source, quantization_config={"quant_method": "gptq"})
+    with_config(source, quantization_config={"quant_method": "hqq"})
 
 
 def unknown_scaling(source: Path) -> None:
@@ -485,9 +485,9 @@ def escapes(source: Path) -> None:
         (no_tokenizer, ["tokenizer"]),
         (no_config, ["bad, config.json is missing, copy it from the original model"]),
         (only_pickles, ["its weights are in PyTorch's pickle format (pytorch_model.bin)"]),
-        (quantised, ["its weights are quantised already (gptq) and no longer"]),
+        (quantised, ["quantised already, in a layout that is not read (hqq), convert"]),
         (unknown_scaling, ["llama: rope_scaling.rope_type='mrope', not supported, only "]),
-        (stored_as_integers, ["quantised already (tensor lm_head.weight is stored as I32) "]),
+        (stored_as_integers, ["that is not read (tensor lm_head.weight is stored as I32), "]),
         (escapes, ["model_type x [2J error: y 31m, not a supported architecture, "]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

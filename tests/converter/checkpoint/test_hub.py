@@ -126,15 +126,15 @@ def test_an_unsupported_config_ends_the_download_before_the_weights(
         ({"base_model": ["org/original", "org/other"]}, "org/original"),
     ],
 )
-def test_quantised_weights_are_refused_before_they_are_fetched(
+def test_quantised_weights_that_are_not_read_are_refused_before_they_are_fetched(
     hub: HubServer, tmp_path: Path, card: dict[str, object], original: str
 ) -> None:
-    config = {**CONFIG, "quantization": {"group_size": 64, "bits": 4}}
+    config = {**CONFIG, "quantization_config": {"quant_method": "exl2", "bits": 4}}
     publish(hub, "org/m-4bit", model(**{"config.json": json.dumps(config).encode()}))
     hub.cards["org/m-4bit"] = card
     with pytest.raises(UnsupportedError) as caught:
         download("org/m-4bit", tmp_path / "out", quiet=True)
-    assert "quantised already (mlx, 4 bits in groups of 64)" in caught.value.why
+    assert caught.value.why.endswith("in a layout that is not read (exl2, 4 bits)")
     assert original in caught.value.fix
     assert hub.fetched() == ["config.json"]
 

@@ -1,4 +1,4 @@
-"""Quantised checkpoints are refused by what they are, and nothing else is."""
+"""Quantised checkpoints that are not read are refused by what they are, and nothing else is."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from converter.errors import UnsupportedError
 
 MLX = {"group_size": 64, "bits": 4}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+CT = {"quant_method": "compressed-tensors"}
 
 
 def folder(path: Path, config: dict[str, Any], **tensors: torch.Tensor) -> Path:
@@ -36,32 +37,42 @@ def refusal(path: Path) -> str:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"quantization": MLX}, "(mlx, 4 bits in groups of 64)"),
-        ({"quantization": {**MLX, "model.layers.0": False}, "quantization_config": MLX}, "4 bits"),
-        ({"quantization_config": GPTQ}, "(gptq, 4 bits in groups of 128)"),
-        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "(awq, 4 bits)"),
-        ({"quantization_config": {"quant_method": "awq", "w_bit": 4}}, "(awq, 4 bits)"),
-        (
-            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
-            "(bitsandbytes, 4 bits)",
-        ),
-        (
-            {"quantization_config": {"_load_in_8bit": True, "load_in_8bit": True}},
-            "(quantization_config, 8 bits)",
-        ),
-        ({"quantization_config": {"quant_method": "fp8", "activation_scheme": "dynamic"}}, "(fp8)"),
-        ({"quantization_config": {"quant_method": "compressed-tensors"}}, "(compressed-tensors)"),
         ({"compression_config": {"quant_method": "sparseml"}}, "(sparseml)"),
-        ({"quantization_config": {"quant_method": "torchao"}}, "(torchao)"),
         ({"quantization_config": {"quant_method": "hqq"}}, "(hqq)"),
+        ({"quantization_config": {"quant_method": "aqlm"}}, "(aqlm)"),
+        ({"quantization_config": {"quant_method": "quip"}}, "(quip)"),
+        ({"quantization_config": {"quant_method": "bitnet"}}, "(bitnet)"),
         ({"quantization_config": {"quant_method": "exl2", "bits": 4.25}}, "(exl2, 4.25 bits)"),
         ({"quantization_config": {"quant_method": "exl3", "bits": 3.0}}, "(exl3, 3.0 bits)"),
-        ({"quantization_config": {"quant_method": "mxfp4"}}, "(mxfp4)"),
-        ({"text_config": {"quantization_config": GPTQ}}, "(gptq, 4 bits in groups of 128)"),
+        (
+            {"quantization_config": {**GPTQ, "checkpoint_format": "marlin"}},
+            "(gptq, 4 bits in groups of 128, checkpoint_format='marlin')",
+        ),
+        (
+            {"text_config": {"quantization_config": {**GPTQ, "checkpoint_format": "bitblas"}}},
+            "checkpoint_format='bitblas'",
+        ),
+        (
+            {"quantization_config": {"quant_method": "awq", "w_bit": 4, "version": "gemv"}},
+            "(awq, 4 bits, version='gemv')",
+        ),
+        ({"quantization_config": {"quant_method": "awq", "bits": 8}}, "(awq, 8 bits, bits=8)"),
+        (
+            {"quantization_config": {**CT, "sparsity_config": {"format": "sparse-24-bitmask"}}},
+            "(compressed-tensors, sparsity_config.format='sparse-24-bitmask')",
+        ),
+        ({"quantization_config": {**CT, "format": "marlin-24"}}, "format='marlin-24'"),
+        ({"quantization_config": {**CT, "transform_config": {"u": 1}}}, "transform_config"),
+        ({"quantization": {**MLX, "bits": 7}}, "(mlx, 7 bits in groups of 64, bits=7)"),
+        ({"quantization": {**MLX, "model.x": {"mode": "odd"}}}, "mode='odd'"),
+        (
+            {"quantization_config": {"quant_method": "gemma", "module_quant_configs": {"(": {}}}},
+            "(gemma, module_quant_configs: ",
+        ),
         ({"quantization": "q4f16_1"}, "(quantization='q4f16_1')"),
     ],
 )
-def test_a_config_that_says_so(tmp_path: Path, config: dict[str, Any], said: str) -> None:
+def test_a_config_of_what_is_not_read(tmp_path: Path, config: dict[str, Any], said: str) -> None:
     message = refusal(folder(tmp_path / "m", config))
     assert said in message
     assert "base_model in its README names it" in message
@@ -134,7 +145,7 @@ def test_buffers_are_no_weights(tmp_path: Path) -> None:
     ["base_model: org/original", "base_model:\n- org/original", "base_model: [org/original]"],
 )
 def test_the_original_is_named_where_the_readme_names_it(tmp_path: Path, card: str) -> None:
-    path = folder(tmp_path / "m", {"quantization": MLX})
+    path = folder(tmp_path / "m", {"quantization_config": {"quant_method": "hqq"}})
     (path / "README.md").write_text(f"---\nlicense: mit\n{card}\n---\nbase_model: a/b\n")
     assert "F32 instead: org/original; or a GGUF of it" in refusal(path)
 

@@ -1,0 +1,202 @@
+"""Every layout gives the numbers that its tensors say, by any rows, to the last bit or two."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from converter.checkpoint.safetensors import open_folder
+from tests import quantized_checkpoints as packers
+from tests.quantized_checkpoints import Packed
+
+Packer = Callable[[np.ndarray], Packed]
+
+MODULE = "model.layers.0.mlp.up_proj"
+
+
+def weight_of(rows: int, columns: int) -> np.ndarray:
+    return np.random.default_rng(rows * columns).normal(0, 0.1, (rows, columns)).astype(np.float32)
+
+
+def folder(path: Path, settings: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> Path:
+    path.mkdir()
+    config = {"model_type": "llama", **settings}
+    (path / "config.json").write_text(json.dumps(config))
+    save_file(
+        {"model.norm.weight": torch.ones(4)}
+        | {f"{MODULE}.{name}": tensor.contiguous() for name, tensor in tensors.items()},
+        path / "model.safetensors",
+    )
+    return path
+
+
+def by(method: str, **settings: Any) -> dict[str, Any]:
+    return {"quantization_config": {"quant_method": method, **settings}}
+
+
+def pack_config(bits: int, **more: Any) -> dict[str, Any]:
+    weights = {"num_bits": bits, "type": "int"}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    return by("compressed-tensors", format="pack-quantized", config_groups=groups, **more)
+
+
+CT = by("compressed-tensors", config_groups={})
+MLX_BY_MODULE = {"quantization": {"bits": 4, "group_size": 64, MODULE: {"bits": 8}}}
+BNB4 = by("bitsandbytes", load_in_4bit=True)
+RNG = np.random.default_rng(1)
+
+# What the config says, what packs a weight, its shape, what it is called, and its int4 blocks.
+CASES: dict[str, tuple[dict[str, Any], Packer, tuple[int, int], str, int | None]] = {
+    "gptq": (by("gptq", bits=4, sym=True), packers.gptq, (40, 96), "GPTQ 4-bit", 32),
+    "gptq-row": (
+        by("gptq", bits=4, group_size=-1, sym=True),
+        partial(packers.gptq, group=-1), (40, 96), "GPTQ 4-bit", 96,
+    ),
+    "gptq-asymmetric": (
+        by("gptq", bits=4, sym=False),
+        partial(packers.gptq, symmetric=False), (72, 64), "GPTQ 4-bit", None,
+    ),
+    "gptq-desc_act": (
+        by("gptq", bits=4, desc_act=True, sym=True),
+        partial(packers.gptq, order=RNG), (40, 96), "GPTQ 4-bit", None,
+    ),
+    "gptq-v2": (
+        by("gptq", bits=4, checkpoint_format="gptq_v2", sym=False),
+        partial(packers.gptq, symmetric=False, less=0), (40, 96), "GPTQ 4-bit", None,
+    ),
+    "gptq-2": (
+        by("gptq", bits=2), partial(packers.gptq, bits=2), (48, 96), "GPTQ 2-bit", None,
+    ),
+    "gptq-3": (
+        by("gptq", bits=3, sym=False),
+        partial(packers.gptq, bits=3, symmetric=False), (64, 96), "GPTQ 3-bit", None,
+    ),
+    "gptq-8-of-4": (  # a module of another width than the config says
+        by("gptq", bits=4, sym=True),
+        partial(packers.gptq, bits=8), (40, 96), "GPTQ 8-bit", None,
+    ),
+    "awq": (by("awq", bits=4, group_size=32), packers.awq, (40, 96), "AWQ 4-bit", None),
+    "awq-symmetric": (
+        by("awq", bits=4, group_size=32, zero_point=False, version="GEMM"),
+        partial(packers.awq, symmetric=True), (88, 64), "AWQ 4-bit", 32,
+    ),
+    "ct-pack": (
+        pack_config(4), packers.pack_quantized, (37, 96), "compressed-tensors 4-bit", 32,
+    ),
+    "ct-pack-bf16": (
+        pack_config(4),
+        partial(packers.pack_quantized, dtype=torch.bfloat16, group=-1),
+        (37, 100), "compressed-tensors 4-bit", 100,
+    ),
+    "ct-pack-f32": (
+        pack_config(4),
+        partial(packers.pack_quantized, dtype=torch.float32),
+        (37, 96), "compressed-tensors 4-bit", None,
+    ),
+    "ct-pack-zero": (
+        pack_config(4),
+        partial(packers.pack_quantized, symmetric=False),
+        (37, 96), "compressed-tensors 4-bit", None,
+    ),
+    "ct-pack-actorder": (
+        pack_config(4),
+        partial(packers.pack_quantized, order=RNG),
+        (37, 96), "compressed-tensors 4-bit", None,
+    ),
+    "ct-pack-8": (
+        pack_config(8),
+        partial(packers.pack_quantized, bits=8, symmetric=False),
+        (37, 96), "compressed-tensors 8-bit", None,
+    ),
+    "ct-pack-3": (
+        pack_config(3),
+        partial(packers.pack_quantized, bits=3, symmetric=False),
+        (37, 96), "compressed-tensors 3-bit", None,
+    ),
+    "ct-int8": (
+        CT, partial(packers.scaled, dtype=torch.int8, block=(1, 96)),
+        (37, 96), "compressed-tensors int8", None,
+    ),
+    "ct-int8-tensor": (
+        CT, partial(packers.scaled, dtype=torch.int8, block=(37, 96), shape=(1,)),
+        (37, 96), "compressed-tensors int8", None,
+    ),
+    "ct-float8": (
+        CT, partial(packers.scaled, block=(1, 96), scale_dtype=torch.bfloat16),
+        (37, 96), "compressed-tensors FP8", None,
+    ),
+    "ct-float8-group": (
+        CT, partial(packers.scaled, block=(1, 32)), (37, 96), "compressed-tensors FP8", None,
+    ),
+    "ct-mxfp4": (
+        CT, partial(packers.float4, group=32), (37, 96), "compressed-tensors MXFP4", None,
+    ),
+    "ct-nvfp4": (CT, packers.nvfp4, (37, 96), "compressed-tensors NVFP4", None),
+    "fp8-blocks": (
+        by("fp8", weight_block_size=[32, 32]),
+        partial(packers.scaled, block=(32, 32), scale_name="weight_scale_inv"),
+        (70, 100), "fp8 FP8", None,
+    ),
+    "fp8-tensor": (
+        by("fp8"),
+        partial(packers.scaled, block=(70, 100), scale_name="weight_scale_inv", shape=()),
+        (70, 100), "fp8 FP8", None,
+    ),
+    "fbgemm": (
+        by("fbgemm_fp8"), partial(packers.scaled, block=(1, 100)), (70, 100), "fbgemm FP8", None,
+    ),
+    "bnb-int8": (
+        by("bitsandbytes", load_in_8bit=True),
+        packers.bnb_int8, (37, 50), "bitsandbytes int8", None,
+    ),
+    "bnb-nf4": (BNB4, packers.bnb_4bit, (301, 90), "bitsandbytes nf4", None),
+    "bnb-nf4-odd": (BNB4, packers.bnb_4bit, (37, 51), "bitsandbytes nf4", None),
+    "bnb-nf4-plain": (
+        BNB4, partial(packers.bnb_4bit, nested=False), (37, 50), "bitsandbytes nf4", None,
+    ),
+    "bnb-fp4": (BNB4, partial(packers.bnb_4bit, kind="fp4"), (37, 50), "bitsandbytes fp4", None),
+    "bnb-nf4-in-bf16": (
+        BNB4, partial(packers.bnb_4bit, storage=torch.bfloat16),
+        (38, 50), "bitsandbytes nf4", None,
+    ),
+    "mlx-by-module": (
+        MLX_BY_MODULE, partial(packers.mlx, bits=8), (37, 128), "mlx 8-bit", None,
+    ),
+    "mlx-mxfp4": (
+        {"quantization": {"mode": "mxfp4", "bits": 4, "group_size": 32}},
+        packers.mlx_floats, (37, 128), "mlx mxfp4", None,
+    ),
+    "metal": (
+        by("metal", bits=4, group_size=64),
+        partial(packers.mlx, bias_name="qbiases"), (37, 128), "metal 4-bit", None,
+    ),
+    **{
+        f"mlx-{bits}": (
+            {"quantization": {"bits": bits, "group_size": 32}},
+            partial(packers.mlx, bits=bits, group=32), (37, 96), f"mlx {bits}-bit", None,
+        )
+        for bits in (2, 3, 4, 5, 6, 8)
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_numbers_of_a_layout(tmp_path: Path, case: str) -> None:
+    settings, pack, shape, called, block = CASES[case]
+    tensors, expected = pack(weight_of(*shape))
+    with open_folder(folder(tmp_path / "m", settings, tensors)) as checkpoint:
+        assert set(checkpoint.tensors) == {"model.norm.weight", f"{MODULE}.weight"}
+        info = checkpoint.tensors[f"{MODULE}.weight"]
+        assert (info.shape, info.dtype, info.int4_block) == (shape, called, block)
+        assert "quantization" not in json.dumps(checkpoint.config)
+        for start, stop in ((0, shape[0]), (0, 1), (5, 23), (shape[0] - 1, shape[0]), (9, 9)):
+            found = checkpoint.read_rows(info.name, start, stop)
+            np.testing.assert_allclose(found, expected[start:stop], rtol=1e-6, atol=1e-7)
