@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 Tensors = dict[str, torch.Tensor]
 
@@ -23,6 +25,36 @@ class Packed(NamedTuple):
 
     tensors: Tensors
     values: np.ndarray
+
+
+Packer = Callable[[np.ndarray], Packed]
+
+# compressed-tensors' config of `pack_quantized`.
+PACK_QUANTIZED = {
+    "format": "pack-quantized",
+    "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4}}},
+}
+
+
+def quantize(model: Any, folder: Path, settings: dict[str, Any], pack: Packer, *kept: str) -> Any:
+    """Make a saved model's linear layers quantised, but for those named like `kept`.
+
+    Returns the model as transformers has it, with the numbers that are in the file.
+    """
+    tensors = load_file(folder / "model.safetensors")
+    for name, module in model.named_modules():
+        stored = f"{name}.weight"
+        is_table = isinstance(module, torch.nn.Embedding) and "quantization" in settings
+        is_linear = isinstance(module, torch.nn.Linear)
+        if stored not in tensors or not (is_linear or is_table) or name.endswith(kept):
+            continue
+        parts, values = pack(tensors.pop(stored).numpy())
+        module.weight.data = torch.from_numpy(values)
+        tensors |= {f"{name}.{part}": tensor.contiguous() for part, tensor in parts.items()}
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **settings}))
+    return model
 
 
 def pack_words(codes: np.ndarray, bits: int) -> np.ndarray:

@@ -68,10 +68,13 @@ class Checkpoint(ABC):
             is translated to them, and `model_type` holds its `general.architecture`.
         generation_config: the contents of generation_config.json, or {}.
         tensors: every tensor in the checkpoint, by the name it has there.
+        quantization: how the tensors were quantised that are presented here as plain numbers
+            (`GPTQ`); None where none were. Of a GGUF the types of its tensors tell.
     """
 
     path: Path
     format: str
+    quantization: str | None = None
     config: dict[str, Any]
     generation_config: dict[str, Any]
     tensors: Mapping[str, TensorInfo]

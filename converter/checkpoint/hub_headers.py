@@ -1,8 +1,8 @@
 """A model's files as far as their headers, for those who only want to know what it is.
 
-Each weight file becomes one of its full length in which nothing but the header was written; the
-rest is a hole, which takes no room on a disk. So whatever opens a model opens this one, too, as
-long as it reads no weight.
+Each weight file becomes one of its full length in which nothing but the header was written, and
+what belongs to it but stands among the weights; the rest is a hole, which takes no room on a disk.
+So whatever opens a model opens this one, too, as long as it reads no weight.
 """
 
 from __future__ import annotations
@@ -10,18 +10,22 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from converter.checkpoint.files import INDEX_NAME
+from converter.checkpoint.files import INDEX_NAME, PositionedFile
 from converter.checkpoint.gguf_header import Header, read_header
 from converter.checkpoint.hub_repository import Repository
 from converter.checkpoint.progress import DownloadProgress
+from converter.checkpoint.quantized.base import STATES_A_SHAPE
+from converter.checkpoint.safetensors import read_header as read_tensors
 from converter.errors import SourceError
 
 _SMALL = ("config.json", "generation_config.json", INDEX_NAME)
 # What is fetched at first. Most headers of safetensors fit, and GGUFs have a vocabulary in theirs.
 _SAFETENSORS_BYTES, _GGUF_BYTES = 1 << 16, 1 << 21
 _MOST_GGUF_BYTES = 1 << 28
+_READERS = 8  # of small pieces at once
 # Vectors of a GGUF that belong to its config.
 _CONFIG_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
@@ -49,6 +53,34 @@ def _bring_safetensors(repository: Repository, name: str) -> None:
     if len(data) < end <= size:
         data += repository.read(name, len(data), end)
     _write(repository, name, [(0, data[:end])])
+    shapes = []
+    path = Path(repository.target, name)
+    with contextlib.suppress(SourceError), PositionedFile(path) as file:  # or its reader says why
+        shapes = [
+            (begin, begin + info.nbytes)
+            for info, begin in read_tensors(file)
+            if STATES_A_SHAPE.search(info.name)
+        ]
+    ranges = list(_merged(shapes))
+    with ThreadPoolExecutor(_READERS) as pool:
+        contents = pool.map(lambda ends: repository.read(name, *ends), ranges)
+        parts = [(start, content) for (start, _), content in zip(ranges, contents, strict=True)]
+    if parts:
+        _write(repository, name, [(0, data[:end]), *parts])
+
+
+def _merged(ranges: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
+    """Ranges of bytes, with those taken together that are near each other."""
+    begun: tuple[int, int] | None = None
+    for start, stop in sorted(ranges):
+        if begun is not None and start - begun[1] <= _SAFETENSORS_BYTES:
+            begun = begun[0], stop
+            continue
+        if begun is not None:
+            yield begun
+        begun = start, stop
+    if begun is not None:
+        yield begun
 
 
 def _bring_gguf(repository: Repository, name: str) -> None:

@@ -201,6 +201,13 @@ def _check_source(checkpoint: Checkpoint, name: str) -> None:
             "the torch engine reads folders of safetensors, and this is a GGUF file",
             "leave --engine torch out, or pass the model that the GGUF was made of",
         )
+    if checkpoint.quantization is not None:
+        raise UnsupportedError(
+            name,
+            f"the torch engine reads plain weights, and these are quantised "
+            f"({checkpoint.quantization})",
+            "leave --engine torch out, or pass the model that this one was made of",
+        )
     if "text_config" in checkpoint.config:
         raise UnsupportedError(
             name,

@@ -15,6 +15,7 @@ import pytest
 from cli.main import main
 from converter.litertlm.inspection import read_bundle
 from tests.hub_server import HubServer
+from tests.quantized_checkpoints import PACK_QUANTIZED, bnb_4bit, pack_quantized, quantize
 from tests.tiny_models import make_checkpoint
 
 HEADER_BYTES = 1 << 16
@@ -121,6 +122,25 @@ def test_of_the_hub_no_more_than_headers(
     assert all(item.range is not None for item in weights)
     assert {item.range for item in weights} == {f"bytes=0-{HEADER_BYTES - 1}"}
     assert not models.exists()
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "compressed-tensors"])
+def test_of_quantised_weights_their_shapes_are_read_too(
+    hub: HubServer, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    """They stand among the weights."""
+    folder = hub.root / "org" / "llama"
+    settings, pack = {
+        "bitsandbytes": ({"load_in_4bit": True}, bnb_4bit),
+        "compressed-tensors": (PACK_QUANTIZED, pack_quantized),
+    }[method]
+    config = {"quantization_config": {"quant_method": method, **settings}}
+    quantize(make_checkpoint("llama", folder), folder, config, pack)
+    remote = said(capsys, "org/llama")
+    assert remote == said(capsys, folder) | {"text_proved": False, "notes": []}
+    ranges = [item.range for item in hub.seen if item.path.endswith(".safetensors")]
+    lengths = [int(end) - int(start) for start, end in re.findall(r"(\d+)-(\d+)", str(ranges))]
+    assert sum(lengths[1:]) < (folder / "model.safetensors").stat().st_size / 2
 
 
 def test_a_long_header_is_read_to_its_end(

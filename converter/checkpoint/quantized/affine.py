@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from converter.checkpoint.base import TensorInfo
-from converter.checkpoint.quantized.base import Matrix, Part, StoredCheckpoint
-from converter.checkpoint.quantized.numbers import Codebook, widened
+from converter.checkpoint.quantized.base import Matrix, Part, StoredCheckpoint, damaged
+from converter.checkpoint.quantized.numbers import STEP, Codebook, widened
 
 
 @dataclass(frozen=True)
@@ -89,18 +89,31 @@ class PackedRows(Part):
         # 32 codes are whole words whatever their width.
         first, last = start // 32 * bits, min(-(-stop // 32) * bits, shape[not self.along_first])
         if self.along_first:
-            words = np.ascontiguousarray(stored.read_stored(self.tensor, rows=(first, last)).T)
+            words = stored.read_stored(self.tensor, rows=(first, last))
         else:
-            words = stored.read_stored(self.tensor, columns=(first, last))
+            words = stored.read_stored(self.tensor, columns=(first, last)).T
         if self.add:
             words = words.view(np.uint32) + np.uint32(self.add)  # modulo 2 ** 32
-        count = words.shape[1] * 32 // bits
-        values = self.codebook.decode(words.view(np.uint8).reshape(len(words), -1), count)
-        if self.order is not None:
-            each = values.reshape(len(values), -1, len(self.order))
-            values = each[..., np.argsort(self.order)].reshape(values.shape)
+        rows = self._rows(words)
         skipped = start - start // 32 * 32
-        return values[:, skipped : skipped + stop - start].T
+        return rows[skipped : skipped + stop - start]
+
+    def _rows(self, words: np.ndarray) -> np.ndarray:
+        """The rows in `(words, k)`: float32 `(words * 32 / bits, k)`."""
+        bits = self.codebook.bits
+        if 32 % bits:
+            raw = np.ascontiguousarray(words.T).view(np.uint8).reshape(words.shape[1], -1)
+            return self.codebook.decode(raw, len(words) * 32 // bits).T
+        order = self.order or range(32 // bits)
+        rows = np.empty((len(words), 32 // bits, words.shape[1]), np.float32)
+        raw = np.ascontiguousarray(words).view(np.uint8).reshape(*words.shape, 4)
+        step = max(1, STEP // max(1, 4 * words.shape[1]))
+        for start in range(0, len(words), step):
+            found = self.codebook.look_up(raw[start : start + step])
+            by_code = found.reshape(len(found), words.shape[1], -1)
+            for code, row in enumerate(order):
+                rows[start : start + step, row] = by_code[..., code]
+        return rows.reshape(-1, words.shape[1])
 
 
 @dataclass(frozen=True)
@@ -118,7 +131,7 @@ class Affine(Matrix):
 
     info: TensorInfo
     codes: Part
-    scale: Part
+    scale: Rows | Columns
     group: int
     zero: Part | None = None
     bias: Part | None = None
@@ -136,9 +149,7 @@ class Affine(Matrix):
 
     def read(self, stored: StoredCheckpoint, start: int, stop: int, out: np.ndarray) -> None:
         out[:] = self.codes.read(stored, start, stop)
-        index = None
-        if self.index is not None:
-            index = stored.read_stored(self.index).reshape(-1)
+        index = self._groups(stored)
         if self.zero is not None:
             np.subtract(*self._spread(out, self.zero.read(stored, start, stop), index))
         scales = self.scale.read(stored, start, stop)
@@ -151,6 +162,19 @@ class Affine(Matrix):
             out *= np.float32(self.scaling)
         if self.bias is not None:
             np.add(*self._spread(out, self.bias.read(stored, start, stop), index))
+
+    def _groups(self, stored: StoredCheckpoint) -> np.ndarray | None:
+        """Which group each column is in; None where they are in order."""
+        if self.index is None:
+            return None
+        index = stored.read_stored(self.index).reshape(-1)
+        count = self.scale.columns
+        if index.max(initial=-1) == -1:  # compressed-tensors, where it was never set
+            return None
+        if index.min() < 0 or index.max() >= count:
+            raise damaged(stored, self.info.name, f"{self.index} names groups beyond {count}")
+        in_order = np.arange(index.size) // self.group
+        return None if np.array_equal(index, in_order) else index
 
     def _spread(
         self, out: np.ndarray, numbers: np.ndarray, index: np.ndarray | None

@@ -9,6 +9,7 @@ Which modules are quantised is told by their tensors; the config says how to tak
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
@@ -19,6 +20,8 @@ from converter.checkpoint.base import Checkpoint, TensorInfo
 from converter.errors import SourceError
 
 Settings = Mapping[str, Any]
+# Tensors that state the shape of a weight, which is known before one is read.
+STATES_A_SHAPE = re.compile(r"\.(?:weight_shape|weight\.quant_state\.bitsandbytes__\w+)$")
 
 
 class StoredCheckpoint(Checkpoint):

@@ -35,6 +35,7 @@ class QuantizedCheckpoint(Checkpoint):
             if name in checkpoint.tensors and name not in parts:
                 raise damaged(checkpoint, name, "it is there in plain numbers, too")
         self.path, self.format = checkpoint.path, checkpoint.format
+        self.quantization = layout.title if self._matrices else None
         self.config: dict[str, Any] = checkpoint.config
         self.generation_config = checkpoint.generation_config
         self.tensors: dict[str, TensorInfo] = {

@@ -15,7 +15,9 @@ import numpy as np
 
 from converter.kernels import widen_bf16
 
-_STEP = 1 << 16  # bytes that are looked up at once: numpy makes eight of each
+STEP = 1 << 16  # bytes that are looked up at once: numpy makes eight of each
+# How several float32 are called where they are moved as one.
+_AT_ONCE: dict[int, type[np.generic]] = {2: np.complex64, 4: np.complex128}
 # What a stored type is to numpy; those that it does not have, as their bits.
 NUMPY_TYPES: dict[str, type[np.generic]] = {
     "BOOL": np.uint8, "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16,
@@ -41,11 +43,20 @@ class Codebook:
     high_first: bool = False
 
     @cached_property
-    def by_byte(self) -> np.ndarray:
+    def _by_byte(self) -> np.ndarray:
         """The numbers in every byte, float32 `(256, 8 / bits)`."""
         shifts = np.arange(0, 8, self.bits)
         codes = np.arange(256)[:, None] >> (shifts[::-1] if self.high_first else shifts)
         return np.ascontiguousarray(self.values[codes & (1 << self.bits) - 1])
+
+    def look_up(self, raw: np.ndarray) -> np.ndarray:
+        """The numbers in bytes, where a byte holds whole codes: float32 `(*shape, 8 / bits)`."""
+        table = self._by_byte
+        wide = _AT_ONCE.get(table.shape[1])
+        if wide is None:
+            return np.asarray(table[raw])
+        found: np.ndarray = table.view(wide)[raw, 0]
+        return found.view(np.float32).reshape(*raw.shape, table.shape[1])
 
     def decode(self, raw: np.ndarray, columns: int, out: np.ndarray | None = None) -> np.ndarray:
         """The numbers of rows of codes, float32 `(n, columns)`.
@@ -59,16 +70,16 @@ class Codebook:
         if 8 % self.bits:
             self._decode_across(raw, out)
             return out
-        step = max(1, _STEP // max(1, raw.shape[1]))
+        step = max(1, STEP // max(1, raw.shape[1]))
         for start in range(0, len(raw), step):
-            found = self.by_byte[raw[start : start + step]]
+            found = self.look_up(raw[start : start + step])
             out[start : start + step] = found.reshape(len(found), -1)[:, :columns]
         return out
 
     def _decode_across(self, raw: np.ndarray, out: np.ndarray) -> None:
         """The same for codes that lie across bytes."""
         columns = out.shape[1]
-        step = max(1, _STEP // max(1, 8 * raw.shape[1]))
+        step = max(1, STEP // max(1, 8 * raw.shape[1]))
         weights = 1 << np.arange(self.bits, dtype=np.uint8)
         for start in range(0, len(raw), step):
             found = np.unpackbits(

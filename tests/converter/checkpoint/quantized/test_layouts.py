@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 from converter.checkpoint.safetensors import open_folder
+from converter.errors import SourceError, UnsupportedError
 from tests import quantized_checkpoints as packers
-from tests.quantized_checkpoints import Packed
-
-Packer = Callable[[np.ndarray], Packed]
+from tests.quantized_checkpoints import Packer
 
 MODULE = "model.layers.0.mlp.up_proj"
 
@@ -200,3 +199,115 @@ def test_the_numbers_of_a_layout(tmp_path: Path, case: str) -> None:
         for start, stop in ((0, shape[0]), (0, 1), (5, 23), (shape[0] - 1, shape[0]), (9, 9)):
             found = checkpoint.read_rows(info.name, start, stop)
             np.testing.assert_allclose(found, expected[start:stop], rtol=1e-6, atol=1e-7)
+
+
+DAMAGED: dict[str, tuple[str, dict[str, torch.Tensor | None], str]] = {
+    "no scales": ("gptq", {"scales": None}, "scales is missing"),
+    "no zeros": ("gptq", {"qzeros": None}, "qzeros is missing"),
+    "scales of other groups": (
+        "gptq", {"scales": torch.ones(2, 40).half()}, "qzeros is I32 [3, 5], not I32 [2, 5]",
+    ),
+    "scales of other rows": ("gptq", {"scales": torch.ones(3, 32)}, "not [groups, 40]"),
+    "codes that are no matrix": ("gptq", {"qweight": torch.ones(480).int()}, "qweight is I32"),
+    "codes of another width": (
+        "gptq", {"g_idx": torch.zeros(90).int()}, "words of 2, 3, 4 or 8 bits, bits=4",
+    ),
+    "wide codes": ("gptq", {"qweight": torch.ones(12, 40).long()}, "qweight is I64"),
+    "awq without zeros": ("awq", {"qzeros": None}, "qzeros is missing"),
+    "awq of another group": (
+        "awq", {"scales": torch.ones(2, 40).half()}, "not one row for each group_size=32 of 96",
+    ),
+    "awq zeros": (
+        "awq", {"qzeros": torch.ones(3, 4).int()}, "qzeros is I32 [3, 4], not I32 [3, 5]",
+    ),
+    "no shape": ("ct-pack", {"weight_shape": None}, "weight_shape is missing"),
+    "another shape": (
+        "ct-pack", {"weight_shape": torch.tensor([37, 200])}, "not [37, 200 * bits / 32]",
+    ),
+    "no scale": ("ct-int8", {"weight_scale": None}, "weight_scale is missing"),
+    "scale of other blocks": (
+        "ct-float8-group", {"weight_scale": torch.ones(37, 5)}, "one for each part of [37, 96]",
+    ),
+    "scale of no number": (
+        "ct-float8-group", {"weight_scale": torch.ones(37, 3).int()}, "not floats",
+    ),
+    "zero points of others": (
+        "ct-int8", {"weight_zero_point": torch.ones(36, 1, dtype=torch.int8)}, "not int8 [37, 1]",
+    ),
+    "no scale_inv": ("fp8-blocks", {"weight_scale_inv": None}, "weight_scale_inv is missing"),
+    "no biases": ("mlx-4", {"biases": None}, "biases is missing"),
+    "mlx of other groups": ("mlx-4", {"scales": torch.ones(37, 2)}, "[37, 3] of groups of 32"),
+    "no SCB": ("bnb-int8", {"SCB": None}, "SCB is missing"),
+    "an order of hardware": (
+        "bnb-int8", {"weight_format": torch.tensor(1, dtype=torch.uint8)}, "weight_format is not 0",
+    ),
+    "no state": (
+        "bnb-nf4", {"weight.quant_state.bitsandbytes__nf4": None}, "bitsandbytes__nf4 is missing",
+    ),
+    "a state of no JSON": (
+        "bnb-nf4", {"weight.quant_state.bitsandbytes__nf4": torch.zeros(9).byte()}, "is not JSON",
+    ),
+    "a state of nothing": (
+        "bnb-nf4",
+        {"weight.quant_state.bitsandbytes__nf4": torch.tensor([*b"{}"], dtype=torch.uint8)},
+        "states no shape or blocksize",
+    ),
+    "no absmax": ("bnb-nf4-plain", {"weight.absmax": None}, "absmax is missing"),
+    "too few absmax": ("bnb-nf4-plain", {"weight.absmax": torch.ones(3)}, "absmax is F32 [3]"),
+    "no nested_absmax": ("bnb-nf4", {"weight.nested_absmax": None}, "nested_absmax is missing"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_what_does_not_fit_together_is_refused(tmp_path: Path, case: str) -> None:
+    of, changed, said = DAMAGED[case]
+    settings, pack, shape, *_ = CASES[of]
+    tensors = {**pack(weight_of(*shape)).tensors, **changed}
+    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    with pytest.raises(SourceError) as caught:
+        open_folder(folder(tmp_path / "m", settings, present))
+    assert caught.value.what == f"{tmp_path / 'm'}: {MODULE}.weight"
+    assert said in caught.value.why
+
+
+@pytest.mark.parametrize("index", [-3, 3])
+def test_an_index_beyond_the_groups_is_refused_when_it_is_read(tmp_path: Path, index: int) -> None:
+    settings, pack, shape, *_ = CASES["gptq-desc_act"]
+    tensors = pack(weight_of(*shape)).tensors
+    tensors["g_idx"][7] = index
+    path = folder(tmp_path / "m", settings, tensors)
+    with open_folder(path) as checkpoint, pytest.raises(SourceError, match="names groups beyond 3"):
+        checkpoint.read_rows(f"{MODULE}.weight", 0, 4)
+
+
+def test_an_index_that_was_never_set_leaves_groups_in_order(tmp_path: Path) -> None:
+    """As older versions of compressed-tensors saved it."""
+    settings, pack, shape, *_ = CASES["ct-pack"]
+    tensors, expected = pack(weight_of(*shape))
+    tensors["weight_g_idx"] = torch.full((shape[1],), -1, dtype=torch.int32)
+    with open_folder(folder(tmp_path / "m", settings, tensors)) as checkpoint:
+        found = checkpoint.read_rows(f"{MODULE}.weight", 0, shape[0])
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_weight_in_both_forms_is_refused(tmp_path: Path) -> None:
+    settings, pack, shape, *_ = CASES["gptq"]
+    tensors = {**pack(weight_of(*shape)).tensors, "weight": torch.ones(shape)}
+    with pytest.raises(SourceError, match="it is there in plain numbers, too"):
+        open_folder(folder(tmp_path / "m", settings, tensors))
+
+
+def test_scales_of_activations_are_left_out(tmp_path: Path) -> None:
+    """What rounds the source's activations; the target rounds its own."""
+    settings, pack, shape, *_ = CASES["ct-int8"]
+    tensors, _ = pack(weight_of(*shape))
+    tensors |= {"input_scale": torch.ones(1), "input_zero_point": torch.zeros(1).to(torch.int8)}
+    with open_folder(folder(tmp_path / "m", settings, tensors)) as checkpoint:
+        assert set(checkpoint.tensors) == {"model.norm.weight", f"{MODULE}.weight"}
+
+
+def test_bytes_of_another_method_are_refused(tmp_path: Path) -> None:
+    """A config that says GPTQ, and a weight of int8."""
+    tensors = CASES["ct-int8"][1](weight_of(8, 96)).tensors
+    with pytest.raises(UnsupportedError, match="it holds a tensor"):
+        open_folder(folder(tmp_path / "m", by("gptq"), tensors))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from cli.obtain import open_checkpoint
 from converter.base import ModelConverter, Plan
@@ -20,33 +17,11 @@ from converter.litertlm.inspection import read_bundle
 from converter.options import ConvertOptions
 from runner.interpreter import GraphRunner
 from tests import quantized_checkpoints as packers
-from tests.quantized_checkpoints import Packed
+from tests.quantized_checkpoints import PACK_QUANTIZED, Packer, quantize
 from tests.stored_weights import stored_matrix
 from tests.tiny_models import make_adapter, make_checkpoint, text_logits
 
-Packer = Callable[[np.ndarray], Packed]
 TOKENS = np.random.default_rng(0).integers(0, 256, 24).tolist()
-
-
-def quantize(model: Any, folder: Path, settings: dict[str, Any], pack: Packer, *kept: str) -> Any:
-    """Make a saved model's linear layers quantised, but for those named like `kept`.
-
-    Returns the model as transformers has it, with the numbers that are in the file.
-    """
-    tensors = load_file(folder / "model.safetensors")
-    for name, module in model.named_modules():
-        stored = f"{name}.weight"
-        is_table = isinstance(module, torch.nn.Embedding) and "quantization" in settings
-        is_linear = isinstance(module, torch.nn.Linear)
-        if stored not in tensors or not (is_linear or is_table) or name.endswith(kept):
-            continue
-        parts, values = pack(tensors.pop(stored).numpy())
-        module.weight.data = torch.from_numpy(values)
-        tensors |= {f"{name}.{part}": tensor.contiguous() for part, tensor in parts.items()}
-    save_file(tensors, folder / "model.safetensors")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **settings}))
-    return model
 
 
 def convert(folder: Path, bundle: Path, scheme: str, **options: Any) -> Plan:
@@ -67,10 +42,6 @@ def by(method: str, **settings: Any) -> dict[str, Any]:
     return {"quantization_config": {"quant_method": method, **settings}}
 
 
-PACKED = {
-    "format": "pack-quantized",
-    "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4}}},
-}
 MLX = {"quantization": {"bits": 4, "group_size": 32}}
 CASES: dict[str, tuple[str, dict[str, Any], Packer, tuple[str, ...]]] = {
     "gptq-desc_act": (
@@ -82,7 +53,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Packer, tuple[str, ...]]] = {
     "awq": ("qwen2", by("awq", bits=4, group_size=32), packers.awq, ("lm_head", "0.mlp.up_proj")),
     "compressed-tensors": (
         "gemma3_text",
-        by("compressed-tensors", **PACKED),
+        by("compressed-tensors", **PACK_QUANTIZED),
         partial(packers.pack_quantized, symmetric=False),
         ("o_proj",),
     ),
@@ -129,7 +100,7 @@ GRIDS: dict[str, tuple[dict[str, Any], Packer, str]] = {
         "AWQ 4-bit",
     ),
     "compressed-tensors": (
-        by("compressed-tensors", **PACKED),
+        by("compressed-tensors", **PACK_QUANTIZED),
         partial(packers.pack_quantized, group=-1, dtype=torch.bfloat16),
         "compressed-tensors 4-bit",
     ),
