@@ -346,5 +346,60 @@ def bnb_4bit(
     return Packed(tensors, values)
 
 
+def gemma(
+    weight: np.ndarray, bits: int = 4, names: Sequence[str] = ("weight", "weight_scale")
+) -> Packed:
+    """Gemma's mobile checkpoints: a scale per row, bytes that end with the row."""
+    grid = on_grid(weight, bits, -1, half=lambda scales: scales.astype(np.float32))
+    if bits == 8:
+        codes = (grid.codes - 128).astype(np.int8)
+    else:
+        words = pack_words(grid.codes, bits).view(np.uint8)
+        codes = words[:, : -(-weight.shape[1] * bits // 8)]
+    tensors = {names[0]: _tensor(codes), names[1]: torch.tensor(grid.scales)}
+    return Packed(tensors, grid.values)
+
+
+def torchao(
+    weight: np.ndarray,
+    bits: int = 8,
+    group: int = -1,
+    symmetric: bool = True,
+) -> Packed:
+    """torchao's Int8Tensor and IntxUnpackedToInt8Tensor; see `torchao_metadata`."""
+    grid = on_grid(weight, bits, group, symmetric)
+    less = 1 << bits - 1
+    tensors = {
+        "_weight_qdata": _tensor((grid.codes - less).astype(np.int8)),
+        "_weight_scale": torch.tensor(grid.scales),
+        "_weight_zero_point": _tensor((grid.zeros - less).astype(np.int8)),
+    }
+    return Packed(tensors, grid.values)
+
+
+def torchao_float8(weight: np.ndarray) -> Packed:
+    """torchao's Float8Tensor, with a scale per row."""
+    tensors, values = scaled(weight, (1, weight.shape[1]))
+    return Packed(
+        {
+            f"_weight_{to}": tensors[of]
+            for of, to in (("weight", "qdata"), ("weight_scale", "scale"))
+        },
+        values,
+    )
+
+
+def torchao_metadata(
+    weight: str, kind: str, block: Sequence[int], *parts: str, **data: Any
+) -> dict[str, str]:
+    """How torchao describes a weight in the file's metadata."""
+    said = {
+        "_type": kind,
+        "_data": {"block_size": list(block), **data},
+        "_tensor_data_names": parts,
+    }
+    return {weight: json.dumps(said), "tensor_names": json.dumps([weight])}
+
+
 def _tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array).copy())

@@ -24,6 +24,7 @@ from converter.torch.reference import ReferenceConverter
 from converter.weights.quantization import Clip
 from runner.engine import Model, Sampling
 from runner.interpreter import GraphRunner
+from tests.quantized_checkpoints import bnb_int8, quantize
 from tests.tiny_models import make_checkpoint
 
 PROMPT = [5, 17, 120, 33, 64, 9, 200, 31, 7, 90, 4]
@@ -157,6 +158,13 @@ def test_what_it_cannot_do_is_refused(
 def test_a_gguf_is_refused(smollm2_gguf: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="reads folders of safetensors, and this is a GGUF"):
         convert(ReferenceConverter, smollm2_gguf, tmp_path / "out" / "model")
+
+
+def test_quantised_weights_are_refused(tmp_path: Path) -> None:
+    config = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    quantize(make_checkpoint("qwen3", tmp_path), tmp_path, config, bnb_int8)
+    with pytest.raises(UnsupportedError, match=r"and these are quantised \(bitsandbytes\)"):
+        convert(ReferenceConverter, tmp_path, tmp_path / "out" / "model")
 
 
 def test_a_multimodal_model_is_refused(tmp_path: Path) -> None:

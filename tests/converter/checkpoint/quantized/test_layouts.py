@@ -25,7 +25,12 @@ def weight_of(rows: int, columns: int) -> np.ndarray:
     return np.random.default_rng(rows * columns).normal(0, 0.1, (rows, columns)).astype(np.float32)
 
 
-def folder(path: Path, settings: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> Path:
+def folder(
+    path: Path,
+    settings: dict[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    metadata: dict[str, str] | None = None,
+) -> Path:
     path.mkdir()
     config = {"model_type": "llama", **settings}
     (path / "config.json").write_text(json.dumps(config))
@@ -33,6 +38,7 @@ def folder(path: Path, settings: dict[str, Any], tensors: Mapping[str, torch.Ten
         {"model.norm.weight": torch.ones(4)}
         | {f"{MODULE}.{name}": tensor.contiguous() for name, tensor in tensors.items()},
         path / "model.safetensors",
+        metadata,
     )
     return path
 
@@ -173,6 +179,17 @@ CASES: dict[str, tuple[dict[str, Any], Packer, tuple[int, int], str, int | None]
         {"quantization": {"mode": "mxfp4", "bits": 4, "group_size": 32}},
         packers.mlx_floats, (37, 128), "mlx mxfp4", None,
     ),
+    "gemma-4": (by("gemma"), packers.gemma, (37, 100), "gemma 4-bit", None),
+    "gemma-2": (
+        by("gemma", module_quant_configs={"down": {"num_bits": 8}, "mlp.up": {"num_bits": 2}}),
+        partial(packers.gemma, bits=2), (37, 100), "gemma 2-bit", None,
+    ),
+    "gemma-8": (by("gemma"), partial(packers.gemma, bits=8), (37, 99), "gemma 8-bit", None),
+    "gemma-embedding": (
+        by("gemma", quantize_embeddings=True),
+        partial(packers.gemma, names=("embedding_quantized", "embedding_scale")),
+        (37, 100), "gemma 4-bit", None,
+    ),
     "metal": (
         by("metal", bits=4, group_size=64),
         partial(packers.mlx, bias_name="qbiases"), (37, 128), "metal 4-bit", None,
@@ -199,6 +216,63 @@ def test_the_numbers_of_a_layout(tmp_path: Path, case: str) -> None:
         for start, stop in ((0, shape[0]), (0, 1), (5, 23), (shape[0] - 1, shape[0]), (9, 9)):
             found = checkpoint.read_rows(info.name, start, stop)
             np.testing.assert_allclose(found, expected[start:stop], rtol=1e-6, atol=1e-7)
+
+
+TORCHAO: dict[str, tuple[Packer, str, tuple[int, int], str, dict[str, Any]]] = {
+    "int8": (packers.torchao, "Int8Tensor", (1, 96), "torchao int8", {}),
+    "int4": (
+        partial(packers.torchao, bits=4, group=32, symmetric=False),
+        "IntxUnpackedToInt8Tensor",
+        (1, 32),
+        "torchao int4",
+        {"target_dtype": {"_type": "torch.dtype", "_data": "int4"}},
+    ),
+    "float8": (packers.torchao_float8, "Float8Tensor", (1, 96), "torchao FP8", {}),
+}
+
+
+@pytest.mark.parametrize("case", TORCHAO)
+def test_torchao_describes_its_tensors_in_the_file(tmp_path: Path, case: str) -> None:
+    pack, kind, block, called, more = TORCHAO[case]
+    tensors, expected = pack(weight_of(37, 96))
+    parts = [name.removeprefix("_weight_") for name in tensors]
+    metadata = packers.torchao_metadata(f"{MODULE}.weight", kind, block, *parts, **more)
+    with open_folder(folder(tmp_path / "m", by("torchao"), tensors, metadata)) as checkpoint:
+        assert set(checkpoint.tensors) == {"model.norm.weight", f"{MODULE}.weight"}
+        assert checkpoint.tensors[f"{MODULE}.weight"].dtype == called
+        found = checkpoint.read_rows(f"{MODULE}.weight", 5, 23)
+        np.testing.assert_allclose(found, expected[5:23], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts", "said"),
+    [
+        ("Int4TilePackedTo4dTensor", ["qdata", "scale_and_zero"], "Int4TilePackedTo4dTensor"),
+        ("Int8Tensor", ["qdata", "scale", "act_pre_scale"], "act_pre_scale"),
+    ],
+)
+def test_what_torchao_lays_out_for_hardware_is_refused(
+    tmp_path: Path, kind: str, parts: list[str], said: str
+) -> None:
+    tensors = packers.torchao(weight_of(8, 96)).tensors
+    metadata = packers.torchao_metadata(f"{MODULE}.weight", kind, (1, 96), *parts)
+    with pytest.raises(UnsupportedError, match=said):
+        open_folder(folder(tmp_path / "m", by("torchao"), tensors, metadata))
+
+
+def test_experts_of_gpt_oss(tmp_path: Path) -> None:
+    """Experts times outputs are rows; each row's groups are a dimension of their own."""
+    weights = weight_of(3 * 10, 64)
+    packed, expected = packers.float4(weights, 32, ("_blocks", "_scales"))
+    tensors = {
+        f"down_proj{name}": tensor.reshape(3, 10, 2, *([16] if name == "_blocks" else []))
+        for name, tensor in packed.items()
+    }
+    with open_folder(folder(tmp_path / "m", by("mxfp4"), tensors)) as checkpoint:
+        info = checkpoint.tensors[f"{MODULE}.down_proj"]
+        assert (info.shape, info.dtype) == ((3, 10, 64), "MXFP4")
+        found = checkpoint.read_rows(info.name, 7, 23)
+        np.testing.assert_array_equal(found, expected[7:23])
 
 
 DAMAGED: dict[str, tuple[str, dict[str, torch.Tensor | None], str]] = {
@@ -237,6 +311,7 @@ DAMAGED: dict[str, tuple[str, dict[str, torch.Tensor | None], str]] = {
     "no scale_inv": ("fp8-blocks", {"weight_scale_inv": None}, "weight_scale_inv is missing"),
     "no biases": ("mlx-4", {"biases": None}, "biases is missing"),
     "mlx of other groups": ("mlx-4", {"scales": torch.ones(37, 2)}, "[37, 3] of groups of 32"),
+    "gemma without scales": ("gemma-4", {"weight_scale": None}, "weight_scale is missing"),
     "no SCB": ("bnb-int8", {"SCB": None}, "SCB is missing"),
     "an order of hardware": (
         "bnb-int8", {"weight_format": torch.tensor(1, dtype=torch.uint8)}, "weight_format is not 0",
