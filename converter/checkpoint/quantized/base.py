@@ -78,10 +78,10 @@ class Layout(ABC):
             UnsupportedError: one is stored in a way that is not read.
         """
 
-    def is_beside(self, name: str) -> bool:
-        """Whether a tensor that is no part of a weight belongs to the quantisation.
+    def is_beside(self, stored: StoredCheckpoint, name: str) -> bool:
+        """Whether a tensor that is no part of a weight belongs to the quantisation alone.
 
-        Scales of activations and of the cache: the target rounds its own, or none.
+        Scales of activations and of the cache, for one: the target rounds its own, or none.
         """
         return False
 

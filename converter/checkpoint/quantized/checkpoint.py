@@ -41,7 +41,7 @@ class QuantizedCheckpoint(Checkpoint):
         self.tensors: dict[str, TensorInfo] = {
             name: info
             for name, info in checkpoint.tensors.items()
-            if name not in parts and not layout.is_beside(name)
+            if name not in parts and not layout.is_beside(checkpoint, name)
         } | {matrix.info.name: matrix.info for matrix in self._matrices.values()}
 
     @property

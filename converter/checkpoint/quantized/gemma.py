@@ -49,7 +49,7 @@ class Gemma(Layout):
             elif own == "embedding_quantized":
                 yield self._matrix(stored, module, codes, "embedding_scale")
 
-    def is_beside(self, name: str) -> bool:
+    def is_beside(self, stored: StoredCheckpoint, name: str) -> bool:
         ends = ("input_activation_scale", "output_activation_scale", "k_cache_scale")
         return name.endswith((*ends, "v_cache_scale"))
 

@@ -6,6 +6,7 @@ GPTQ packs codes along the input, AWQ along the output. Sources: AutoGPTQ's and 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 
 from converter.checkpoint.base import TensorInfo
@@ -30,16 +31,22 @@ _ADDED = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
 class _WordsOfColumns(Layout):
     """What the two have in common: names, groups along the input, float scales."""
 
-    bits: int
-
     def matrices(self, stored: StoredCheckpoint) -> Iterator[Matrix]:
         for name in stored.tensors:
             if name.endswith(".qweight"):
                 module = name.removesuffix(".qweight")
                 yield self._matrix(stored, module, stored.tensors[name])
 
+    def is_beside(self, stored: StoredCheckpoint, name: str) -> bool:
+        """Biases of zeros, which AutoGPTQ gave to every module; transformers leaves them out."""
+        module, _, own = name.rpartition(".")
+        if own != "bias" or f"{module}.qweight" not in stored.tensors:
+            return False
+        return not stored.read_stored(name).any()
+
+    @abstractmethod
     def _matrix(self, stored: StoredCheckpoint, module: str, codes: TensorInfo) -> Matrix:
-        raise NotImplementedError
+        """The matrix of a module whose `qweight` is `codes`."""
 
     def _group(
         self, stored: StoredCheckpoint, weight: str, scales: TensorInfo, columns: int
@@ -67,10 +74,12 @@ class GPTQ(_WordsOfColumns):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        form = settings.get("checkpoint_format", settings.get("format", "gptq"))
-        if form not in ("gptq", "gptq_v2"):
+        form = settings.get("checkpoint_format") or settings.get("format") or "gptq"
+        if settings.get("is_marlin_format"):
+            form = "marlin"
+        if str(form).lower() not in ("gptq", "gptq_v2"):
             raise LayoutError(f"checkpoint_format={form!r:.40}")
-        self._is_less_1 = form == "gptq"
+        self._is_less_1 = str(form).lower() == "gptq"
 
     def _matrix(self, stored: StoredCheckpoint, module: str, codes: TensorInfo) -> Matrix:
         weight = f"{module}.weight"

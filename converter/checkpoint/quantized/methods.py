@@ -37,9 +37,9 @@ LAYOUTS: dict[str, type[Layout]] = {
     "gemma": Gemma,
 }
 
-# Of a config.json, at its top or in the text part of a larger model: transformers, mlx, older
-# compressed-tensors.
-_KEYS = ("quantization_config", "quantization", "compression_config")
+# Of a config.json, at its top or in the text part of a larger model: mlx, which says the same under
+# transformers' key, too, transformers, older compressed-tensors.
+_KEYS = ("quantization", "quantization_config", "compression_config")
 # Files that say so beside a config.json that does not.
 _FILES = {
     "quantize_config.json": "GPTQ",

@@ -32,6 +32,12 @@ from converter.checkpoint.quantized.numbers import (
 
 _HALVES = ("F16", "BF16")
 _TITLES = {"I8": "int8", "F8_E4M3": "FP8", "F8_E5M2": "FP8"}
+# Of what rounds activations and the cache.
+_BESIDE = (
+    ".activation_scale", ".input_scale", ".input_scale_ub", ".input_zero_point",
+    ".input_global_scale", ".output_scale", ".output_zero_point", ".k_scale", ".v_scale",
+    ".q_scale",
+)  # fmt: skip
 
 
 def scales_of(
@@ -89,6 +95,9 @@ class ScaledBytes(Layout):
             if name.endswith(".weight") and codes.dtype in self.types:
                 yield self._scaled(stored, name, codes)
 
+    def is_beside(self, stored: StoredCheckpoint, name: str) -> bool:
+        return name.endswith(_BESIDE)
+
     def _scaled(self, stored: StoredCheckpoint, weight: str, codes: TensorInfo) -> Matrix:
         module = weight.removesuffix("weight")
         names = [f"{module}{suffix}" for suffix in self.suffixes]
@@ -106,8 +115,9 @@ class ScaledBytes(Layout):
             book = BY_TYPE.get(zeros.dtype, unsigned(8))
             zero = Rows(zeros.name, scale.columns, book, scale.shared)
         nbytes = codes.nbytes + scales.nbytes
+        title = " ".join(dict.fromkeys((self.title, _TITLES[codes.dtype])))
         return Affine(
-            TensorInfo(weight, (rows, columns), f"{self.title} {_TITLES[codes.dtype]}", nbytes),
+            TensorInfo(weight, (rows, columns), title, nbytes),
             codes=Rows(weight, columns, BY_TYPE[codes.dtype]),
             scale=scale,
             group=group,
@@ -122,25 +132,19 @@ class FP8(ScaledBytes):
     exponents, one for 32 columns. Source: transformers' `Fp8Dequantize`.
     """
 
-    title = "fp8"
+    title = "FP8"
     suffixes = ("weight_scale_inv", "scale")
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.block = block_of(settings.get("weight_block_size"))
 
-    def is_beside(self, name: str) -> bool:
-        return name.endswith((".activation_scale", ".input_scale"))
-
 
 class FBGEMM(ScaledBytes):
     """FP8 with one scale per row."""
 
-    title = "fbgemm"
+    title = "FBGEMM"
     suffixes = ("weight_scale",)
-
-    def is_beside(self, name: str) -> bool:
-        return name.endswith(".input_scale_ub")
 
 
 class CompressedTensors(ScaledBytes):
@@ -186,20 +190,6 @@ class CompressedTensors(ScaledBytes):
                 module = name.removesuffix("weight_packed")
                 pack = self._float4 if codes.dtype == "U8" else self._packed
                 yield pack(stored, module, codes)
-
-    def is_beside(self, name: str) -> bool:
-        return name.endswith(
-            (
-                ".input_scale",
-                ".input_zero_point",
-                ".input_global_scale",
-                ".output_scale",
-                ".output_zero_point",
-                ".k_scale",
-                ".v_scale",
-                ".q_scale",
-            )
-        )
 
     def _float4(self, stored: StoredCheckpoint, module: str, codes: TensorInfo) -> Matrix:
         weight = f"{module}weight"

@@ -49,7 +49,7 @@ class TorchAO(Layout):
                 )
             yield self._matrix(stored, name, said)
 
-    def is_beside(self, name: str) -> bool:
+    def is_beside(self, stored: StoredCheckpoint, name: str) -> bool:
         return name.endswith(("_act_quant_scale", "_act_quant_zero_point"))
 
     def _matrix(self, stored: StoredCheckpoint, weight: str, said: dict[str, Any]) -> Matrix:

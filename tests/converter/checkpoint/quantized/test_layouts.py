@@ -54,7 +54,10 @@ def pack_config(bits: int, **more: Any) -> dict[str, Any]:
 
 
 CT = by("compressed-tensors", config_groups={})
-MLX_BY_MODULE = {"quantization": {"bits": 4, "group_size": 64, MODULE: {"bits": 8}}}
+MLX_BY_MODULE = {
+    key: {"bits": 4, "group_size": 64, MODULE: {"bits": 8}}
+    for key in ("quantization", "quantization_config")
+}
 BNB4 = by("bitsandbytes", load_in_4bit=True)
 RNG = np.random.default_rng(1)
 
@@ -148,15 +151,15 @@ CASES: dict[str, tuple[dict[str, Any], Packer, tuple[int, int], str, int | None]
     "fp8-blocks": (
         by("fp8", weight_block_size=[32, 32]),
         partial(packers.scaled, block=(32, 32), scale_name="weight_scale_inv"),
-        (70, 100), "fp8 FP8", None,
+        (70, 100), "FP8", None,
     ),
     "fp8-tensor": (
         by("fp8"),
         partial(packers.scaled, block=(70, 100), scale_name="weight_scale_inv", shape=()),
-        (70, 100), "fp8 FP8", None,
+        (70, 100), "FP8", None,
     ),
     "fbgemm": (
-        by("fbgemm_fp8"), partial(packers.scaled, block=(1, 100)), (70, 100), "fbgemm FP8", None,
+        by("fbgemm_fp8"), partial(packers.scaled, block=(1, 100)), (70, 100), "FBGEMM FP8", None,
     ),
     "bnb-int8": (
         by("bitsandbytes", load_in_8bit=True),
@@ -379,6 +382,17 @@ def test_scales_of_activations_are_left_out(tmp_path: Path) -> None:
     tensors |= {"input_scale": torch.ones(1), "input_zero_point": torch.zeros(1).to(torch.int8)}
     with open_folder(folder(tmp_path / "m", settings, tensors)) as checkpoint:
         assert set(checkpoint.tensors) == {"model.norm.weight", f"{MODULE}.weight"}
+
+
+def test_biases_of_zeros_that_autogptq_made_are_left_out(tmp_path: Path) -> None:
+    """And no others."""
+    settings, pack, shape, *_ = CASES["gptq"]
+    tensors, _ = pack(weight_of(*shape))
+    for value in (0.0, 0.5):
+        bias = torch.full((shape[0],), value).half()
+        path = folder(tmp_path / str(value), settings, tensors | {"bias": bias})
+        with open_folder(path) as checkpoint:
+            assert (f"{MODULE}.bias" in checkpoint.tensors) == (value != 0)
 
 
 def test_bytes_of_another_method_are_refused(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def refusal(path: Path) -> str:
             {"quantization_config": {"quant_method": "awq", "w_bit": 4, "version": "gemv"}},
             "(awq, 4 bits, version='gemv')",
         ),
+        ({"quantization_config": {**GPTQ, "is_marlin_format": True}}, "checkpoint_format='marlin'"),
         ({"quantization_config": {"quant_method": "awq", "bits": 8}}, "(awq, 8 bits, bits=8)"),
         (
             {"quantization_config": {**CT, "sparsity_config": {"format": "sparse-24-bitmask"}}},
