@@ -116,8 +116,12 @@ def gptq(
     symmetric: bool = True,
     order: np.random.Generator | None = None,
     less: int = 1,
+    has_index: bool = True,
 ) -> Packed:
-    """AutoGPTQ's; with `order`, groups are those of desc_act. `less`: 0 for gptq_v2."""
+    """AutoGPTQ's; with `order`, groups are those of desc_act. `less`: 0 for gptq_v2.
+
+    AutoRound's have no index.
+    """
     index = None
     if order is not None:
         index = order.permutation(np.arange(weight.shape[1]) // group)
@@ -127,8 +131,9 @@ def gptq(
         "qweight": pack_words(grid.codes, bits).T,
         "qzeros": pack_words(zeros, bits),
         "scales": grid.scales.T.astype(np.float16),
-        "g_idx": grid.index.astype(np.int32),
     }
+    if has_index:
+        tensors["g_idx"] = grid.index.astype(np.int32)
     return Packed({name: _tensor(array) for name, array in tensors.items()}, grid.values)
 
 

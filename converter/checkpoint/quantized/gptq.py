@@ -17,6 +17,7 @@ from converter.checkpoint.quantized.base import (
     Matrix,
     Settings,
     StoredCheckpoint,
+    as_rows,
     part_of,
     wrong_shape,
 )
@@ -24,6 +25,7 @@ from converter.checkpoint.quantized.numbers import Codebook, unsigned
 
 # Of the eight outputs in a word, which one each code is of.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+_WIDTHS = (2, 3, 4, 8)
 # GPTQ stores a zero less 1; added to whole words, as GPTQModel does, so that 15 is 0 of the next.
 _ADDED = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
 
@@ -88,20 +90,16 @@ class GPTQ(_WordsOfColumns):
         if len(codes.shape) != 2 or codes.dtype != "I32":
             raise wrong_shape(stored, weight, codes, "I32 [in * bits / 32, out]")
         words, rows = codes.shape
-        bits = self.settings.get("bits")
-        if index is not None and len(index.shape) == 1 and index.shape[0]:
+        if index is not None:
+            if index.dtype != "I32" or len(index.shape) != 1 or not index.shape[0]:
+                raise wrong_shape(stored, weight, index, "I32 [in]")
             columns = index.shape[0]
-            bits = words * 32 // columns
-        elif bits in (2, 3, 4, 8):
-            columns = words * 32 // bits
-        if bits not in (2, 3, 4, 8) or words * 32 != columns * bits:
-            raise wrong_shape(stored, weight, codes, f"words of 2, 3, 4 or 8 bits, bits={bits!r}")
-        if index is None:
-            groups, group = None, self._group(stored, weight, scales, columns)
+            group = -(-columns // max(1, as_rows(scales.shape)[0]))
         else:
-            groups, group = index, -(-columns // max(1, scales.shape[0]))
-            if index.dtype != "I32":
-                raise wrong_shape(stored, weight, index, "I32")
+            columns, group = self._columns(stored, weight, codes, scales)
+        bits = words * 32 // columns
+        if bits not in _WIDTHS or words * 32 != columns * bits:
+            raise wrong_shape(stored, weight, codes, f"[{columns} * bits / 32, {rows}]")
         count = scales.shape[0] if scales.shape else 0
         if scales.shape != (count, rows) or count == 0:
             raise wrong_shape(stored, weight, scales, f"[groups, {rows}]")
@@ -126,7 +124,26 @@ class GPTQ(_WordsOfColumns):
                 self._zeros(bits),
                 add=_ADDED.get(bits, 0) if self._is_less_1 else 0,
             ),
-            index=None if groups is None else groups.name,
+            index=None if index is None else index.name,
+        )
+
+    def _columns(
+        self, stored: StoredCheckpoint, weight: str, codes: TensorInfo, scales: TensorInfo
+    ) -> tuple[int, int]:
+        """Columns, and those that share a scale, where no index says how many there are.
+
+        Codes of the width that the config says come first; of another, the groups must fit.
+        """
+        group, groups = self.settings.get("group_size", 128), as_rows(scales.shape)[0]
+        said = self.settings.get("bits")
+        for bits in sorted(_WIDTHS, key=lambda width: width != said):
+            columns, rest = divmod(codes.shape[0] * 32, bits)
+            size = columns if group == -1 else group
+            fits = isinstance(size, int) and size > 0 and -(-columns // size) == groups
+            if not rest and fits and (group != -1 or bits == said):
+                return columns, size
+        raise wrong_shape(
+            stored, weight, scales, f"one row for each group_size={group!r} of bits={said!r}"
         )
 
     def _zeros(self, bits: int) -> Codebook:
@@ -178,3 +195,20 @@ class AWQ(_WordsOfColumns):
             group=group,
             zero=PackedRows(zeros.name, unsigned(4), _AWQ_ORDER),
         )
+
+
+def auto_round(settings: Settings) -> Layout:
+    """AutoRound's checkpoints, which are in one of these layouts.
+
+    Raises:
+        LayoutError: they are not.
+    """
+    form = settings.get("packing_format")
+    match form:
+        case "auto_round:auto_awq":
+            return AWQ({**settings, "version": "gemm"})
+        case "auto_round:auto_gptq":
+            return GPTQ({**settings, "checkpoint_format": "gptq"})
+        case "auto_round" | "auto_round:gptqmodel":  # which store zeros as they are
+            return GPTQ({**settings, "checkpoint_format": "gptq_v2"})
+    raise LayoutError(f"packing_format={form!r:.40}")

@@ -7,7 +7,7 @@ packs its numbers in a layout of its own.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,17 @@ from converter.checkpoint.base import TensorInfo
 from converter.checkpoint.quantized.base import Layout, LayoutError
 from converter.checkpoint.quantized.bitsandbytes import BitsAndBytes
 from converter.checkpoint.quantized.gemma import Gemma
-from converter.checkpoint.quantized.gptq import AWQ, GPTQ
+from converter.checkpoint.quantized.gptq import AWQ, GPTQ, auto_round
 from converter.checkpoint.quantized.mlx import MLX, Metal
 from converter.checkpoint.quantized.mxfp4 import MXFP4
 from converter.checkpoint.quantized.scaled import FBGEMM, FP8, CompressedTensors
 from converter.checkpoint.quantized.torchao import TorchAO
 from converter.errors import UnsupportedError
 
-LAYOUTS: dict[str, type[Layout]] = {
+LAYOUTS: dict[str, Callable[[Mapping[str, Any]], Layout]] = {
     "gptq": GPTQ,
     "awq": AWQ,
+    "auto-round": auto_round,
     "bitsandbytes": BitsAndBytes,
     "compressed-tensors": CompressedTensors,
     "fp8": FP8,

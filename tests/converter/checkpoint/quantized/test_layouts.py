@@ -91,6 +91,19 @@ CASES: dict[str, tuple[dict[str, Any], Packer, tuple[int, int], str, int | None]
         by("gptq", bits=4, sym=True),
         partial(packers.gptq, bits=8), (40, 96), "GPTQ 8-bit", None,
     ),
+    "auto-round": (
+        by("auto-round", bits=4, group_size=32, sym=False, packing_format="auto_round"),
+        partial(packers.gptq, symmetric=False, less=0, has_index=False),
+        (40, 96), "GPTQ 4-bit", None,
+    ),
+    "auto-round-gptq": (
+        by("auto-round", bits=4, group_size=32, packing_format="auto_round:auto_gptq"),
+        partial(packers.gptq, bits=8, has_index=False), (40, 96), "GPTQ 8-bit", None,
+    ),
+    "auto-round-awq": (
+        by("auto-round", bits=4, group_size=32, packing_format="auto_round:auto_awq"),
+        packers.awq, (40, 96), "AWQ 4-bit", None,
+    ),
     "awq": (by("awq", bits=4, group_size=32), packers.awq, (40, 96), "AWQ 4-bit", None),
     "awq-symmetric": (
         by("awq", bits=4, group_size=32, zero_point=False, version="GEMM"),
@@ -287,7 +300,7 @@ DAMAGED: dict[str, tuple[str, dict[str, torch.Tensor | None], str]] = {
     "scales of other rows": ("gptq", {"scales": torch.ones(3, 32)}, "not [groups, 40]"),
     "codes that are no matrix": ("gptq", {"qweight": torch.ones(480).int()}, "qweight is I32"),
     "codes of another width": (
-        "gptq", {"g_idx": torch.zeros(90).int()}, "words of 2, 3, 4 or 8 bits, bits=4",
+        "gptq", {"g_idx": torch.zeros(90).int()}, "not [90 * bits / 32, 40]",
     ),
     "wide codes": ("gptq", {"qweight": torch.ones(12, 40).long()}, "qweight is I64"),
     "awq without zeros": ("awq", {"qzeros": None}, "qzeros is missing"),

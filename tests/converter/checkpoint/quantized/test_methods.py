@@ -70,6 +70,10 @@ def refusal(path: Path) -> str:
             {"quantization_config": {"quant_method": "gemma", "module_quant_configs": {"(": {}}}},
             "(gemma, module_quant_configs: ",
         ),
+        (
+            {"quantization_config": {"quant_method": "auto-round", "packing_format": "odd"}},
+            "(auto-round, packing_format='odd')",
+        ),
         ({"quantization": "q4f16_1"}, "(quantization='q4f16_1')"),
     ],
 )
