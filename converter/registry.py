@@ -23,8 +23,10 @@ from converter.families.granite import Granite
 from converter.families.granite_hybrid import GraniteHybrid
 from converter.families.helium import Helium
 from converter.families.hunyuan_v1_dense import HunyuanV1Dense
+from converter.families.internlm3 import InternLM3
 from converter.families.llama import Llama
 from converter.families.matching import OTHER_GGUF
+from converter.families.minicpm import MiniCPM
 from converter.families.ministral import Ministral
 from converter.families.ministral3 import Ministral3
 from converter.families.mistral import Mistral
@@ -58,7 +60,9 @@ FAMILIES: dict[str, type[Family]] = {
     "granitemoehybrid": GraniteHybrid,
     "helium": Helium,
     "hunyuan_v1_dense": HunyuanV1Dense,
+    "internlm3": InternLM3,
     "llama": Llama,
+    "minicpm": MiniCPM,
     "ministral": Ministral,
     "ministral3": Ministral3,
     "mistral": Mistral,

@@ -74,6 +74,10 @@ def _granite_keys(config: Any) -> Keys:
     }
 
 
+def _minicpm_keys(config: Any) -> Keys:
+    return {**_granite_keys(config), "attention.scale": None}
+
+
 def _gemma3_keys(config: Any) -> Keys:
     return {
         "attention.sliding_window": config.sliding_window,
@@ -140,7 +144,9 @@ WRITTEN: dict[str, Written] = {
     "gemma2": Written("gemma2", _gemma2_keys, change=_gemma_norms),
     "gemma3_text": Written("gemma3", _gemma3_keys, change=_gemma_norms),
     "granite": Written("granite", _granite_keys, permutes=True),
+    "internlm3": Written("llama", permutes=True),
     "llama": Written("llama", permutes=True),
+    "minicpm": Written("minicpm", _minicpm_keys, permutes=True),
     "mistral": Written("llama", permutes=True),
     "nemotron": Written("nemotron", change=_gemma_norms),
     "olmo2": Written("olmo2"),
@@ -157,10 +163,17 @@ WRITTEN: dict[str, Written] = {
 }
 
 
-def write_model(model: Any, path: Path, keys: Keys | None = None) -> Path:
-    """A transformers model as a GGUF in float32 with a byte-level tokenizer."""
+def write_model(
+    model: Any, path: Path, keys: Keys | None = None, model_type: str | None = None
+) -> Path:
+    """A transformers model as a GGUF in float32 with a byte-level tokenizer.
+
+    Args:
+        keys: beside or instead of its own; None drops one.
+        model_type: where it is not the model's own (`OWN_CODE`).
+    """
     config = model.config
-    written = WRITTEN[config.model_type]
+    written = WRITTEN[model_type or config.model_type]
     [arch] = [a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == written.arch]
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     tensors: Tensors = {}

@@ -245,6 +245,11 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "internlm3": ("internlm3", {**_SMALL, "qkv_bias": True}),
+    "minicpm": (
+        "minicpm",
+        {**_PLAIN, "scale_emb": 3.0, "scale_depth": 1.4, "dim_model_base": 48.0},
+    ),
     "phi3": ("phi3", {**_PHI}),
     "phi3-longrope-tied": (
         "phi3",
@@ -263,6 +268,27 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma3": ("gemma3", {"text_config": {**_GEMMA, "model_type": "gemma3_text"}}),
 }
+
+
+def _minicpm(values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    config = {"tie_word_embeddings": True, **values}
+    emb, depth, base = (config.pop(key) for key in ("scale_emb", "scale_depth", "dim_model_base"))
+    factors = {
+        "embedding_multiplier": emb,
+        "residual_multiplier": depth / config["num_hidden_layers"] ** 0.5,
+        "attention_multiplier": (config["hidden_size"] / config["num_attention_heads"]) ** -0.5,
+        "logits_scaling": config["hidden_size"] / base,
+    }
+    return "granite", {**config, **factors}
+
+
+def _internlm3(values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    config = {"max_position_embeddings": 32768, **values}
+    return "seed_oss", {**config, "attention_bias": config.pop("qkv_bias")}
+
+
+# Families whose code is in their repositories: the same network in the words of transformers.
+OWN_CODE = {"internlm3": _internlm3, "minicpm": _minicpm}
 
 
 def settle_torch() -> None:
@@ -291,6 +317,8 @@ def random_model(model_type: str, values: dict[str, Any], seed: int = 0) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     settle_torch()
+    if model_type in OWN_CODE:
+        model_type, values = OWN_CODE[model_type](values)
     if model_type == "gemma3":
         values = {
             **values,
@@ -332,6 +360,10 @@ def make_checkpoint(test_id: str, folder: Path) -> Any:
     """Save a tiny model as a Hugging Face folder with a byte-level tokenizer; return it."""
     model = make_model(test_id)
     model.save_pretrained(folder)
+    model_type, values = TINY_CONFIGS[test_id]
+    if model_type in OWN_CODE:
+        config = {"model_type": model_type, **values}
+        (folder / "config.json").write_text(json.dumps(config))
     write_tokenizer(folder)
     return model
 

@@ -33,7 +33,7 @@ def test_every_family_that_llama_cpp_knows_is_written() -> None:
 @pytest.mark.parametrize("test_id", [name for name in TINY_CONFIGS if name not in NOT_IN_A_GGUF])
 def test_the_numbers_are_those_of_transformers(test_id: str, tmp_path: Path) -> None:
     model = make_model(test_id)
-    path = write_model(model, tmp_path / "tiny.gguf")
+    path = write_model(model, tmp_path / "tiny.gguf", model_type=TINY_CONFIGS[test_id][0])
     options = ConvertOptions(quantize="fp32", prefill_lengths=(8,), cache_length=128)
     with open_gguf(path) as checkpoint:
         ModelConverter(checkpoint, "tiny", options).convert(tmp_path / "tiny.litertlm")
