@@ -388,7 +388,16 @@ class Family:
 
     def rope(self, theta: float, scaling: Mapping[str, Any] | None) -> Rope:
         """The rotary embedding that a theta and a `rope_scaling` ask for."""
-        settings = RopeSettings(
+        rope = self.rope_settings(theta, scaling).rope()
+        is_part = self.rotary_width < self.attention_head_dim
+        if not is_part:
+            return rope
+        longer = rope.longer and dataclasses.replace(rope.longer, width=self.rotary_width)
+        return dataclasses.replace(rope, width=self.rotary_width, longer=longer)
+
+    def rope_settings(self, theta: float, scaling: Mapping[str, Any] | None) -> RopeSettings:
+        """What the rotary embedding is worked out from."""
+        return RopeSettings(
             self.name,
             scaling or {},
             theta,
@@ -396,12 +405,6 @@ class Family:
             self.max_position_embeddings,
             self.rotates_part,
         )
-        rope = settings.rope()
-        is_part = self.rotary_width < self.attention_head_dim
-        if not is_part:
-            return rope
-        longer = rope.longer and dataclasses.replace(rope.longer, width=self.rotary_width)
-        return dataclasses.replace(rope, width=self.rotary_width, longer=longer)
 
     @property
     def rotary_width(self) -> int:

@@ -32,12 +32,12 @@ class HunyuanV1Dense(Family):
     attention_bias: bool = False
 
     def rope(self, theta: float, scaling: Mapping[str, Any] | None) -> Rope:
-        alpha = (scaling or {}).get("alpha")
-        if not scaling or scaling.get("rope_type", scaling.get("type")) != "dynamic" or not alpha:
+        settings = self.rope_settings(theta, scaling)
+        if settings.kind != "dynamic" or not settings.values.get("alpha"):
             return super().rope(theta, scaling)
         # NTK by a fixed alpha, which it calls dynamic; llama.cpp's converter has done this already.
         d = self.attention_head_dim
-        return super().rope(theta * alpha ** (d / (d - 2)), None)
+        return super().rope(theta * settings.number("alpha") ** (d / (d - 2)), None)
 
     def attention(self, rope: Rope | None, sliding_window: int | None) -> Attention:
         plain = super().attention(rope, sliding_window)
