@@ -145,6 +145,8 @@ class Family:
     interleaved: ClassVar[frozenset[str]] = frozenset()
     # Whether transformers' class heeds `partial_rotary_factor`; most do not.
     rotates_part: ClassVar[bool] = False
+    # What is read among the rotary settings.
+    rotary_settings: ClassVar[frozenset[str]] = ROPE_SETTINGS
     # Keys that transformers' class of this family knows, the network here does not, and the values
     # that change nothing; any other is refused.
     limits: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
@@ -194,6 +196,7 @@ class Family:
         """
         if fmt == "gguf":
             config = {cls.gguf_aliases.get(key, key): value for key, value in config.items()}
+        _check_objects(cls.name, config)
         config = cls.resolve_aliases(config)
         if fmt != "gguf":
             for key in [key for key in config if key.startswith("gguf_")]:
@@ -245,16 +248,16 @@ class Family:
     def ignored_keys(cls, config: Mapping[str, Any]) -> tuple[str, ...]:
         """The keys of a config.json that say something and are not read, sorted.
 
-        transformers' class has no such key, or does nothing with it.
+        transformers' class has no such key, or does nothing with it. Of a larger model that the
+        decoder sits in, its text part is looked at.
         """
-        text = config.get("text_config")
-        config = {**config, **(text if isinstance(text, dict) else {})}
+        config = _decoder_part(config)
         known = cls.keys() | LIMITS.keys() | cls.limits.keys() | cls.beside | WITHOUT_EFFECT
         found = {key: value for key, value in config.items() if key not in known}
         for name in ("rope_scaling", "rope_parameters"):
             settings = config.get(name)
             if isinstance(settings, dict):
-                unread = settings.keys() - ROPE_SETTINGS
+                unread = settings.keys() - cls.rotary_settings
                 found.update({f"{name}.{key}": settings[key] for key in unread})
         return tuple(sorted(key for key, value in found.items() if value not in _SAYS_NOTHING))
 
@@ -552,6 +555,30 @@ class Family:
     def has_thoughts(cls) -> bool:
         """Whether the engine may take thoughts out of the history again."""
         return "is_reasoning_channel: true" in cls.base_metadata()
+
+
+def _decoder_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of the decoder, where it stands in that of a larger model; else the whole."""
+    text = config.get("text_config")
+    return text if isinstance(text, dict) else config
+
+
+def _check_objects(family: str, config: Mapping[str, Any]) -> None:
+    """Refuse a config in which what is read as an object is none: keys are looked for in them."""
+    text = _decoder_part(config)
+    rope = text.get("rope_parameters")
+    sets = rope if isinstance(rope, dict) else {}
+    for key, value in {
+        "text_config": config.get("text_config"),
+        "rope_scaling": text.get("rope_scaling"),
+        "rope_parameters": rope,
+        "rope_parameters.full_attention": sets.get("full_attention"),
+        "rope_parameters.sliding_attention": sets.get("sliding_attention"),
+    }.items():
+        if value is not None and not isinstance(value, dict):
+            raise SourceError(
+                f"{family} config", f"{key}={value!r:.60} is not a JSON object", "check config.json"
+            )
 
 
 def _checked(family: str, field: dataclasses.Field[Any], value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from converter.decoder import ATTENTION_PROJECTIONS, Attention, QKNorm, Rope
 from converter.families.base import NAMES, Family, Names, with_names
+from converter.families.config_keys import ROPE_SETTINGS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +17,7 @@ class HunyuanV1Dense(Family):
     """The plain decoder with queries and keys normalised per head, after the rotary embedding."""
 
     name: ClassVar[str] = "hunyuan_v1_dense"
+    rotary_settings: ClassVar[frozenset[str]] = ROPE_SETTINGS | {"alpha"}
     names: ClassVar[Names] = with_names(
         NAMES,
         ("layers.{i}.attention.q_norm", "layers.{i}.self_attn.query_layernorm.weight", "blk.{i}.attn_q_norm.weight"),

@@ -107,6 +107,24 @@ def test_transformers_5_spells_it_anew(model: str) -> None:
     assert family_of(new).spec() == family_of(config).spec()
 
 
+@pytest.mark.parametrize(
+    ("model", "ignored"),
+    [
+        ("meta-llama/Llama-3.2-1B-Instruct", ()),
+        ("mistralai/Ministral-3-3B-Reasoning-2512", ()),
+        ("google/translategemma-4b-it", ("_sliding_window_pattern",)),
+        (
+            "tencent/Hunyuan-0.5B-Instruct",
+            ("attention_head_dim", "use_qk_norm", "use_rotary_pos_emb"),
+        ),
+    ],
+)
+def test_what_is_read_is_not_called_ignored(model: str, ignored: tuple[str, ...]) -> None:
+    """Nor is what a larger model says of its vision part."""
+    config = PUBLISHED[model][0]
+    assert family_of(config).ignored_keys(config) == ignored
+
+
 # Gemma 3 and Olmo 3 have a set of rotary parameters for each kind of layer; the older spelling has
 # one of them. In Gemma 3 a `type` is lost: see `docs/configs.md`.
 ONE_SET = [

@@ -64,7 +64,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "proportional": {"rope_type": "proportional", "factor": 2.0, "partial_rotary_factor": 0.5},
     "partial-default": {"rope_type": "default", "partial_rotary_factor": 0.5},
 }
-MODEL_TYPES = ("llama", "qwen2", "qwen3", "gemma3_text")
+# The last two have one set of settings for each kind of layer.
+BY_KIND = ("gemma3_text", "olmo3")
+MODEL_TYPES = ("llama", "qwen2", "qwen3", *BY_KIND)
 
 
 def spelled(model_type: str, settings: dict[str, Any], how: str) -> dict[str, Any]:
@@ -78,8 +80,8 @@ def spelled(model_type: str, settings: dict[str, Any], how: str) -> dict[str, An
         return {**TINY, "model_type": model_type, **theta, "rope_scaling": old}
     parameters = {"rope_theta": 1e4, **settings}
     new = {"full_attention": parameters, "sliding_attention": {**parameters, "rope_theta": 5e3}}
-    is_nested = model_type == "gemma3_text"
-    return {**TINY, "model_type": model_type, "rope_parameters": new if is_nested else parameters}
+    chosen = new if model_type in BY_KIND else parameters
+    return {**TINY, "model_type": model_type, "rope_parameters": chosen}
 
 
 def expected(config: dict[str, Any], kind: str) -> tuple[list[float], float]:
@@ -89,7 +91,7 @@ def expected(config: dict[str, Any], kind: str) -> tuple[list[float], float]:
     values = copy.deepcopy({k: v for k, v in config.items() if k != "model_type"})
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **values))
     rotary = model.model.rotary_emb
-    prefix = f"{kind}_" if config["model_type"] == "gemma3_text" else ""
+    prefix = f"{kind}_" if config["model_type"] in BY_KIND else ""
     frequencies = getattr(rotary, f"{prefix}inv_freq").tolist()
     return frequencies, getattr(rotary, f"{prefix}attention_scaling")
 
@@ -106,7 +108,7 @@ def assert_same(rope: Rope, config: dict[str, Any], kind: str) -> None:
 def test_every_kind_is_that_of_transformers(name: str, model_type: str, how: str) -> None:
     config = spelled(model_type, SETTINGS[name], how)
     kinds = ["full_attention"] * 2
-    if model_type == "gemma3_text":
+    if model_type in BY_KIND:
         kinds = config["layer_types"] = ["sliding_attention", "full_attention"]
     for kind, layer in zip(kinds, family_of(config).spec().layers, strict=True):
         assert_same(layer.mixer.rope, config, kind)
@@ -177,6 +179,31 @@ def test_settings_that_make_no_sense_are_refused(
     with pytest.raises(error) as caught:
         llama(settings)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "said"),
+    [
+        *((name, {"rope_scaling": "yarn"}, "rope_scaling='yarn'") for name in (*BY_KIND, "phi3")),
+        *((name, {"rope_parameters": [1]}, "rope_parameters=[1]") for name in MODEL_TYPES),
+        ("olmo3", {"rope_parameters": {"full_attention": 5}}, "rope_parameters.full_attention=5"),
+        ("gemma3", {"text_config": "none"}, "text_config='none'"),
+        ("gemma3", {"text_config": {"rope_scaling": 8.0}}, "rope_scaling=8.0"),
+    ],
+)
+def test_what_holds_settings_is_an_object(
+    model_type: str, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(SourceError, match="is not a JSON object") as caught:
+        family_of({**TINY, "model_type": model_type, **changes})
+    assert f"{said} is not" in str(caught.value)
+
+
+@pytest.mark.parametrize("alpha", ["1000", -2.0])
+def test_hunyuans_alpha_is_a_number(alpha: object) -> None:
+    settings = {"type": "dynamic", "factor": 1.0, "alpha": alpha}
+    with pytest.raises(SourceError, match=f"alpha={alpha!r} is not a positive number"):
+        family_of({**TINY, "model_type": "hunyuan_v1_dense", "rope_scaling": settings})
 
 
 def test_a_theta_of_1_is_no_base() -> None:
