@@ -197,6 +197,25 @@ _QWEN: dict[str, Published] = {
             "tied": True,
         },
     ),
+    # `attn_factor` is nothing to transformers.
+    "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B": (
+        {
+            "model_type": "qwen3", "attention_bias": False, "head_dim": 128, "hidden_act": "silu",
+            "hidden_size": 4096, "intermediate_size": 12288, "max_position_embeddings": 131072,
+            "max_window_layers": 36, "num_attention_heads": 32, "num_hidden_layers": 36,
+            "num_key_value_heads": 8, "rms_norm_eps": 1e-06,
+            "rope_scaling": {
+                "attn_factor": 0.8782488562869419, "factor": 4.0,
+                "original_max_position_embeddings": 32768, "rope_type": "yarn",
+            },
+            "rope_theta": 1000000, "sliding_window": None, "tie_word_embeddings": False,
+            "use_sliding_window": False, "vocab_size": 151936,
+        },
+        {
+            "parameters": 8_190_735_360, "rotated": 128, "theta": 1_000_000, "stretch": 4,
+            "attention_factor": 1.1386, "qk_norm": "per head",
+        },
+    ),
 }  # fmt: skip
 
 _GEMMA: dict[str, Published] = {
@@ -483,6 +502,20 @@ _PHI: dict[str, Published] = {
             "gate": False,
         },
     ),
+    "microsoft/phi-1_5": (
+        {
+            "model_type": "phi", "hidden_act": "gelu_new", "hidden_size": 2048,
+            "intermediate_size": 8192, "layer_norm_eps": 1e-05, "max_position_embeddings": 2048,
+            "num_attention_heads": 32, "num_hidden_layers": 24, "num_key_value_heads": None,
+            "partial_rotary_factor": 0.5, "qk_layernorm": False, "rope_scaling": None,
+            "rope_theta": 10000.0, "tie_word_embeddings": False, "vocab_size": 51200,
+        },
+        {
+            "parameters": 1_418_270_720, "rotated": 32, "theta": 10000, "norm": "layer",
+            "placement": "parallel", "biases": "q k v o up down head", "activation": "gelu_tanh",
+            "gate": False,
+        },
+    ),
     "microsoft/Phi-3-mini-4k-instruct": (
         {
             "model_type": "phi3", "hidden_size": 3072, "intermediate_size": 8192,
@@ -575,6 +608,25 @@ _OTHERS: dict[str, Published] = {
             "parameters": 8_028_033_024, "rotated": 128, "theta": 50000,
             "windows": ([4096] * 3 + [None]) * 8, "nope": list(range(3, 32, 4)),
             "logits_scale": 0.25, "norm": "layer", "placement": "parallel", "tied": True,
+        },
+    ),
+    "CohereLabs/tiny-aya-global": (
+        {
+            "model_type": "cohere2", "attention_bias": False, "head_dim": 128,
+            "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 11008,
+            "layer_norm_eps": 1e-05,
+            "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 9,
+            "logit_scale": 1.0, "max_position_embeddings": 500000, "num_attention_heads": 16,
+            "num_hidden_layers": 36, "num_key_value_heads": 4,
+            "position_embedding_type": "rope_gptj", "rope_scaling": None, "rope_theta": 50000,
+            "rotary_pct": 1.0, "sliding_window": 4096, "use_embedding_sharing": True,
+            "use_gated_activation": True, "use_parallel_block": True,
+            "use_parallel_embedding": False, "use_qk_norm": False, "vocab_size": 262144,
+        },
+        {
+            "parameters": 3_349_227_520, "rotated": 128, "theta": 50000,
+            "windows": ([4096] * 3 + [None]) * 9, "nope": list(range(3, 36, 4)), "logits_scale": 1,
+            "norm": "layer", "placement": "parallel", "tied": True,
         },
     ),
     "baidu/ERNIE-4.5-0.3B-PT": (
@@ -670,6 +722,25 @@ _OTHERS: dict[str, Published] = {
             "qk_norm": "per head, after rope", "tied": True,
         },
     ),
+    "tencent/Hunyuan-MT-7B": (
+        {
+            "model_type": "hunyuan_v1_dense", "add_classification_head": False,
+            "attention_bias": False, "attention_head_dim": 128, "head_dim": 128,
+            "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336,
+            "max_position_embeddings": 32768, "mlp_bias": False, "num_attention_heads": 32,
+            "num_hidden_layers": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-05,
+            "rope_scaling": {
+                "alpha": 100000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0,
+                "mscale_all_dim": 1.0, "type": "dynamic",
+            },
+            "rope_theta": 10000.0, "tie_word_embeddings": True, "use_qk_norm": True,
+            "use_rotary_pos_emb": True, "vocab_size": 128256,
+        },
+        {
+            "parameters": 7_504_932_864, "rotated": 128, "theta": 1e4 * 1e5 ** (128 / 126),
+            "qk_norm": "per head, after rope", "tied": True,
+        },
+    ),
     "nvidia/Nemotron-Mini-4B-Instruct": (
         {
             "model_type": "nemotron", "attention_bias": False, "hidden_act": "relu2",
@@ -756,6 +827,16 @@ _OTHERS: dict[str, Published] = {
             "parameters": 1_644_515_328, "rotated": 16, "theta": 10000, "norm": "layer",
             "biases": "q k v",
         },
+    ),
+    "stabilityai/stablelm-3b-4e1t": (
+        {
+            "model_type": "stablelm", "hidden_act": "silu", "hidden_size": 2560,
+            "intermediate_size": 6912, "layer_norm_eps": 1e-05, "max_position_embeddings": 4096,
+            "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+            "partial_rotary_factor": 0.25, "rope_theta": 10000, "tie_word_embeddings": False,
+            "use_qkv_bias": False, "vocab_size": 50304,
+        },
+        {"parameters": 2_795_443_200, "rotated": 20, "theta": 10000, "norm": "layer"},
     ),
     "bigcode/starcoder2-3b": (
         {

@@ -144,6 +144,14 @@ def test_its_rotary_settings_in_the_older_spelling(model: str) -> None:
     assert family_of(old).spec() == family_of(config).spec()
 
 
+def test_a_length_may_be_written_as_a_float() -> None:
+    config, _ = PUBLISHED["mistralai/Ministral-3-3B-Reasoning-2512"]
+    text = text_part(config)
+    length = {"original_max_position_embeddings": 16384.0}
+    written = {**text, "rope_parameters": {**text["rope_parameters"], **length}}
+    assert family_of({**config, "text_config": written}).spec() == family_of(config).spec()
+
+
 # One value for every family, and what it lacks most often.
 REFUSED: dict[str, dict[str, Any]] = {
     "swiss-ai/Apertus-8B-Instruct-2509": {"hidden_act": "relu"},
