@@ -283,6 +283,13 @@ class Family:
                 f"num_key_value_heads={self.kv_heads}",
                 "check config.json",
             )
+        if self.attention_head_dim < 2:
+            raise SourceError(
+                f"{self.name} config",
+                f"hidden_size={self.hidden_size} leaves num_attention_heads="
+                f"{self.num_attention_heads} no width",
+                "check config.json",
+            )
         if self.attention_head_dim % 2:
             raise self.unsupported("head_dim", self.attention_head_dim, "only even numbers are")
         self.spec()  # runs every other check a family has
@@ -417,8 +424,9 @@ class Family:
         factor = (self.rope_scaling or {}).get("partial_rotary_factor")
         if factor is None:
             factor = getattr(self, "partial_rotary_factor", 1.0)
-        width = int(self.attention_head_dim * factor) if isinstance(factor, int | float) else 0
-        if not 2 <= width <= self.attention_head_dim or width % 2:
+        share = factor if isinstance(factor, int | float) and 0 < factor <= 1 else 0
+        width = int(self.attention_head_dim * share)
+        if width < 2 or width % 2:
             raise self.unsupported(
                 "partial_rotary_factor", factor, "only an even number of a head's values is"
             )

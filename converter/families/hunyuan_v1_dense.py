@@ -39,6 +39,8 @@ class HunyuanV1Dense(Family):
             return super().rope(theta, scaling)
         # NTK by a fixed alpha, which it calls dynamic; llama.cpp's converter has done this already.
         d = self.attention_head_dim
+        if d == 2:
+            raise self.unsupported("head_dim", d, "only wider heads are where there is an alpha")
         return super().rope(theta * settings.number("alpha") ** (d / (d - 2)), None)
 
     def attention(self, rope: Rope | None, sliding_window: int | None) -> Attention:

@@ -182,7 +182,7 @@ def _yarn(settings: RopeSettings) -> Rope:
     if low == high:
         high += 0.001  # as transformers does, against a division by zero
     ramp = [min(max((i - low) / (high - low), 0.0), 1.0) for i in range(dim // 2)]
-    factors = tuple(1 / (share / factor + 1 - share) for share in ramp)
+    factors = tuple(1 / (share / factor + (1 - share)) for share in ramp)
     return Rope(settings.theta, factors, _yarn_attention_factor(settings, factor))
 
 

@@ -104,6 +104,7 @@ def test_gemma3_27b_of_a_gguf_has_its_own_attention_scale() -> None:
         ({"num_hidden_layers": 0}, "num_hidden_layers=0 is not a positive integer"),
         ({"num_hidden_layers": 1 << 60}, "is more than any model has"),
         ({"hidden_size": 1 << 60, "head_dim": None}, "is more than any model has"),
+        ({"hidden_size": 16, "head_dim": None}, "leaves num_attention_heads=32 no width"),
         ({"rms_norm_eps": True}, "rms_norm_eps=True is not a positive number"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings='no' is not true or false"),
         ({"vocab_size": None}, "has no vocab_size"),
@@ -129,8 +130,13 @@ def test_unsupported_architecture_lists_the_supported_ones() -> None:
         "supported yet, use a model of one of these families: "
         f"{', '.join(sorted({family.name for family in FAMILIES.values()}))}"
     )
-    with pytest.raises(SourceError, match="has no model_type"):
-        family_of({})
+    for config in (
+        {},
+        {"model_type": []},
+        {"model_type": "mistral3", "text_config": {"model_type": 3}},
+    ):
+        with pytest.raises(SourceError, match="has no model_type"):
+            family_of(config)
 
 
 @pytest.mark.parametrize(

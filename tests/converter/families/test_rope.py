@@ -56,6 +56,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "yarn-mscale-alone": {**YARN, "mscale": 0.7},
     "yarn-without-original": {"rope_type": "yarn", "factor": 2.0},
     "yarn-null-factor": {**YARN, "factor": None},
+    "yarn-endless": {**YARN, "factor": 1e20},
     "yarn-factor-1": {**YARN, "factor": 1.0},
     "yarn-short": {**YARN, "original_max_position_embeddings": 16},
     "longrope": LONG,
@@ -199,11 +200,33 @@ def test_what_holds_settings_is_an_object(
     assert f"{said} is not" in str(caught.value)
 
 
-@pytest.mark.parametrize("alpha", ["1000", -2.0])
-def test_hunyuans_alpha_is_a_number(alpha: object) -> None:
+@pytest.mark.parametrize(
+    ("alpha", "head_dim", "said"),
+    [
+        ("1000", 16, "alpha='1000' is not a positive number"),
+        (-2.0, 16, "alpha=-2.0 is not a positive number"),
+        (1000.0, 2, "head_dim=2"),
+    ],
+)
+def test_hunyuans_alpha_makes_a_theta(alpha: object, head_dim: int, said: str) -> None:
     settings = {"type": "dynamic", "factor": 1.0, "alpha": alpha}
-    with pytest.raises(SourceError, match=f"alpha={alpha!r} is not a positive number"):
-        family_of({**TINY, "model_type": "hunyuan_v1_dense", "rope_scaling": settings})
+    with pytest.raises(LiteRTLMError) as caught:
+        family_of(
+            {
+                **TINY,
+                "model_type": "hunyuan_v1_dense",
+                "rope_scaling": settings,
+                "head_dim": head_dim,
+            }
+        )
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("part", [math.nan, math.inf, -0.5, 0, "half"])
+def test_a_rotated_part_is_a_share_of_the_head(part: object) -> None:
+    settings = {"rope_type": "default", "partial_rotary_factor": part}
+    with pytest.raises(UnsupportedError, match="phi3: partial_rotary_factor="):
+        family_of({**TINY, "model_type": "phi3", "rope_scaling": settings})
 
 
 def test_a_theta_of_1_is_no_base() -> None:
