@@ -18,7 +18,7 @@ from converter.decoder import (
     Rope,
 )
 from converter.families.base import NAMES, Family, Names, WeightSource, with_names
-from converter.families.rope import by_kind_of_layer, is_type_lost
+from converter.families.rope import by_kind_of_layer, lost_by_kind
 
 _LAYERS_IN_27B = 62
 
@@ -90,8 +90,8 @@ class Gemma3(Family):
 
     @classmethod
     def ignored_keys(cls, config: Mapping[str, Any]) -> tuple[str, ...]:
-        lost = ("rope_scaling.type",) if is_type_lost(config.get("text_config") or config) else ()
-        return (*super().ignored_keys(config), *lost)
+        lost = lost_by_kind(config.get("text_config") or config)
+        return tuple(sorted(lost.union(super().ignored_keys(config))))
 
     def spec(self) -> DecoderSpec:
         return dataclasses.replace(

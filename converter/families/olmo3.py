@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from converter.decoder import LayerSpec
 from converter.families.olmo2 import Olmo2
-from converter.families.rope import by_kind_of_layer, is_type_lost
+from converter.families.rope import by_kind_of_layer, lost_by_kind
 
 _THETA = 500_000.0
 
@@ -36,8 +36,7 @@ class Olmo3(Olmo2):
 
     @classmethod
     def ignored_keys(cls, config: Mapping[str, Any]) -> tuple[str, ...]:
-        lost = ("rope_scaling.type",) if is_type_lost(config) else ()
-        return (*super().ignored_keys(config), *lost)
+        return tuple(sorted(lost_by_kind(config).union(super().ignored_keys(config))))
 
     def layers(self) -> tuple[LayerSpec, ...]:
         kinds = self.layer_types or [

@@ -13,6 +13,7 @@ from typing import Any, TypeGuard, cast
 from converter.decoder import Rope
 from converter.errors import SourceError, UnsupportedError
 
+_KINDS_OF_LAYERS = frozenset({"full_attention", "sliding_attention"})
 _MOST = 1e30  # bounds on what a damaged config can ask for
 
 
@@ -124,13 +125,16 @@ def by_kind_of_layer(config: Mapping[str, Any]) -> dict[str, Any]:
     return resolved | {"rope_scaling": everywhere, "rope_local_scaling": local}
 
 
-def is_type_lost(config: Mapping[str, Any]) -> bool:
-    """Whether such a config spells its kind as `type`, and transformers passes over it.
+def lost_by_kind(config: Mapping[str, Any]) -> set[str]:
+    """The rotary settings of such a config that transformers passes over.
 
-    It has put the default into `rope_type` before it looks for the old spelling.
+    Those beside the sets; and a kind under its old name, `type`: the default has been put into
+    `rope_type` before it is looked for.
     """
-    scaling = config.get("rope_scaling") or {}
-    return "type" in scaling and "rope_type" not in scaling and not config.get("rope_parameters")
+    scaling, sets = config.get("rope_scaling") or {}, config.get("rope_parameters") or {}
+    lost = {f"rope_parameters.{key}" for key in sets.keys() - _KINDS_OF_LAYERS}
+    is_type_lost = "type" in scaling and "rope_type" not in scaling and not sets
+    return lost | {"rope_scaling.type"} if is_type_lost else lost
 
 
 def _default(settings: RopeSettings) -> Rope:

@@ -116,6 +116,29 @@ def test_every_kind_is_that_of_transformers(name: str, model_type: str, how: str
 
 
 @pytest.mark.parametrize(
+    ("settings", "ignored"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, ("rope_scaling.type",)),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "full_attention": None}},
+            ("rope_parameters.factor", "rope_parameters.rope_type"),
+        ),
+    ],
+)
+@pytest.mark.parametrize("model_type", BY_KIND)
+def test_settings_of_no_kind_of_layer_are_ignored_and_said(
+    model_type: str, settings: dict[str, Any], ignored: tuple[str, ...]
+) -> None:
+    kinds = ["sliding_attention", "full_attention"]
+    config = {**TINY, "model_type": model_type, "layer_types": kinds, **settings}
+    family = family_of(config)
+    for kind, layer in zip(kinds, family.spec().layers, strict=True):
+        assert layer.mixer.rope.factors == (1.0,)
+        assert_same(layer.mixer.rope, config, kind)
+    assert family.ignored_keys(config) == ignored
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"original_max_position_embeddings": 256, "rope_scaling": YARN},
