@@ -98,13 +98,14 @@ def family_of(config: Mapping[str, Any], fmt: str = "safetensors") -> Family:
         SourceError: the config has no `model_type`, or values that make no sense.
         UnsupportedError: no family here covers it, or it asks for something that its family lacks.
     """
+    text = config.get("text_config")
+    if config.get("model_type") in _WRAPPERS and isinstance(text, dict):
+        # The head is the larger model's.
+        tied = config.get("tie_word_embeddings", True)
+        config = {"model_type": "mistral", **text, "tie_word_embeddings": tied}
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise SourceError("config.json", "has no model_type", "is this a language model's folder?")
-    if model_type in _WRAPPERS and isinstance(text := config.get("text_config"), dict):
-        # The head is the larger model's.
-        config = {**text, "tie_word_embeddings": config.get("tie_word_embeddings", True)}
-        model_type = config.get("model_type", "mistral")
     family = family_class(model_type, fmt, config=config)
     try:
         return family.from_config(config, fmt)

@@ -145,6 +145,8 @@ class Family:
     interleaved: ClassVar[frozenset[str]] = frozenset()
     # Whether transformers' class heeds `partial_rotary_factor`; most do not.
     rotates_part: ClassVar[bool] = False
+    # What is read among the rotary settings.
+    rotary_settings: ClassVar[frozenset[str]] = ROPE_SETTINGS
     # Keys that transformers' class of this family knows, the network here does not, and the values
     # that change nothing; any other is refused.
     limits: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
@@ -194,6 +196,7 @@ class Family:
         """
         if fmt == "gguf":
             config = {cls.gguf_aliases.get(key, key): value for key, value in config.items()}
+        _check_objects(cls.name, config)
         config = cls.resolve_aliases(config)
         if fmt != "gguf":
             for key in [key for key in config if key.startswith("gguf_")]:
@@ -245,16 +248,16 @@ class Family:
     def ignored_keys(cls, config: Mapping[str, Any]) -> tuple[str, ...]:
         """The keys of a config.json that say something and are not read, sorted.
 
-        transformers' class has no such key, or does nothing with it.
+        transformers' class has no such key, or does nothing with it. Of a larger model that the
+        decoder sits in, its text part is looked at.
         """
-        text = config.get("text_config")
-        config = {**config, **(text if isinstance(text, dict) else {})}
+        config = _decoder_part(config)
         known = cls.keys() | LIMITS.keys() | cls.limits.keys() | cls.beside | WITHOUT_EFFECT
         found = {key: value for key, value in config.items() if key not in known}
         for name in ("rope_scaling", "rope_parameters"):
             settings = config.get(name)
             if isinstance(settings, dict):
-                unread = settings.keys() - ROPE_SETTINGS
+                unread = settings.keys() - cls.rotary_settings
                 found.update({f"{name}.{key}": settings[key] for key in unread})
         return tuple(sorted(key for key, value in found.items() if value not in _SAYS_NOTHING))
 
@@ -278,6 +281,13 @@ class Family:
                 f"{self.name} config",
                 f"num_attention_heads={self.num_attention_heads} is no multiple of "
                 f"num_key_value_heads={self.kv_heads}",
+                "check config.json",
+            )
+        if self.attention_head_dim < 2:
+            raise SourceError(
+                f"{self.name} config",
+                f"hidden_size={self.hidden_size} leaves num_attention_heads="
+                f"{self.num_attention_heads} no width",
                 "check config.json",
             )
         if self.attention_head_dim % 2:
@@ -388,7 +398,16 @@ class Family:
 
     def rope(self, theta: float, scaling: Mapping[str, Any] | None) -> Rope:
         """The rotary embedding that a theta and a `rope_scaling` ask for."""
-        settings = RopeSettings(
+        rope = self.rope_settings(theta, scaling).rope()
+        is_part = self.rotary_width < self.attention_head_dim
+        if not is_part:
+            return rope
+        longer = rope.longer and dataclasses.replace(rope.longer, width=self.rotary_width)
+        return dataclasses.replace(rope, width=self.rotary_width, longer=longer)
+
+    def rope_settings(self, theta: float, scaling: Mapping[str, Any] | None) -> RopeSettings:
+        """What the rotary embedding is worked out from."""
+        return RopeSettings(
             self.name,
             scaling or {},
             theta,
@@ -396,12 +415,6 @@ class Family:
             self.max_position_embeddings,
             self.rotates_part,
         )
-        rope = settings.rope()
-        is_part = self.rotary_width < self.attention_head_dim
-        if not is_part:
-            return rope
-        longer = rope.longer and dataclasses.replace(rope.longer, width=self.rotary_width)
-        return dataclasses.replace(rope, width=self.rotary_width, longer=longer)
 
     @property
     def rotary_width(self) -> int:
@@ -411,8 +424,9 @@ class Family:
         factor = (self.rope_scaling or {}).get("partial_rotary_factor")
         if factor is None:
             factor = getattr(self, "partial_rotary_factor", 1.0)
-        width = int(self.attention_head_dim * factor) if isinstance(factor, int | float) else 0
-        if not 2 <= width <= self.attention_head_dim or width % 2:
+        share = factor if isinstance(factor, int | float) and 0 < factor <= 1 else 0
+        width = int(self.attention_head_dim * share)
+        if width < 2 or width % 2:
             raise self.unsupported(
                 "partial_rotary_factor", factor, "only an even number of a head's values is"
             )
@@ -549,6 +563,30 @@ class Family:
     def has_thoughts(cls) -> bool:
         """Whether the engine may take thoughts out of the history again."""
         return "is_reasoning_channel: true" in cls.base_metadata()
+
+
+def _decoder_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of the decoder, where it stands in that of a larger model; else the whole."""
+    text = config.get("text_config")
+    return text if isinstance(text, dict) else config
+
+
+def _check_objects(family: str, config: Mapping[str, Any]) -> None:
+    """Refuse a config in which what is read as an object is none: keys are looked for in them."""
+    text = _decoder_part(config)
+    rope = text.get("rope_parameters")
+    sets = rope if isinstance(rope, dict) else {}
+    for key, value in {
+        "text_config": config.get("text_config"),
+        "rope_scaling": text.get("rope_scaling"),
+        "rope_parameters": rope,
+        "rope_parameters.full_attention": sets.get("full_attention"),
+        "rope_parameters.sliding_attention": sets.get("sliding_attention"),
+    }.items():
+        if value is not None and not isinstance(value, dict):
+            raise SourceError(
+                f"{family} config", f"{key}={value!r:.60} is not a JSON object", "check config.json"
+            )
 
 
 def _checked(family: str, field: dataclasses.Field[Any], value: Any) -> Any:

@@ -47,15 +47,14 @@ class Exaone4(Family):
 
     def layers(self) -> tuple[LayerSpec, ...]:
         rope = self.rope(self.rope_theta, self.rope_scaling)
-        if self.sliding_window is None:
-            return (self.layer(rope),) * self.num_hidden_layers
-        period = self.sliding_window_pattern or 1
+        window = self.sliding_window
+        period = (self.sliding_window_pattern or 1) if window else 1
         kinds = self.layer_types or [
             "sliding_attention" if (i + 1) % period else "full_attention"
             for i in range(self.num_hidden_layers)
         ]
         by_kind = {
-            "full_attention": self.layer(None),
-            "sliding_attention": self.layer(rope, self.sliding_window),
+            "full_attention": self.layer(None if window else rope),
+            "sliding_attention": self.layer(rope, window),
         }
         return self.layers_of(kinds, by_kind)

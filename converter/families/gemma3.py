@@ -18,6 +18,7 @@ from converter.decoder import (
     Rope,
 )
 from converter.families.base import NAMES, Family, Names, WeightSource, with_names
+from converter.families.rope import by_kind_of_layer, lost_by_kind
 
 _LAYERS_IN_27B = 62
 
@@ -81,16 +82,7 @@ class Gemma3(Family):
             config = {**text, "tie_word_embeddings": tied}
         # A `hidden_act` is nothing to transformers here.
         config["hidden_act"] = config.pop(cls.activation_key, None) or cls.hidden_act
-        # One set of rotary parameters for each kind of layer. Sets that belong to none are ignored,
-        # as is `truncate` in them.
-        sets = config.pop("rope_parameters", None) or {"full_attention": {"rope_type": "default"}}
-        everywhere = {**_mapping(sets.get("full_attention")), **(config.get("rope_scaling") or {})}
-        local = _mapping(sets.get("sliding_attention"))
-        for scaling, key in ((everywhere, "rope_theta"), (local, "rope_local_base_freq")):
-            scaling.pop("truncate", None)
-            if scaling.get("rope_theta") is not None:
-                config[key] = scaling["rope_theta"]
-        return config | {"rope_scaling": everywhere, "rope_local_scaling": local}
+        return by_kind_of_layer(config)
 
     @classmethod
     def keys(cls) -> frozenset[str]:
@@ -98,11 +90,8 @@ class Gemma3(Family):
 
     @classmethod
     def ignored_keys(cls, config: Mapping[str, Any]) -> tuple[str, ...]:
-        text = config.get("text_config") or config
-        scaling = _mapping(text.get("rope_scaling"))
-        # transformers has put the default into `rope_type` before it looks for the old spelling.
-        is_lost = "type" in scaling and "rope_type" not in scaling and "rope_parameters" not in text
-        return (*super().ignored_keys(config), *(("rope_scaling.type",) if is_lost else ()))
+        lost = lost_by_kind(config.get("text_config") or config)
+        return tuple(sorted(lost.union(super().ignored_keys(config))))
 
     def spec(self) -> DecoderSpec:
         return dataclasses.replace(
@@ -150,7 +139,3 @@ class Gemma3(Family):
         if fmt == "safetensors" and path.endswith("norm"):
             return WeightSource(tensor, add=1.0)
         return super().source_of(path, tensor, fmt)
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return dict(value) if isinstance(value, dict) else {}

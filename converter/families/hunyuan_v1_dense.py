@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from converter.decoder import ATTENTION_PROJECTIONS, Attention, QKNorm, Rope
 from converter.families.base import NAMES, Family, Names, with_names
+from converter.families.config_keys import ROPE_SETTINGS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +17,7 @@ class HunyuanV1Dense(Family):
     """The plain decoder with queries and keys normalised per head, after the rotary embedding."""
 
     name: ClassVar[str] = "hunyuan_v1_dense"
+    rotary_settings: ClassVar[frozenset[str]] = ROPE_SETTINGS | {"alpha"}
     names: ClassVar[Names] = with_names(
         NAMES,
         ("layers.{i}.attention.q_norm", "layers.{i}.self_attn.query_layernorm.weight", "blk.{i}.attn_q_norm.weight"),
@@ -32,12 +34,14 @@ class HunyuanV1Dense(Family):
     attention_bias: bool = False
 
     def rope(self, theta: float, scaling: Mapping[str, Any] | None) -> Rope:
-        alpha = (scaling or {}).get("alpha")
-        if not scaling or scaling.get("rope_type", scaling.get("type")) != "dynamic" or not alpha:
+        settings = self.rope_settings(theta, scaling)
+        if settings.kind != "dynamic" or not settings.values.get("alpha"):
             return super().rope(theta, scaling)
         # NTK by a fixed alpha, which it calls dynamic; llama.cpp's converter has done this already.
         d = self.attention_head_dim
-        return super().rope(theta * alpha ** (d / (d - 2)), None)
+        if d == 2:
+            raise self.unsupported("head_dim", d, "only wider heads are where there is an alpha")
+        return super().rope(theta * settings.number("alpha") ** (d / (d - 2)), None)
 
     def attention(self, rope: Rope | None, sliding_window: int | None) -> Attention:
         plain = super().attention(rope, sliding_window)

@@ -47,12 +47,12 @@ class Ministral3(Family):
         return resolved
 
     def attention(self, rope: Rope | None, sliding_window: int | None) -> Attention:
-        plain, scaling = super().attention(rope, sliding_window), self.rope_scaling or {}
-        beta = scaling.get("llama_4_scaling_beta")
-        original = scaling.get("original_max_position_embeddings")
-        if not beta or not isinstance(original, int):
+        plain = super().attention(rope, sliding_window)
+        settings = self.rope_settings(self.rope_theta, self.rope_scaling)
+        if not settings.values.get("llama_4_scaling_beta"):
             return plain
-        return dataclasses.replace(plain, position_scale=PositionScale(float(beta), original))
+        beta, length = settings.number("llama_4_scaling_beta"), int(settings.original_positions)
+        return dataclasses.replace(plain, position_scale=PositionScale(beta, length))
 
     def layers(self) -> tuple[LayerSpec, ...]:
         rope = self.rope(self.rope_theta, self.rope_scaling)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from converter.decoder import LayerSpec
 from converter.families.olmo2 import Olmo2
+from converter.families.rope import by_kind_of_layer, lost_by_kind
 
 _THETA = 500_000.0
 
@@ -20,29 +21,29 @@ class Olmo3(Olmo2):
 
     rope_theta: float = _THETA
     rope_local_base_freq: float = _THETA
+    rope_local_scaling: dict[str, Any] | None = None
     sliding_window: int | None = 4096
     layer_types: Sequence[str] | None = None
 
     @classmethod
     def resolve_aliases(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        config = dict(config)
-        sets = config.pop("rope_parameters", None) or {}
-        everywhere = {**(sets.get("full_attention") or {}), **(config.get("rope_scaling") or {})}
-        local = sets.get("sliding_attention") or {}
-        if everywhere.get("rope_theta") is not None:
-            config["rope_theta"] = everywhere["rope_theta"]
-        if local.get("rope_theta") is not None:
-            config["rope_local_base_freq"] = local["rope_theta"]
-        if local.get("rope_type", "default") != "default":
-            raise cls.unsupported("rope_parameters.sliding_attention", local, "only default is")
-        return config | {"rope_scaling": everywhere}
+        return by_kind_of_layer(config)
+
+    @classmethod
+    def keys(cls) -> frozenset[str]:
+        # transformers' class has a theta for windows among their rotary parameters alone.
+        return super().keys() - {"rope_local_base_freq", "rope_local_scaling"}
+
+    @classmethod
+    def ignored_keys(cls, config: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(sorted(lost_by_kind(config).union(super().ignored_keys(config))))
 
     def layers(self) -> tuple[LayerSpec, ...]:
         kinds = self.layer_types or [
             "sliding_attention" if (i + 1) % 4 else "full_attention"
             for i in range(self.num_hidden_layers)
         ]
-        local = self.rope(self.rope_local_base_freq, None)
+        local = self.rope(self.rope_local_base_freq, self.rope_local_scaling)
         by_kind = {
             "full_attention": self.layer(self.rope(self.rope_theta, self.rope_scaling)),
             "sliding_attention": self.layer(local, self.sliding_window),

@@ -13,6 +13,7 @@ from typing import Any, TypeGuard, cast
 from converter.decoder import Rope
 from converter.errors import SourceError, UnsupportedError
 
+_KINDS_OF_LAYERS = frozenset({"full_attention", "sliding_attention"})
 _MOST = 1e30  # bounds on what a damaged config can ask for
 
 
@@ -49,7 +50,7 @@ class RopeSettings:
                 f"rope_theta={self.theta!r} is not above 1",
                 "check config.json",
             )
-        kind = self.values.get("rope_type", self.values.get("type", "default"))
+        kind = self.kind
         known = isinstance(kind, str) and kind in _KINDS
         nested = [key for key, value in self.values.items() if isinstance(value, dict)]
         if not known or nested:
@@ -68,6 +69,11 @@ class RopeSettings:
                 "use another checkpoint of this model",
             )
         return _KINDS[kind](self)
+
+    @property
+    def kind(self) -> Any:
+        """`rope_type`, or `type` in the older spelling."""
+        return self.values.get("rope_type", self.values.get("type", "default"))
 
     def number(self, key: str, default: float | None = None) -> float:
         """A positive number; one that is missing or null is `default`, or an error."""
@@ -99,6 +105,36 @@ class RopeSettings:
     def stretch(self) -> float:
         """`factor`, or what the two lengths make of it."""
         return self.number("factor", self.max_positions / self.original_positions)
+
+
+def by_kind_of_layer(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config whose class has one set of rotary parameters for each kind of layer, as fields.
+
+    Those of layers that see everything become `rope_theta` and `rope_scaling`, those of layers with
+    a window `rope_local_base_freq` and `rope_local_scaling`. Sets that belong to neither are ignored,
+    as is `truncate` in them: transformers looks for it beside the sets.
+    """
+    resolved = dict(config)
+    sets = resolved.pop("rope_parameters", None) or {"full_attention": {"rope_type": "default"}}
+    everywhere = {**(sets.get("full_attention") or {}), **(resolved.get("rope_scaling") or {})}
+    local = dict(sets.get("sliding_attention") or {})
+    for scaling, key in ((everywhere, "rope_theta"), (local, "rope_local_base_freq")):
+        scaling.pop("truncate", None)
+        if scaling.get("rope_theta") is not None:
+            resolved[key] = scaling["rope_theta"]
+    return resolved | {"rope_scaling": everywhere, "rope_local_scaling": local}
+
+
+def lost_by_kind(config: Mapping[str, Any]) -> set[str]:
+    """The rotary settings of such a config that transformers passes over.
+
+    Those beside the sets; and a kind under its old name, `type`: the default has been put into
+    `rope_type` before it is looked for.
+    """
+    scaling, sets = config.get("rope_scaling") or {}, config.get("rope_parameters") or {}
+    lost = {f"rope_parameters.{key}" for key in sets.keys() - _KINDS_OF_LAYERS}
+    is_type_lost = "type" in scaling and "rope_type" not in scaling and not sets
+    return lost | {"rope_scaling.type"} if is_type_lost else lost
 
 
 def _default(settings: RopeSettings) -> Rope:
@@ -150,7 +186,7 @@ def _yarn(settings: RopeSettings) -> Rope:
     if low == high:
         high += 0.001  # as transformers does, against a division by zero
     ramp = [min(max((i - low) / (high - low), 0.0), 1.0) for i in range(dim // 2)]
-    factors = tuple(1 / (share / factor + 1 - share) for share in ramp)
+    factors = tuple(1 / (share / factor + (1 - share)) for share in ramp)
     return Rope(settings.theta, factors, _yarn_attention_factor(settings, factor))
 
 

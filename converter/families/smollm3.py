@@ -44,8 +44,17 @@ class SmolLM3(Llama):
             "sliding_attention" if slides and not has_rope[i] else "full_attention"
             for i in range(count)
         ]
-        windows = {"full_attention": None, "sliding_attention": self.sliding_window}
+        turning, still = (
+            self.layers_of(
+                kinds,
+                {
+                    "full_attention": self.layer(own),
+                    "sliding_attention": self.layer(own, self.sliding_window),
+                },
+            )
+            for own in (rope, None)
+        )
         return tuple(
-            self.layer(rope if with_rope else None, windows[kind])
-            for with_rope, kind in self.by_layer(has_rope, kinds)
+            turned if with_rope else unturned
+            for with_rope, turned, unturned in self.by_layer(has_rope, turning, still)
         )

@@ -11,85 +11,12 @@ from converter.decoder import Activation, DecoderSpec, Placement, Rope
 from converter.errors import LiteRTLMError, SourceError, UnsupportedError
 from converter.families.base import Family
 from converter.registry import FAMILIES, family_of
+from tests.published_configs import PUBLISHED
 
-LLAMA_32_1B: dict[str, Any] = {
-    "model_type": "llama",
-    "attention_bias": False,
-    "head_dim": 64,
-    "hidden_act": "silu",
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "max_position_embeddings": 131072,
-    "mlp_bias": False,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 16,
-    "num_key_value_heads": 8,
-    "pretraining_tp": 1,
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": {
-        "factor": 32.0,
-        "high_freq_factor": 4.0,
-        "low_freq_factor": 1.0,
-        "original_max_position_embeddings": 8192,
-        "rope_type": "llama3",
-    },
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-    "vocab_size": 128256,
-}
-QWEN3_06B: dict[str, Any] = {
-    "model_type": "qwen3",
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "head_dim": 128,
-    "hidden_act": "silu",
-    "hidden_size": 1024,
-    "intermediate_size": 3072,
-    "max_position_embeddings": 40960,
-    "max_window_layers": 28,
-    "num_attention_heads": 16,
-    "num_hidden_layers": 28,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-06,
-    "rope_scaling": None,
-    "rope_theta": 1000000,
-    "sliding_window": None,
-    "tie_word_embeddings": True,
-    "use_sliding_window": False,
-    "vocab_size": 151936,
-}
-QWEN25_05B: dict[str, Any] = {
-    "model_type": "qwen2",
-    "hidden_act": "silu",
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "max_position_embeddings": 32768,
-    "max_window_layers": 21,
-    "num_attention_heads": 14,
-    "num_hidden_layers": 24,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-06,
-    "rope_theta": 1000000.0,
-    "sliding_window": 32768,
-    "tie_word_embeddings": True,
-    "use_sliding_window": False,
-    "vocab_size": 151936,
-}
-# The multimodal config of the 4B model leaves out what transformers takes as a default.
-GEMMA3_4B: dict[str, Any] = {
-    "model_type": "gemma3",
-    "eos_token_id": [1, 106],
-    "text_config": {
-        "hidden_size": 2560,
-        "intermediate_size": 10240,
-        "model_type": "gemma3_text",
-        "num_hidden_layers": 34,
-        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
-        "sliding_window": 1024,
-    },
-    "vision_config": {"hidden_size": 1152, "num_hidden_layers": 27},
-}
+LLAMA_32_1B = PUBLISHED["meta-llama/Llama-3.2-1B-Instruct"][0]
+QWEN3_06B = PUBLISHED["Qwen/Qwen3-0.6B"][0]
+QWEN25_05B = PUBLISHED["Qwen/Qwen2.5-0.5B-Instruct"][0]
+GEMMA3_4B = PUBLISHED["google/gemma-3-4b-it"][0]
 
 
 def spec_of(config: dict[str, Any], **changes: Any) -> DecoderSpec:
@@ -170,17 +97,6 @@ def test_gemma3_27b_of_a_gguf_has_its_own_attention_scale() -> None:
     assert spec_of({"model_type": "gemma3", **text}).layers[0].mixer.scale == 168**-0.5
 
 
-@pytest.mark.parametrize("config", [LLAMA_32_1B, QWEN3_06B, GEMMA3_4B])
-def test_configs_of_transformers_5_mean_the_same(config: dict[str, Any]) -> None:
-    """It moved the rotary settings into `rope_parameters`, for Gemma 3 one set per layer kind."""
-    from transformers import AutoConfig
-
-    values = {k: v for k, v in config.items() if k != "model_type"}
-    new = AutoConfig.for_model(config["model_type"], **values).to_dict()
-    assert "rope_theta" not in new.get("text_config", new)
-    assert family_of(new).spec() == family_of(config).spec()
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -188,6 +104,7 @@ def test_configs_of_transformers_5_mean_the_same(config: dict[str, Any]) -> None
         ({"num_hidden_layers": 0}, "num_hidden_layers=0 is not a positive integer"),
         ({"num_hidden_layers": 1 << 60}, "is more than any model has"),
         ({"hidden_size": 1 << 60, "head_dim": None}, "is more than any model has"),
+        ({"hidden_size": 16, "head_dim": None}, "leaves num_attention_heads=32 no width"),
         ({"rms_norm_eps": True}, "rms_norm_eps=True is not a positive number"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings='no' is not true or false"),
         ({"vocab_size": None}, "has no vocab_size"),
@@ -213,8 +130,13 @@ def test_unsupported_architecture_lists_the_supported_ones() -> None:
         "supported yet, use a model of one of these families: "
         f"{', '.join(sorted({family.name for family in FAMILIES.values()}))}"
     )
-    with pytest.raises(SourceError, match="has no model_type"):
-        family_of({})
+    for config in (
+        {},
+        {"model_type": []},
+        {"model_type": "mistral3", "text_config": {"model_type": 3}},
+    ):
+        with pytest.raises(SourceError, match="has no model_type"):
+            family_of(config)
 
 
 @pytest.mark.parametrize(

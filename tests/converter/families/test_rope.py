@@ -56,6 +56,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "yarn-mscale-alone": {**YARN, "mscale": 0.7},
     "yarn-without-original": {"rope_type": "yarn", "factor": 2.0},
     "yarn-null-factor": {**YARN, "factor": None},
+    "yarn-endless": {**YARN, "factor": 1e20},
     "yarn-factor-1": {**YARN, "factor": 1.0},
     "yarn-short": {**YARN, "original_max_position_embeddings": 16},
     "longrope": LONG,
@@ -64,7 +65,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "proportional": {"rope_type": "proportional", "factor": 2.0, "partial_rotary_factor": 0.5},
     "partial-default": {"rope_type": "default", "partial_rotary_factor": 0.5},
 }
-MODEL_TYPES = ("llama", "qwen2", "qwen3", "gemma3_text")
+# The last two have one set of settings for each kind of layer.
+BY_KIND = ("gemma3_text", "olmo3")
+MODEL_TYPES = ("llama", "qwen2", "qwen3", *BY_KIND)
 
 
 def spelled(model_type: str, settings: dict[str, Any], how: str) -> dict[str, Any]:
@@ -78,8 +81,8 @@ def spelled(model_type: str, settings: dict[str, Any], how: str) -> dict[str, An
         return {**TINY, "model_type": model_type, **theta, "rope_scaling": old}
     parameters = {"rope_theta": 1e4, **settings}
     new = {"full_attention": parameters, "sliding_attention": {**parameters, "rope_theta": 5e3}}
-    is_nested = model_type == "gemma3_text"
-    return {**TINY, "model_type": model_type, "rope_parameters": new if is_nested else parameters}
+    chosen = new if model_type in BY_KIND else parameters
+    return {**TINY, "model_type": model_type, "rope_parameters": chosen}
 
 
 def expected(config: dict[str, Any], kind: str) -> tuple[list[float], float]:
@@ -89,7 +92,7 @@ def expected(config: dict[str, Any], kind: str) -> tuple[list[float], float]:
     values = copy.deepcopy({k: v for k, v in config.items() if k != "model_type"})
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **values))
     rotary = model.model.rotary_emb
-    prefix = f"{kind}_" if config["model_type"] == "gemma3_text" else ""
+    prefix = f"{kind}_" if config["model_type"] in BY_KIND else ""
     frequencies = getattr(rotary, f"{prefix}inv_freq").tolist()
     return frequencies, getattr(rotary, f"{prefix}attention_scaling")
 
@@ -106,10 +109,33 @@ def assert_same(rope: Rope, config: dict[str, Any], kind: str) -> None:
 def test_every_kind_is_that_of_transformers(name: str, model_type: str, how: str) -> None:
     config = spelled(model_type, SETTINGS[name], how)
     kinds = ["full_attention"] * 2
-    if model_type == "gemma3_text":
+    if model_type in BY_KIND:
         kinds = config["layer_types"] = ["sliding_attention", "full_attention"]
     for kind, layer in zip(kinds, family_of(config).spec().layers, strict=True):
         assert_same(layer.mixer.rope, config, kind)
+
+
+@pytest.mark.parametrize(
+    ("settings", "ignored"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, ("rope_scaling.type",)),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "full_attention": None}},
+            ("rope_parameters.factor", "rope_parameters.rope_type"),
+        ),
+    ],
+)
+@pytest.mark.parametrize("model_type", BY_KIND)
+def test_settings_of_no_kind_of_layer_are_ignored_and_said(
+    model_type: str, settings: dict[str, Any], ignored: tuple[str, ...]
+) -> None:
+    kinds = ["sliding_attention", "full_attention"]
+    config = {**TINY, "model_type": model_type, "layer_types": kinds, **settings}
+    family = family_of(config)
+    for kind, layer in zip(kinds, family.spec().layers, strict=True):
+        assert layer.mixer.rope.factors == (1.0,)
+        assert_same(layer.mixer.rope, config, kind)
+    assert family.ignored_keys(config) == ignored
 
 
 @pytest.mark.parametrize(
@@ -177,6 +203,53 @@ def test_settings_that_make_no_sense_are_refused(
     with pytest.raises(error) as caught:
         llama(settings)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "said"),
+    [
+        *((name, {"rope_scaling": "yarn"}, "rope_scaling='yarn'") for name in (*BY_KIND, "phi3")),
+        *((name, {"rope_parameters": [1]}, "rope_parameters=[1]") for name in MODEL_TYPES),
+        ("olmo3", {"rope_parameters": {"full_attention": 5}}, "rope_parameters.full_attention=5"),
+        ("gemma3", {"text_config": "none"}, "text_config='none'"),
+        ("gemma3", {"text_config": {"rope_scaling": 8.0}}, "rope_scaling=8.0"),
+    ],
+)
+def test_what_holds_settings_is_an_object(
+    model_type: str, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(SourceError, match="is not a JSON object") as caught:
+        family_of({**TINY, "model_type": model_type, **changes})
+    assert f"{said} is not" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "head_dim", "said"),
+    [
+        ("1000", 16, "alpha='1000' is not a positive number"),
+        (-2.0, 16, "alpha=-2.0 is not a positive number"),
+        (1000.0, 2, "head_dim=2"),
+    ],
+)
+def test_hunyuans_alpha_makes_a_theta(alpha: object, head_dim: int, said: str) -> None:
+    settings = {"type": "dynamic", "factor": 1.0, "alpha": alpha}
+    with pytest.raises(LiteRTLMError) as caught:
+        family_of(
+            {
+                **TINY,
+                "model_type": "hunyuan_v1_dense",
+                "rope_scaling": settings,
+                "head_dim": head_dim,
+            }
+        )
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("part", [math.nan, math.inf, -0.5, 0, "half"])
+def test_a_rotated_part_is_a_share_of_the_head(part: object) -> None:
+    settings = {"rope_type": "default", "partial_rotary_factor": part}
+    with pytest.raises(UnsupportedError, match="phi3: partial_rotary_factor="):
+        family_of({**TINY, "model_type": "phi3", "rope_scaling": settings})
 
 
 def test_a_theta_of_1_is_no_base() -> None:
