@@ -29,7 +29,7 @@ from converter.checkpoint.safetensors import open_folder
 from converter.families.base import Family
 from converter.registry import family_of
 from converter.text.gguf_tokenizer import rebuild_tokenizer
-from converter.weights.stream import halves_from_pairs
+from converter.weights.placed_rows import halves_from_pairs
 from tests.conftest import real_model
 
 # What Hugging Face's config.json says of this model; a GGUF says less.

@@ -71,7 +71,9 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lora",
         metavar="ADAPTER",
-        help="merge a LoRA adapter: a PEFT folder, or an id on the hub (org/name)",
+        action="append",
+        help="merge a LoRA adapter: a PEFT folder, a GGUF, or one on the hub (org/name); "
+        "ADAPTER:WEIGHT takes it so many times; may be given several times",
     )
     parser.add_argument(
         "--chat-template",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,21 +11,20 @@ from converter.errors import OptionError, SourceError
 
 if TYPE_CHECKING:
     from cli.request import Request
-    from converter.checkpoint.sources import Source
+    from converter.checkpoint.sources import AdapterSource, Source
     from converter.receipt import Origin
+    from converter.weights.adapters import WeightedAdapter
 
 
 def source_of(request: Request, chosen: dict[str, Any]) -> Source:
-    """What MODEL names; under a name of its own, where an adapter makes another model of it."""
+    """What MODEL names; under a name of its own, where adapters make another model of it."""
     from converter.checkpoint.sources import models_dir, parse_model
 
     source = parse_model(request.model, models_dir())
     for note in source.notes:
         say(request, note)
-    if "lora" not in chosen:
-        return source
-    adapter = Path(os.path.abspath(chosen["lora"])).name  # "." has a name, too
-    return replace(source, name=f"{source.name}-{adapter}")
+    names = (source.name, *(adapter.name for adapter in chosen.get("lora", ())))
+    return replace(source, name="-".join(names))
 
 
 def fetch(
@@ -78,32 +76,67 @@ def fetch(
     return fetched.path, Origin("hub", source.repo_id, revision, fetched.commit, source.file)
 
 
-def fetch_adapter(text: str, request: Request, revision: str | None) -> tuple[Path, Origin]:
-    """The folder of an adapter, downloaded where it is remote; and where it is from."""
-    from converter.checkpoint.sources import models_dir, parse_adapter
+def fetch_adapter(adapter: AdapterSource, request: Request) -> tuple[WeightedAdapter, Origin]:
+    """An adapter on this disk, downloaded where it is remote; and where it is from."""
     from converter.receipt import Origin
+    from converter.weights.adapters import WeightedAdapter
 
-    path, repo_id = parse_adapter(text)
-    if path is not None:
-        return path, Origin("folder", str(path.absolute()))
+    if adapter.path is not None:
+        kind = "gguf" if adapter.path.is_file() else "folder"
+        merged = WeightedAdapter(adapter.path, adapter.weight)
+        return merged, Origin(kind, str(adapter.path.absolute()))
     from converter.checkpoint.hub import download
 
-    assert repo_id is not None
+    assert adapter.repo_id is not None
 
     def announce(_kind: str) -> None:
         say(request, "Adapter not found locally. Downloading...")
 
-    folder = models_dir().joinpath(*repo_id.split("/"), "adapter")
     fetched = download(
-        repo_id,
-        folder,
-        revision=revision,
+        adapter.repo_id,
+        _folder_of(adapter),
+        revision=adapter.commit,
         quiet=request.quiet,
-        is_adapter=True,
+        file=adapter.file,
+        is_adapter=adapter.file is None,
         offline=request.offline,
         announce=announce,
     )
-    return fetched.path, Origin("hub", repo_id, commit=fetched.commit)
+    merged = WeightedAdapter(fetched.path, adapter.weight, str(adapter))
+    return merged, Origin("hub", adapter.repo_id, commit=fetched.commit, file=adapter.file)
+
+
+def adapter_fetched_before(adapter: AdapterSource) -> WeightedAdapter:
+    """An adapter on this disk; one that would have to be downloaded is refused."""
+    from converter.weights.adapters import WeightedAdapter
+
+    if adapter.path is not None:
+        return WeightedAdapter(adapter.path, adapter.weight)
+    from converter.checkpoint.hub import local_copy
+
+    assert adapter.repo_id is not None
+    copy = local_copy(
+        adapter.repo_id,
+        _folder_of(adapter),
+        file=adapter.file,
+        is_adapter=adapter.file is None,
+    )
+    if copy is None:
+        raise SourceError(
+            f"--lora {adapter}",
+            "it is not downloaded yet, and to look at it nothing is",
+            "fetch it first (hf download) and pass what arrived",
+        )
+    return WeightedAdapter(copy.path, adapter.weight, str(adapter))
+
+
+def _folder_of(adapter: AdapterSource) -> Path:
+    """Where an adapter of the hub goes: of several GGUFs in a repository, each into its own."""
+    from converter.checkpoint.sources import models_dir
+
+    assert adapter.repo_id is not None
+    file = [] if adapter.file is None else adapter.file.removesuffix(".gguf").split("/")
+    return models_dir().joinpath(*adapter.repo_id.split("/"), "adapter", *file)
 
 
 def fetch_headers(source: Source, request: Request, folder: Path) -> Path:

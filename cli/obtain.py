@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.fetch import (
+    adapter_fetched_before,
     fetch,
     fetch_adapter,
     fetch_headers,
@@ -80,11 +81,10 @@ def obtain(request: Request, announce_kept: bool = False) -> Path:
     from cli.sealing import Sealing
 
     local, origin = fetch(source, request, prefer_converted=not chosen, becomes=output)
-    adapter = None
-    if "lora" in chosen:
-        commit = None if expected is None else expected["options"]["adapter"].get("commit")
-        chosen["lora"], adapter = fetch_adapter(chosen["lora"], request, commit)
-    sealing = Sealing(output, origin, adapter, expected)
+    adapters = [fetch_adapter(adapter, request) for adapter in chosen.get("lora", ())]
+    if adapters:
+        chosen["lora"] = [adapter for adapter, _ in adapters]
+    sealing = Sealing(output, origin, adapters, expected)
     if local.suffix != ".litertlm":
         _convert(local, source, output, chosen, request, sealing)
     elif chosen:
@@ -134,7 +134,7 @@ def preview(request: Request) -> PlanReport:
         )
     source = source_of(request, chosen)
     if "lora" in chosen:
-        chosen["lora"] = Path(chosen["lora"])
+        chosen["lora"] = [adapter_fetched_before(adapter) for adapter in chosen["lora"]]
     local = fetched_before(source, request, prefer_converted=not chosen)
     if local.suffix.lower() == ".litertlm":
         raise OptionError(
@@ -163,7 +163,7 @@ def examine(request: Request) -> CheckReport:
         raise OptionError("check", "is about the direct engine alone", "leave --engine torch out")
     source = source_of(request, chosen)
     if "lora" in chosen:
-        chosen["lora"] = Path(chosen["lora"])
+        chosen["lora"] = [adapter_fetched_before(adapter) for adapter in chosen["lora"]]
     options = _options(chosen)
     local = local_copy_of(source, request, prefer_converted=False)
     if local is not None:
@@ -311,7 +311,7 @@ def _convert(
 
     with stage_progress(request.quiet) as tell, open_checkpoint(local) as checkpoint:
         if sealing is not None:
-            sealing.begin([*checkpoint.files, *_adapter_files(chosen)])
+            sealing.begin(checkpoint.files)
         # What takes time to import comes after this: while the files are hashed.
         from converter.base import IGNORED_KEYS
         from converter.report import weights_bytes
@@ -346,15 +346,6 @@ def _convert(
 def _say_found(request: Request, plan: Plan) -> None:
     for what, finding in plan.found.items():
         say(request, f"{what}: {finding}")
-
-
-def _adapter_files(chosen: dict[str, Any]) -> list[Path]:
-    """What is read of an adapter, as far as it is there: the plan refuses one that lacks a file."""
-    if "lora" not in chosen:
-        return []
-    from converter.weights.lora import adapter_files
-
-    return [file for file in adapter_files(chosen["lora"]) if file.is_file()]
 
 
 def _converter(

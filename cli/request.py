@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,7 +46,7 @@ class Request:
     model: str
     quantize: str | None = None
     clip: str | None = None
-    lora: str | None = None
+    lora: Sequence[str] | None = None
     chat_template: str | None = None
     prefill_seq_len: str | None = None
     kv_cache_max_len: int | None = None
@@ -97,8 +97,10 @@ class Request:
             from converter.weights.quantization import Clip
 
             chosen["clip"] = _member(Clip, "clip", self.clip)
-        if self.lora is not None:
-            chosen["lora"] = self.lora
+        if self.lora:
+            from converter.checkpoint.sources import parse_adapter
+
+            chosen["lora"] = tuple(parse_adapter(text) for text in self.lora)
         if self.chat_template is not None:
             from converter.options import read_chat_template
 

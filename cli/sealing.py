@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter import receipt
-from converter.checkpoint.files import check_states, file_states
+from converter.checkpoint.files import adapter_files, check_states, file_states
 from converter.errors import OutputError, SourceError
 from converter.options import ChatTemplate
 from converter.output.atomic_file import Seal
@@ -20,6 +19,8 @@ from converter.text import background
 
 if TYPE_CHECKING:
     from converter.base import ModelConverter, Plan
+    from converter.checkpoint.sources import AdapterSource
+    from converter.weights.adapters import WeightedAdapter
 
 
 class Sealing:
@@ -35,38 +36,39 @@ class Sealing:
         self,
         output: Path,
         origin: Origin,
-        adapter: Origin | None,
+        adapters: Sequence[tuple[WeightedAdapter, Origin]],
         expected: dict[str, Any] | None,
     ) -> None:
         self._writer = receipt.ReceiptWriter(output)
         self._output, self._expected = output, expected
-        self._origin, self._adapter = origin, adapter
+        self._origin, self._adapters = origin, adapters
 
     def begin(self, files: Sequence[Path]) -> None:
-        """Start to hash what will be read; where a receipt names files, these must be the ones."""
-        self._files, self._states = files, file_states(files)
+        """Start to hash what will be read; where a receipt names files, these must be the ones.
+
+        Args:
+            files: the model's; those of its adapters are known.
+        """
+        groups = [files, *(adapter_files(adapter.path) for adapter, _ in self._adapters)]
+        self._states = file_states([file for group in groups for file in group])
         self._hashes = background.start(
-            partial(receipt.hash_files, files), self._origin.model, is_bounded=False
+            lambda: [receipt.hash_files(group) for group in groups],
+            self._origin.model,
+            is_bounded=False,
         )
         self._versions = receipt.versions()
         if self._expected is None:
             return
-        said = {entry["name"]: entry for entry in self._expected["source"]["files"]}
-        found = {entry["name"]: entry for entry in self._hashes()}
-        for name in sorted(said.keys() | found.keys()):
-            if name not in found:
-                why = "it is not there"
-            elif name not in said:
-                why = "the receipt does not name it"
-            else:
-                why = "it is not the file that the receipt names"
-            if said.get(name) != found.get(name):
-                raise SourceError(f"{self._origin.model}: {name}", why, "find the original files")
+        origins = (self._origin, *(origin for _, origin in self._adapters))
+        adapters = (self._expected.get("options") or {}).get("adapters", [])
+        said = [entry["files"] for entry in (self._expected["source"], *adapters)]
+        for origin, before, now in zip(origins, said, self._hashes(), strict=True):
+            _require_same(origin.model, before, now)
 
     def of_conversion(self, converter: ModelConverter, plan: Plan) -> Seal:
         """What is called with the complete file of a conversion."""
 
-        options = options_for_receipt(converter, plan, self._adapter)
+        options = options_for_receipt(converter, plan)
 
         def seal(finished: Path) -> Callable[[], None]:
             return self.seal(finished, options, figures_for_receipt(converter, plan))
@@ -80,6 +82,12 @@ class Sealing:
         with ThreadPoolExecutor(1) as beside:
             sources = beside.submit(self._hashes)
             parts = receipt.hash_parts(finished)
+        files, *of_adapters = sources.result()
+        if options is not None:
+            options["adapters"] = [
+                asdict(origin) | {"weight": adapter.weight, "files": hashes}
+                for (adapter, origin), hashes in zip(self._adapters, of_adapters, strict=True)
+            ]
         found: dict[str, Any] = {
             "receipt": receipt.FORMAT,
             "output": {
@@ -87,7 +95,7 @@ class Sealing:
                 "size": finished.stat().st_size,
                 "parts": parts,
             },
-            "source": asdict(self._origin) | {"files": sources.result()},
+            "source": asdict(self._origin) | {"files": files},
             "options": options,
             "plan": plan,
             "versions": self._versions,
@@ -117,10 +125,22 @@ class Sealing:
             raise
 
 
-def options_for_receipt(
-    converter: ModelConverter, plan: Plan, adapter: Origin | None
-) -> dict[str, Any]:
-    """What a receipt says of the options: what they came to, defaults included."""
+def _require_same(model: str, before: list[dict[str, Any]], now: list[dict[str, Any]]) -> None:
+    """Raise SourceError where files are not those that a receipt names, by name, size and hash."""
+    said, found = ({entry["name"]: entry for entry in entries} for entries in (before, now))
+    for name in sorted(said.keys() | found.keys()):
+        if name not in found:
+            why = "it is not there"
+        elif name not in said:
+            why = "the receipt does not name it"
+        else:
+            why = "it is not the file that the receipt names"
+        if said.get(name) != found.get(name):
+            raise SourceError(f"{model}: {name}", why, "find the original files")
+
+
+def options_for_receipt(converter: ModelConverter, plan: Plan) -> dict[str, Any]:
+    """What a receipt says of the options but adapters: what they came to, defaults included."""
     from converter.torch.reference import ReferenceConverter
 
     template = converter.options.chat_template
@@ -131,7 +151,6 @@ def options_for_receipt(
         "cache_length": plan.cache_length,
         "target": converter.options.target.value,
         "engine": "torch" if isinstance(converter, ReferenceConverter) else "direct",
-        "adapter": None if adapter is None else asdict(adapter),
         "chat_template": None
         if template is None
         else asdict(template) | {"blake3": receipt.hash_text(template.text)},
@@ -175,8 +194,10 @@ def options_of_receipt(found: dict[str, Any]) -> dict[str, Any]:
             "cache_length": int(said["cache_length"]),
             "target": Target(said["target"]),
         }
-        if said["adapter"] is not None:
-            chosen["lora"] = str(said["adapter"]["model"])
+        if said.get("adapter") is not None:  # an older receipt's, without its files
+            raise ValueError("its adapter has no hash")
+        if adapters := said.get("adapters"):
+            chosen["lora"] = tuple(_adapter_of_receipt(adapter) for adapter in adapters)
         if (template := said.get("chat_template")) is not None:
             text, file = str(template["text"]), template["file"]
             if template["blake3"] != receipt.hash_text(text) or not isinstance(file, str | None):
@@ -187,3 +208,13 @@ def options_of_receipt(found: dict[str, Any]) -> dict[str, Any]:
             "--from-receipt", f"its options are damaged ({error})", "convert the model again"
         ) from error
     return chosen | ({"engine": "torch"} if said.get("engine") == "torch" else {})
+
+
+def _adapter_of_receipt(said: dict[str, Any]) -> AdapterSource:
+    from converter.checkpoint.sources import AdapterSource
+
+    if said["kind"] == "hub":
+        return AdapterSource(
+            said["weight"], repo_id=said["model"], file=said["file"], commit=said["commit"]
+        )
+    return AdapterSource(said["weight"], Path(said["model"]))

@@ -41,7 +41,7 @@ from converter.tflite.decoder_graph import build_decoder
 from converter.tflite.kv_cache import CacheShape, Target, cache_shape
 from converter.tflite.writer import Layout, write
 from converter.version import __version__
-from converter.weights.lora import Update, open_adapter
+from converter.weights.lora import merged_updates
 from converter.weights.quantization import (
     Quantization,
     default_scheme,
@@ -173,13 +173,11 @@ class ModelConverter:
             found["head"] = (
                 "kept apart from the embedding, to which the config ties it: they differ"
             )
-        updates: Mapping[str, Update] = {}
-        if self.options.lora is not None:
-            updates = open_adapter(self.options.lora).updates(family)
-            if family.tie_word_embeddings and updates.get("embedding") != updates.get("head"):
-                found["head"] = "kept apart from the embedding: the adapter changes one of them"
-                family = untied(family)
-                sources["head"] = sources["embedding"]
+        updates = merged_updates(self.options.lora, family)
+        if family.tie_word_embeddings and updates.get("embedding") != updates.get("head"):
+            found["head"] = "kept apart from the embedding: an adapter changes one of them"
+            family = untied(family)
+            sources["head"] = sources["embedding"]
         spec = family.spec().for_context(cache_length)
         quantization = parse_quantization(
             self.options.quantize or default_scheme(spec, self.options.target)
@@ -227,7 +225,7 @@ class ModelConverter:
                     FIRST_SECTION + model.offsets[scales.name]
                     if (scales := weights[path].scales)
                     else None,
-                    updates.get(path),
+                    updates.get(path, ()),
                 )
                 for path, shape in shapes.items()
             ),

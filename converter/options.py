@@ -7,12 +7,12 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from converter.errors import OptionError
 from converter.text.named_templates import chat_template_of
 from converter.tflite.kv_cache import Target
+from converter.weights.adapters import WeightedAdapter
 from converter.weights.quantization import Clip
 
 # The engine takes the longest that fits into what is left of a prompt, again and again, and pads
@@ -56,7 +56,7 @@ class ConvertOptions:
         cache_length: slots in the KV cache; None for the default, or the model's own limit where
             that is lower.
         target: what the graph is made for.
-        lora: folder of a LoRA adapter to merge.
+        lora: LoRA adapters to merge, in this order.
         chat_template: one that the user chose; None for the source's own.
         threads: workers that stream weights; the result does not depend on it.
     """
@@ -66,7 +66,7 @@ class ConvertOptions:
     prefill_lengths: Sequence[int] = PREFILL_LADDER
     cache_length: int | None = None
     target: Target = Target.CPU
-    lora: Path | None = None
+    lora: Sequence[WeightedAdapter] = ()
     chat_template: ChatTemplate | None = None
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -238,18 +239,21 @@ def is_outdated(output: Path, source: Path) -> bool:
     """Whether a file that went into `output` has changed since, by its size or its time.
 
     Args:
-        source: the folder or file that `output` is made of.
+        source: the folder or file that `output` is made of; where adapters were, its receipt says.
     """
     try:
-        files = read_receipt(receipt_path(output))["source"]["files"]
+        receipt = read_receipt(receipt_path(output))
     except SourceError:
         return False
     made = output.stat().st_mtime_ns
-    for file in files:
-        with contextlib.suppress(OSError):  # one that is gone is no reason to convert again
-            now = (source / file["name"] if source.is_dir() else source).stat()
-            if now.st_mtime_ns > made or (source.is_dir() and now.st_size != file["size"]):
-                return True
+    adapters = (receipt.get("options") or {}).get("adapters", [])
+    local = [(Path(each["model"]), each["files"]) for each in adapters if each["kind"] != "hub"]
+    for place, files in [(source, receipt["source"]["files"]), *local]:
+        for file in files:
+            with contextlib.suppress(OSError):  # one that is gone is no reason to convert again
+                now = (place / file["name"] if place.is_dir() else place).stat()
+                if now.st_mtime_ns > made or (place.is_dir() and now.st_size != file["size"]):
+                    return True
     return False
 
 
@@ -309,22 +313,29 @@ def _wrong(receipt: Any) -> str | None:
         return "the output's name is not a plain one"
     if not isinstance(receipt.get("options"), dict | None):
         return "options are no object"
-    for origin in (receipt["source"], (receipt.get("options") or {}).get("adapter")):
-        if isinstance(origin, dict) and not all(
-            isinstance(origin.get(key), str | None) for key in ("commit", "file")
-        ):
-            return "a commit or a file's name is no text"
+    adapters: Any = (receipt.get("options") or {}).get("adapters", [])
+    of_adapter: dict[str, type] = {"kind": str, "model": str, "weight": float, "files": list}
+    if not isinstance(adapters, list) or not all(
+        _has(adapter, of_adapter) and math.isfinite(adapter["weight"]) for adapter in adapters
+    ):
+        return "its adapters are damaged"
+    origins = (receipt["source"], *adapters)
+    if not all(isinstance(o.get(key), str | None) for o in origins for key in ("commit", "file")):
+        return "a commit or a file's name is no text"
     wanted: Iterable[tuple[Any, dict[str, type]]] = [
         *((part, {"name": str, "offset": int, "size": int}) for part in receipt["output"]["parts"]),
-        *((file, {"name": str, "size": int}) for file in receipt["source"]["files"]),
+        *((file, {"name": str, "size": int}) for origin in origins for file in origin["files"]),
     ]
     for entry, keys in wanted:
-        whole = isinstance(entry, dict) and all(type(entry.get(k)) is t for k, t in keys.items())
-        if not whole or type(entry.get("blake3")) is not str:
+        if not _has(entry, keys | {"blake3": str}):
             return "a list of files or parts is damaged"
         if any(not 0 <= entry[key] < 1 << 63 for key, kind in keys.items() if kind is int):
             return "a size or an offset is impossible"
     return None
+
+
+def _has(entry: Any, keys: dict[str, type]) -> bool:
+    return isinstance(entry, dict) and all(type(entry.get(k)) is kind for k, kind in keys.items())
 
 
 def _write(path: Path, receipt: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -35,7 +35,7 @@ def chat(
     threads: int | None = None,
     verbose: bool = False,
     quantize: str | None = None,
-    lora: AnyPath | None = None,
+    lora: AnyPath | Sequence[AnyPath] | None = None,
     chat_template: AnyPath | None = None,
     clip: str | None = None,
     prefill_seq_len: int | str | None = None,

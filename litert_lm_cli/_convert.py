@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ def convert(
     force: bool = False,
     from_receipt: AnyPath | None = None,
     quantize: str | None = None,
-    lora: AnyPath | None = None,
+    lora: AnyPath | Sequence[AnyPath] | None = None,
     chat_template: AnyPath | None = None,
     clip: str | None = None,
     prefill_seq_len: int | str | None = None,
@@ -46,7 +46,8 @@ def convert(
         from_receipt: make the same bytes again, as a receipt says; `model` may be left out then.
         quantize: as `--quantize`: dynamic_int4, fp16, ...; where None dynamic_int8, or
             dynamic_int8_a16 below 200M parameters.
-        lora: an adapter to merge: a PEFT folder, or an id on the hub.
+        lora: an adapter to merge, or several, in this order: a PEFT folder, a GGUF or an id on the
+            hub each, and `ADAPTER:WEIGHT` for so many times its update.
         chat_template: a file with a Jinja template in place of the model's own, or "none".
         clip: mse (where None) or max.
         prefill_seq_len: the longest prefill signature, or several as in "64,256".
@@ -98,7 +99,7 @@ def plan(
     *,
     output_dir: AnyPath | None = None,
     quantize: str | None = None,
-    lora: AnyPath | None = None,
+    lora: AnyPath | Sequence[AnyPath] | None = None,
     chat_template: AnyPath | None = None,
     clip: str | None = None,
     prefill_seq_len: int | str | None = None,
@@ -154,7 +155,12 @@ def request_for(
     if options.get("prefill_seq_len") is not None:
         options["prefill_seq_len"] = str(options["prefill_seq_len"])
     options |= parsed_numbers(options)
-    for name in ("lora", "chat_template", "output_dir"):
+    if (lora := options.get("lora")) is not None:
+        adapters: Any = [lora] if isinstance(lora, str | bytes | os.PathLike) else lora
+        if not isinstance(adapters, Sequence):
+            adapters = [adapters]  # `_text` says what is wrong with it
+        options["lora"] = [_text("lora", adapter) for adapter in adapters]
+    for name in ("chat_template", "output_dir"):
         if options.get(name) is not None:
             options[name] = _text(name, options[name])
     if options.get("output_dir") is not None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+from safetensors.numpy import load_file
 
 from tests.gguf_files import Keys, write_gguf
 from tests.small_tokenizers import SMALL_BPE
@@ -184,13 +185,50 @@ def write_model(
         assert stored is not None, name
         value = parameter.float().numpy()
         if written.permutes and (".q_proj." in name or ".k_proj." in name):
-            heads = value.reshape(-1, 2, _head_dim(config) // 2, *value.shape[1:])
-            value = heads.swapaxes(1, 2).reshape(value.shape)
+            value = permuted(value, config)
         tensors[stored] = np.ascontiguousarray(value)
     tensors = written.change(config, tensors)
     said = _common_keys(config) | written.keys(config) | (keys or {})
     drop = tuple(key for key, value in said.items() if value is None)
     return write_gguf(path, said, tensors, written.arch, drop)
+
+
+def write_adapter(
+    config: Any, folder: Path, path: Path, alpha: float, keys: Keys | None = None
+) -> Path:
+    """An adapter of PEFT's as a GGUF, as convert_lora_to_gguf.py writes it.
+
+    Args:
+        config: transformers' of its base.
+        alpha: the adapter's.
+    """
+    written = WRITTEN[config.model_type]
+    [arch] = [a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == written.arch]
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    tensors: Tensors = {}
+    for name, value in load_file(folder / "adapter_model.safetensors").items():
+        module, _, side = name.removeprefix("base_model.model.").partition(".lora_")
+        if not side:  # a table of the base, saved beside its adapter
+            continue
+        stored = names.get_name(module)
+        assert stored is not None, name
+        if side == "embedding_A":
+            value = value.T
+        if written.permutes and side.startswith("B") and module.endswith(("q_proj", "k_proj")):
+            value = permuted(value, config)
+        is_right = side.removeprefix("embedding_").startswith("A")
+        tensors[f"{stored}.weight.lora_{'a' if is_right else 'b'}"] = np.ascontiguousarray(value)
+    said = {":general.type": "adapter", ":adapter.type": "lora", ":adapter.lora.alpha": alpha}
+    # What write_gguf says of a model, an adapter leaves out.
+    drop = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count",
+            "attention.layer_norm_rms_epsilon", "context_length")  # fmt: skip
+    return write_gguf(path, said | (keys or {}), tensors, written.arch, drop)
+
+
+def permuted(value: np.ndarray, config: Any) -> np.ndarray:
+    """Rows of q or k, those of a head from two halves to pairs of neighbours."""
+    heads = value.reshape(-1, 2, _head_dim(config) // 2, *value.shape[1:])
+    return heads.swapaxes(1, 2).reshape(value.shape)
 
 
 def _head_dim(config: Any) -> int:

@@ -267,6 +267,12 @@ def why_not_a_model(what: str, names: Collection[str]) -> LiteRTLMError | None:
     )
 
 
+def adapter_files(path: Path) -> list[Path]:
+    """What is read of an adapter, as far as it is there: a GGUF, or of a folder of PEFT's."""
+    files = [path / name for name in ADAPTER_FILES] if path.is_dir() else [path]
+    return [file for file in files if file.is_file()]
+
+
 def why_not_an_adapter(what: str, names: Collection[str]) -> LiteRTLMError | None:
     """Return the error for a folder or repository that is no adapter, None if it is one.
 
@@ -299,6 +305,8 @@ def why_not_an_adapter(what: str, names: Collection[str]) -> LiteRTLMError | Non
             f"pass one of them, for example its {last}",
         )
     missing = " and no ".join(name for name in ADAPTER_FILES if name not in names)
-    return SourceError(
-        what, f"it has no {missing}", "pass a PEFT adapter's folder, or its id on the hub"
-    )
+    ggufs = sorted(name for name in names if name.lower().endswith(".gguf"))
+    fix = "pass a PEFT adapter's folder, or its id on the hub"
+    if ggufs:
+        fix = f"if its {ggufs[0]} is one, name that: FOLDER/FILE.gguf, or org/name:FILE.gguf"
+    return SourceError(what, f"it has no {missing}", fix)

@@ -73,12 +73,12 @@ def _check_kind(path: str, metadata: Mapping[str, Any]) -> None:
     family_class(arch, "gguf", f"{path}: general.architecture", known)
 
 
-class GGUFCheckpoint(Checkpoint):
-    """A model in a GGUF file, or in the parts of a split one.
+class GGUFFile(Checkpoint):
+    """The tensors of a GGUF, or of the parts of a split one, whatever they are.
 
     Attributes:
         metadata: the key-value pairs as they are: numbers, strings, `list[str]`, and numpy arrays
-            for arrays of numbers. Of a file that Ollama wrote, in llama.cpp's words.
+            for arrays of numbers.
     """
 
     format = "gguf"
@@ -91,23 +91,9 @@ class GGUFCheckpoint(Checkpoint):
         self._places: dict[str, Place] = {}
         self._file_of: dict[str, PositionedFile] = {}
         self.tensors = {}
+        self.config, self.generation_config = {}, {}
         try:
-            metadata = self._read(path)
-            _check_kind(str(path), metadata)
-            if not self.tensors:
-                raise vocabulary_alone(str(path))
-            self.metadata = in_llama_cpp_words(metadata, self.tensors)
-            self.generation_config = {
-                key: self.metadata[name]
-                for key, name in _SAMPLING_KEYS.items()
-                if name in self.metadata
-            }
-            self.config = translate_config(
-                str(path),
-                self.metadata,
-                self.tensors,
-                read_vector=lambda name: self.read_rows(name, 0, 1)[0],
-            )
+            self.metadata = self._read(path)
         except BaseException:
             self.close()
             raise
@@ -184,6 +170,36 @@ class GGUFCheckpoint(Checkpoint):
     def close(self) -> None:
         for file in self._files:
             file.close()
+
+
+class GGUFCheckpoint(GGUFFile):
+    """A language model in a GGUF file.
+
+    Attributes:
+        metadata: of a file that Ollama wrote, in llama.cpp's words.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        try:
+            _check_kind(str(path), self.metadata)
+            if not self.tensors:
+                raise vocabulary_alone(str(path))
+            self.metadata = in_llama_cpp_words(self.metadata, self.tensors)
+            self.generation_config = {
+                key: self.metadata[name]
+                for key, name in _SAMPLING_KEYS.items()
+                if name in self.metadata
+            }
+            self.config = translate_config(
+                str(path),
+                self.metadata,
+                self.tensors,
+                read_vector=lambda name: self.read_rows(name, 0, 1)[0],
+            )
+        except BaseException:
+            self.close()
+            raise
 
 
 def _dequantize(raw: np.ndarray, type_id: int, out: np.ndarray) -> None:

@@ -17,8 +17,7 @@ _OTHER_KINDS = {
     ),
     "adapter": (
         "it is a LoRA adapter, not a whole model",
-        "merge it into its base model (llama-export-lora) and convert the result, or pass the "
-        "adapter's PEFT folder with --lora",
+        "name the model that it was made for, and it is merged: convert MODEL --lora FILE.gguf",
     ),
     "controlvector": ("it is a control vector, not a model", _LANGUAGE_MODEL),
     "imatrix": ("it is an importance matrix for quantising, not a model", _LANGUAGE_MODEL),

@@ -2,7 +2,7 @@
 
 models/{org}/{name}/{name}.litertlm    converted; models/local/{name} for what came from a disk
 models/{org}/{name}/checkpoint/        downloaded, to be converted again or continued
-models/{org}/{name}/adapter/           a downloaded LoRA adapter
+models/{org}/{name}/adapter/           a downloaded LoRA adapter; of a GGUF, in adapter/{file}/
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ def _read(folder: Path, manifest: Path) -> OllamaModel:
         raise UnsupportedError(
             shown,
             "it is a model and a LoRA adapter, which Ollama merges when it runs",
-            "convert the base model with --lora and the adapter's PEFT folder",
+            "convert the base model with --lora and the adapter, a GGUF or a PEFT folder",
         )
     if len(weights) != 1:
         raise UnsupportedError(

@@ -16,6 +16,7 @@ What exists on disk wins over a Hugging Face id of the same spelling.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ _WHAT_WORKS = (
 _TAG = re.compile(r"[\w.-]+")
 _ANY_TAG = "latest"  # what Ollama calls a model that was asked for without a tag
 _DIGEST = re.compile(r"sha256[-:]?[0-9a-f]{64}|[0-9a-f]{64}")
+# An adapter and how much of it.
+_WEIGHTED = re.compile(r"(?P<adapter>.+):(?P<weight>[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))", re.DOTALL)
 _GGUF_ENDING = re.compile(r"[-_.]gguf$", re.IGNORECASE)
 # A folder of the hub's cache, and a commit, which names a folder in it.
 _CACHED = re.compile(r"models--(?:.+--)?(.+)")
@@ -93,6 +96,39 @@ class Source:
         return (self.home if output_dir is None else output_dir) / (self.name + SUFFIX)
 
 
+@dataclass(frozen=True)
+class AdapterSource:
+    """A LoRA adapter that is to be merged.
+
+    Attributes:
+        weight: what its update is multiplied by.
+        path: a folder of PEFT's or a GGUF file; None for one on the hub.
+        repo_id, file: on the hub, `org/name` and the GGUF that was asked for, if one was.
+        commit: the one to take; None for the newest.
+    """
+
+    weight: float
+    path: Path | None = None
+    repo_id: str | None = None
+    file: str | None = None
+    commit: str | None = None
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return shown(str(self.path))
+        return f"{self.repo_id}:{self.file}" if self.file else str(self.repo_id)
+
+    @property
+    def name(self) -> str:
+        """What the result is called after it."""
+        # "." has a name, too.
+        place = (
+            Path(os.path.abspath(self.path)) if self.path else Path(self.file or str(self.repo_id))
+        )
+        name = place.stem if place.suffix.lower() == ".gguf" else place.name
+        return name if self.weight == 1 else f"{name}-{self.weight:g}"
+
+
 def models_dir() -> Path:
     """Return the folder for models: LITERT_LM_MODELS, or `models` in the data folder."""
     moved = os.environ.get("LITERT_LM_MODELS")
@@ -136,19 +172,26 @@ def parse_model(text: str, models_dir: Path) -> Source:
     return _hub(text, models_dir)
 
 
-def parse_adapter(text: str) -> tuple[Path | None, str | None]:
-    """What `--lora` was given: a folder that is here, or else an id on the hub.
+def parse_adapter(text: str) -> AdapterSource:
+    """What `--lora` was given: what is here, or else an id on the hub; and `:WEIGHT` behind it.
 
     Raises:
         SourceError: it is neither.
+        OptionError: the weight is beyond all numbers.
     """
+    weight = 1.0
+    weighted = _WEIGHTED.fullmatch(text)
+    if weighted is not None and _existing(text) is None:
+        text, weight = weighted["adapter"], float(weighted["weight"])
+        if not math.isfinite(weight):
+            raise OptionError(f"--lora {shown(text)}", "its weight is not finite", "use another")
     path = _existing(text)
     if path is not None or _looks_like_a_path(text):
-        return Path(text).expanduser(), None
+        return AdapterSource(weight, Path(text).expanduser())
     source = _hub(text, models_dir())
     if source.revision is not None:
         raise SourceError(shown(text), "of an adapter only the main branch is read", "leave it out")
-    return None, source.repo_id
+    return AdapterSource(weight, repo_id=source.repo_id, file=source.file)
 
 
 def shown(text: str) -> str:

@@ -462,8 +462,7 @@ class Family:
         head = table["head"][0]
         what = f"{self.name} checkpoint"
         available = plain_names(tensors, what)
-        shapes = dict(self.spec().weight_shapes())
-        wanted = {path: _name_of(path, table, available) for path in shapes}
+        wanted = {path: _name_of(path, table, available) for path, _ in self.spec().weight_shapes()}
         if self.tie_word_embeddings and wanted["embedding"] not in available:
             wanted["embedding"] = head  # one table, and some save it under this name
         others = [
@@ -500,14 +499,31 @@ class Family:
                 if fmt == "gguf"
                 else "download it again, or check that config.json belongs to it",
             )
-        sources, rows = {}, dict.fromkeys(wanted.values(), 0)
-        for path, name in wanted.items():
-            if name in available:
-                source = self.source_of(path, available[name], fmt)
-                sources[path] = dataclasses.replace(source, first_row=rows[name])
-            else:
-                sources[path] = WeightSource(name, is_absent=True)
-            rows[name] += shapes[path][0]
+        return {
+            path: dataclasses.replace(source, tensor=available[source.tensor])
+            if source.tensor in available
+            else WeightSource(source.tensor, is_absent=True)
+            for path, source in self._placed(wanted, fmt).items()
+        }
+
+    def places(self, names: Collection[str], fmt: str) -> dict[str, WeightSource]:
+        """Where the network's weights stand in the tensors called `names` (without wrappers).
+
+        Returns:
+            Network path -> source, for those weights alone that are among them.
+        """
+        table = self._table(fmt)
+        named = {path: _name_of(path, table, names) for path, _ in self.spec().weight_shapes()}
+        placed = self._placed(named, fmt)
+        return {path: source for path, source in placed.items() if source.tensor in names}
+
+    def _placed(self, names: Mapping[str, str], fmt: str) -> dict[str, WeightSource]:
+        """The source of every weight, by the name of its tensor; those of one share it in order."""
+        sources, rows = {}, dict.fromkeys(names.values(), 0)
+        for path, shape in self.spec().weight_shapes():
+            source = self.source_of(path, names[path], fmt)
+            sources[path] = dataclasses.replace(source, first_row=rows[names[path]])
+            rows[names[path]] += shape[0]
         return sources
 
     def _table(self, fmt: str) -> dict[str, tuple[str, ...]]:
@@ -539,11 +555,6 @@ class Family:
     def _is_ignored(self, plain: str, head: str) -> bool:
         is_tied_head = self.tie_word_embeddings and plain == head
         return is_tied_head or any(part in plain for part in self.ignored)
-
-    def paths(self) -> dict[str, str]:
-        """Path of every weight by its name in safetensors, wrappers removed."""
-        table = self._table("safetensors")
-        return {_name_of(path, table, ()): path for path, _ in self.spec().weight_shapes()}
 
     def source_of(self, path: str, tensor: str, fmt: str) -> WeightSource:
         """How a weight is stored in a checkpoint of format `fmt`; most are stored as they are."""

@@ -102,7 +102,7 @@ class ReferenceConverter(ModelConverter):
         """The direct engine's plan, where both can carry it out."""
         for option, refused in (
             ("--target cpu", self.options.target is not Target.GPU),
-            ("--lora", self.options.lora is not None),
+            ("--lora", bool(self.options.lora)),
             ("--clip max", self.options.clip is not Clip.MSE),
             (f"--quantize {self.options.quantize}", self.options.quantize not in (None, *SCHEMES)),
         ):

@@ -11,9 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from converter.errors import SourceError, UnsupportedError
-
-MERGE = "merge it with peft's merge_and_unload and convert the result"
+from converter.errors import UnsupportedError
+from converter.weights.lora_adapter import MERGE, damaged
 
 # About training, or where the adapter is from and what it targets, which its tensors say too.
 WITHOUT_EFFECT = frozenset({
@@ -109,7 +108,3 @@ def scaling(config: dict[str, Any], module: str, rank: int, path: Path) -> float
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise damaged(path, f"lora_alpha={alpha!r:.80} is not a number")
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def damaged(path: Path, why: str) -> SourceError:
-    return SourceError(str(path), why, "fetch or make the adapter again")

@@ -25,7 +25,8 @@ from converter.output.atomic_file import AtomicFile
 from converter.tflite.graph import DType, Weight
 from converter.tflite.writer import Layout
 from converter.weights.calibration import Inputs, calibrate, to_integers
-from converter.weights.lora import Update
+from converter.weights.lora_update import Update
+from converter.weights.placed_rows import read_placed
 from converter.weights.quantization import INT8, Clip, Format, ValueRangeError, blocks_met
 from converter.weights.workers import Task, Workers
 
@@ -47,7 +48,7 @@ class PlannedWeight:
         stored_block: columns that share a scale there, where they lie on a grid of int4.
         offset: bytes from the start of the file.
         scales_offset: the same of its blocks' scales, where it has blocks.
-        update: what an adapter makes of it.
+        updates: what adapters make of it, one after the other.
     """
 
     path: str
@@ -59,7 +60,7 @@ class PlannedWeight:
     stored: Weight
     offset: int
     scales_offset: int | None
-    update: Update | None = None
+    updates: tuple[Update, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -70,19 +71,24 @@ class PlannedWeight:
     def carries_blocks(self) -> bool:
         """Whether the checkpoint's own blocks of int4 may go in bit for bit."""
         block, stored = self.format.block, self.stored_block
-        return block is not None and stored is not None and stored % block == 0
+        fits = block is not None and stored is not None and stored % block == 0
+        return fits and not self.updates
 
     def row_blocks(self) -> Iterator[tuple[int, int]]:
         """(first row, row after the last) of pieces that are worked on at once: whole heads."""
         rows, columns = _as_matrix(self.shape)
         step = max(1, BLOCK_VALUES // columns)
-        if self.source.interleaved:
-            head_dim, _ = self.source.interleaved
+        for head_dim, _ in filter(None, self._orders()):
             step = -(-step // head_dim) * head_dim
         if len(self.shape) == 1:
             step = rows
         for start in range(0, rows, step):
             yield start, min(start + step, rows)
+
+    def _orders(self) -> Iterator[tuple[int, int] | None]:
+        """Of the checkpoint and of adapters, `WeightSource.interleaved`."""
+        yield self.source.interleaved
+        yield from (update.source.interleaved for update in self.updates)
 
 
 def needs_calibration(weights: Iterable[PlannedWeight], clip: Clip) -> bool:
@@ -268,26 +274,20 @@ class WeightStream:
         if source.is_absent:
             rows = self._floats.of_size((stop - start) * columns).reshape(-1, columns)
             rows.fill(0)
-        elif len(weight.shape) == 1:  # a vector is one row, and may be a part of one
-            _, whole = _as_matrix(self._checkpoint.tensors[source.tensor].shape)
-            room = self._floats.of_size(whole)
-            rows = self._checkpoint.read_rows(source.tensor, 0, 1, buffer=room)
-            rows = rows[:, source.first_row : source.first_row + columns]
         else:
-            keep_bf16 = keep_bf16 and not source.add and weight.update is None
-            rows = self._checkpoint.read_rows(
+            is_vector = len(weight.shape) == 1
+            rows = read_placed(
+                self._checkpoint,
                 source.tensor,
-                source.first_row + start,
-                source.first_row + stop,
+                source,
+                *((0, columns) if is_vector else (start, stop)),
                 buffer=self._floats.of_size((stop - start) * columns),
-                keep_bf16=keep_bf16,
+                keep_bf16=keep_bf16 and not source.add and not weight.updates,
             )
         if source.add:
             rows += np.float32(source.add)
-        if source.interleaved:
-            rows = halves_from_pairs(rows, *source.interleaved)
-        if weight.update is not None:
-            weight.update.apply(rows, start)
+        for update in weight.updates:
+            update.apply(rows, start)
         return rows
 
 
@@ -314,16 +314,3 @@ class Wanted:
 def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     """(rows, columns) of a weight; a vector is one row to a checkpoint."""
     return (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1])
-
-
-def halves_from_pairs(rows: np.ndarray, head_dim: int, width: int) -> np.ndarray:
-    """Per head, rows (0, w/2), (1, w/2 + 1), ... back to 0..w/2, w/2..w; (heads * d, columns).
-
-    The rows of a head from w to d stay where they are.
-    """
-    if rows.shape[0] == 1:  # a vector: its values are the rows
-        return halves_from_pairs(rows.reshape(-1, 1), head_dim, width).reshape(1, -1)
-    order = np.arange(head_dim)
-    order[:width] = order[:width].reshape(-1, 2).T.reshape(-1)
-    heads = rows.reshape(-1, head_dim, rows.shape[1])
-    return np.ascontiguousarray(heads[:, order]).reshape(rows.shape)

@@ -16,7 +16,15 @@ from blake3 import blake3
 from cli.main import EXIT_FAILURE, EXIT_USAGE, main
 from converter import receipt
 from converter.errors import OutputError, SourceError
-from converter.receipt import differences, hash_parts, parts_of, pending_path, read_receipt
+from converter.receipt import (
+    differences,
+    hash_files,
+    hash_parts,
+    parts_of,
+    pending_path,
+    read_receipt,
+)
+from tests.gguf_models import write_adapter
 from tests.hub_server import HubServer
 from tests.tiny_models import make_adapter, make_model, write_tokenizer
 
@@ -65,7 +73,7 @@ def test_it_says_what_was_read_and_what_came_out(source: Path, output: Path) -> 
         "cache_length": 64,
         "target": "cpu",
         "engine": "direct",
-        "adapter": None,
+        "adapters": [],
         "chat_template": None,
     }
     assert found["plan"]["output_bytes"] == len(content)
@@ -311,7 +319,9 @@ def test_an_origin_that_is_no_text_is_refused(
     output: Path, value: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter, commit, file = said(output), said(output), said(output)
-    adapter["options"]["adapter"] = {"model": "org/adapter", "commit": value}
+    adapter["options"]["adapters"] = [
+        {"kind": "hub", "model": "org/adapter", "commit": value, "weight": 1.0, "files": []}
+    ]
     commit["source"] |= {"kind": "hub", "model": "org/model", "commit": value}
     file["source"] |= {"kind": "hub", "model": "org/model", "file": value}
     paper = output.with_name("stranger.json")
@@ -361,31 +371,107 @@ def test_the_same_bytes_again_from_a_hub(
 
 
 @pytest.mark.parametrize("on_hub", [True, False])
-def test_the_same_bytes_again_with_an_adapter(
+def test_the_same_bytes_again_with_adapters(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_hub: bool
 ) -> None:
+    """A folder of PEFT's, and two GGUFs that lie in one folder or repository."""
     monkeypatch.setenv("LITERT_LM_MODELS", str(tmp_path / "models"))
     with HubServer(tmp_path / "hub") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        published = hub.root / "org" / "adapter"
-        make_adapter(make_model("llama"), published, target_modules=["q_proj"])
-        adapter = "org/adapter" if on_hub else str(published)
+        folder, ggufs = hub.root / "org" / "a", hub.root / "org" / "b"
+        config = make_model("llama").config
+        make_adapter(make_model("llama"), folder, target_modules=["q_proj"])
+        ggufs.mkdir()
+        for alpha in (1, 2):
+            write_adapter(config, folder, ggufs / f"{alpha}.gguf", alpha)
+        named = ["org/a", "org/b:1.gguf", "org/b:2.gguf"]
+        if not on_hub:
+            named = [str(folder), f"{ggufs}/1.gguf", f"{ggufs}/2.gguf"]
+        adapters = ["--lora", named[0], "--lora", f"{named[1]}:0.5", "--lora", f"{named[2]}:-2"]
         options = ["--quiet", "--output-dir", str(tmp_path / "out")]
-        assert main(["convert", str(source), "--lora", adapter, *options]) == 0
-        output = tmp_path / "out" / "tiny-adapter.litertlm"
-        found = said(output)["options"]["adapter"]
-        assert found["model"] == adapter
-        assert found["commit"] == (hub.commit("org/adapter") if on_hub else None)
-        names = [entry["name"] for entry in said(output)["source"]["files"]]
-        assert names[-2:] == ["adapter_config.json", "adapter_model.safetensors"]
+        assert main(["convert", str(source), *adapters, *options]) == 0
+        output = tmp_path / "out" / "tiny-a-1-0.5-2--2.litertlm"
+        found = said(output)["options"]["adapters"]
+        assert [adapter["weight"] for adapter in found] == [1.0, 0.5, -2.0]
+        files = [
+            [folder / "adapter_config.json", folder / "adapter_model.safetensors"],
+            *([ggufs / f"{alpha}.gguf"] for alpha in (1, 2)),
+        ]
+        assert [adapter["files"] for adapter in found] == [hash_files(each) for each in files]
+        if on_hub:
+            assert [adapter["model"] for adapter in found] == ["org/a", "org/b", "org/b"]
+            assert [adapter["file"] for adapter in found] == [None, "1.gguf", "2.gguf"]
+            commits = [hub.commit("org/a"), hub.commit("org/b"), hub.commit("org/b")]
+            assert [adapter["commit"] for adapter in found] == commits
+        else:
+            assert [adapter["model"] for adapter in found] == named
         options[-1] = str(tmp_path / "again")
         paper = str(output.with_suffix(".json"))
         assert main(["convert", "--from-receipt", paper, *options]) == 0
         assert (tmp_path / "again" / output.name).read_bytes() == output.read_bytes()
+        assert said(tmp_path / "again" / output.name) == said(output)
 
-        make_adapter(make_model("llama"), published, target_modules=["v_proj"])
+        write_adapter(config, folder, ggufs / "2.gguf", 3)
         shutil.rmtree(tmp_path / "models", ignore_errors=True)
         assert main(["convert", "--from-receipt", paper, "--force", *options]) == EXIT_FAILURE
+
+
+@pytest.mark.parametrize("kind", ["a", "a.gguf"])
+def test_a_kept_output_that_is_older_than_its_adapter_is_called_so(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    config = make_model("llama").config
+    make_adapter(make_model("llama"), tmp_path / "a", target_modules=["q_proj"])
+    write_adapter(config, tmp_path / "a", tmp_path / "a.gguf", 6)
+    command = ["convert", str(source), "--lora", str(tmp_path / kind)]
+    command += ["--output-dir", str(tmp_path / "out")]
+    for age, is_older in (("", False), ("", False), ("later", True)):
+        file = tmp_path / (kind if kind.endswith(".gguf") else f"{kind}/adapter_model.safetensors")
+        if age:
+            later = (tmp_path / "out" / "tiny-a.litertlm").stat().st_mtime_ns + 1_000_000
+            os.utime(file, ns=(later, later))
+        assert main(command) == 0
+        assert ("older than what it was made of" in capsys.readouterr().err) == is_older
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("weight", "1"), ("weight", None), ("weight", float("nan")), ("model", None), ("kind", 5),
+     ("files", None), ("files", {})],
+)  # fmt: skip
+def test_damaged_adapters_are_refused(
+    output: Path, key: str, value: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = said(output)
+    adapter = {"kind": "folder", "model": "/a", "weight": 1.0, "files": [], key: value}
+    paper = output.with_name("stranger.json")
+    for adapters in ([adapter], adapter, "x"):
+        damaged["options"]["adapters"] = adapters
+        paper.write_text(json.dumps(damaged))
+        assert main(["convert", "--from-receipt", str(paper), "--force", "--quiet"]) == EXIT_FAILURE
+        assert "its adapters are damaged" in capsys.readouterr().err
+
+
+def test_an_adapter_that_is_not_here_is_not_looked_at(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`check` and `--dry-run` download none; what was fetched before will do."""
+    monkeypatch.setenv("LITERT_LM_MODELS", str(tmp_path / "models"))
+    commands = (["check", str(source)], ["convert", str(source), "--dry-run"])
+    with HubServer(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        make_adapter(make_model("llama"), hub.root / "org" / "a", target_modules=["q_proj"])
+        for command in commands:
+            assert main([*command, "--lora", "org/a:2"]) == EXIT_FAILURE
+            assert "--lora org/a, it is not downloaded yet" in capsys.readouterr().err
+        options = ["--quiet", "--output-dir", str(tmp_path / "out")]
+        assert main(["convert", str(source), "--lora", "org/a:2", *options]) == 0
+        for command in commands:
+            assert main([*command, "--lora", "org/a:2"]) == 0
+            assert "tiny-a-2" in capsys.readouterr().out
 
 
 def test_a_receipt_that_cannot_be_written(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:

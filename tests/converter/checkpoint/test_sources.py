@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from converter.checkpoint.sources import list_models, models_dir, parse_adapter, parse_model
-from converter.errors import LiteRTLMError, SourceError, UnsupportedError
+from converter.checkpoint.sources import (
+    AdapterSource,
+    list_models,
+    models_dir,
+    parse_adapter,
+    parse_model,
+)
+from converter.errors import LiteRTLMError, OptionError, SourceError, UnsupportedError
 from tests.gguf_files import write_gguf
 
 MODELS = Path("/models")
@@ -104,8 +110,35 @@ def test_the_address_of_a_file(text: str, revision: str | None) -> None:
     assert source.revision == revision
 
 
+@pytest.mark.parametrize(
+    ("text", "named", "weight", "name"),
+    [
+        ("org/a", "org/a", 1.0, "a"),
+        ("org/a:0.5", "org/a", 0.5, "a-0.5"),
+        ("org/a:-2", "org/a", -2.0, "a--2"),
+        ("org/a:+.25", "org/a", 0.25, "a-0.25"),
+        ("org/a:Q8_0", "org/a:Q8_0", 1.0, "Q8_0"),
+        ("org/a:b.gguf", "org/a:b.gguf", 1.0, "b"),
+        ("org/a:b.gguf:1.5", "org/a:b.gguf", 1.5, "b-1.5"),
+        ("./a.gguf:0", "a.gguf", 0.0, "a-0"),
+        ("./not:here:1", "not:here", 1.0, "not:here"),
+        ("./x:2", "x:2", 1.0, "x:2"),  # it exists
+    ],
+)
+def test_an_adapter_and_its_weight(text: str, named: str, weight: float, name: str) -> None:
+    Path("x:2").mkdir()
+    adapter = parse_adapter(text)
+    assert (str(adapter), adapter.weight, adapter.name) == (named, weight, name)
+
+
+def test_a_weight_beyond_all_numbers() -> None:
+    with pytest.raises(OptionError, match="its weight is not finite"):
+        parse_adapter(f"org/a:{'9' * 400}")
+
+
 def test_an_adapter_has_no_revision() -> None:
-    assert parse_adapter("https://huggingface.co/org/a/tree/main") == (None, "org/a")
+    adapter = parse_adapter("https://huggingface.co/org/a/tree/main")
+    assert adapter == AdapterSource(1.0, repo_id="org/a")
     with pytest.raises(SourceError, match="only the main branch is read"):
         parse_adapter("https://huggingface.co/org/a/tree/v2")
 

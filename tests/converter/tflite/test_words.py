@@ -343,7 +343,11 @@ def test_a_layer_without_a_cache_has_no_keys_and_values(
     config = {"model_type": "llama", "vocab_size": 320, "num_hidden_layers": 4, **sizes}
     family = SharingLlama.from_config(config)
     weights = random_weights(family.spec())
-    names = {path: name for name, path in family.paths().items()}
+    names = {
+        path.replace("{i}", str(layer)): name.replace("{i}", str(layer))
+        for path, name, _ in family.names
+        for layer in range(4)
+    }
     save_file(
         {names[path]: values for path, values in weights.items()}, tmp_path / "model.safetensors"
     )

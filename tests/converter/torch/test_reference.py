@@ -21,6 +21,7 @@ from converter.options import ConvertOptions
 from converter.tflite.kv_cache import Target
 from converter.torch import reference
 from converter.torch.reference import ReferenceConverter
+from converter.weights.adapters import WeightedAdapter
 from converter.weights.quantization import Clip
 from runner.engine import Model, Sampling
 from runner.interpreter import GraphRunner
@@ -143,7 +144,7 @@ def test_eval_against_transformers(
         ({"quantize": "dynamic_int4"}, "--quantize dynamic_int4, the torch engine makes"),
         ({"quantize": "fp32,ffn=fp16"}, "--quantize fp32,ffn=fp16, the torch engine makes"),
         ({"target": Target.CPU}, "--target cpu, the torch engine makes"),
-        ({"lora": Path("adapter")}, "--lora, the torch engine makes"),
+        ({"lora": [WeightedAdapter(Path("adapter"))]}, "--lora, the torch engine makes"),
         ({"clip": Clip.MAX}, "--clip max, the torch engine makes"),
     ],
 )

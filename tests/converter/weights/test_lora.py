@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
 from safetensors.numpy import load_file, save_file
 
 from cli.main import main
@@ -19,14 +20,18 @@ from converter.base import ModelConverter
 from converter.errors import LiteRTLMError, SourceError, UnsupportedError
 from converter.litertlm.inspection import read_bundle
 from converter.options import ConvertOptions
+from converter.weights.adapters import WeightedAdapter
 from converter.weights.lora_config import READ, REFUSED, WITHOUT_EFFECT
 from runner.interpreter import GraphRunner
 from tests.converter.test_base import write_llama_gguf
-from tests.tiny_models import make_adapter, make_checkpoint, text_logits
+from tests.tiny_models import make_adapter, make_checkpoint, make_model, text_logits
 
 
-def convert(checkpoint: Path, adapter: Path, output: Path, **options: Any) -> Path:
-    chosen = ConvertOptions(quantize="fp32", lora=adapter, prefill_lengths=(8, 64), **options)
+def convert(
+    checkpoint: Path, adapter: Path | list[WeightedAdapter], output: Path, **options: Any
+) -> Path:
+    adapters = [WeightedAdapter(adapter)] if isinstance(adapter, Path) else adapter
+    chosen = ConvertOptions(quantize="fp32", lora=adapters, prefill_lengths=(8, 64), **options)
     with open_checkpoint(checkpoint) as opened:
         ModelConverter(opened, "tiny", chosen).convert(output)
     return output
@@ -55,13 +60,13 @@ def test_as_peft_merges(tmp_path: Path, family: str, options: dict[str, Any]) ->
         np.testing.assert_allclose(logits, expected[position], atol=1e-3)
 
 
-def train(base: Path, folder: Path, **options: Any) -> None:
+def train(base: Path, folder: Path, seed: int = 0, **options: Any) -> None:
     """Save an adapter of a checkpoint, with some training in all that it trains."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     settings = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"], **options}
     adapted = get_peft_model(model, LoraConfig(**settings))
@@ -84,8 +89,13 @@ def peft_logits(base: Path, adapter: Path, tokens: list[int]) -> Any:
 
 def assert_as_peft(tmp_path: Path, base: Path, adapter: Path) -> None:
     tokens = np.random.default_rng(0).integers(0, 256, 12).tolist()
-    expected = peft_logits(base, adapter, tokens)
-    runner = GraphRunner(convert(base, adapter, tmp_path / "m"))
+    assert_logits(
+        convert(base, adapter, tmp_path / "m"), tokens, peft_logits(base, adapter, tokens)
+    )
+
+
+def assert_logits(bundle: Path, tokens: list[int], expected: Any) -> None:
+    runner = GraphRunner(bundle)
     found = np.stack([np.ravel(runner.decode(token, i)) for i, token in enumerate(tokens)])
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
@@ -118,6 +128,15 @@ def assert_as_peft(tmp_path: Path, base: Path, adapter: Path) -> None:
         ("llama", {"trainable_token_indices": [3, 1, 200]}),
         ("qwen2-tied", {"trainable_token_indices": [3, 1, 200]}),
         ("llama", {"trainable_token_indices": {"lm_head": [7], "embed_tokens": [200, 2]}}),
+        # Modules whose weights the network has apart, and heads in an order of their own.
+        ("phi3", {"target_modules": "all-linear"}),
+        ("phi3", {"target_modules": ["qkv_proj"], "use_dora": True}),
+        ("phi3", {"modules_to_save": ["qkv_proj"], "target_modules": ["gate_up_proj"]}),
+        ("phi3-longrope-tied", {"target_modules": ["gate_up_proj"], "use_rslora": True}),
+        ("glm", {"target_modules": "all-linear", "use_dora": True}),
+        ("helium", {"target_modules": ["q_proj", "k_proj"], "bias": "lora_only"}),
+        ("cohere", {"target_modules": ["q_proj"], "modules_to_save": ["k_proj"]}),
+        ("ernie4_5-biases", {"target_modules": ["k_proj"], "bias": "all"}),
         # What a run started from, where that leaves the base as it is.
         ("llama", {"init_lora_weights": "gaussian"}),
         ("llama", {"init_lora_weights": "orthogonal"}),
@@ -137,6 +156,92 @@ def test_as_peft_computes(tmp_path: Path, family: str, options: dict[str, Any]) 
     make_checkpoint(family, tmp_path / "base")
     train(tmp_path / "base", tmp_path / "adapter", **options)
     assert_as_peft(tmp_path, tmp_path / "base", tmp_path / "adapter")
+
+
+def several(base: Path, *adapters: Path) -> Any:
+    """A base with adapters under the names 0, 1, ..., none of them merged."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    for number, adapter in enumerate(adapters):
+        if number == 0:
+            model = PeftModel.from_pretrained(model, adapter, adapter_name="0")
+        else:
+            model.load_adapter(adapter, str(number))
+    return model.eval()
+
+
+TOKENS = [3, 1, 200, 7, 90, 14]
+
+
+@pytest.mark.parametrize(
+    ("family", "first", "second"),
+    [
+        ("llama", {}, {"target_modules": ["q_proj", "up_proj"], "r": 2, "use_rslora": True}),
+        ("phi3", {"target_modules": ["qkv_proj"]}, {"target_modules": "all-linear"}),
+        # Values that one of them sets, where the other changes nothing.
+        ("llama", {"modules_to_save": ["lm_head"]}, {"target_modules": ["v_proj"]}),
+        ("llama", {"target_modules": ["v_proj"]}, {"use_dora": True}),
+    ],
+)
+def test_several_one_after_the_other(
+    tmp_path: Path, family: str, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    base, folders = tmp_path / "base", [tmp_path / "a", tmp_path / "b"]
+    make_checkpoint(family, base)
+    for seed, options in enumerate((first, second)):
+        train(base, folders[seed], seed, **options)
+    merged = several(base, *folders).merge_and_unload(adapter_names=["0", "1"])
+    bundle = convert(base, [WeightedAdapter(folder) for folder in folders], tmp_path / "m")
+    assert_logits(bundle, TOKENS, text_logits(merged, TOKENS))
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.5), (0.25, -2.0), (0.0, 1.0)])
+def test_several_with_weights(tmp_path: Path, weights: tuple[float, ...]) -> None:
+    """The sum that peft calls cat."""
+    base, folders = tmp_path / "base", [tmp_path / "a", tmp_path / "b"]
+    make_checkpoint("llama", base)
+    train(base, folders[0], 0, target_modules=["down_proj", "q_proj", "lm_head"])
+    train(base, folders[1], 1, r=2, target_modules=["embed_tokens", "q_proj", "lm_head"])
+    model = several(base, *folders)
+    model.add_weighted_adapter(["0", "1"], list(weights), "sum", combination_type="cat")
+    model.set_adapter("sum")
+    adapters = [WeightedAdapter(*each) for each in zip(folders, weights, strict=True)]
+    bundle = convert(base, adapters, tmp_path / "m")
+    assert_logits(bundle, TOKENS, text_logits(model, TOKENS))
+
+
+@pytest.mark.parametrize(
+    ("options", "tensor"),
+    [
+        ({"use_dora": True}, "q_proj.weight"),
+        ({"modules_to_save": ["lm_head"]}, "lm_head.weight"),
+        ({"bias": "all"}, "q_proj.bias"),
+        ({"trainable_token_indices": [3]}, "embed_tokens.weight"),
+    ],
+)
+def test_what_is_set_has_no_weight(tmp_path: Path, options: dict[str, Any], tensor: str) -> None:
+    make_checkpoint("qwen2", tmp_path / "base")
+    train(tmp_path / "base", tmp_path / "adapter", **options)
+    with pytest.raises(UnsupportedError) as error:
+        convert(tmp_path / "base", [WeightedAdapter(tmp_path / "adapter", 0.5)], tmp_path / "m")
+    assert "it sets values (" in str(error.value)
+    assert f"{tensor}: they cannot be taken 0.5 times" in str(error.value)
+
+
+@pytest.mark.parametrize("options", [{"bias": "all"}, {"use_dora": True}])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_what_is_set_is_changed_by_one_alone(
+    tmp_path: Path, options: dict[str, Any], swapped: bool
+) -> None:
+    make_checkpoint("qwen2", tmp_path / "base")
+    train(tmp_path / "base", tmp_path / "a", target_modules=["q_proj"], **options)
+    train(tmp_path / "base", tmp_path / "b", **{**options, "use_dora": False})
+    adapters = [WeightedAdapter(tmp_path / name) for name in ("ba" if swapped else "ab")]
+    with pytest.raises(UnsupportedError, match="it and another adapter change"):
+        convert(tmp_path / "base", adapters, tmp_path / "m")
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2-tied"])
@@ -270,7 +375,9 @@ def test_other_modules_are_refused_by_name(adapter: Path, module: str) -> None:
 def test_an_adapter_of_another_model_is_refused(adapter: Path) -> None:
     name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
     edit_weights(adapter, {name: np.zeros((97, 4), np.float32)})
-    assert "layers.1.mlp.up is [97, 4] x [4, 64], the model's is [96, 64]" in str(refusal(adapter))
+    assert "layers.1.mlp.up_proj.weight is [97, 4] x [4, 64], the model's is [96, 64]" in str(
+        refusal(adapter)
+    )
 
 
 def test_half_an_update_is_refused(adapter: Path) -> None:
@@ -283,7 +390,7 @@ def test_half_an_update_is_refused(adapter: Path) -> None:
 @pytest.mark.parametrize(
     ("weights_are_now", "message"),
     [
-        ("adapter_model.gguf", "it has no adapter_model.safetensors"),
+        ("adapter_model.gguf", "it has no adapter_model.safetensors, if its adapter_model.gguf is"),
         ("adapter_model.bin", "its weights are in PyTorch's pickle format (adapter_model.bin)"),
         ("adapters.safetensors", "it is an adapter of mlx-lm (adapters.safetensors), not of peft"),
     ],
@@ -316,6 +423,22 @@ def test_a_gguf_gets_the_same_update(adapter: Path) -> None:
     assert found[0] == found[1]
 
 
+def test_blocks_that_an_adapter_changes_are_not_the_checkpoints(adapter: Path) -> None:
+    """Those of a Q4_0 go in as they are; with an update they are on no grid any more."""
+    folder, chosen = adapter.parent, {"quantize": "dynamic_int4", "prefill_lengths": (8,)}
+    gguf = write_llama_gguf(folder / "base", folder / "q.gguf", GGMLQuantizationType.Q4_0)
+    make_adapter(make_model("llama"), adapter, target_modules=["gate_proj", "up_proj", "down_proj"])
+    said = []
+    for adapters in ([], [WeightedAdapter(adapter)]):
+        with open_checkpoint(gguf) as opened:
+            options = ConvertOptions(lora=adapters, **chosen)
+            ModelConverter(opened, "tiny", options).convert(folder / "m")
+        said.append(read_bundle(folder / "m").system)
+    assert [each["attention weights"] for each in said] == [said[0]["attention weights"]] * 2
+    assert "% of the blocks as they were" in said[0]["ffn weights"]
+    assert said[1]["ffn weights"] == "Q4_0 -> int4, rounded again"
+
+
 def test_the_current_folder_has_a_name(
     adapter: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,6 +455,9 @@ def test_on_the_command_line(adapter: Path, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == f"{folder}/out/base-adapter.litertlm\n"
     assert main(["convert", str(folder / "base"), *options, "--dry-run"]) == 0
     assert "base-adapter.litertlm" in capsys.readouterr().out
+    options[3] = f"{adapter}:0.5"
+    assert main(["convert", str(folder / "base"), "--lora", str(adapter), *options]) == 0
+    assert capsys.readouterr().out == f"{folder}/out/base-adapter-adapter-0.5.litertlm\n"
     options[3] = str(folder / "nothing")
     assert main(["convert", str(folder / "base"), *options]) == 1
     assert capsys.readouterr().err == (

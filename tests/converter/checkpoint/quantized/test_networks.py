@@ -15,6 +15,7 @@ from converter.base import ModelConverter, Plan
 from converter.check import check
 from converter.litertlm.inspection import read_bundle
 from converter.options import ConvertOptions
+from converter.weights.adapters import WeightedAdapter
 from runner.interpreter import GraphRunner
 from tests import quantized_checkpoints as packers
 from tests.quantized_checkpoints import PACK_QUANTIZED, Packer, quantize
@@ -146,7 +147,7 @@ def test_an_adapter_is_merged_into_quantised_weights(tmp_path: Path) -> None:
     merged = make_adapter(model, tmp_path / "adapter")
     expected = text_logits(merged, TOKENS)
     assert np.abs(expected - before).max() > 0.05
-    convert(folder, tmp_path / "out", "fp32", lora=tmp_path / "adapter")
+    convert(folder, tmp_path / "out", "fp32", lora=[WeightedAdapter(tmp_path / "adapter")])
     assert np.abs(differences(tmp_path / "out", expected)).max() < 1e-3
 
 

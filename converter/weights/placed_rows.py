@@ -1,0 +1,51 @@
+"""Rows of a weight, out of a tensor that holds it among others or in another order.
+
+A checkpoint's tensors and those of an adapter of the same format lie alike: what a family says of
+the one (`WeightSource`) puts the other in order, too.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from converter.checkpoint.base import Checkpoint
+from converter.families.base import WeightSource
+
+
+def read_placed(
+    checkpoint: Checkpoint,
+    tensor: str,
+    source: WeightSource,
+    start: int,
+    stop: int,
+    buffer: np.ndarray | None = None,
+    keep_bf16: bool = False,
+) -> np.ndarray:
+    """Rows `start:stop` as the network has them, `(stop - start, columns)`.
+
+    Of a tensor of one dimension they are its values: `(1, stop - start)`. Nothing is added.
+
+    Args:
+        tensor: one that is laid out as `source` says, whatever tensor that names.
+        start, stop: whole heads, where rows of heads are in another order.
+        buffer, keep_bf16: see `Checkpoint.read_rows`.
+    """
+    first, last = source.first_row + start, source.first_row + stop
+    if len(checkpoint.tensors[tensor].shape) == 1:
+        rows = checkpoint.read_rows(tensor, 0, 1, buffer=buffer)[:, first:last]
+    else:
+        rows = checkpoint.read_rows(tensor, first, last, buffer=buffer, keep_bf16=keep_bf16)
+    return halves_from_pairs(rows, *source.interleaved) if source.interleaved else rows
+
+
+def halves_from_pairs(rows: np.ndarray, head_dim: int, width: int) -> np.ndarray:
+    """Per head, rows (0, w/2), (1, w/2 + 1), ... back to 0..w/2, w/2..w; (heads * d, columns).
+
+    The rows of a head from w to d stay where they are.
+    """
+    if rows.shape[0] == 1:  # a vector: its values are the rows
+        return halves_from_pairs(rows.reshape(-1, 1), head_dim, width).reshape(1, -1)
+    order = np.arange(head_dim)
+    order[:width] = order[:width].reshape(-1, 2).T.reshape(-1)
+    heads = rows.reshape(-1, head_dim, rows.shape[1])
+    return np.ascontiguousarray(heads[:, order]).reshape(rows.shape)
