@@ -87,6 +87,8 @@ ARCHITECTURES: dict[str, str] = {
     "mistral3": "ministral3",
     "phi2": "phi",
 }
+# Classes in the code of a repository, which finds its config without a model_type.
+_OWN_CODE = {"InternLM3ForCausalLM": "internlm3", "MiniCPMForCausalLM": "minicpm"}
 # Larger models whose decoder is what their `text_config` says, a family of its own.
 _WRAPPERS = ("mistral3",)
 
@@ -104,6 +106,8 @@ def family_of(config: Mapping[str, Any], fmt: str = "safetensors") -> Family:
         tied = config.get("tie_word_embeddings", True)
         config = {"model_type": "mistral", **text, "tie_word_embeddings": tied}
     model_type = config.get("model_type")
+    if model_type is None and isinstance(classes := config.get("architectures"), list):
+        model_type = next((_OWN_CODE[name] for name in classes if name in _OWN_CODE), None)
     if not isinstance(model_type, str):
         raise SourceError("config.json", "has no model_type", "is this a language model's folder?")
     family = family_class(model_type, fmt, config=config)

@@ -855,6 +855,48 @@ _OTHERS: dict[str, Published] = {
             "activation": "gelu_tanh", "gate": False, "tied": True,
         },
     ),
+    "internlm/internlm3-8b-instruct": (
+        {
+            "model_type": "internlm3", "bias": False, "head_dim": 128, "hidden_act": "silu",
+            "hidden_size": 4096, "intermediate_size": 10240, "max_position_embeddings": 32768,
+            "num_attention_heads": 32, "num_hidden_layers": 48, "num_key_value_heads": 2,
+            "qkv_bias": False, "rms_norm_eps": 1e-05,
+            "rope_scaling": {"factor": 6.0, "rope_type": "dynamic"}, "rope_theta": 50000000,
+            "tie_word_embeddings": False, "vocab_size": 128512,
+        },
+        {"parameters": 8_804_241_408, "rotated": 128, "theta": 50_000_000},
+    ),
+    "openbmb/MiniCPM-2B-sft-bf16": (
+        {
+            "model_type": "minicpm", "hidden_act": "silu", "hidden_size": 2304,
+            "intermediate_size": 5760, "max_position_embeddings": 4096,
+            "num_attention_heads": 36, "num_hidden_layers": 40, "num_key_value_heads": 36,
+            "rms_norm_eps": 1e-05, "rope_scaling": None, "vocab_size": 122753, "scale_emb": 12,
+            "dim_model_base": 256, "scale_depth": 1.4,
+        },
+        {
+            "parameters": 2_724_880_896, "rotated": 64, "theta": 10000, "embedding_scale": 12,
+            "residual_scale": 1.4 / math.sqrt(40), "logits_scale": 1 / 9, "tied": True,
+        },
+    ),
+    "openbmb/MiniCPM4-0.5B": (
+        {
+            "model_type": "minicpm", "hidden_act": "silu", "hidden_size": 1024,
+            "intermediate_size": 4096, "max_position_embeddings": 32768,
+            "num_attention_heads": 16, "num_hidden_layers": 24, "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-06, "vocab_size": 73448, "scale_emb": 12, "dim_model_base": 256,
+            "scale_depth": 1.4, "mup_denominator": 32, "tie_word_embeddings": True,
+            "rope_scaling": {
+                "rope_type": "longrope", "short_factor": [1.0] * 32, "long_factor": [2.0] * 32,
+                "original_max_position_embeddings": 32768,
+            },
+        },
+        {
+            "parameters": 433_873_920, "rotated": 64, "theta": 10000, "long": (32768, 2),
+            "embedding_scale": 12, "residual_scale": 1.4 / math.sqrt(24), "logits_scale": 1 / 4,
+            "tied": True,
+        },
+    ),
 }  # fmt: skip
 
 PUBLISHED: dict[str, Published] = {

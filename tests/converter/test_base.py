@@ -473,17 +473,20 @@ def test_a_short_model_has_a_short_cache(llama: Path, tmp_path: Path) -> None:
     assert plan.prefill_lengths == (8, 64, 100)
 
 
-def test_a_cache_is_no_longer_than_the_frequencies_hold(llama: Path, tmp_path: Path) -> None:
+def test_the_cache_decides_between_the_frequencies_of_longrope(llama: Path, tmp_path: Path) -> None:
+    short, long = [1.0] * 8, [2.0] * 8
     settings = {
         "rope_type": "longrope",
-        "short_factor": [1.0] * 8,
-        "long_factor": [2.0] * 8,
+        "short_factor": short,
+        "long_factor": long,
         "original_max_position_embeddings": 200,
     }
     source = edited(llama, tmp_path / "long", rope_parameters=settings)
-    assert plan_of(source, cache_length=None, prefill_lengths=(8,)).cache_length == 200
-    error = refusal(source, tmp_path / "out" / "m", cache_length=201)
-    assert "tiny was made for at most 200 positions" in str(error)
+    for length, factors in ((200, short), (201, long), (None, long)):
+        plan = plan_of(source, cache_length=length, prefill_lengths=(8,))
+        rope = plan.spec.layers[0].mixer.rope
+        assert rope is not None
+        assert rope.factors == tuple(factors)
 
 
 def test_ignored_keys_of_a_config_stand_in_the_file(llama: Path, tmp_path: Path) -> None:
