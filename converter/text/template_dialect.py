@@ -62,7 +62,8 @@ def in_runtime_dialect(template: str) -> str:
     """Write a jinja2 template as a minijinja one that prints the same.
 
     Raises:
-        TemplateFailureError: it is no template, or has a statement that minijinja lacks.
+        TemplateFailureError: it is no template, or has a statement that minijinja lacks; loop
+            controls, which it lacks too, become conditions.
     """
     environment = Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
@@ -100,12 +101,7 @@ def _statement(node: Any) -> str:
                 branches += _tag("else") + _statements(node.else_)
             return branches + _tag("endif")
         case nodes.For():
-            head = f"for {_target(node.target)} in {_expression(node.iter)}"
-            head += f" if {_expression(node.test)}" if node.test else ""
-            body = _tag(head + (" recursive" if node.recursive else "")) + _statements(node.body)
-            if node.else_:
-                body += _tag("else") + _statements(node.else_)
-            return body + _tag("endfor")
+            return _for(node)
         case nodes.Assign():
             return _tag(f"set {_target(node.target)} = {_expression(node.node)}")
         case nodes.AssignBlock():
@@ -125,10 +121,64 @@ def _statement(node: Any) -> str:
             head = ", ".join(f"{_target(name)} = {_expression(value)}" for name, value in pairs)
             return _block(f"with {head}", node.body, "endwith")
         case nodes.Break() | nodes.Continue():
-            name = type(node).__name__.lower()
-            raise TemplateFailureError(f"the runtime's renderer has no {{% {name} %}}")
+            raise TemplateFailureError(f"it has a {type(node).__name__} outside a loop")
         case _:
             raise TemplateFailureError(f"it has a {type(node).__name__} statement")
+
+
+def _for(node: nodes.For) -> str:
+    """A loop. One that is left or cut short asks before each step whether it still goes on."""
+    head = f"for {_target(node.target)} in {_expression(node.iter)}"
+    head += f" if {_expression(node.test)}" if node.test else ""
+    before = body = ""
+    if any(map(_jumps, node.body)):
+        # Of two loops, one inside the other, the inner one has fewer loops inside.
+        flow = f"flow_{len(list(node.find_all(nodes.For)))}"
+        before = _tag(f"set {flow} = namespace(goes = true, is_left = false)")
+        body = _tag(f"set {flow}.goes = not {flow}.is_left")
+        node.body = _guarded([nodes.If(_goes(flow), node.body, [], [])], flow)
+    body += _statements(node.body)
+    loop = _tag(head + (" recursive" if node.recursive else "")) + body
+    if node.else_:
+        loop += _tag("else") + _statements(node.else_)
+    return before + loop + _tag("endfor")
+
+
+def _jumps(node: nodes.Node) -> bool:
+    """Whether a statement leaves the loop that it stands in, or cuts this step of it short."""
+    if isinstance(node, nodes.Break | nodes.Continue):
+        return True
+    return not isinstance(node, nodes.For) and any(map(_jumps, node.iter_child_nodes()))
+
+
+def _guarded(body: Sequence[nodes.Node], flow: str) -> list[nodes.Node]:
+    """The body of a loop without jumps: they are noted, and what follows asks."""
+    guarded: list[nodes.Node] = []
+    for at, node in enumerate(body):
+        if isinstance(node, nodes.Break | nodes.Continue):
+            guarded.append(_note(flow, "goes", False))
+            if isinstance(node, nodes.Break):
+                guarded.append(_note(flow, "is_left", True))
+            break
+        guarded.append(node)
+        if _jumps(node):
+            blocks: list[Any] = [node, *(node.elif_ if isinstance(node, nodes.If) else ())]
+            for block in blocks:
+                block.body = _guarded(block.body, flow)
+            if isinstance(node, nodes.If):
+                node.else_ = _guarded(node.else_, flow)
+            if rest := _guarded(body[at + 1 :], flow):
+                guarded.append(nodes.If(_goes(flow), rest, [], []))
+            break
+    return guarded
+
+
+def _goes(flow: str) -> nodes.Expr:
+    return nodes.Getattr(nodes.Name(flow, "load"), "goes", "load")
+
+
+def _note(flow: str, name: str, value: bool) -> nodes.Assign:
+    return nodes.Assign(nodes.NSRef(flow, name), nodes.Const(value))
 
 
 def _target(node: Any) -> str:

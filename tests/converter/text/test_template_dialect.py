@@ -65,6 +65,17 @@ IDIOMS = [
     "{% if false %}a{% elif messages[0].role == 'system' %}b{% else %}c{% endif %}",
     "{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='name') | join(',') }}",
     "{% set messages = messages[1:] %}{{ messages[0].role }}",
+    # Loop controls
+    "{% for m in messages %}{% if loop.first %}{{ m.role }}!{% continue %}lost{% endif %}"
+    "{{ m.role }}{{ '.' if loop.last else ',' }}{% endfor %}",
+    "{% for m in messages %}{% if m.role == 'user' %}{% break %}{% else %}{{ m.role }}{% endif %}-"
+    "{% endfor %}end",
+    "{% for m in messages %}{% for i in range(4) %}{% if i == 1 %}{% continue %}"
+    "{% elif loop.last %}{% break %}{% endif %}{{ i }}{% endfor %}"
+    "{% if m.name is defined %}{% if loop.index == 2 %}{% set x = m.name %}{{ x }}{% break %}"
+    "{% endif %}{% endif %}|{{ m.role }}{% endfor %}",
+    "{% for m in messages %}{% with r = m.role %}{% if r == 'user' %}{% continue %}{% endif %}"
+    "{{ r }}{% endwith %};{% else %}none{% endfor %}",
     "{{ strftime_now('%d %b %Y') }}",
 ]  # fmt: skip
 
@@ -79,7 +90,7 @@ def test_the_runtime_prints_what_jinja2_does(template: str) -> None:
 @pytest.mark.parametrize(
     ("template", "why"),
     [
-        ("{% for m in messages %}{% continue %}{% endfor %}", "no {% continue %}"),
+        ("{% break %}", "a Break outside a loop"),
         ("{% for m in messages %}", "Unexpected end of template"),
         ("{% include 'x' %}", "a Include statement"),
         ("{{ " + "(" * 2000 + "1" + ")" * 2000 + " }}", "recursion"),

@@ -1,0 +1,81 @@
+"""Every family's chat template, as it is published: what the source prints, the engine prints."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from converter.registry import FAMILIES, family_class
+from converter.text.chat_template import TemplateReport, choose_template
+from converter.text.template_reference import TURNS, as_parts
+from converter.text.template_renderers import render_as_source
+from tests.converter.text.test_published_shapes import SHAPES
+from tests.family_templates import FAMILY_TEMPLATES, Template
+
+# Base models; and those whose template is that of the family named.
+WITHOUT_ONE = {"helium", "phi", "starcoder2"}
+AS_ANOTHER = {
+    "gemma": "gemma2", "gemma3_text": "gemma3", "glm4": "glm", "granitemoehybrid": "granite",
+    "ministral": "ministral3", "mistral": "llama", "qwen3": "qwen2",
+}  # fmt: skip
+
+
+def choose(source: Template) -> TemplateReport:
+    return choose_template(
+        source.template,
+        family=source.family,
+        templates=family_class(source.family).templates,
+        bos_token=source.bos,
+        eos_token=source.eos,
+        has_channel="think>" in source.template,
+    )
+
+
+def test_every_family_has_one() -> None:
+    shown = {source.family for source in FAMILY_TEMPLATES.values()}
+    shown |= {shape.family for shape in SHAPES.values()}
+    assert set(AS_ANOTHER.values()) <= shown
+    assert FAMILIES.keys() - WITHOUT_ONE - AS_ANOTHER.keys() == shown
+
+
+@pytest.mark.parametrize("name", FAMILY_TEMPLATES)
+def test_the_sources_own_is_carried_over(name: str) -> None:
+    source = FAMILY_TEMPLATES[name]
+    report = choose(source)
+    assert report.chosen.startswith("adapted source")
+    assert source.differs in report.history_difference
+    assert bool(source.differs) == (not report.exact_history)
+
+
+@pytest.fixture(scope="module")
+def engine(smollm2_bundle: Any) -> Iterator[Any]:
+    import litert_lm
+
+    litert_lm.set_min_log_severity(litert_lm.LogSeverity.FATAL)
+    with litert_lm.Engine(str(smollm2_bundle)) as engine:
+        yield engine
+
+
+@pytest.mark.parametrize("name", FAMILY_TEMPLATES)
+def test_the_engine_prints_three_turns_as_the_source_does(name: str, engine: Any) -> None:
+    source = FAMILY_TEMPLATES[name]
+    report = choose(source)
+    for end in (1, 3, 5):
+        *history, question = as_parts(TURNS[:end])
+        with engine.create_conversation(
+            chat_template=report.template, messages=history
+        ) as conversation:
+            got = conversation.render_message_to_string(question)
+        expected = render_as_source(
+            source.template,
+            TURNS[:end],
+            bos_token=source.bos or "",
+            eos_token=source.eos,
+            extra={"strftime_now": datetime.datetime.now(datetime.UTC).strftime},
+        )
+        if report.start_token_needed and source.bos:
+            expected = expected.removeprefix(source.bos)
+        assert got == expected
