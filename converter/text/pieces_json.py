@@ -11,7 +11,7 @@ import json
 from enum import Enum
 from typing import Any
 
-from converter.text.tokenizer_json import added_token
+from converter.text.tokenizer_json import added_token, with_breaks_apart
 
 
 class Prefix(Enum):
@@ -73,6 +73,7 @@ def pieces_to_json(
         {"type": "ByteFallback"},
         {"type": "Fuse"},
     ]
+    decoder = {"type": "Sequence", "decoders": decoders}
     tokenizer = {
         "version": "1.0",
         "truncation": None,
@@ -92,7 +93,7 @@ def pieces_to_json(
         if normalizer
         else metaspace | {"prepend_scheme": prefix.name.lower()},
         "post_processor": None,
-        "decoder": {"type": "Sequence", "decoders": decoders},
+        "decoder": with_breaks_apart(decoder, vocabulary) or decoder,
         "model": {
             "type": "BPE",
             "dropout": None,

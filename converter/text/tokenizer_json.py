@@ -23,6 +23,7 @@ class TokenizerJson:
     Truncation and padding serve training, and would cut prompts. An added token beyond the
     embedding's last row, such as Gemma's <image_soft_token> in its text models, would be read from
     outside it as soon as a user's text holds it; without the token that text is just text.
+    `with_breaks_apart` says what is wrong with line breaks that are bytes.
 
     Attributes:
         data: the bytes; the file's own where nothing had to be taken out.
@@ -78,13 +79,16 @@ class TokenizerJson:
             for token in more:
                 token["id"] = numbers[token["content"]]
             kept = [token for token in added if numbers[token["content"]] < limit]
+            decoder = with_breaks_apart(_value(parts.get("decoder")), self.ids)
         except (msgspec.DecodeError, KeyError, TypeError) as error:
             raise _damaged(name, error) from error
         parts |= dict.fromkeys(cut, msgspec.Raw(b"null"))
         is_changed = kept != listed
         if is_changed:
             parts["added_tokens"] = msgspec.Raw(msgspec.json.encode(kept))
-        self.data = _joined(parts) if cut or is_changed else data
+        if decoder is not None:
+            parts["decoder"] = msgspec.Raw(msgspec.json.encode(decoder))
+        self.data = _joined(parts) if cut or is_changed or decoder is not None else data
         numbers = {token["content"]: numbers[token["content"]] for token in kept}
         self.special = {
             token["content"]: numbers[token["content"]] for token in kept if token.get("special")
@@ -146,6 +150,33 @@ def without_first_blank(data: bytes) -> bytes | None:
     first[0]["prepend_scheme"] = "never"
     parts["pre_tokenizer"] = msgspec.Raw(msgspec.json.encode(cutting))
     return _joined(parts)
+
+
+def with_breaks_apart(decoder: Any, ids: Mapping[str, int]) -> Any:
+    """A decoder that reads a line break or a tab, where it is a byte's token, by itself.
+
+    ByteFallback reads a run of bytes' tokens as one text, and as nothing but U+FFFD until its last
+    character is whole. With "€", a break and the first byte of an emoji, what the engine has shown
+    is then gone: it ends the answer with "Stable text shrunk compared to released".
+
+    Returns:
+        The changed decoder, or None where there is nothing to change.
+    """
+    steps = decoder.get("decoders", [decoder]) if isinstance(decoder, dict) else []
+    bytes_ = {"type": "ByteFallback"}
+    if bytes_ not in steps:
+        return None
+    at = steps.index(bytes_)
+    tokens = {f"<0x{ord(c):02X}>": c for c in "\t\n" if c not in ids}
+    apart = [
+        {"type": "Replace", "pattern": {"String": token}, "content": c}
+        for token, c in tokens.items()
+        if token in ids
+    ]
+    apart = [step for step in apart if step not in steps]  # it was done before
+    if not apart:
+        return None
+    return {"type": "Sequence", "decoders": [*steps[:at], *apart, *steps[at:]]}
 
 
 def added_token(
