@@ -473,8 +473,10 @@ def _losses(became: str, met: Sequence[tuple[int, int]]) -> str:
     if dtype == "float32" or (stored, dtype) == ("F16", "float16"):
         return ", as they were"
     if met:
-        share = sum(exact for exact, _ in met) / sum(count for _, count in met)
-        return f", {share:.1%} of the blocks as they were, the others rounded again"
+        exact, count = (sum(numbers) for numbers in zip(*met, strict=True))
+        if exact == count:
+            return ", all blocks as they were"
+        return f", {exact / count:.1%} of the blocks as they were, the others rounded again"
     return "" if stored in _FLOATS else ", rounded again"
 
 

@@ -21,7 +21,7 @@ from converter.checkpoint.quantized.base import (
     part_of,
     wrong_shape,
 )
-from converter.checkpoint.quantized.numbers import Codebook, unsigned
+from converter.checkpoint.quantized.numbers import FLOATS, Codebook, unsigned
 
 # Of the eight outputs in a word, which one each code is of.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -96,13 +96,13 @@ class GPTQ(_WordsOfColumns):
             columns = index.shape[0]
             group = -(-columns // max(1, as_rows(scales.shape)[0]))
         else:
-            columns, group = self._columns(stored, weight, codes, scales)
+            columns, group = self._columns(stored, weight, codes, zeros)
         bits = words * 32 // columns
         if bits not in _WIDTHS or words * 32 != columns * bits:
             raise wrong_shape(stored, weight, codes, f"[{columns} * bits / 32, {rows}]")
         count = scales.shape[0] if scales.shape else 0
-        if scales.shape != (count, rows) or count == 0:
-            raise wrong_shape(stored, weight, scales, f"[groups, {rows}]")
+        if scales.shape != (count, rows) or count == 0 or scales.dtype not in FLOATS:
+            raise wrong_shape(stored, weight, scales, f"floats [groups, {rows}]")
         if zeros.shape != (count, -(-rows * bits // 32)) or zeros.dtype != "I32":
             raise wrong_shape(stored, weight, zeros, f"I32 [{count}, {-(-rows * bits // 32)}]")
         # Of an index in order, which is what all but desc_act have, nothing has to be looked up.
@@ -128,23 +128,30 @@ class GPTQ(_WordsOfColumns):
         )
 
     def _columns(
-        self, stored: StoredCheckpoint, weight: str, codes: TensorInfo, scales: TensorInfo
+        self,
+        stored: StoredCheckpoint,
+        weight: str,
+        codes: TensorInfo,
+        zeros: TensorInfo,
     ) -> tuple[int, int]:
         """Columns, and those that share a scale, where no index says how many there are.
 
-        Codes of the width that the config says come first; of another, the groups must fit.
+        The width of a row of zeros tells the bits, which with the words tell the columns; modules
+        may differ from the config (`dynamic`) in the size of a group, too.
         """
-        group, groups = self.settings.get("group_size", 128), as_rows(scales.shape)[0]
+        rows, (groups, width) = codes.shape[1], as_rows(zeros.shape)
         said = self.settings.get("bits")
-        for bits in sorted(_WIDTHS, key=lambda width: width != said):
+        for bits in sorted(_WIDTHS, key=lambda bits: bits != said):
             columns, rest = divmod(codes.shape[0] * 32, bits)
-            size = columns if group == -1 else group
-            fits = isinstance(size, int) and size > 0 and -(-columns // size) == groups
-            if not rest and fits and (group != -1 or bits == said):
-                return columns, size
-        raise wrong_shape(
-            stored, weight, scales, f"one row for each group_size={group!r} of bits={said!r}"
-        )
+            if rest or width != -(-rows * bits // 32) or not groups:
+                continue
+            group = self.settings.get("group_size", 128)
+            if isinstance(group, int) and group > 0 and -(-columns // group) == groups:
+                return columns, group
+            if columns % groups == 0:
+                return columns, columns // groups
+        expected = f"I32 [groups, {rows} * bits / 32] beside {list(codes.shape)} words"
+        raise wrong_shape(stored, weight, zeros, expected)
 
     def _zeros(self, bits: int) -> Codebook:
         book = unsigned(bits)
@@ -178,8 +185,8 @@ class AWQ(_WordsOfColumns):
         columns, rows = codes.shape[0], codes.shape[1] * 8
         group = self._group(stored, weight, scales, columns)
         count = scales.shape[0]
-        if scales.shape != (count, rows):
-            raise wrong_shape(stored, weight, scales, f"[{count}, {rows}]")
+        if scales.shape != (count, rows) or scales.dtype not in FLOATS:
+            raise wrong_shape(stored, weight, scales, f"floats [{count}, {rows}]")
         if zeros.shape != (count, codes.shape[1]) or zeros.dtype != "I32":
             raise wrong_shape(stored, weight, zeros, f"I32 [{count}, {codes.shape[1]}]")
         return Affine(
@@ -206,7 +213,8 @@ def auto_round(settings: Settings) -> Layout:
     form = settings.get("packing_format")
     match form:
         case "auto_round:auto_awq":
-            return AWQ({**settings, "version": "gemm"})
+            is_symmetric = settings.get("sym") is True
+            return AWQ({**settings, "version": "gemm", "zero_point": not is_symmetric})
         case "auto_round:auto_gptq":
             return GPTQ({**settings, "checkpoint_format": "gptq"})
         case "auto_round" | "auto_round:gptqmodel":  # which store zeros as they are

@@ -18,6 +18,7 @@ from converter.checkpoint.quantized.gemma import Gemma
 from converter.checkpoint.quantized.gptq import AWQ, GPTQ, auto_round
 from converter.checkpoint.quantized.mlx import MLX, Metal
 from converter.checkpoint.quantized.mxfp4 import MXFP4
+from converter.checkpoint.quantized.numbers import FLOATS
 from converter.checkpoint.quantized.scaled import FBGEMM, FP8, CompressedTensors
 from converter.checkpoint.quantized.torchao import TorchAO
 from converter.errors import UnsupportedError
@@ -56,7 +57,6 @@ _TENSORS = re.compile(
     r"|weight\.absmax|weight\.quant_map|weight\.quant_state\..*|weight\._data|_?weight_qdata|W_q"
     r"|trellis|input_scale|g_idx)$"
 )
-_FLOATS = ("F64", "F32", "F16", "BF16")
 _BASE_MODEL = re.compile(r"^base_model:\s*(?:-\s*|\[\s*)?[\"']?([\w.-]+/[\w.-]+)", re.MULTILINE)
 
 
@@ -106,7 +106,7 @@ def refuse_quantized(
     for tensor in tensors:
         if _TENSORS.search(tensor.name):
             raise _refusal(what, f"it holds a tensor {tensor.name}", base_model)
-        if tensor.name.endswith("weight") and tensor.dtype not in _FLOATS:
+        if tensor.name.endswith("weight") and tensor.dtype not in FLOATS:
             method = f"tensor {tensor.name} is stored as {tensor.dtype}"
             raise _refusal(what, method, base_model)
 

@@ -104,6 +104,14 @@ CASES: dict[str, tuple[dict[str, Any], Packer, tuple[int, int], str, int | None]
         by("auto-round", bits=4, group_size=32, packing_format="auto_round:auto_awq"),
         packers.awq, (40, 96), "AWQ 4-bit", None,
     ),
+    "gptq-other-groups": (  # `dynamic`: a module in groups of another size than the config says
+        by("gptq", bits=4, group_size=128),
+        partial(packers.gptq, group=48, has_index=False), (40, 96), "GPTQ 4-bit", None,
+    ),
+    "auto-round-awq-symmetric": (
+        by("auto-round", bits=4, group_size=32, sym=True, packing_format="auto_round:auto_awq"),
+        partial(packers.awq, symmetric=True), (40, 96), "AWQ 4-bit", 32,
+    ),
     "awq": (by("awq", bits=4, group_size=32), packers.awq, (40, 96), "AWQ 4-bit", None),
     "awq-symmetric": (
         by("awq", bits=4, group_size=32, zero_point=False, version="GEMM"),
@@ -297,7 +305,9 @@ DAMAGED: dict[str, tuple[str, dict[str, torch.Tensor | None], str]] = {
     "scales of other groups": (
         "gptq", {"scales": torch.ones(2, 40).half()}, "qzeros is I32 [3, 5], not I32 [2, 5]",
     ),
-    "scales of other rows": ("gptq", {"scales": torch.ones(3, 32)}, "not [groups, 40]"),
+    "scales of whole numbers": ("gptq", {"scales": torch.ones(3, 40).int()}, "not floats [groups"),
+    "awq scales of whole numbers": ("awq", {"scales": torch.ones(3, 40).int()}, "not floats [3, 4"),
+    "scales of other rows": ("gptq", {"scales": torch.ones(3, 32)}, "not floats [groups, 40]"),
     "codes that are no matrix": ("gptq", {"qweight": torch.ones(480).int()}, "qweight is I32"),
     "codes of another width": (
         "gptq", {"g_idx": torch.zeros(90).int()}, "not [90 * bits / 32, 40]",

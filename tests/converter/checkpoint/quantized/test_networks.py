@@ -123,7 +123,7 @@ def test_symmetric_codes_go_in_without_a_second_rounding(tmp_path: Path, case: s
         expected = weights[weight.source.tensor].numpy()
         np.testing.assert_array_equal(stored_matrix(content, plan, weight), expected)
     system = read_bundle(tmp_path / "out").system
-    exactly = f"{called} -> int4, 100.0% of the blocks as they were, the others rounded again"
+    exactly = f"{called} -> int4, all blocks as they were"
     assert system["attention weights"] == system["head weights"] == exactly
     assert system["embedding weights"] == "F32 -> int8"
 
