@@ -87,6 +87,8 @@ ARCHITECTURES: dict[str, str] = {
     "mistral3": "ministral3",
     "phi2": "phi",
 }
+# The one of these that has windows is another family.
+_WITH_WINDOWS = {"olmo2": "olmo3"}
 # Classes in the code of a repository, which finds its config without a model_type.
 _OWN_CODE = {"InternLM3ForCausalLM": "internlm3", "MiniCPMForCausalLM": "minicpm"}
 # Larger models whose decoder is what their `text_config` says, a family of its own.
@@ -110,6 +112,8 @@ def family_of(config: Mapping[str, Any], fmt: str = "safetensors") -> Family:
         model_type = next((_OWN_CODE[name] for name in classes if name in _OWN_CODE), None)
     if not isinstance(model_type, str):
         raise SourceError("config.json", "has no model_type", "is this a language model's folder?")
+    if fmt == "gguf" and config.get("sliding_window"):
+        model_type = _WITH_WINDOWS.get(model_type, model_type)
     family = family_class(model_type, fmt, config=config)
     try:
         return family.from_config(config, fmt)

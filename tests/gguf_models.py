@@ -29,12 +29,14 @@ class Written:
         arch: `general.architecture`.
         keys: of a transformers config, beside those that all have.
         permutes: rows of q and k become pairs of neighbours.
+        split: what is done to the tensors before they get their names in the GGUF.
         change: anything else that is done to the tensors, which are under their names in the GGUF.
     """
 
     arch: str
     keys: Callable[[Any], Keys] = lambda _: {}
     permutes: bool = False
+    split: Callable[[Any, Tensors], Tensors] = lambda _, tensors: tensors
     change: Callable[[Any, Tensors], Tensors] = lambda _, tensors: tensors
 
 
@@ -127,8 +129,63 @@ def _phi3_keys(config: Any) -> Keys:
     return keys
 
 
+def _llama3_factors(config: Any, tensors: Tensors) -> Tensors:
+    """What frequencies are divided by, where llama3's way of stretching them was worked out."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    inverse, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    width = _head_dim(config)
+    plain = config.rope_parameters["rope_theta"] ** (-np.arange(0, width, 2) / width)
+    return {**tensors, "rope_freqs.weight": (plain / inverse.numpy()).astype(np.float32)}
+
+
+def _xielu_numbers(config: Any, state: Tensors) -> Tensors:
+    """They go into the metadata."""
+    return {name: value for name, value in state.items() if "act_fn" not in name}
+
+
+def _xielu_keys(state: Tensors) -> Keys:
+    """Numbers of each layer, or one for all where they are the same."""
+    found: dict[str, list[float]] = {}
+    for name, value in state.items():
+        if "act_fn" in name:
+            found.setdefault(f":xielu.{name.rpartition('.')[2]}", []).append(float(value.item()))
+    return {key: n[0] if len(set(n)) == 1 else n for key, n in found.items()}
+
+
+def _granite_hybrid_split(config: Any, state: Tensors) -> Tensors:
+    split: Tensors = {}
+    for name, value in state.items():
+        name = name.replace("shared_mlp.output_linear", "mlp.down_proj")
+        if "shared_mlp.input_linear" not in name:
+            split[name] = value
+            continue
+        for part, half in zip(("gate", "up"), np.split(value, 2), strict=True):
+            split[name.replace("shared_mlp.input_linear", f"mlp.{part}_proj")] = half
+    return split
+
+
+def _granite_hybrid_keys(config: Any) -> Keys:
+    return {
+        **_granite_keys(config),
+        "feed_forward_length": config.shared_intermediate_size,
+        "rope.scaling.finetuned": config.position_embedding_type == "rope",
+    }
+
+
+def _olmo3_keys(config: Any) -> Keys:
+    rope = config.rope_parameters["full_attention"]
+    return {
+        "attention.sliding_window": config.sliding_window,
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": rope["factor"],
+        "rope.scaling.original_context_length": rope["original_max_position_embeddings"],
+    }
+
+
 # By the model_type of the text part.
 WRITTEN: dict[str, Written] = {
+    "apertus": Written("apertus", split=_xielu_numbers, change=_llama3_factors),
     "arcee": Written("arcee", permutes=True),
     "cohere": Written("command-r", lambda c: {"logit_scale": c.logit_scale}),
     "cohere2": Written(
@@ -145,12 +202,16 @@ WRITTEN: dict[str, Written] = {
     "gemma2": Written("gemma2", _gemma2_keys, change=_gemma_norms),
     "gemma3_text": Written("gemma3", _gemma3_keys, change=_gemma_norms),
     "granite": Written("granite", _granite_keys, permutes=True),
+    "granitemoehybrid": Written(
+        "granite", _granite_hybrid_keys, permutes=True, split=_granite_hybrid_split
+    ),
     "internlm3": Written("llama", permutes=True),
     "llama": Written("llama", permutes=True),
     "minicpm": Written("minicpm", _minicpm_keys, permutes=True),
     "mistral": Written("llama", permutes=True),
     "nemotron": Written("nemotron", change=_gemma_norms),
     "olmo2": Written("olmo2"),
+    "olmo3": Written("olmo2", _olmo3_keys),
     "phi": Written("phi2"),
     "phi3": Written("phi3", _phi3_keys, change=_phi3_factors),
     "qwen2": Written("qwen2"),
@@ -178,17 +239,17 @@ def write_model(
     [arch] = [a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == written.arch]
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     tensors: Tensors = {}
-    for name, parameter in model.state_dict().items():
+    state = {name: value.float().numpy() for name, value in model.state_dict().items()}
+    for name, value in written.split(config, state).items():
         if config.tie_word_embeddings and name == "lm_head.weight":
             continue
         stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert stored is not None, name
-        value = parameter.float().numpy()
         if written.permutes and (".q_proj." in name or ".k_proj." in name):
             value = permuted(value, config)
         tensors[stored] = np.ascontiguousarray(value)
     tensors = written.change(config, tensors)
-    said = _common_keys(config) | written.keys(config) | (keys or {})
+    said = _common_keys(config) | written.keys(config) | _xielu_keys(state) | (keys or {})
     drop = tuple(key for key, value in said.items() if value is None)
     return write_gguf(path, said, tensors, written.arch, drop)
 

@@ -27,7 +27,7 @@ from converter.checkpoint.gguf_header import (
 )
 from converter.checkpoint.gguf_ollama import in_llama_cpp_words
 from converter.checkpoint.gguf_parts import parts_of, refuse_other_kinds, vocabulary_alone
-from converter.errors import SourceError
+from converter.errors import SourceError, UnsupportedError
 from converter.kernels import widen_bf16
 from converter.registry import family_class
 
@@ -41,6 +41,14 @@ _SAMPLING_KEYS = {
     "top_k": "general.sampling.top_k",
     "top_p": "general.sampling.top_p",
 }
+
+# Numbers of each layer that llama.cpp keeps among the metadata, and the tensors they are here.
+_LAYER_NUMBERS = {
+    "xielu.alpha_p": "blk.{i}.ffn_act.alpha_p",
+    "xielu.alpha_n": "blk.{i}.ffn_act.alpha_n",
+}
+# Others that are the same in all models there are, as in transformers.
+_CONSTANTS = {"xielu.beta": 0.5, "xielu.eps": -1e-6}
 
 
 def open_gguf(path: str | os.PathLike[str]) -> GGUFCheckpoint:
@@ -90,6 +98,7 @@ class GGUFFile(Checkpoint):
         self._files: list[PositionedFile] = []
         self._places: dict[str, Place] = {}
         self._file_of: dict[str, PositionedFile] = {}
+        self._numbers: dict[str, float] = {}  # tensors of one number that stands in the metadata
         self.tensors = {}
         self.config, self.generation_config = {}, {}
         try:
@@ -145,6 +154,8 @@ class GGUFFile(Checkpoint):
 
         A tensor of three or more dimensions counts as its leading dimensions multiplied into rows.
         """
+        if (number := self._numbers.get(name)) is not None:
+            return np.full((stop - start, 1), number, np.float32)
         shape = self.tensors[name].shape
         place = self._places[name]
         columns = shape[-1]
@@ -197,9 +208,31 @@ class GGUFCheckpoint(GGUFFile):
                 self.tensors,
                 read_vector=lambda name: self.read_rows(name, 0, 1)[0],
             )
+            self._take_layer_numbers(self.config["num_hidden_layers"])
         except BaseException:
             self.close()
             raise
+
+    def _take_layer_numbers(self, layers: int) -> None:
+        """Show what the metadata say of each layer, or of all of them, as tensors."""
+        for key in (_LAYER_NUMBERS.keys() | _CONSTANTS.keys()) & self.metadata.keys():
+            numbers = np.atleast_1d(np.asarray(self.metadata[key]))
+            if numbers.dtype.kind not in "fiu" or len(numbers) not in (1, layers):
+                raise SourceError(
+                    str(self.path), f"metadata key {key!r} is not a number for each layer", DAMAGED
+                )
+            if key in _CONSTANTS:
+                if not np.allclose(numbers, _CONSTANTS[key], rtol=1e-3, atol=0):
+                    raise UnsupportedError(
+                        str(self.path),
+                        f"its {key} is {numbers[0]:.6g}, and only {_CONSTANTS[key]} is supported",
+                        "convert the model's Hugging Face folder, or use another GGUF of it",
+                    )
+                continue
+            for i, number in enumerate(np.broadcast_to(numbers, layers)):
+                tensor = _LAYER_NUMBERS[key].format(i=i)
+                self._numbers[tensor] = float(number)
+                self.tensors[tensor] = TensorInfo(tensor, (1,), "F32", 4)
 
 
 def _dequantize(raw: np.ndarray, type_id: int, out: np.ndarray) -> None:

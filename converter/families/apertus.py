@@ -34,7 +34,7 @@ class Apertus(Family):
         NAMES,
         ("layers.{i}.attention.norm", "layers.{i}.attention_layernorm.weight", "blk.{i}.attn_norm.weight"),
         ("layers.{i}.mlp.norm", "layers.{i}.feedforward_layernorm.weight", "blk.{i}.ffn_norm.weight"),
-        # A GGUF has arrays of them among its metadata, which are not read: it is refused for these.
+        # A GGUF has them among its metadata; `converter/checkpoint/gguf.py` shows them as tensors.
         ("layers.{i}.mlp.alpha_p", "layers.{i}.mlp.act_fn.alpha_p", "blk.{i}.ffn_act.alpha_p"),
         ("layers.{i}.mlp.alpha_n", "layers.{i}.mlp.act_fn.alpha_n", "blk.{i}.ffn_act.alpha_n"),
     )  # fmt: skip

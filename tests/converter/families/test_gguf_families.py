@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from converter.base import ModelConverter
 from converter.checkpoint.gguf import open_gguf
+from converter.errors import LiteRTLMError
 from converter.options import ConvertOptions
 from converter.registry import FAMILIES
 from runner.interpreter import GraphRunner
@@ -18,11 +20,27 @@ from tests.tiny_models import TINY_CONFIGS, make_model, text_logits
 TOKENS = np.random.default_rng(5).integers(0, 256, 64).tolist()
 # What the config of a test says, and llama.cpp has no key for.
 NOT_IN_A_GGUF = {
-    "apertus", "exaone4-full", "gemma2", "gemma3", "gemma3_text-linear", "gemma3_text-yarn-llama3",
-    "granitemoehybrid", "granitemoehybrid-nope", "helium", "llama-gelu-dynamic",
+    "exaone4-full", "gemma2", "gemma3", "gemma3_text-linear", "gemma3_text-yarn-llama3",
+    "helium", "llama-gelu-dynamic",
     "llama-rope-linear", "llama-rope-llama3", "llama-rope-longrope", "ministral", "mistral",
-    "olmo3", "qwen2-rope-yarn", "qwen2-window", "qwen3-tied-bias", "smollm3-window", "starcoder2",
+    "qwen2-rope-yarn", "qwen2-window", "qwen3-tied-bias", "smollm3-window", "starcoder2",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({":xielu.beta": 0.7}, "its xielu.beta is 0.7"),
+        ({":xielu.alpha_p": [0.5] * 3}, "'xielu.alpha_p' is not a number for each layer"),
+        ({":xielu.alpha_n": "x"}, "'xielu.alpha_n' is not a number for each layer"),
+        ({":xielu.alpha_n": None}, "blk.0.ffn_act.alpha_n"),
+    ],
+)
+def test_numbers_of_layers_that_are_none(tmp_path: Path, keys: Any, why: str) -> None:
+    path = write_model(make_model("apertus"), tmp_path / "tiny.gguf", keys)
+    with pytest.raises(LiteRTLMError) as caught, open_gguf(path) as checkpoint:
+        ModelConverter(checkpoint, "tiny", ConvertOptions(cache_length=64)).plan()
+    assert why in str(caught.value)
 
 
 def test_every_family_that_llama_cpp_knows_is_written() -> None:
