@@ -18,6 +18,9 @@ from converter.text.control_tokens import turn_ends
 from converter.text.template_reference import as_parts
 from converter.text.template_renderers import render_as_runtime
 
+# With which FunctionGemma begins a call.
+FUNCTION_GEMMA_CALL = "<start_function_call>"
+
 if TYPE_CHECKING:
     from converter.text.bundle_tokenizer import BundleTokenizer
 
@@ -302,6 +305,11 @@ def _keep_what_the_template_shows(message: Any, report: TemplateReport) -> None:
     if message.llm_model_type.HasField("generic_model") and report.fences_calls:
         # Hermes and its kin, of any architecture: the runtime reads such calls as Qwen's.
         message.llm_model_type.qwen2p5.SetInParent()
+        message.supports_function_calling = True
+    if FUNCTION_GEMMA_CALL in report.template:
+        # A Gemma 3 that was taught calls in words of its own. Declarations and results, which the
+        # runtime would write in these words, too, are the template's here, as they are proven.
+        message.llm_model_type.function_gemma.use_template_for_fc_format = True
         message.supports_function_calling = True
     if not (message.supports_function_calling and report.tools):
         message.ClearField("supports_function_calling")

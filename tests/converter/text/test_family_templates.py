@@ -18,7 +18,7 @@ from tests.family_templates import FAMILY_TEMPLATES, Template
 # Base models; and those whose template is that of the family named.
 WITHOUT_ONE = {"helium", "phi", "starcoder2"}
 AS_ANOTHER = {
-    "gemma": "gemma2", "gemma3_text": "gemma3", "glm4": "glm", "granitemoehybrid": "granite",
+    "gemma": "gemma2", "glm4": "glm", "granitemoehybrid": "granite",
     "ministral": "ministral3", "mistral": "llama", "qwen3": "qwen2",
 }  # fmt: skip
 

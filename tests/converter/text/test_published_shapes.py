@@ -179,6 +179,73 @@ _GLM4 = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
+_FUNCTION_GEMMA = """{%- macro argument(value) -%}
+    {%- if value is string -%}{{- '<escape>' + value + '<escape>' -}}
+    {%- elif value is boolean -%}{{- 'true' if value else 'false' -}}
+    {%- elif value is mapping -%}{{- '{' -}}
+        {%- for key, inner in value | dictsort -%}
+            {{- key -}}:{{- argument(inner) -}}{%- if not loop.last %},{% endif -%}
+        {%- endfor -%}{{- '}' -}}
+    {%- else -%}{{- value -}}{%- endif -%}
+{%- endmacro -%}
+{%- macro declaration(tool) -%}
+    declaration:{{- tool['function']['name'] -}}
+    {description:<escape>{{- tool['function']['description'] -}}<escape>
+    {%- set params = tool['function']['parameters'] -%}
+    {%- if params -%}
+        ,parameters:{properties:{
+        {%- for key, value in params['properties'] | dictsort -%}
+            {{- key -}}:{type:<escape>{{- value['type'] | upper -}}<escape>}
+            {%- if not loop.last %},{% endif -%}
+        {%- endfor -%}
+        },type:<escape>{{- params['type'] | upper -}}<escape>}
+    {%- endif -%}}
+{%- endmacro -%}
+{{ bos_token }}
+{%- set ns = namespace(previous=None) -%}
+{%- if (messages[0]['role'] == 'system' or messages[0]['role'] == 'developer') or tools -%}
+    {{- '<start_of_turn>developer\n' -}}
+    {%- if messages[0]['role'] == 'system' or messages[0]['role'] == 'developer' -%}
+        {{- messages[0]['content'] | trim -}}
+        {%- set loop_messages = messages[1:] -%}
+    {%- else -%}{%- set loop_messages = messages -%}{%- endif -%}
+    {%- if tools -%}
+        {%- for tool in tools -%}
+            <start_function_declaration>{{- declaration(tool) | trim -}}<end_function_declaration>
+        {%- endfor -%}
+    {%- endif -%}
+    {{- '<end_of_turn>\n' -}}
+{%- else -%}{%- set loop_messages = messages -%}{%- endif -%}
+{%- for message in loop_messages -%}
+    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
+    {%- if role != 'tool' -%}
+        {%- if ns.previous != 'tool' -%}{{- '<start_of_turn>' + role + '\n' -}}{%- endif -%}
+        {%- if 'content' in message and message['content'] is not none -%}
+            {{- message['content'] | trim -}}
+        {%- endif -%}
+        {%- if 'tool_calls' in message and message['tool_calls'] -%}
+            {%- for call in message['tool_calls'] -%}
+                {%- set function = call['function'] -%}
+                {{- '<start_function_call>call:' + function['name'] + '{' -}}
+                {%- for key, value in function['arguments'] | dictsort -%}
+                    {{- key -}}:{{- argument(value) -}}{%- if not loop.last %},{% endif -%}
+                {%- endfor -%}
+                {{- '}<end_function_call>' -}}
+            {%- endfor -%}
+            {%- set ns.previous = 'call' -%}
+        {%- else -%}
+            {{- '<end_of_turn>\n' -}}{%- set ns.previous = 'turn' -%}
+        {%- endif -%}
+    {%- else -%}
+        {{- '<start_function_response>response:' + message['name'] + '{value:' -}}
+        {{- argument(message['content']) -}}{{- '}<end_function_response>' -}}
+        {%- set ns.previous = 'tool' -%}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt and ns.previous != 'tool' -%}
+    {{- '<start_of_turn>model\n' -}}
+{%- endif -%}"""
+
 SHAPES = {
     "Hermes: a template for tools by name": Shape(
         "llama",
@@ -192,6 +259,9 @@ SHAPES = {
         "llama", _LLAMA31, "<|begin_of_text|>", "<|eot_id|>", tools=True
     ),
     "Gemma: parts alone": Shape("gemma3", _GEMMA_PARTS, "<bos>", "<end_of_turn>", PARTS),
+    "FunctionGemma: calls in its own words": Shape(
+        "gemma3_text", _FUNCTION_GEMMA, "<bos>", "<end_of_turn>", tools=True
+    ),
     "R1: none for calls": Shape("qwen2", _R1_WITH_TOOLS, "<bos>", "<eos>"),
     "Yi: a question ends with the next answer's head": Shape(
         "llama",
