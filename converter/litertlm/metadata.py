@@ -20,6 +20,8 @@ from converter.text.template_renderers import render_as_runtime
 
 # With which FunctionGemma begins a call.
 FUNCTION_GEMMA_CALL = "<start_function_call>"
+# With which MiniCPM5, a Llama, begins an argument of a call.
+MINICPM5_ARGUMENT = "<param name="
 
 if TYPE_CHECKING:
     from converter.text.bundle_tokenizer import BundleTokenizer
@@ -310,6 +312,9 @@ def _keep_what_the_template_shows(message: Any, report: TemplateReport) -> None:
         # A Gemma 3 that was taught calls in words of its own. Declarations and results, which the
         # runtime would write in these words, too, are the template's here, as they are proven.
         message.llm_model_type.function_gemma.use_template_for_fc_format = True
+        message.supports_function_calling = True
+    if MINICPM5_ARGUMENT in report.template:
+        message.llm_model_type.minicpm5.SetInParent()
         message.supports_function_calling = True
     if not (message.supports_function_calling and report.tools):
         message.ClearField("supports_function_calling")

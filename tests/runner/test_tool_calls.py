@@ -21,6 +21,10 @@ CALLS = {
         ["<start_function_call>", "call:open_box{box:<escape>red<escape>}", "<end_function_call>"],
         "function_gemma",
     ),
+    "MiniCPM5: calls in XML": (
+        ['<function name="open_box">', '<param name="box">red</param>', "</function>"],
+        "minicpm5",
+    ),
     "Hermes: a template for tools by name": (
         ["<tool_call>", '{"name": "open_box", "arguments": {"box": "red"}}', "</tool_call>"],
         "qwen2p5",

@@ -245,6 +245,37 @@ _FUNCTION_GEMMA = """{%- macro argument(value) -%}
 {%- if add_generation_prompt and ns.previous != 'tool' -%}
     {{- '<start_of_turn>model\n' -}}
 {%- endif -%}"""
+_MINICPM5 = """{{- bos_token }}
+{%- if tools %}
+    {{- '<|im_start|>system\n' }}
+    {%- if messages[0].role == 'system' %}{{- messages[0].content + '\n\n' }}{%- endif %}
+    {{- '# Tools\n<tools>' }}
+    {%- for tool in tools %}{{- '\n' }}{{- tool | tojson(ensure_ascii=False) }}{%- endfor %}
+    {{- '\n</tools>\nCall one so: <function name="n"><param name="p">v</param></function>' }}
+    {{- '<|im_end|>\n' }}
+{%- elif messages[0].role == 'system' %}
+    {{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'user' or (message.role == 'system' and not loop.first) %}
+        {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
+    {%- elif message.role == 'assistant' %}
+        {{- '<|im_start|>assistant\n' }}
+        {%- if message.content %}{{- message.content }}{%- endif %}
+        {%- for call in message.tool_calls or [] %}
+            {{- '<function name="' + call.function.name + '">' }}
+            {%- for key, value in call.function.arguments.items() %}
+                {{- '<param name="' + key + '">' }}
+                {{- value if value is string else value | tojson }}{{- '</param>' }}
+            {%- endfor %}
+            {{- '</function>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\n' }}
+    {%- elif message.role == 'tool' %}
+        {{- '<|im_start|>tool\n' + message.content + '<|im_end|>\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
 
 SHAPES = {
     "Hermes: a template for tools by name": Shape(
@@ -262,6 +293,7 @@ SHAPES = {
     "FunctionGemma: calls in its own words": Shape(
         "gemma3_text", _FUNCTION_GEMMA, "<bos>", "<end_of_turn>", tools=True
     ),
+    "MiniCPM5: calls in XML": Shape("llama", _MINICPM5, "<s>", "<|im_end|>", tools=True),
     "R1: none for calls": Shape("qwen2", _R1_WITH_TOOLS, "<bos>", "<eos>"),
     "Yi: a question ends with the next answer's head": Shape(
         "llama",
