@@ -24,6 +24,7 @@ from converter.families.granite_hybrid import GraniteHybrid
 from converter.families.helium import Helium
 from converter.families.hunyuan_v1_dense import HunyuanV1Dense
 from converter.families.internlm3 import InternLM3
+from converter.families.jais2 import Jais2
 from converter.families.llama import Llama
 from converter.families.matching import OTHER_GGUF
 from converter.families.minicpm import MiniCPM
@@ -61,6 +62,7 @@ FAMILIES: dict[str, type[Family]] = {
     "helium": Helium,
     "hunyuan_v1_dense": HunyuanV1Dense,
     "internlm3": InternLM3,
+    "jais2": Jais2,
     "llama": Llama,
     "minicpm": MiniCPM,
     "ministral": Ministral,

@@ -146,6 +146,7 @@ WRITTEN: dict[str, Written] = {
     "gemma3_text": Written("gemma3", _gemma3_keys, change=_gemma_norms),
     "granite": Written("granite", _granite_keys, permutes=True),
     "internlm3": Written("llama", permutes=True),
+    "jais2": Written("jais2"),
     "llama": Written("llama", permutes=True),
     "minicpm": Written("minicpm", _minicpm_keys, permutes=True),
     "mistral": Written("llama", permutes=True),

@@ -741,6 +741,21 @@ _OTHERS: dict[str, Published] = {
             "qk_norm": "per head, after rope", "tied": True,
         },
     ),
+    # Gated: sizes as in llama.cpp's pull request 19488; what that leaves out is as in Jais2Config.
+    # Beyond "8B" no published count was to be had: this is the one of transformers' model.
+    "inceptionai/Jais-2-8B-Chat": (
+        {
+            "model_type": "jais2", "attention_bias": True, "head_dim": 128, "hidden_act": "relu2",
+            "hidden_size": 3328, "intermediate_size": 26624, "layer_norm_eps": 1e-05,
+            "max_position_embeddings": 8192, "mlp_bias": True, "num_attention_heads": 26,
+            "num_hidden_layers": 32, "num_key_value_heads": 26, "rope_theta": 10000.0,
+            "tie_word_embeddings": False, "vocab_size": 150272,
+        },
+        {
+            "parameters": 8_090_401_280, "rotated": 128, "theta": 10000, "norm": "layer",
+            "biases": "q k v o up down", "activation": "relu2", "gate": False,
+        },
+    ),
     "nvidia/Nemotron-Mini-4B-Instruct": (
         {
             "model_type": "nemotron", "attention_bias": False, "hidden_act": "relu2",

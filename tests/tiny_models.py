@@ -250,6 +250,17 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "minicpm",
         {**_PLAIN, "scale_emb": 3.0, "scale_depth": 1.4, "dim_model_base": 48.0},
     ),
+    "jais2": ("jais2", {**_SMALL, **_TOKENS}),
+    "jais2-plain-tied": (
+        "jais2",
+        {
+            **_SMALL,
+            **_TOKENS,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": True,
+        },
+    ),
     "phi3": ("phi3", {**_PHI}),
     "phi3-longrope-tied": (
         "phi3",

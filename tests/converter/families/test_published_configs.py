@@ -190,6 +190,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "mistralai/Ministral-8B-Instruct-2410": {"layer_types": ["chunked_attention"] * 36},
     "mistralai/Ministral-3-3B-Reasoning-2512": {"hidden_act": "relu"},
     "mistralai/Mistral-7B-v0.1": {"is_causal": False},
+    "inceptionai/Jais-2-8B-Chat": {"hidden_act": "relu"},
     "nvidia/Nemotron-Mini-4B-Instruct": {"hidden_act": "relu"},
     "allenai/OLMo-2-0425-1B-Instruct": {"rope_scaling": {"type": "ntk", "factor": 2.0}},
     "allenai/Olmo-3-7B-Instruct": {"layer_types": ["chunked_attention"] * 32},
