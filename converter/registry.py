@@ -43,6 +43,7 @@ from converter.families.smollm3 import SmolLM3
 from converter.families.stablelm import StableLM
 from converter.families.starcoder2 import Starcoder2
 from converter.families.unsupported import why_unsupported
+from converter.families.vaultgemma import VaultGemma
 
 FAMILIES: dict[str, type[Family]] = {
     "apertus": Apertus,
@@ -79,6 +80,7 @@ FAMILIES: dict[str, type[Family]] = {
     "smollm3": SmolLM3,
     "stablelm": StableLM,
     "starcoder2": Starcoder2,
+    "vaultgemma": VaultGemma,
 }
 
 # The architectures of llama.cpp that are not called as the `model_type` is.

@@ -267,6 +267,22 @@ _GEMMA: dict[str, Published] = {
             "activation": "gelu_tanh", "tied": True,
         },
     ),
+    # Gated: the config is the one of two open copies, the count the one the hub shows.
+    "google/vaultgemma-1b": (
+        {
+            "model_type": "vaultgemma", "attention_bias": False, "attn_logit_softcapping": None,
+            "final_logit_softcapping": None, "head_dim": 256,
+            "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152,
+            "intermediate_size": 6912, "layer_types": ["full_attention"] * 26,
+            "max_position_embeddings": 1024, "num_attention_heads": 4, "num_hidden_layers": 26,
+            "num_key_value_heads": 4, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
+            "rope_theta": 10000.0, "sliding_window": 512, "vocab_size": 256000,
+        },
+        {
+            "parameters": 1_038_741_120, "rotated": 256, "theta": 10000,
+            "embedding_scale": math.sqrt(1152), "activation": "gelu_tanh", "tied": True,
+        },
+    ),
     "google/gemma-3-1b-it": (
         {
             "model_type": "gemma3_text", "attention_bias": False, "attn_logit_softcapping": None,

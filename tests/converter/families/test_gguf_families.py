@@ -22,6 +22,7 @@ NOT_IN_A_GGUF = {
     "granitemoehybrid", "granitemoehybrid-nope", "helium", "llama-gelu-dynamic",
     "llama-rope-linear", "llama-rope-llama3", "llama-rope-longrope", "ministral", "mistral",
     "olmo3", "qwen2-rope-yarn", "qwen2-window", "qwen3-tied-bias", "smollm3-window", "starcoder2",
+    "vaultgemma", "vaultgemma-full",
 }  # fmt: skip
 
 

@@ -177,6 +177,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "LGAI-EXAONE/EXAONE-4.0-1.2B": {"layer_types": ["chunked_attention"] * 30},
     "google/gemma-1.1-2b-it": {"use_bidirectional_attention": True},
     "google/gemma-2-2b-it": {"hidden_activation": "relu"},
+    "google/vaultgemma-1b": {"hidden_activation": "relu"},
     "google/gemma-3-4b-it": {"final_logit_softcapping": 30.0},
     "google/functiongemma-270m-it": {"use_bidirectional_attention": True},
     "zai-org/glm-4-9b-chat-hf": {"partial_rotary_factor": 0.01},
