@@ -24,6 +24,7 @@ from converter.families.granite_hybrid import GraniteHybrid
 from converter.families.helium import Helium
 from converter.families.hunyuan_v1_dense import HunyuanV1Dense
 from converter.families.internlm3 import InternLM3
+from converter.families.jais2 import Jais2
 from converter.families.llama import Llama
 from converter.families.matching import OTHER_GGUF
 from converter.families.minicpm import MiniCPM
@@ -42,6 +43,7 @@ from converter.families.smollm3 import SmolLM3
 from converter.families.stablelm import StableLM
 from converter.families.starcoder2 import Starcoder2
 from converter.families.unsupported import why_unsupported
+from converter.families.vaultgemma import VaultGemma
 
 FAMILIES: dict[str, type[Family]] = {
     "apertus": Apertus,
@@ -61,6 +63,7 @@ FAMILIES: dict[str, type[Family]] = {
     "helium": Helium,
     "hunyuan_v1_dense": HunyuanV1Dense,
     "internlm3": InternLM3,
+    "jais2": Jais2,
     "llama": Llama,
     "minicpm": MiniCPM,
     "ministral": Ministral,
@@ -77,6 +80,7 @@ FAMILIES: dict[str, type[Family]] = {
     "smollm3": SmolLM3,
     "stablelm": StableLM,
     "starcoder2": Starcoder2,
+    "vaultgemma": VaultGemma,
 }
 
 # The architectures of llama.cpp that are not called as the `model_type` is.

@@ -242,6 +242,14 @@ _NEMOTRON = (
     "{{ '<extra_id_1>Tool\n' + message['content'].strip() + '\n' }}{% endif %}{% endfor %}"
     "{%- if add_generation_prompt %}{{'<extra_id_1>Assistant\n'}}{%- endif %}"
 )
+# Its repository is gated: the marks of Llama 3 with a role of its own, as those who ran it tell.
+_JAIS2 = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{% set role = 'ai' %}{% else %}{% set role = message['role'] %}{% endif %}"
+    "{{ '<|start_header_id|>' + role + '<|end_header_id|>' + message['content'] | trim }}"
+    "{{ '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>ai<|end_header_id|>' }}{% endif %}"
+)
 _SEED = (
     "{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content'] %}"
     "{%- set loop_messages = messages[1:] %}{%- else %}{%- set loop_messages = messages %}"
@@ -392,6 +400,7 @@ FAMILY_TEMPLATES = {
     "Command R": Template("cohere", _COHERE, "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>"),
     "Command R7B": Template("cohere2", _COHERE2, "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>"),
     "Nemotron Mini": Template("nemotron", _NEMOTRON, "<s>", "</s>"),
+    "Jais 2": Template("jais2", _JAIS2, "<|begin_of_text|>", "<|eot_id|>"),
     "Seed-OSS": Template("seed_oss", _SEED, "<seed:bos>", "<seed:eos>"),
     "Apertus": Template("apertus", _APERTUS, "<s>", "<|assistant_end|>"),
     "Arcee AFM": Template("arcee", "{{ bos_token }}" + _CHATML, "<|begin_of_text|>", "<|im_end|>"),

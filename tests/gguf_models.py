@@ -206,6 +206,7 @@ WRITTEN: dict[str, Written] = {
         "granite", _granite_hybrid_keys, permutes=True, split=_granite_hybrid_split
     ),
     "internlm3": Written("llama", permutes=True),
+    "jais2": Written("jais2"),
     "llama": Written("llama", permutes=True),
     "minicpm": Written("minicpm", _minicpm_keys, permutes=True),
     "mistral": Written("llama", permutes=True),

@@ -267,6 +267,22 @@ _GEMMA: dict[str, Published] = {
             "activation": "gelu_tanh", "tied": True,
         },
     ),
+    # Gated: the config is the one of two open copies, the count the one the hub shows.
+    "google/vaultgemma-1b": (
+        {
+            "model_type": "vaultgemma", "attention_bias": False, "attn_logit_softcapping": None,
+            "final_logit_softcapping": None, "head_dim": 256,
+            "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152,
+            "intermediate_size": 6912, "layer_types": ["full_attention"] * 26,
+            "max_position_embeddings": 1024, "num_attention_heads": 4, "num_hidden_layers": 26,
+            "num_key_value_heads": 4, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
+            "rope_theta": 10000.0, "sliding_window": 512, "vocab_size": 256000,
+        },
+        {
+            "parameters": 1_038_741_120, "rotated": 256, "theta": 10000,
+            "embedding_scale": math.sqrt(1152), "activation": "gelu_tanh", "tied": True,
+        },
+    ),
     "google/gemma-3-1b-it": (
         {
             "model_type": "gemma3_text", "attention_bias": False, "attn_logit_softcapping": None,
@@ -739,6 +755,21 @@ _OTHERS: dict[str, Published] = {
         {
             "parameters": 7_504_932_864, "rotated": 128, "theta": 1e4 * 1e5 ** (128 / 126),
             "qk_norm": "per head, after rope", "tied": True,
+        },
+    ),
+    # Gated: sizes as in llama.cpp's pull request 19488; what that leaves out is as in Jais2Config.
+    # Beyond "8B" no published count was to be had: this is the one of transformers' model.
+    "inceptionai/Jais-2-8B-Chat": (
+        {
+            "model_type": "jais2", "attention_bias": True, "head_dim": 128, "hidden_act": "relu2",
+            "hidden_size": 3328, "intermediate_size": 26624, "layer_norm_eps": 1e-05,
+            "max_position_embeddings": 8192, "mlp_bias": True, "num_attention_heads": 26,
+            "num_hidden_layers": 32, "num_key_value_heads": 26, "rope_theta": 10000.0,
+            "tie_word_embeddings": False, "vocab_size": 150272,
+        },
+        {
+            "parameters": 8_090_401_280, "rotated": 128, "theta": 10000, "norm": "layer",
+            "biases": "q k v o up down", "activation": "relu2", "gate": False,
         },
     ),
     "nvidia/Nemotron-Mini-4B-Instruct": (

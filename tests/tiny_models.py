@@ -127,6 +127,27 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "final_logit_softcapping": 3.0,
         },
     ),
+    "vaultgemma": (
+        "vaultgemma",
+        {
+            **_SMALL,
+            "sliding_window": 40,
+            "query_pre_attn_scalar": 24,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+            "attention_bias": True,
+        },
+    ),
+    "vaultgemma-full": (
+        "vaultgemma",
+        {
+            **_SMALL,
+            "num_key_value_heads": 4,
+            "layer_types": ["full_attention"] * 2,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+        },
+    ),
     "granite": (
         "granite",
         {
@@ -249,6 +270,17 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "minicpm": (
         "minicpm",
         {**_PLAIN, "scale_emb": 3.0, "scale_depth": 1.4, "dim_model_base": 48.0},
+    ),
+    "jais2": ("jais2", {**_SMALL, **_TOKENS}),
+    "jais2-plain-tied": (
+        "jais2",
+        {
+            **_SMALL,
+            **_TOKENS,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": True,
+        },
     ),
     "phi3": ("phi3", {**_PHI}),
     "phi3-longrope-tied": (

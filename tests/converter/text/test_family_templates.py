@@ -16,7 +16,7 @@ from tests.converter.text.test_published_shapes import SHAPES
 from tests.family_templates import FAMILY_TEMPLATES, Template
 
 # Base models; and those whose template is that of the family named.
-WITHOUT_ONE = {"helium", "phi", "starcoder2"}
+WITHOUT_ONE = {"helium", "phi", "starcoder2", "vaultgemma"}
 AS_ANOTHER = {
     "gemma": "gemma2", "glm4": "glm", "granitemoehybrid": "granite",
     "ministral": "ministral3", "mistral": "llama", "qwen3": "qwen2",
