@@ -18,6 +18,7 @@ from converter.text.named_templates import join_named
 from converter.text.template_reference import TOOL_TURNS, as_parts
 from converter.text.template_renderers import render_as_runtime
 from tests.edited_bundle import edited_bundle
+from tests.family_templates import Template
 
 ADAPTED, PARTS = "adapted source", "adapted source with parts"
 
@@ -361,7 +362,7 @@ SHAPES = {
 }  # fmt: skip
 
 
-def choose(shape: Shape) -> TemplateReport:
+def choose(shape: Shape | Template) -> TemplateReport:
     return choose_template(
         shape.template,
         family=shape.family,
