@@ -38,7 +38,8 @@ from converter.text import background
 from converter.text.chat_template import TEMPLATE_FIX
 from converter.text.tokenizer import load_tokenizer
 from converter.tflite.decoder_graph import build_decoder
-from converter.tflite.kv_cache import CacheShape, Target, cache_shape
+from converter.tflite.kv_cache import Target
+from converter.tflite.state import StateBuffer
 from converter.tflite.writer import Layout, write
 from converter.version import __version__
 from converter.weights.lora import merged_updates
@@ -186,10 +187,6 @@ class ModelConverter:
         shapes = dict(spec.weight_shapes())
         self._check_shapes(shapes, sources)
         target, rings = self.options.target, not family.has_thoughts()
-        caches = [
-            cache_shape(layer.mixer.sliding_window, cache_length, target, rings)
-            for layer in spec.layers
-        ]
         describe = background.start(
             lambda: self._describe(family, spec, cache_length),
             f"{self.name}: tokenizer and chat template",
@@ -198,14 +195,13 @@ class ModelConverter:
         formats = {path: quantization.format_of(path, shape) for path, shape in shapes.items()}
         weights = {path: formats[path].weight(path, shape) for path, shape in shapes.items()}
         with _without_collector():
-            model = write(
-                build_decoder(spec, lengths, cache_length, weights.__getitem__, caches, target)
-            )
-
-        own = {i: shape for i, shape in enumerate(caches) if spec.layers[i].mixer.cache_of is None}
+            decoder = build_decoder(spec, lengths, cache_length, weights.__getitem__, target, rings)
+            model = write(decoder.model)
+            states = decoder.states
+            del decoder
 
         def text_for(network_nbytes: int) -> Text:
-            return self._lay_out(network_nbytes, family, quantization, own, found, *describe())
+            return self._lay_out(network_nbytes, family, quantization, states, found, *describe())
 
         return Plan(
             family=family,
@@ -265,7 +261,7 @@ class ModelConverter:
         network_nbytes: int,
         family: Family,
         quantization: Quantization,
-        own_caches: Mapping[int, CacheShape],
+        states: Sequence[StateBuffer],
         found: Mapping[str, str],
         metadata: LlmMetadataResult,
         tokenizer_kind: str,
@@ -274,7 +270,7 @@ class ModelConverter:
         message = metadata.message
         parts: tuple[tuple[str, bytes], ...] = (
             ("LlmMetadataProto", message.SerializeToString(deterministic=True)),
-            ("ExecutorMetadataProto", executor_metadata(own_caches, message.max_num_tokens)),
+            ("ExecutorMetadataProto", executor_metadata(states, message.max_num_tokens)),
             (tokenizer_kind, tokenizer),
         )
         network = Section("TFLiteModel", network_nbytes, {"model_type": "tf_lite_prefill_decode"})

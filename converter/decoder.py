@@ -10,6 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import ClassVar
+
+# `(path, shape)` of weights, in the order in which they are used.
+Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 # Every matrix of a layer, in the order of use; `biases` of a block names some of them.
 ATTENTION_PROJECTIONS = ("q", "k", "v", "o")
@@ -29,6 +33,8 @@ class Activation(StrEnum):
 
 
 XIELU_BETA = 0.5
+# The path of what `PerLayerInput` looks up.
+PER_LAYER_TABLE = "per_layer_embedding"
 
 
 class NormKind(StrEnum):
@@ -49,6 +55,13 @@ class Norm:
     epsilon: float
     has_weight: bool = True
     has_bias: bool = False
+
+    def weight_shapes(self, path: str, width: int) -> Shapes:
+        """Of rows so wide."""
+        if self.has_weight:
+            yield path, (width,)
+        if self.has_bias:
+            yield f"{path}.bias", (width,)
 
 
 class Placement(StrEnum):
@@ -139,7 +152,12 @@ class Attention:
         has_sinks: every head has one more score, learned, whose share of the softmax is dropped.
         cache_of: the earlier layer whose keys and values are looked at, of the same window and
             with a cache of its own; None where it has one itself.
+        value_norm: the normalisation of each head's values; None for none.
+        keys_are_values: values are what k's projection gives, before keys are normalised and
+            rotated; there is no v.
     """
+
+    block: ClassVar[str] = "attention"
 
     num_heads: int
     num_kv_heads: int
@@ -154,6 +172,34 @@ class Attention:
     is_gated: bool = False
     has_sinks: bool = False
     cache_of: int | None = None
+    value_norm: Norm | None = None
+    keys_are_values: bool = False
+
+    def weight_shapes(self, block: str, hidden: int) -> Shapes:
+        """Of what lies between the norms of its block."""
+        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        own = self.cache_of is None
+        yield from _matrix_shapes(f"{block}.q", (q, hidden), self.biases)
+        if own:
+            yield from _matrix_shapes(f"{block}.k", (kv, hidden), self.biases)
+        if own and not self.keys_are_values:
+            yield from _matrix_shapes(f"{block}.v", (kv, hidden), self.biases)
+        if self.is_gated:
+            yield f"{block}.gate", (q, hidden)
+        if self.qk_norm is not None:
+            full = self.qk_norm.is_full_width
+            for part, rows in (("q", q), *((("k", kv),) if own else ())):
+                width = rows if full else self.head_dim
+                yield from self.qk_norm.norm.weight_shapes(f"{block}.{part}_norm", width)
+        if self.value_norm is not None and own:
+            yield from self.value_norm.weight_shapes(f"{block}.v_norm", self.head_dim)
+        if self.has_sinks:
+            yield f"{block}.sinks", (self.num_heads,)
+        yield from _matrix_shapes(f"{block}.o", (hidden, q), self.biases)
+
+
+# What moves information between tokens.
+Mixer = Attention
 
 
 @dataclass(frozen=True)
@@ -170,13 +216,41 @@ class FeedForward:
     is_gated: bool = True
     biases: tuple[str, ...] = ()
 
+    def weight_shapes(self, block: str, hidden: int) -> Shapes:
+        """Of what lies between the norms of its block."""
+        if self.is_gated:
+            yield from _matrix_shapes(f"{block}.gate", (self.width, hidden), self.biases)
+        yield from _matrix_shapes(f"{block}.up", (self.width, hidden), self.biases)
+        if self.activation is Activation.XIELU:
+            yield f"{block}.alpha_p", (1,)
+            yield f"{block}.alpha_n", (1,)
+        yield from _matrix_shapes(f"{block}.down", (hidden, self.width), self.biases)
+
 
 @dataclass(frozen=True)
 class LayerSpec:
     """One layer."""
 
-    mixer: Attention
+    mixer: Mixer
     feed_forward: FeedForward
+
+
+@dataclass(frozen=True)
+class PerLayerInput:
+    """A second embedding of every token, of which each layer is given a part, as in Gemma 3n and 4.
+
+    A part is (norm(project(x) / sqrt(hidden)) + sqrt(width) row) / sqrt(2), with x the scaled
+    embedding; after its feed-forward block a layer adds norm(up(activation(gate(x)) * part)).
+
+    Attributes:
+        width: of a part.
+        rows: tokens in the table; the others have row 0.
+        activation: of the gate.
+    """
+
+    width: int
+    rows: int
+    activation: Activation
 
 
 @dataclass(frozen=True)
@@ -191,6 +265,8 @@ class DecoderSpec:
         logits_softcap: logits l become softcap tanh(l / softcap).
         tied_head: whether the head is the embedding table.
         head_bias: whether the head has a bias.
+        per_layer_input: None where there is none.
+        has_layer_scales: what a layer hands on is multiplied with a number of its own.
     """
 
     vocab_size: int
@@ -204,6 +280,8 @@ class DecoderSpec:
     logits_scale: float | None = None
     logits_softcap: float | None = None
     head_bias: bool = False
+    per_layer_input: PerLayerInput | None = None
+    has_layer_scales: bool = False
 
     def for_context(self, length: int) -> DecoderSpec:
         """The same with the rotary embeddings that hold in a context of so many positions."""
@@ -216,69 +294,43 @@ class DecoderSpec:
 
         return replace(self, layers=tuple(map(fit, self.layers)))
 
-    def weight_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Every weight the network has, `(path, shape)`, in the order in which it is used."""
-        hidden = self.hidden_size
+    def weight_shapes(self) -> Shapes:
+        """Every weight the network has, in the order in which it is used."""
+        hidden, placement = self.hidden_size, self.placement
         yield "embedding", (self.vocab_size, hidden)
+        if self.per_layer_input is not None:
+            width = self.per_layer_input.width
+            yield PER_LAYER_TABLE, (self.per_layer_input.rows, len(self.layers) * width)
+            yield from self.norm.weight_shapes("per_layer_norm", width)
         for i, layer in enumerate(self.layers):
-            yield from self._attention_shapes(f"layers.{i}.attention", layer.mixer)
-            yield from self._mlp_shapes(f"layers.{i}.mlp", layer.feed_forward)
-        yield from _norm_shapes("final_norm", self.norm, hidden)
+            mixer = f"layers.{i}.{layer.mixer.block}"
+            if placement.has_pre_norms:
+                yield from self.norm.weight_shapes(f"{mixer}.norm", hidden)
+            yield from layer.mixer.weight_shapes(mixer, hidden)
+            if placement.has_post_norms:
+                yield from self.norm.weight_shapes(f"{mixer}.post_norm", hidden)
+            mlp = f"layers.{i}.mlp"
+            if placement in (Placement.BEFORE, Placement.BOTH):
+                yield from self.norm.weight_shapes(f"{mlp}.norm", hidden)
+            yield from layer.feed_forward.weight_shapes(mlp, hidden)
+            if placement.has_post_norms:
+                yield from self.norm.weight_shapes(f"{mlp}.post_norm", hidden)
+            if self.per_layer_input is not None:
+                block = f"layers.{i}.per_layer"
+                yield f"{block}.projection", (width, hidden)
+                yield f"{block}.gate", (width, hidden)
+                yield f"{block}.up", (hidden, width)
+                yield from self.norm.weight_shapes(f"{block}.post_norm", hidden)
+            if self.has_layer_scales:
+                yield f"layers.{i}.scale", (1,)
+        yield from self.norm.weight_shapes("final_norm", hidden)
         if not self.tied_head:
             yield "head", (self.vocab_size, hidden)
         if self.head_bias:
             yield "head.bias", (self.vocab_size,)
 
-    def _attention_shapes(
-        self, block: str, mixer: Attention
-    ) -> Iterator[tuple[str, tuple[int, ...]]]:
-        hidden = self.hidden_size
-        q, kv = mixer.num_heads * mixer.head_dim, mixer.num_kv_heads * mixer.head_dim
-        if self.placement.has_pre_norms:
-            yield from _norm_shapes(f"{block}.norm", self.norm, hidden)
-        own = mixer.cache_of is None
-        for part, rows in (("q", q), *((("k", kv), ("v", kv)) if own else ())):
-            yield from _matrix_shapes(f"{block}.{part}", (rows, hidden), mixer.biases)
-        if mixer.is_gated:
-            yield f"{block}.gate", (q, hidden)
-        if mixer.qk_norm is not None:
-            full = mixer.qk_norm.is_full_width
-            for part, rows in (("q", q), *((("k", kv),) if own else ())):
-                width = rows if full else mixer.head_dim
-                yield from _norm_shapes(f"{block}.{part}_norm", mixer.qk_norm.norm, width)
-        if mixer.has_sinks:
-            yield f"{block}.sinks", (mixer.num_heads,)
-        yield from _matrix_shapes(f"{block}.o", (hidden, q), mixer.biases)
-        if self.placement.has_post_norms:
-            yield from _norm_shapes(f"{block}.post_norm", self.norm, hidden)
 
-    def _mlp_shapes(
-        self, block: str, feed_forward: FeedForward
-    ) -> Iterator[tuple[str, tuple[int, ...]]]:
-        hidden, width, biases = self.hidden_size, feed_forward.width, feed_forward.biases
-        if self.placement in (Placement.BEFORE, Placement.BOTH):
-            yield from _norm_shapes(f"{block}.norm", self.norm, hidden)
-        if feed_forward.is_gated:
-            yield from _matrix_shapes(f"{block}.gate", (width, hidden), biases)
-        yield from _matrix_shapes(f"{block}.up", (width, hidden), biases)
-        if feed_forward.activation is Activation.XIELU:
-            yield f"{block}.alpha_p", (1,)
-            yield f"{block}.alpha_n", (1,)
-        yield from _matrix_shapes(f"{block}.down", (hidden, width), biases)
-        if self.placement.has_post_norms:
-            yield from _norm_shapes(f"{block}.post_norm", self.norm, hidden)
-
-
-def _matrix_shapes(
-    path: str, shape: tuple[int, int], biases: tuple[str, ...]
-) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _matrix_shapes(path: str, shape: tuple[int, int], biases: tuple[str, ...]) -> Shapes:
     yield path, shape
     if path.rpartition(".")[2] in biases:
         yield f"{path}.bias", shape[:1]
-
-
-def _norm_shapes(path: str, norm: Norm, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    if norm.has_weight:
-        yield path, (width,)
-    if norm.has_bias:
-        yield f"{path}.bias", (width,)

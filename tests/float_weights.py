@@ -17,8 +17,8 @@ class FloatWeights:
         self.stored: dict[str, np.ndarray] = {}
         self.factors: list[np.ndarray] = []
 
-    def embed(self, tokens: np.ndarray) -> np.ndarray:
-        return self.parameters["embedding"][tokens]
+    def embed(self, tokens: np.ndarray, path: str) -> np.ndarray:
+        return self.parameters[path][tokens].copy()
 
     def vector(self, path: str) -> np.ndarray:
         return self.parameters[path]

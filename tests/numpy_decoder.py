@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from converter.decoder import (
+    PER_LAYER_TABLE,
     XIELU_BETA,
     Activation,
     Attention,
@@ -37,21 +38,45 @@ class _Decoder:
         spec = self.spec
         x = self.weights["embedding"].astype(np.float64)[tokens] * (spec.embedding_scale or 1)
         share = spec.residual_scale or 1
+        given = self.per_layer_input(tokens, x)
         for i, layer in enumerate(spec.layers):
-            attention, mlp = f"layers.{i}.attention", f"layers.{i}.mlp"
+            block, mlp = f"layers.{i}.{layer.mixer.block}", f"layers.{i}.mlp"
             if spec.placement is Placement.PARALLEL:
-                fed = self.norm(f"{attention}.norm", spec.norm, x)
+                fed = self.norm(f"{block}.norm", spec.norm, x)
                 update = self.attend(i, layer.mixer, fed) + self.feed(mlp, layer.feed_forward, fed)
                 x = x + share * update
-                continue
-            x = x + share * self.after(
-                attention, self.attend(i, layer.mixer, self.before(attention, x))
-            )
-            x = x + share * self.after(mlp, self.feed(mlp, layer.feed_forward, self.before(mlp, x)))
+            else:
+                update = self.attend(i, layer.mixer, self.before(block, x))
+                x = x + share * self.after(block, update)
+                update = self.feed(mlp, layer.feed_forward, self.before(mlp, x))
+                x = x + share * self.after(mlp, update)
+            if spec.per_layer_input is not None:
+                block = f"layers.{i}.per_layer"
+                gate = self.project(block, "gate", (), x)
+                gate = self.activate(block, spec.per_layer_input.activation, gate)
+                update = self.project(block, "up", (), gate * given[i])
+                x = x + self.norm(f"{block}.post_norm", spec.norm, update)
+            if spec.has_layer_scales:
+                x = x * self.weights[f"layers.{i}.scale"]
         x = self.norm("final_norm", spec.norm, x)
         x = x @ self.weights["embedding" if spec.tied_head else "head"].T
         x = (x + (self.weights["head.bias"] if spec.head_bias else 0)) * (spec.logits_scale or 1)
         return x if spec.logits_softcap is None else _softcap(x, spec.logits_softcap)
+
+    def per_layer_input(self, tokens: np.ndarray, x: np.ndarray) -> list[np.ndarray]:
+        """Each layer's part of the second embedding, `(n, width)`."""
+        given = self.spec.per_layer_input
+        parts: list[np.ndarray] = []
+        if given is None:
+            return parts
+        table = self.weights[PER_LAYER_TABLE].astype(np.float64)
+        rows = table[np.where(tokens < given.rows, tokens, 0)] * math.sqrt(given.width)
+        for i, row in enumerate(np.split(rows, len(self.spec.layers), axis=-1)):
+            context = self.project(f"layers.{i}.per_layer", "projection", (), x)
+            context = context / math.sqrt(self.spec.hidden_size)
+            context = self.norm("per_layer_norm", self.spec.norm, context)
+            parts.append((row + context) / math.sqrt(2))
+        return parts
 
     def before(self, block: str, x: np.ndarray) -> np.ndarray:
         has = self.spec.placement in (Placement.BEFORE, Placement.BOTH)
@@ -76,7 +101,10 @@ class _Decoder:
         block, n, biases = f"layers.{index}.attention", len(x), mixer.biases
         q = self.heads(block, "q", mixer, x)
         if mixer.cache_of is None:
-            v = self.project(block, "v", biases, x).reshape(n, -1, mixer.head_dim)
+            part = "k" if mixer.keys_are_values else "v"
+            v = self.project(block, part, biases, x).reshape(n, -1, mixer.head_dim)
+            if mixer.value_norm is not None:
+                v = self.norm(f"{block}.v_norm", mixer.value_norm, v)
             self.caches[index] = self.heads(block, "k", mixer, x), v
         k, v = self.caches[index if mixer.cache_of is None else mixer.cache_of]
         positions = np.arange(n)

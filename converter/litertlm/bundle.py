@@ -10,7 +10,7 @@ it, and wants every section as a finished file; schema and constants are the bui
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import flatbuffers
@@ -18,7 +18,7 @@ import flatbuffers
 from converter.litertlm.schemas import BLOCK_SIZE, HEADER_BEGIN, HEADER_END_AT, MAGIC, VERSION
 from converter.litertlm.schemas import executor_metadata_pb2 as proto
 from converter.litertlm.schemas import header as schema
-from converter.tflite.kv_cache import CacheShape
+from converter.tflite.state import StateBuffer
 
 FIRST_SECTION = 16 * 1024  # where it begins: the header, a few hundred bytes, has room before it
 _MOST_VALUE = 1000  # characters of a value in it: what strangers wrote may be of any length
@@ -120,26 +120,23 @@ def tokenizer_section(kind: str, data: bytes) -> bytes:
     return len(data).to_bytes(8, "little") + zlib.compress(data, level=1)
 
 
-def executor_metadata(caches: Mapping[int, CacheShape], cache_length: int) -> bytes:
-    """ExecutorMetadata: one k and one v cache per layer that has its own.
+def executor_metadata(states: Iterable[StateBuffer], cache_length: int) -> bytes:
+    """ExecutorMetadata: what the engine keeps between calls.
 
-    A ring is called local. Without mask settings the engine makes no mask for it: the graph does.
+    Without mask settings the engine makes no mask for a local cache: the graph does.
     """
     message = proto.ExecutorMetadata()
     executor = message.llm_executor_metadata
     executor.max_history_size = cache_length
-    for layer, shape in caches.items():
-        scope = "LOCAL" if shape.is_ring else "GLOBAL"
-        for cache, kind, sequence_axis in (("k", "KEY", 2), ("v", "VALUE", shape.v_axis)):
-            name = f"kv_cache_{cache}_{layer}"
-            executor.state_buffers.add(
-                prefill_input_name=name,
-                prefill_output_name=name,
-                decode_input_name=name,
-                decode_output_name=name,
-                type=f"TYPE_{scope}_{kind}_CACHE",
-                sequence_axis=sequence_axis,
-                minimum_sequence_length=shape.window if shape.is_ring else None,
-                maximum_sequence_length=shape.slots,
-            )
+    for state in states:
+        executor.state_buffers.add(
+            prefill_input_name=state.name,
+            prefill_output_name=state.name,
+            decode_input_name=state.name,
+            decode_output_name=state.name,
+            type=state.kind.value,
+            sequence_axis=state.axis,
+            minimum_sequence_length=state.least,
+            maximum_sequence_length=state.slots,
+        )
     return message.SerializeToString(deterministic=True)

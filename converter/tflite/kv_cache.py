@@ -16,7 +16,7 @@ d = head_dim. What all layers of a kind share is computed once per call.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -35,6 +35,7 @@ from converter.tflite.attention import (
     make_heads_first,
 )
 from converter.tflite.graph import DType, Graph, Model, Tensor
+from converter.tflite.state import StateBuffer, StateKind
 
 # Added to the scores of positions that left the window. Large against any score, small enough that
 # two such numbers added up (the runtime's mask and ours) stay finite.
@@ -178,15 +179,18 @@ class KVCache:
         """(1, N, heads, d) -> the same shape."""
         raise NotImplementedError
 
-    def add_inputs(self, layer: int) -> tuple[Tensor, Tensor]:
-        """A layer's k and v cache."""
-        _, kv, d = self.heads
-        shape = 1, kv, self.shape.slots, d
-        columns = (*shape[:2], shape[3], shape[2])
-        v_shape = shape if self.shape.v_axis == 2 else columns
+    def buffers(self, layer: int) -> tuple[StateBuffer, StateBuffer]:
+        """A layer's k and v cache. The engine makes no mask for a ring, which is called local."""
+        (_, kv, d), (slots, window, is_ring, v_axis) = self.heads, astuple(self.shape)
+        shape = 1, kv, slots, d
+        v_shape = shape if v_axis == 2 else (1, kv, d, slots)
+        kinds = (StateKind.GLOBAL_KEY, StateKind.GLOBAL_VALUE)
+        if is_ring:
+            kinds = (StateKind.LOCAL_KEY, StateKind.LOCAL_VALUE)
+        size = slots, window if is_ring else None
         return (
-            self.graph.add_input(f"kv_cache_k_{layer}", shape, DType.FLOAT32),
-            self.graph.add_input(f"kv_cache_v_{layer}", v_shape, DType.FLOAT32),
+            StateBuffer(f"kv_cache_k_{layer}", shape, kinds[0], 2, *size),
+            StateBuffer(f"kv_cache_v_{layer}", v_shape, kinds[1], v_axis, *size),
         )
 
     def make_start(self, name: str, slot: Tensor, axis: int) -> Tensor:

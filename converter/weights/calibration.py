@@ -28,12 +28,16 @@ import numpy as np
 
 from converter.decoder import (
     MLP_PROJECTIONS,
+    PER_LAYER_TABLE,
     XIELU_BETA,
     Activation,
     Attention,
     DecoderSpec,
     FeedForward,
+    LayerSpec,
+    Norm,
     NormKind,
+    PerLayerInput,
     Placement,
 )
 from converter.kernels import INT8_MAX
@@ -64,8 +68,8 @@ class Inputs:
 class Weights(Protocol):
     """What calibration asks of the stream of weights; paths are those of `DecoderSpec`."""
 
-    def embed(self, tokens: np.ndarray) -> np.ndarray:
-        """The embedding's rows of some tokens, `(n, hidden)`."""
+    def embed(self, tokens: np.ndarray, path: str) -> np.ndarray:
+        """A table's rows of some tokens, `(n, width)`."""
 
     def vector(self, path: str) -> np.ndarray:
         """A norm or a bias as the checkpoint has it, `(n,)`."""
@@ -104,20 +108,14 @@ class _Calibration:
         spec, weights = self.spec, self.weights
         # Spread over the vocabulary; the same ones each time.
         tokens = np.arange(1, TOKENS + 1) * 2654435761 % spec.vocab_size
-        x = weights.embed(tokens) * np.float32(spec.embedding_scale or 1)
+        x = weights.embed(tokens, "embedding") * np.float32(spec.embedding_scale or 1)
+        if spec.per_layer_input is not None:
+            self.embedded = x
+            known = np.where(tokens < spec.per_layer_input.rows, tokens, 0)
+            self.rows = weights.embed(known, PER_LAYER_TABLE)
+            self.rows *= np.float32(spec.per_layer_input.width**0.5)
         for index, layer in enumerate(spec.layers):
-            attention, mlp = f"layers.{index}.attention", f"layers.{index}.mlp"
-            first = self.first_matrices(attention, layer.mixer)
-            if spec.placement is Placement.PARALLEL:
-                first += self.first_matrices(mlp, layer.feed_forward)
-            y, inputs = self.fed(attention, x, first)
-            update = self.attend(index, layer.mixer, y, inputs)
-            if spec.placement is Placement.PARALLEL:
-                x = self.add(x, update + self.feed(mlp, layer.feed_forward, y, inputs))
-                continue
-            x = self.add(x, self.after(attention, update))
-            y, inputs = self.fed(mlp, x, self.first_matrices(mlp, layer.feed_forward))
-            x = self.add(x, self.after(mlp, self.feed(mlp, layer.feed_forward, y, inputs)))
+            x = self.layer(index, layer, x)
         # A tied head's columns are the embedding's: they stay as they are.
         head = "embedding" if spec.tied_head else "head"
         y = self.normed("final_norm", x)
@@ -126,6 +124,26 @@ class _Calibration:
         self.divide_norm("final_norm", inputs.factors)
         weights.store(inputs, head)
 
+    def layer(self, index: int, layer: LayerSpec, x: np.ndarray) -> np.ndarray:
+        spec = self.spec
+        block, mlp = f"layers.{index}.{layer.mixer.block}", f"layers.{index}.mlp"
+        first = self.first_matrices(block, layer.mixer)
+        if spec.placement is Placement.PARALLEL:
+            first += self.first_matrices(mlp, layer.feed_forward)
+        y, inputs = self.fed(block, x, first)
+        update = self.attend(index, layer.mixer, y, inputs)
+        if spec.placement is Placement.PARALLEL:
+            x = self.add(x, update + self.feed(mlp, layer.feed_forward, y, inputs))
+        else:
+            x = self.add(x, self.after(block, update))
+            y, inputs = self.fed(mlp, x, self.first_matrices(mlp, layer.feed_forward))
+            x = self.add(x, self.after(mlp, self.feed(mlp, layer.feed_forward, y, inputs)))
+        if spec.per_layer_input is not None:
+            x = x + self.per_layer_input(index, spec.per_layer_input, x)
+        if spec.has_layer_scales:
+            x = x * self.weights.vector(f"layers.{index}.scale")
+        return x
+
     # A block's parts ------------------------------------------------------------------------------
 
     def first_matrices(self, block: str, part: Attention | FeedForward) -> list[str]:
@@ -133,7 +151,9 @@ class _Calibration:
         if isinstance(part, FeedForward):
             names = ["gate", "up"] if part.is_gated else ["up"]
         else:
-            names = ["q", "k", "v"] if part.cache_of is None else ["q"]
+            names = ["q"]
+            if part.cache_of is None:
+                names += ["k"] if part.keys_are_values else ["k", "v"]
             names += ["gate"] if part.is_gated else []
         return [f"{block}.{name}" for name in names]
 
@@ -156,9 +176,17 @@ class _Calibration:
         groups = mixer.num_heads // mixer.num_kv_heads
         weights.store(inputs, q)
         if mixer.cache_of is None:
-            weights.store(inputs, k)
+            if mixer.keys_are_values:
+                v = k
+            else:
+                weights.store(inputs, k)
             [values] = weights.multiply(inputs, y, v)
-            values = self.projected(v, mixer, values).cumsum(axis=0) / self.seen
+            values = self.projected(v, mixer, values)
+            if mixer.value_norm is not None:
+                by_head = values.reshape(TOKENS, -1, mixer.head_dim)
+                by_head = self.normed(f"{block}.v_norm", by_head, mixer.value_norm)
+                values = by_head.reshape(TOKENS, -1)
+            values = values.cumsum(axis=0) / self.seen
             if index in self.lent:
                 self.values[index] = values
         else:
@@ -169,6 +197,7 @@ class _Calibration:
             [gate] = weights.multiply(inputs, y, f"{block}.gate")
             context *= 1 / (1 + np.exp(-gate))
         is_own = mixer.cache_of is None and index not in self.lent
+        is_own &= mixer.value_norm is None and not mixer.keys_are_values
         # Without a gate, the query heads that a value head feeds have all the same inputs.
         scaled = is_own and not mixer.is_gated and weights.may_scale(v, o)
         inputs = _inputs(context, scaled)
@@ -204,6 +233,19 @@ class _Calibration:
         [product] = weights.multiply(inputs, y, down)
         return self.projected(down, feed_forward, product)
 
+    def per_layer_input(self, index: int, given: PerLayerInput, x: np.ndarray) -> np.ndarray:
+        """What a layer makes of its part of the second embedding."""
+        weights, block = self.weights, f"layers.{index}.per_layer"
+        inputs = _inputs(self.embedded, scaled=False)
+        [context] = weights.multiply(inputs, self.embedded, f"{block}.projection")
+        context *= np.float32(self.spec.hidden_size**-0.5)
+        part = self.rows[:, index * given.width : (index + 1) * given.width]
+        part = (part + self.normed("per_layer_norm", context)) * np.float32(2**-0.5)
+        [gate] = weights.multiply(_inputs(x, scaled=False), x, f"{block}.gate")
+        y = _activate(given.activation, gate) * part
+        [update] = weights.multiply(_inputs(y, scaled=False), y, f"{block}.up")
+        return self.normed(f"{block}.post_norm", update)
+
     def after(self, block: str, update: np.ndarray) -> np.ndarray:
         """A block's output, normalised where the family does so."""
         if not self.spec.placement.has_post_norms:
@@ -223,8 +265,8 @@ class _Calibration:
             return product
         return product + self.weights.vector(f"{path}.bias")
 
-    def normed(self, path: str, x: np.ndarray) -> np.ndarray:
-        norm = self.spec.norm
+    def normed(self, path: str, x: np.ndarray, norm: Norm | None = None) -> np.ndarray:
+        norm = norm or self.spec.norm
         if norm.kind is NormKind.LAYER:
             x = x - x.mean(axis=-1, keepdims=True)
         mean = (x * x).mean(axis=-1, keepdims=True)

@@ -260,12 +260,14 @@ SCHEMES = {
 # Below so many parameters, what int8 activations lose shows in what a model says: README_MODELS.md.
 SMALL = 200_000_000
 DEFAULT_SCHEME, DEFAULT_SCHEME_OF_SMALL = "dynamic_int8", "dynamic_int8_a16"
-PARTS = ("embedding", "attention", "ffn", "head")
-_RULE = re.compile(r"(?:layers\.(\d+)(?:-(\d+))?\.)?([a-z]+)=(.+)")
+PARTS = ("embedding", "attention", "ffn", "per_layer", "head")
+_RULE = re.compile(r"(?:layers\.(\d+)(?:-(\d+))?\.)?([a-z_]+)=(.+)")
 
 
 def part_of(path: str) -> str:
     """`layers.0.mlp.up` -> `ffn`; see `DecoderSpec.weight_shapes`."""
+    if path.startswith("per_layer") or ".per_layer." in path:
+        return "per_layer"
     if not path.startswith("layers."):
         return path
     return "ffn" if ".mlp." in path else "attention"
@@ -326,6 +328,12 @@ class Quantization:
                     f"--quantize {rule.text}",
                     "this model's head is its embedding table",
                     "say embedding= instead",
+                )
+            if rule.part == "per_layer" and spec.per_layer_input is None:
+                raise OptionError(
+                    f"--quantize {rule.text}",
+                    "this model has no second embedding for its layers",
+                    "leave it out",
                 )
             if rule.layers and rule.layers[1] >= len(spec.layers):
                 raise OptionError(

@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 
 from converter.checkpoint.base import Checkpoint, ThreadBuffer
-from converter.decoder import DecoderSpec
+from converter.decoder import PER_LAYER_TABLE, DecoderSpec
 from converter.errors import UnsupportedError
 from converter.families.base import WeightSource
 from converter.kernels import SMALLEST_HALF, SMALLEST_NORMAL, multiply_int8
@@ -95,7 +95,7 @@ def needs_calibration(weights: Iterable[PlannedWeight], clip: Clip) -> bool:
     """Whether anything is chosen by what reaches the weights."""
     return clip is Clip.MSE and any(
         weight.format.block is not None
-        or (weight.format.rounds_inputs and weight.path != "embedding")
+        or (weight.format.rounds_inputs and weight.path not in ("embedding", PER_LAYER_TABLE))
         for weight in weights
     )
 
@@ -136,9 +136,11 @@ class WeightStream:
         """Write all weights; `beside` is called here while threads are busy."""
         with Workers(threads) as self._workers:
             if needs_calibration(self._weights.values(), self._clip):
-                # The largest matrix waits for nothing, unless its blocks are chosen by importance.
+                # The largest matrices wait for nothing, but for blocks that go by importance.
                 if not spec.tied_head or self._weights["embedding"].format.block is None:
                     self.store(Inputs(), "embedding")
+                if spec.per_layer_input is not None:
+                    self.store(Inputs(), PER_LAYER_TABLE)
                 calibrate(spec, self)
             for path in self._weights:
                 self.store(Inputs(), path)
@@ -147,9 +149,9 @@ class WeightStream:
 
     # For calibration ------------------------------------------------------------------------------
 
-    def embed(self, tokens: np.ndarray) -> np.ndarray:
-        embedding = self._weights["embedding"]
-        return np.stack([self._read(embedding, i, i + 1)[0].copy() for i in tokens.tolist()])
+    def embed(self, tokens: np.ndarray, path: str) -> np.ndarray:
+        table = self._weights[path]
+        return np.stack([self._read(table, i, i + 1)[0].copy() for i in tokens.tolist()])
 
     def vector(self, path: str) -> np.ndarray:
         found: np.ndarray = self._read(self._weights[path], 0, 1)[0].copy()

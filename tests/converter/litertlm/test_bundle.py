@@ -20,7 +20,7 @@ from converter.litertlm.bundle import (
 )
 from converter.litertlm.inspection import read_bundle
 from converter.output.atomic_file import AtomicFile
-from converter.tflite.kv_cache import CacheShape
+from converter.tflite.state import StateBuffer, StateKind
 
 ROOT = Path(__file__).parents[3]
 BLOCK = 16 * 1024
@@ -105,7 +105,9 @@ def test_the_file_is_what_the_official_builder_writes(
 
 def test_the_official_reader_reads_it(tmp_path: Path) -> None:
     metadata = llm_metadata_pb2.LlmMetadata(max_num_tokens=77).SerializeToString()
-    executor = executor_metadata({0: CacheShape(64)}, 64)
+    executor = executor_metadata(
+        [StateBuffer("kv_cache_k_0", (1, 2, 64, 8), StateKind.GLOBAL_KEY, 2, 64)], 64
+    )
     path = write(
         tmp_path / "m.litertlm",
         [
@@ -147,9 +149,13 @@ def test_a_sentencepiece_model_is_stored_as_it_is() -> None:
     assert tokenizer_section("SP_Tokenizer", b"\x0a\x0b") == b"\x0a\x0b"
 
 
-def test_executor_metadata_names_every_cache_once() -> None:
-    caches = {0: CacheShape(640, v_axis=3), 1: CacheShape(168, 40, is_ring=True)}
-    message = executor_metadata_pb2.ExecutorMetadata.FromString(executor_metadata(caches, 640))
+def test_executor_metadata_names_every_state_once() -> None:
+    states = [
+        StateBuffer("kv_cache_v_0", (1, 2, 8, 640), StateKind.GLOBAL_VALUE, 3, 640),
+        StateBuffer("kv_cache_k_1", (1, 2, 168, 8), StateKind.LOCAL_KEY, 2, 168, 40),
+        StateBuffer("kv_cache_c_2", (1, 130, 64), StateKind.RECURRENT, 1, 130),
+    ]
+    message = executor_metadata_pb2.ExecutorMetadata.FromString(executor_metadata(states, 640))
     executor = message.llm_executor_metadata
     assert executor.max_history_size == 640
     assert not executor.HasField("attention_mask_settings")  # else the engine feeds local masks
@@ -166,10 +172,9 @@ def test_executor_metadata_names_every_cache_once() -> None:
         lengths = buffer.minimum_sequence_length, buffer.maximum_sequence_length
         found.append((names.pop(), buffer.type, buffer.sequence_axis, lengths))
     assert found == [
-        ("kv_cache_k_0", kinds.TYPE_GLOBAL_KEY_CACHE, 2, (0, 640)),
         ("kv_cache_v_0", kinds.TYPE_GLOBAL_VALUE_CACHE, 3, (0, 640)),
         ("kv_cache_k_1", kinds.TYPE_LOCAL_KEY_CACHE, 2, (40, 168)),
-        ("kv_cache_v_1", kinds.TYPE_LOCAL_VALUE_CACHE, 2, (40, 168)),
+        ("kv_cache_c_2", kinds.TYPE_LINEAR_ATTENTION, 1, (0, 130)),
     ]
 
 

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from converter.base import ModelConverter
 from converter.checkpoint.safetensors import open_folder
 from converter.decoder import (
+    PER_LAYER_TABLE,
     Activation,
     Attention,
     DecoderSpec,
@@ -24,6 +25,7 @@ from converter.decoder import (
     LayerSpec,
     Norm,
     NormKind,
+    PerLayerInput,
     Placement,
     PositionScale,
     QKNorm,
@@ -35,7 +37,7 @@ from converter.litertlm.inspection import read_bundle
 from converter.options import ConvertOptions
 from converter.registry import FAMILIES
 from converter.tflite.decoder_graph import build_decoder
-from converter.tflite.kv_cache import Target, cache_shape
+from converter.tflite.kv_cache import Target
 from converter.tflite.writer import write
 from converter.weights.calibration import calibrate
 from converter.weights.quantization import FLOAT32
@@ -84,6 +86,8 @@ LAYER_NORM = Norm(NormKind.LAYER, 1e-5, has_bias=True)
 OTHER = replace(ATTENTION, num_heads=6, num_kv_heads=3, head_dim=12)
 WIDE = replace(MLP, width=80)
 LENDER = replace(ATTENTION, rope=Rope(100.0))
+
+PER_LAYER = PerLayerInput(12, VOCABULARY, Activation.GELU_TANH)
 
 PLAIN = whole()
 WORDS: dict[str, DecoderSpec] = {
@@ -142,6 +146,10 @@ WORDS: dict[str, DecoderSpec] = {
     "gate": attention(is_gated=True),
     "sinks": attention(has_sinks=True),
     "sinks, softcap and window": attention(has_sinks=True, softcap=0.8, sliding_window=9),
+    "value norm": attention(value_norm=RMS),
+    "value norm without weight": attention(value_norm=replace(RMS, has_weight=False)),
+    "keys are values": attention(keys_are_values=True, biases=("k",), qk_norm=QKNorm(RMS)),
+    "keys are values, with a norm": attention(keys_are_values=True, value_norm=RMS),
     # Feed-forward
     "mlp biases": mlp(biases=("gate", "up", "down")),
     "some mlp biases": mlp(biases=("down",)),
@@ -153,6 +161,13 @@ WORDS: dict[str, DecoderSpec] = {
     "no gate, biases": mlp(is_gated=False, activation=Activation.GELU, biases=("up", "down")),
     "no gate, relu2": mlp(is_gated=False, activation=Activation.RELU2),
     "no gate, xielu": mlp(is_gated=False, activation=Activation.XIELU),
+    # Beside the blocks
+    "per-layer input": whole(per_layer_input=PER_LAYER, embedding_scale=3.0),
+    "per-layer input of fewer tokens": whole(per_layer_input=replace(PER_LAYER, rows=60)),
+    "per-layer input of parallel blocks": whole(
+        per_layer_input=PER_LAYER, placement=Placement.PARALLEL, has_layer_scales=True
+    ),
+    "layer scales": whole(has_layer_scales=True),
     # Layers that differ
     "other heads by layer": mixers(ATTENTION, OTHER, replace(ATTENTION, num_kv_heads=4)),
     "other heads by layer with sinks and partial rope": mixers(
@@ -180,6 +195,14 @@ WORDS: dict[str, DecoderSpec] = {
         replace(LENDER, cache_of=0, num_heads=2, biases=("q", "o")),
         replace(ATTENTION, sliding_window=9, cache_of=1, qk_norm=QKNorm(RMS)),
         replace(OTHER, cache_of=2, is_gated=True, has_sinks=True),
+    ),
+    "caches of earlier layers, per-layer input": replace(
+        mixers(
+            LENDER,
+            replace(LENDER, cache_of=0, value_norm=RMS),
+        ),
+        per_layer_input=PER_LAYER,
+        has_layer_scales=True,
     ),
     "a cache between those of its own": mixers(
         LENDER, replace(LENDER, cache_of=0), ATTENTION, replace(LENDER, cache_of=0)
@@ -220,20 +243,15 @@ def run(
 ) -> GraphRunner:
     """The graph of a spec, with weights, in the interpreter."""
     shapes = dict(spec.weight_shapes())
-    caches = [
-        cache_shape(layer.mixer.sliding_window, cache_length, target, rings=True)
-        for layer in spec.layers
-    ]
-    layout = write(
-        build_decoder(
-            spec,
-            lengths,
-            cache_length,
-            lambda name: FLOAT32.weight(name, shapes[name]),
-            caches,
-            target,
-        )
+    decoder = build_decoder(
+        spec,
+        lengths,
+        cache_length,
+        lambda name: FLOAT32.weight(name, shapes[name]),
+        target,
+        rings=True,
     )
+    layout = write(decoder.model)
     network = bytearray(layout.nbytes)
     network[: len(layout.flatbuffer)] = layout.flatbuffer
     for name, values in weights.items():
@@ -290,7 +308,7 @@ def test_calibration_leaves_the_network_as_it_is(word: str) -> None:
     stream = FloatWeights(weights)
     calibrate(spec, stream)
     matrices = {path for path, shape in spec.weight_shapes() if len(shape) == 2}
-    assert matrices - stream.stored.keys() <= {"embedding"}
+    assert matrices - stream.stored.keys() <= {"embedding", PER_LAYER_TABLE}
     before = logits(spec, weights, range(20))
     after = logits(spec, weights | stream.stored, range(20))
     assert np.abs(after - before).max() < 1e-9 * np.abs(before).max()
