@@ -247,7 +247,7 @@ def test_parts_and_layers_have_formats_of_their_own() -> None:
         (
             "fp16,mlp=fp32",
             "--quantize ...,mlp=fp32, is not PART=SCHEME, parts are embedding, attention, ffn, "
-            "head, with layers.A-B. before attention or ffn if wanted",
+            "per_layer, head, with layers.A-B. before attention or ffn if wanted",
         ),
         ("fp16,ffn=", None),
         ("fp16,", None),
