@@ -12,8 +12,9 @@ from pathlib import Path
 
 from converter.checkpoint.base import Checkpoint
 from converter.errors import SourceError, UnsupportedError
-from converter.families.base import Family, WeightSource
+from converter.families.base import Family
 from converter.families.matching import listed
+from converter.families.tensors import WeightSource
 from converter.weights.lora_update import Factor, LowRank, Update
 from converter.weights.tied_head import untied
 
