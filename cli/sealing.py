@@ -158,13 +158,14 @@ def options_for_receipt(converter: ModelConverter, plan: Plan) -> dict[str, Any]
 
 
 def figures_for_receipt(converter: ModelConverter, plan: Plan) -> dict[str, Any]:
-    """What a receipt says of the plan: neither the machine, nor what `inspect` says."""
-    from converter.report import source_bytes, tensor_groups, weights_bytes
+    """What a receipt says of the plan: nothing of the machine, and little that `inspect` says."""
+    from converter.report import source_bytes, source_types, tensor_groups, weights_bytes
 
     return {
         "model": converter.name,
         "family": plan.family.name,
         "tensors": [asdict(group) for group in tensor_groups(plan.weights)],
+        "source_types": source_types(plan.weights),
         "source_bytes": source_bytes(converter, plan),
         "weights_bytes": weights_bytes(plan),
         "output_bytes": plan.bundle.nbytes,

@@ -20,8 +20,9 @@ from pathlib import Path
 from converter.checkpoint.base import Checkpoint
 from converter.decoder import DecoderSpec
 from converter.errors import OptionError, SourceError
-from converter.families.base import Family, WeightSource
+from converter.families.base import Family
 from converter.families.matching import OTHER_GGUF, grouped, listed
+from converter.families.tensors import WeightSource
 from converter.litertlm.bundle import (
     FIRST_SECTION,
     BundleLayout,

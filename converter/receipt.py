@@ -249,10 +249,15 @@ def is_outdated(output: Path, source: Path) -> bool:
     adapters = (receipt.get("options") or {}).get("adapters", [])
     local = [(Path(each["model"]), each["files"]) for each in adapters if each["kind"] != "hub"]
     for place, files in [(source, receipt["source"]["files"]), *local]:
+        is_folder = place.is_dir()
         for file in files:
+            if is_folder:
+                path = place / file["name"]
+            else:  # one of several parts, or a file that may have another name now
+                path = place.with_name(file["name"]) if len(files) > 1 else place
             with contextlib.suppress(OSError):  # one that is gone is no reason to convert again
-                now = (place / file["name"] if place.is_dir() else place).stat()
-                if now.st_mtime_ns > made or (place.is_dir() and now.st_size != file["size"]):
+                now = path.stat()
+                if now.st_mtime_ns > made or (is_folder and now.st_size != file["size"]):
                     return True
     return False
 

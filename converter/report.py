@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,6 +110,11 @@ def source_bytes(converter: ModelConverter, plan: Plan) -> int:
     tensors = converter.checkpoint.tensors
     names = {w.source.tensor for w in plan.weights if not w.source.is_absent}
     return sum(tensors[name].nbytes for name in names)
+
+
+def source_types(weights: Iterable[PlannedWeight]) -> dict[str, int]:
+    """How many weights the source holds in which type or layout, named as `inspect` does."""
+    return dict(Counter(weight.stored_as for weight in weights))
 
 
 def weights_bytes(plan: Plan) -> int:

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from converter.checkpoint.file_kinds import EMPTY, HEAD_BYTES, SAFETENSORS, what_it_is
+from converter.checkpoint.gguf_names import all_parts
 from converter.errors import LiteRTLMError, SourceError, UnsupportedError
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -268,8 +269,11 @@ def why_not_a_model(what: str, names: Collection[str]) -> LiteRTLMError | None:
 
 
 def adapter_files(path: Path) -> list[Path]:
-    """What is read of an adapter, as far as it is there: a GGUF, or of a folder of PEFT's."""
-    files = [path / name for name in ADAPTER_FILES] if path.is_dir() else [path]
+    """What is read of an adapter, as far as it is there: all parts of a GGUF, or PEFT's files."""
+    if path.is_dir():
+        files = [path / name for name in ADAPTER_FILES]
+    else:
+        files = [path.with_name(name) for name in all_parts(path.name)]
     return [file for file in files if file.is_file()]
 
 

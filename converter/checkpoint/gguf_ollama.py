@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from converter.checkpoint.base import TensorInfo
-from converter.families.base import GGUF_VISION
+from converter.families.tensors import GGUF_VISION
 
 _VISION_KEYS = ("vision.", "mm.")  # after `{arch}.`
 _RENAMED = {

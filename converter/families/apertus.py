@@ -15,7 +15,8 @@ from converter.decoder import (
     QKNorm,
     Rope,
 )
-from converter.families.base import ACTIVATIONS, NAMES, Family, Names, with_names
+from converter.families.base import ACTIVATIONS, Family
+from converter.families.tensors import NAMES, Names, with_names
 
 # What transformers' ApertusConfig takes where a config says nothing.
 _DEFAULT_ROPE = {

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from converter.decoder import Attention, DecoderSpec, LayerSpec, Placement, QKNorm, Rope
-from converter.families.base import Family, Names
+from converter.families.base import Family
 from converter.families.olmo2 import Olmo2
+from converter.families.tensors import Names
 
 
 @dataclass(frozen=True, kw_only=True)

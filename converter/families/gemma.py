@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from converter.decoder import ATTENTION_PROJECTIONS, DecoderSpec
-from converter.families.base import Family, WeightSource
+from converter.families.base import Family
+from converter.families.tensors import WeightSource
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from converter.decoder import Attention, DecoderSpec, LayerSpec, Placement, Rope
-from converter.families.base import Names
 from converter.families.gemma import Gemma
 from converter.families.gemma3 import Gemma3
+from converter.families.tensors import Names
 
 _LAYERS_IN_27B = 46
 

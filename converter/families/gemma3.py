@@ -17,8 +17,9 @@ from converter.decoder import (
     QKNorm,
     Rope,
 )
-from converter.families.base import NAMES, Family, Names, WeightSource, with_names
+from converter.families.base import Family
 from converter.families.rope import by_kind_of_layer, lost_by_kind
+from converter.families.tensors import NAMES, Names, WeightSource, with_names
 
 _LAYERS_IN_27B = 62
 

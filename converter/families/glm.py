@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from converter.decoder import DecoderSpec, Placement
-from converter.families.base import NAMES, Family, Names, with_names
+from converter.families.base import Family
+from converter.families.tensors import NAMES, Names, with_names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from converter.decoder import LayerSpec
-from converter.families.base import NAMES, Names, with_names
 from converter.families.granite import Granite
+from converter.families.tensors import NAMES, Names, with_names
 
 
 @dataclass(frozen=True, kw_only=True)

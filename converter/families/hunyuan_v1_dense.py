@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from converter.decoder import ATTENTION_PROJECTIONS, Attention, QKNorm, Rope
-from converter.families.base import NAMES, Family, Names, with_names
+from converter.families.base import Family
 from converter.families.config_keys import ROPE_SETTINGS
+from converter.families.tensors import NAMES, Names, with_names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from converter.decoder import ATTENTION_PROJECTIONS, FeedForward, Norm, NormKind
-from converter.families.base import Family, WeightSource
+from converter.families.base import Family
+from converter.families.tensors import WeightSource
 
 
 @dataclass(frozen=True, kw_only=True)

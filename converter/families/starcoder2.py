@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from converter.decoder import ATTENTION_PROJECTIONS, FeedForward, LayerSpec, Norm, NormKind
-from converter.families.base import NAMES, Family, Names, with_names
+from converter.families.base import Family
+from converter.families.tensors import NAMES, Names, with_names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from converter.decoder import DecoderSpec, Placement
-from converter.families.base import NAMES, Names, with_names
 from converter.families.gemma2 import Gemma2
+from converter.families.tensors import NAMES, Names, with_names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,14 +6,16 @@ family says where the network's weights stand in these (`Family.places`).
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from converter.checkpoint.base import Checkpoint
 from converter.errors import SourceError, UnsupportedError
-from converter.families.base import Family, WeightSource
+from converter.families.base import Family
 from converter.families.matching import listed
+from converter.families.tensors import WeightSource
 from converter.weights.lora_update import Factor, LowRank, Update
 from converter.weights.tied_head import untied
 
@@ -24,6 +26,8 @@ MERGE = "merge it with peft's merge_and_unload and convert the result"
 LEFT = {"B": False, "embedding_A": True, "token_A": False}  # -> whether it is transposed
 RIGHT = {"A": False, "embedding_B": True}
 WHOLE, ROWS, MAGNITUDE = "whole", "rows", "magnitude"
+# The layer of a decoder that a weight stands in, as Hugging Face, GGUFs and GPT-2 call it.
+_LAYER = re.compile(r"(?:layers|blk|transformer\.h)\.(\d+)\.")
 
 
 class Adapter(ABC):
@@ -72,7 +76,7 @@ class Adapter(ABC):
         updates leave them one table.
 
         Raises:
-            UnsupportedError: it changes something that is no weight of the decoder.
+            UnsupportedError: it changes something beside the decoder, or that cannot be merged.
             SourceError: it is for another model, or damaged.
         """
         apart = untied(self.layout(family))
@@ -87,6 +91,7 @@ class Adapter(ABC):
         sources = apart.places(named, self.weights.format)
         shapes = _shapes(apart, sources)
         of_name = {source.tensor: path for path, source in sources.items()}
+        self._check_layers(sorted(named.keys() - of_name.keys()), apart)
         for name, parts in named.items():
             path = of_name.get(name)
             strange += [t for part, t in parts.items() if path is None or not _has(path, part)]
@@ -103,6 +108,31 @@ class Adapter(ABC):
             path: self._update(parts, sources[path], shapes[sources[path].tensor])
             for path, parts in found.items()
         }
+
+    def _check_layers(self, unknown: Sequence[str], family: Family) -> None:
+        """Refuse an adapter of another decoder: it has weights in layers that this one has not.
+
+        peft's own merge would leave them out. (What stands beside the layers may be a part of a
+        larger model that the decoder sits in.)
+
+        Args:
+            unknown: the weights that it changes and the network does not have.
+        """
+        layers = {name: int(match[1]) for name in unknown if (match := _LAYER.match(name))}
+        if not layers:
+            return
+        last, count = max(layers.values()), family.num_hidden_layers
+        raise SourceError(
+            str(self.path),
+            f"it is for a model of {last + 1} layers or more, and this one has {count}"
+            if last >= count
+            else f"it changes weights that this {family.name} has not: {listed([*layers], 5)}",
+            self._take_its_base,
+        )
+
+    @property
+    def _take_its_base(self) -> str:
+        return f"take the model that the adapter was made for: {self.made_for}"
 
     @abstractmethod
     def share(self, found: dict[str, dict[str, str]], sources: dict[str, WeightSource]) -> None:
@@ -162,7 +192,7 @@ class Adapter(ABC):
         return SourceError(
             str(self.path),
             f"its update of {source.tensor} is {found}, the model's is {list(shape)}",
-            f"take the model that the adapter was made for: {self.made_for}",
+            self._take_its_base,
         )
 
 

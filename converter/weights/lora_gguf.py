@@ -18,7 +18,8 @@ from typing import Any
 from converter.checkpoint.gguf import GGUFFile
 from converter.checkpoint.gguf_config import architecture
 from converter.errors import LiteRTLMError, SourceError, UnsupportedError
-from converter.families.base import Family, WeightSource
+from converter.families.base import Family
+from converter.families.tensors import WeightSource
 from converter.registry import family_class
 from converter.weights.lora_adapter import WHOLE, Adapter, damaged
 

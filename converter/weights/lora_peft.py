@@ -12,8 +12,9 @@ from pathlib import Path
 
 from converter.checkpoint.files import ADAPTER_FILES, PositionedFile, why_not_an_adapter
 from converter.checkpoint.safetensors import SafetensorsCheckpoint, read_config, read_header
-from converter.families.base import Family, WeightSource
+from converter.families.base import Family
 from converter.families.matching import without_wrappers
+from converter.families.tensors import WeightSource
 from converter.weights.lora_adapter import MAGNITUDE, ROWS, WHOLE, Adapter, damaged
 from converter.weights.lora_config import check_config, scaling
 from converter.weights.lora_update import LowRank

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from converter.checkpoint.base import Checkpoint
-from converter.families.base import WeightSource
+from converter.families.tensors import WeightSource
 from converter.weights.placed_rows import read_placed
 
 

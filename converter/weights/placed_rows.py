@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from converter.checkpoint.base import Checkpoint
-from converter.families.base import WeightSource
+from converter.families.tensors import WeightSource
 
 
 def read_placed(

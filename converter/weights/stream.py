@@ -19,7 +19,7 @@ import numpy as np
 from converter.checkpoint.base import Checkpoint, ThreadBuffer
 from converter.decoder import PER_LAYER_TABLE, DecoderSpec
 from converter.errors import UnsupportedError
-from converter.families.base import WeightSource
+from converter.families.tensors import WeightSource
 from converter.kernels import SMALLEST_HALF, SMALLEST_NORMAL, multiply_int8
 from converter.output.atomic_file import AtomicFile
 from converter.tflite.graph import DType, Weight

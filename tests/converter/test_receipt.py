@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from blake3 import blake3
+from gguf import GGMLQuantizationType, GGUFReader
 
 from cli.main import EXIT_FAILURE, EXIT_USAGE, main
 from converter import receipt
@@ -24,6 +25,8 @@ from converter.receipt import (
     pending_path,
     read_receipt,
 )
+from tests.converter.test_base import write_llama_gguf
+from tests.gguf_files import Keys, write_gguf
 from tests.gguf_models import write_adapter
 from tests.hub_server import HubServer
 from tests.tiny_models import make_adapter, make_model, write_tokenizer
@@ -77,8 +80,16 @@ def test_it_says_what_was_read_and_what_came_out(source: Path, output: Path) -> 
         "chat_template": None,
     }
     assert found["plan"]["output_bytes"] == len(content)
+    assert found["plan"]["source_types"] == {"F32": 21}
     assert found["versions"]["numpy"]
     assert found["check"] is None
+
+
+def test_it_says_how_the_source_was_quantised(source: Path, tmp_path: Path) -> None:
+    path = write_llama_gguf(source, tmp_path / "small.gguf", GGMLQuantizationType.Q4_0)
+    assert main(["convert", str(path), "--output-dir", str(tmp_path), "--quiet"]) == 0
+    types = said(tmp_path / "small.litertlm")["plan"]["source_types"]
+    assert types == {"Q4_0": 16, "F32": 5}  # matrices; norms
 
 
 def test_two_conversions_have_the_same_receipt(source: Path, tmp_path: Path) -> None:
@@ -414,6 +425,37 @@ def test_the_same_bytes_again_with_adapters(
         write_adapter(config, folder, ggufs / "2.gguf", 3)
         shutil.rmtree(tmp_path / "models", ignore_errors=True)
         assert main(["convert", "--from-receipt", paper, "--force", *options]) == EXIT_FAILURE
+
+
+def test_every_part_of_an_adapter_counts(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As llama-gguf-split leaves it; whichever part is named."""
+    make_adapter(make_model("llama"), tmp_path / "a", target_modules=["q_proj"])
+    whole = write_adapter(make_model("llama").config, tmp_path / "a", tmp_path / "a.gguf", 6)
+    tensors = [(tensor.name, tensor.data) for tensor in GGUFReader(whole).tensors]
+    metadata: Keys = {
+        ":general.type": "adapter",
+        ":adapter.type": "lora",
+        ":adapter.lora.alpha": 6.0,
+    }
+    parts = [tmp_path / f"p-0000{number}-of-00002.gguf" for number in (1, 2)]
+    for number, part in enumerate(parts):
+        keys: Keys = said_of_all | {":split.no": number, ":split.count": 2}
+        write_gguf(part, keys, dict(tensors[number::2]))
+    command = ["convert", str(source), "--lora", str(parts[1]), "--output-dir", str(tmp_path)]
+    assert main(command) == 0
+    [output] = tmp_path.glob("*.litertlm")
+    assert said(output)["options"]["adapters"][0]["files"] == hash_files(parts)
+    for part in parts:
+        capsys.readouterr()
+        assert main(command) == 0
+        assert "older than" not in capsys.readouterr().err
+        before, later = part.stat().st_mtime_ns, output.stat().st_mtime_ns + 1_000_000
+        os.utime(part, ns=(later, later))
+        assert main(command) == 0
+        assert "older than what it was made of" in capsys.readouterr().err
+        os.utime(part, ns=(before, before))
 
 
 @pytest.mark.parametrize("kind", ["a", "a.gguf"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 
@@ -51,6 +52,20 @@ def test_config_of_a_plain_model(file: Path) -> None:
         "tie_word_embeddings": True,
         "gguf_biases": [],
     }
+
+
+def test_sampling_is_what_generation_config_said(file: Path) -> None:
+    """By the names of llama.cpp's own library; what the runtime has no word for is left."""
+    said: Keys = {
+        f":{gguf.Keys.General.SAMPLING_TEMP}": 0.25,
+        f":{gguf.Keys.General.SAMPLING_TOP_K}": 7,
+        f":{gguf.Keys.General.SAMPLING_TOP_P}": 0.5,
+        f":{gguf.Keys.General.SAMPLING_MIN_P}": 0.125,
+    }
+    with open_gguf(write_gguf(file, said)) as checkpoint:
+        assert checkpoint.generation_config == {"temperature": 0.25, "top_k": 7, "top_p": 0.5}
+    with open_gguf(write_gguf(file)) as checkpoint:
+        assert checkpoint.generation_config == {}
 
 
 @pytest.mark.parametrize(

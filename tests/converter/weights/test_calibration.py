@@ -10,7 +10,7 @@ import pytest
 
 from cli.obtain import open_checkpoint
 from converter.base import ModelConverter
-from converter.families.base import WeightSource
+from converter.families.tensors import WeightSource
 from converter.options import ConvertOptions
 from converter.output.atomic_file import AtomicFile
 from converter.registry import family_of

@@ -363,7 +363,33 @@ def test_values_that_make_no_sense(adapter: Path, changes: dict[str, Any], messa
     assert message in str(error)
 
 
-@pytest.mark.parametrize("module", ["embed_tokens", "layers.0.mlp.gate", "lm_head_2", "score"])
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (
+            "model.layers.0.mlp.gate",
+            "it changes weights that this llama has not: layers.0.mlp.gate",
+        ),
+        ("transformer.h.1.attn.c_attn", "this llama has not: transformer.h.1.attn.c_attn.weight"),
+        ("model.layers.31.mlp.up_proj", "for a model of 32 layers or more, and this one has 2"),
+    ],
+)
+def test_layers_of_another_model_are_no_matter_of_merging(
+    adapter: Path, module: str, message: str
+) -> None:
+    edit_config(adapter, base_model_name_or_path="org/larger")
+    edit_weights(
+        adapter, {f"base_model.model.{module}.lora_A.weight": np.zeros((4, 64), np.float32)}
+    )
+    error = refusal(adapter)
+    assert isinstance(error, SourceError)
+    assert message in error.why
+    assert error.fix == "take the model that the adapter was made for: org/larger"
+
+
+@pytest.mark.parametrize(
+    "module", ["embed_tokens", "vision_tower.layers.9.up", "lm_head_2", "score"]
+)
 def test_other_modules_are_refused_by_name(adapter: Path, module: str) -> None:
     name = f"base_model.model.model.{module}.lora_A.weight"
     edit_weights(adapter, {name: np.zeros((4, 64), np.float32)})

@@ -142,9 +142,17 @@ def test_one_for_another_architecture(adapter: Path, arch: str) -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("blk.0.attn_q_norm.weight.lora_a", (4, 64), "changes what cannot be merged: blk.0.attn_q"),
+        (
+            "blk.0.attn_q_norm.weight.lora_a",
+            (4, 64),
+            "this llama has not: blk.0.attn_q_norm.weight",
+        ),
         ("blk.0.attn_q.bias", (64,), "changes what cannot be merged: blk.0.attn_q.bias"),
-        ("blk.9.attn_q.weight.lora_a", (4, 64), "changes what cannot be merged: blk.9"),
+        (
+            "blk.9.attn_q.weight.lora_a",
+            (4, 64),
+            "for a model of 10 layers or more, and this one has 2",
+        ),
         ("blk.0.attn_q.weight.lora_b", (48, 4), "is [48, 4] x [4, 64], the model's is [64, 64]"),
     ],
 )
