@@ -32,6 +32,7 @@ from converter.litertlm.bundle import (
     tokenizer_section,
 )
 from converter.litertlm.metadata import LlmMetadataResult, build_llm_metadata
+from converter.litertlm.sampling import checked_sampling
 from converter.options import DEFAULT_CACHE_LENGTH, ConvertOptions, is_placeholder
 from converter.output.atomic_file import AtomicFile, Seal
 from converter.registry import family_of
@@ -252,7 +253,7 @@ class ModelConverter:
             max_num_tokens=cache_length,
             name=family.name,
             templates=family.templates,
-            generation_config=self.checkpoint.generation_config,
+            generation_config=checked_sampling(self.checkpoint.generation_config, self.name),
             template_fix=f"correct {chosen.file}" if chosen and chosen.file else TEMPLATE_FIX,
         )
         return metadata, tokenizer.kind, tokenizer_section(tokenizer.kind, tokenizer.data)

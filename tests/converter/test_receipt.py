@@ -434,7 +434,7 @@ def test_every_part_of_an_adapter_counts(
     make_adapter(make_model("llama"), tmp_path / "a", target_modules=["q_proj"])
     whole = write_adapter(make_model("llama").config, tmp_path / "a", tmp_path / "a.gguf", 6)
     tensors = [(tensor.name, tensor.data) for tensor in GGUFReader(whole).tensors]
-    metadata: Keys = {
+    said_of_all = {
         ":general.type": "adapter",
         ":adapter.type": "lora",
         ":adapter.lora.alpha": 6.0,
