@@ -49,6 +49,24 @@ _GEMMA: dict[str, Any] = {
         "sliding_attention",
     ],
 }
+_GEMMA4: dict[str, Any] = {
+    **_SMALL,
+    "num_hidden_layers": 5,
+    "global_head_dim": 32,
+    "sliding_window": 40,
+    "hidden_size_per_layer_input": 12,
+    "vocab_size_per_layer_input": 320,
+    "layer_types": [
+        "sliding_attention",
+        "full_attention",
+        "sliding_attention",
+        "sliding_attention",
+        "full_attention",
+    ],
+}
+_GEMMA4_UNIFIED: dict[str, Any] = {
+    key: value for key, value in _GEMMA4.items() if "per_layer_input" not in key
+}
 # Families whose class knows no head_dim; ids of special tokens that are in the vocabulary.
 _PLAIN = {key: value for key, value in _SMALL.items() if key != "head_dim"}
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
@@ -299,6 +317,35 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "gemma3": ("gemma3", {"text_config": {**_GEMMA, "model_type": "gemma3_text"}}),
+    "gemma4_text": (
+        "gemma4_text",
+        {
+            **_GEMMA4,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    "gemma4_text-keys-are-values": (
+        "gemma4_text",
+        {
+            **_GEMMA4,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "hidden_size_per_layer_input": 0,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "gemma4": (
+        "gemma4",
+        {"text_config": {**_GEMMA4, "model_type": "gemma4_text", "num_kv_shared_layers": 2}},
+    ),
+    "gemma4_unified_text": ("gemma4_unified_text", {**_GEMMA4_UNIFIED}),
+    "gemma4_unified": (
+        "gemma4_unified",
+        {"text_config": {**_GEMMA4_UNIFIED, "model_type": "gemma4_unified_text"}},
+    ),
 }
 
 

@@ -52,7 +52,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu2": Activation.RELU2,
 }
 
-_MAY_BE_ZERO = ("max_window_layers",)
+_MAY_BE_ZERO = ("hidden_size_per_layer_input", "max_window_layers", "num_kv_shared_layers")
 _SAYS_NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
 
 # Bounds on what a damaged config can ask for.

@@ -1,0 +1,120 @@
+"""Gemma 4: `gemma4` and its text part `gemma4_text`, and `gemma4_unified` (12B) likewise."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from converter.decoder import Attention, DecoderSpec, FeedForward
+from converter.families.gemma_per_layer import PerLayerGemma
+from converter.families.rope import RopeSettings
+from converter.families.tensors import Names, with_names
+
+# transformers' default, and what a GGUF's rotary factors say.
+_ROPE = {
+    "full_attention": {
+        "rope_type": "proportional",
+        "partial_rotary_factor": 0.25,
+        "rope_theta": 1_000_000.0,
+    },
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemma4(PerLayerGemma):
+    """Wider heads in layers that see everything, a number on each layer, shared caches."""
+
+    name: ClassVar[str] = "gemma4"
+    templates: ClassVar[tuple[str, ...]] = ("gemma4.jinja",)
+    limits: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **PerLayerGemma.limits,
+        "enable_moe_block": (None, False),
+    }
+    # Of the experts that are not switched on.
+    beside: ClassVar[frozenset[str]] = PerLayerGemma.beside | {
+        "expert_intermediate_size", "moe_intermediate_size", "num_experts", "top_k_experts",
+    }  # fmt: skip
+    names: ClassVar[Names] = with_names(
+        PerLayerGemma.names,
+        ("layers.{i}.scale", "layers.{i}.layer_scalar", "blk.{i}.layer_output_scale.weight"),
+    )
+
+    # Defaults are those of transformers' Gemma4TextConfig.
+    hidden_size: int = 2304
+    intermediate_size: int = 9216
+    num_hidden_layers: int = 30
+    num_key_value_heads: int | None = 4
+    max_position_embeddings: int = 131072
+    global_head_dim: int | None = 512
+    num_global_key_value_heads: int | None = None
+    attention_k_eq_v: bool = False
+    use_double_wide_mlp: bool = False
+
+    @classmethod
+    def resolve_aliases(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        text = config.get("text_config")
+        text = dict(text if isinstance(text, dict) else config)
+        text.pop("rope_scaling", None)  # transformers' class has no older spelling
+        text["rope_parameters"] = {**_ROPE, **(text.get("rope_parameters") or {})}
+        return super().resolve_aliases({**config, "text_config": text})
+
+    def spec(self) -> DecoderSpec:
+        return dataclasses.replace(super().spec(), has_layer_scales=True)
+
+    def kinds(self) -> Sequence[str]:
+        """Every sixth sees everything."""
+        count = self.num_hidden_layers
+        return ["sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(count)]
+
+    def layers(self) -> tuple[Any, ...]:
+        if self.layer_types and self.layer_types[-1] == "sliding_attention":
+            # transformers makes the last one see everything, whatever it is called.
+            types = (*self.layer_types[:-1], "full_attention")
+            return dataclasses.replace(self, layer_types=types).layers()
+        return super().layers()
+
+    def mixers(self) -> dict[str, Attention]:
+        local = self.rope(self.rope_local_base_freq, self.rope_local_scaling)
+        wide = self.global_head_dim or self.attention_head_dim
+        settings = RopeSettings(
+            self.name, self.rope_scaling or {}, self.rope_theta, wide, self.max_position_embeddings
+        )
+        kv_heads = self.kv_heads
+        if self.attention_k_eq_v:
+            kv_heads = self.num_global_key_value_heads or kv_heads
+        everywhere = dataclasses.replace(
+            self.attention(settings.rope(), None),
+            head_dim=wide,
+            num_kv_heads=kv_heads,
+            keys_are_values=self.attention_k_eq_v,
+        )
+        return {
+            "sliding_attention": self.of_gemma(self.attention(local, self.sliding_window)),
+            "full_attention": self.of_gemma(everywhere),
+        }
+
+    def feed_forwards(self) -> Sequence[FeedForward]:
+        own = self.feed_forward()
+        wide = dataclasses.replace(own, width=2 * own.width) if self.use_double_wide_mlp else own
+        return [wide if i >= self.first_shared else own for i in range(self.num_hidden_layers)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemma4Unified(Gemma4):
+    """Gemma 4 12B, which has no per-layer embeddings."""
+
+    max_position_embeddings: int = 262144
+    sliding_window: int | None = 1024
+    hidden_size_per_layer_input: int | None = None
+
+    @classmethod
+    def resolve_aliases(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        resolved = super().resolve_aliases(config)
+        return {k: v for k, v in resolved.items() if k not in cls._unknown}
+
+    _unknown: ClassVar[frozenset[str]] = frozenset(
+        {"hidden_size_per_layer_input", "vocab_size_per_layer_input", "enable_moe_block"}
+    )
