@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -357,7 +358,8 @@ class ModelConverter:
                 rows = source.first_row + shapes[path][0]
                 before = wanted.get(source.tensor, (0,))[0]
                 wanted[source.tensor] = (max(before, rows), *shapes[path][1:])
-        stored = {name: self.checkpoint.tensors[name].shape for name in wanted}
+        # Of a tensor with more axes, the last one holds its columns.
+        stored = {name: _as_matrix(self.checkpoint.tensors[name].shape) for name in wanted}
         said_by = "its metadata" if self.checkpoint.format == "gguf" else "config"
         wrong = [
             f"{name} is {list(shape)}, {said_by} says {list(wanted[name])}"
@@ -435,6 +437,10 @@ class ModelConverter:
             )
             for part, kinds in found.items()
         }
+
+
+def _as_matrix(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape if len(shape) < 3 else (math.prod(shape[:-1]), shape[-1])
 
 
 @contextmanager

@@ -209,12 +209,15 @@ class FeedForward:
     Attributes:
         width: of what stands between.
         biases: the projections (gate, up, down) that have one.
+        cutoff: gates g become relu(g - mean(g) - cutoff std(g)) before the activation, which leaves
+            few of them (Gemma 3n); None where they stay as they are.
     """
 
     width: int
     activation: Activation
     is_gated: bool = True
     biases: tuple[str, ...] = ()
+    cutoff: float | None = None
 
     def weight_shapes(self, block: str, hidden: int) -> Shapes:
         """Of what lies between the norms of its block."""
@@ -254,6 +257,41 @@ class PerLayerInput:
 
 
 @dataclass(frozen=True)
+class AltUp:
+    """Alternating updates: the residual stream is several, of which a layer sees one.
+
+    Before a layer, x_j grows by sum_k p_jk x_k; after it, by c_j (y - x_active), y being what the
+    layer makes of x_active. With r(x) = tanh(router(norm(x) / hidden)), p is predict(r(x_active)),
+    and c is 1 + correct(r(y)). The streams begin as projections of the embedding, and end as the
+    mean of x_0 and projections of the others; both as long as the embedding, or as x_0.
+    Source: arXiv:2301.13310 and transformers' Gemma3nTextAltUp.
+
+    Attributes:
+        streams: how many there are.
+        active: the one that layers see.
+        scales_output: whether a weight is on what the per-layer input is gated by.
+    """
+
+    streams: int
+    active: int = 0
+    scales_output: bool = True
+
+    def weight_shapes(self, block: str, hidden: int) -> Shapes:
+        """Of one layer."""
+        n = self.streams
+        yield f"{block}.router_norm", (hidden,)
+        yield f"{block}.router", (n, hidden)
+        yield f"{block}.predict", (n * n, n)
+        yield f"{block}.correct", (n, n)
+        if self.scales_output:
+            yield f"{block}.output_scale", (hidden,)
+
+
+# Matrices that stay in float32: a few values, on which much depends.
+EXACT_MATRICES = frozenset({"router", "predict", "correct"})
+
+
+@dataclass(frozen=True)
 class DecoderSpec:
     """A decoder-only transformer.
 
@@ -267,6 +305,9 @@ class DecoderSpec:
         head_bias: whether the head has a bias.
         per_layer_input: None where there is none.
         has_layer_scales: what a layer hands on is multiplied with a number of its own.
+        laurel_rank: beside its attention a layer has a path of so few values: with n what both are
+            fed with, x becomes (x + attention(n) + n + norm(right(left(n)))) / sqrt(2).
+        altup: None where there is one residual stream.
     """
 
     vocab_size: int
@@ -282,6 +323,8 @@ class DecoderSpec:
     head_bias: bool = False
     per_layer_input: PerLayerInput | None = None
     has_layer_scales: bool = False
+    laurel_rank: int | None = None
+    altup: AltUp | None = None
 
     def for_context(self, length: int) -> DecoderSpec:
         """The same with the rotary embeddings that hold in a context of so many positions."""
@@ -302,13 +345,22 @@ class DecoderSpec:
             width = self.per_layer_input.width
             yield PER_LAYER_TABLE, (self.per_layer_input.rows, len(self.layers) * width)
             yield from self.norm.weight_shapes("per_layer_norm", width)
+        others = range(self.altup.streams - 1 if self.altup else 0)
+        for i in others:
+            yield f"altup_begin.{i}", (hidden, hidden)
         for i, layer in enumerate(self.layers):
             mixer = f"layers.{i}.{layer.mixer.block}"
+            if self.altup is not None:
+                yield from self.altup.weight_shapes(f"layers.{i}.altup", hidden)
             if placement.has_pre_norms:
                 yield from self.norm.weight_shapes(f"{mixer}.norm", hidden)
             yield from layer.mixer.weight_shapes(mixer, hidden)
             if placement.has_post_norms:
                 yield from self.norm.weight_shapes(f"{mixer}.post_norm", hidden)
+            if self.laurel_rank is not None:
+                yield f"layers.{i}.laurel.left", (self.laurel_rank, hidden)
+                yield f"layers.{i}.laurel.right", (hidden, self.laurel_rank)
+                yield from self.norm.weight_shapes(f"layers.{i}.laurel.post_norm", hidden)
             mlp = f"layers.{i}.mlp"
             if placement in (Placement.BEFORE, Placement.BOTH):
                 yield from self.norm.weight_shapes(f"{mlp}.norm", hidden)
@@ -323,6 +375,8 @@ class DecoderSpec:
                 yield from self.norm.weight_shapes(f"{block}.post_norm", hidden)
             if self.has_layer_scales:
                 yield f"layers.{i}.scale", (1,)
+        for i in others:
+            yield f"altup_end.{i}", (hidden, hidden)
         yield from self.norm.weight_shapes("final_norm", hidden)
         if not self.tied_head:
             yield "head", (self.vocab_size, hidden)

@@ -18,6 +18,7 @@ from converter.families.exaone4 import Exaone4
 from converter.families.gemma import Gemma
 from converter.families.gemma2 import Gemma2
 from converter.families.gemma3 import Gemma3
+from converter.families.gemma3n import Gemma3n
 from converter.families.gemma4 import Gemma4, Gemma4Unified
 from converter.families.glm import Glm, Glm4
 from converter.families.granite import Granite
@@ -57,6 +58,8 @@ FAMILIES: dict[str, type[Family]] = {
     "gemma2": Gemma2,
     "gemma3": Gemma3,
     "gemma3_text": Gemma3,
+    "gemma3n": Gemma3n,
+    "gemma3n_text": Gemma3n,
     "gemma4": Gemma4,
     "gemma4_text": Gemma4,
     "gemma4_unified": Gemma4Unified,

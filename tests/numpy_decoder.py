@@ -14,6 +14,7 @@ from converter.decoder import (
     Attention,
     DecoderSpec,
     FeedForward,
+    LayerSpec,
     Norm,
     NormKind,
     Placement,
@@ -37,31 +38,85 @@ class _Decoder:
     def run(self, tokens: np.ndarray) -> np.ndarray:
         spec = self.spec
         x = self.weights["embedding"].astype(np.float64)[tokens] * (spec.embedding_scale or 1)
-        share = spec.residual_scale or 1
         given = self.per_layer_input(tokens, x)
+        if spec.altup is not None:
+            x = self.begin(x)
         for i, layer in enumerate(spec.layers):
-            block, mlp = f"layers.{i}.{layer.mixer.block}", f"layers.{i}.mlp"
-            if spec.placement is Placement.PARALLEL:
-                fed = self.norm(f"{block}.norm", spec.norm, x)
-                update = self.attend(i, layer.mixer, fed) + self.feed(mlp, layer.feed_forward, fed)
-                x = x + share * update
+            if spec.altup is None:
+                x = self.blocks(i, layer, x)
+                if spec.per_layer_input is not None:
+                    x = x + self.per_layer_update(i, given[i], x)
             else:
-                update = self.attend(i, layer.mixer, self.before(block, x))
-                x = x + share * self.after(block, update)
-                update = self.feed(mlp, layer.feed_forward, self.before(mlp, x))
-                x = x + share * self.after(mlp, update)
-            if spec.per_layer_input is not None:
-                block = f"layers.{i}.per_layer"
-                gate = self.project(block, "gate", (), x)
-                gate = self.activate(block, spec.per_layer_input.activation, gate)
-                update = self.project(block, "up", (), gate * given[i])
-                x = x + self.norm(f"{block}.post_norm", spec.norm, update)
+                x = self.stream_layer(i, layer, x, given[i] if given else None)
             if spec.has_layer_scales:
                 x = x * self.weights[f"layers.{i}.scale"]
+        if spec.altup is not None:
+            x = self.end(x)
         x = self.norm("final_norm", spec.norm, x)
         x = x @ self.weights["embedding" if spec.tied_head else "head"].T
         x = (x + (self.weights["head.bias"] if spec.head_bias else 0)) * (spec.logits_scale or 1)
         return x if spec.logits_softcap is None else _softcap(x, spec.logits_softcap)
+
+    def blocks(self, i: int, layer: LayerSpec, x: np.ndarray) -> np.ndarray:
+        spec, share = self.spec, self.spec.residual_scale or 1
+        block, mlp = f"layers.{i}.{layer.mixer.block}", f"layers.{i}.mlp"
+        if spec.placement is Placement.PARALLEL:
+            fed = self.norm(f"{block}.norm", spec.norm, x)
+            update = self.attend(i, layer.mixer, fed) + self.feed(mlp, layer.feed_forward, fed)
+            return x + share * update
+        fed = self.before(block, x)
+        x = x + share * self.after(block, self.attend(i, layer.mixer, fed))
+        if spec.laurel_rank is not None:
+            low = self.project(f"layers.{i}.laurel", "left", (), fed)
+            update = self.project(f"layers.{i}.laurel", "right", (), low)
+            update = self.norm(f"layers.{i}.laurel.post_norm", spec.norm, update)
+            x = (x + fed + update) / math.sqrt(2)
+        update = self.feed(mlp, layer.feed_forward, self.before(mlp, x))
+        return x + share * self.after(mlp, update)
+
+    def per_layer_update(self, i: int, given: np.ndarray, x: np.ndarray) -> np.ndarray:
+        spec, block = self.spec, f"layers.{i}.per_layer"
+        assert spec.per_layer_input is not None
+        gate = self.project(block, "gate", (), x)
+        gate = self.activate(block, spec.per_layer_input.activation, gate)
+        update = self.project(block, "up", (), gate * given)
+        return self.norm(f"{block}.post_norm", spec.norm, update)
+
+    # Several streams, (streams, n, hidden)
+
+    def begin(self, x: np.ndarray) -> np.ndarray:
+        count, size = self.spec.altup.streams, np.sqrt((x**2).mean(-1, keepdims=True))
+        others = [_as_long(x @ self.weights[f"altup_begin.{i}"].T, size) for i in range(count - 1)]
+        return np.stack([x, *others])
+
+    def end(self, x: np.ndarray) -> np.ndarray:
+        size = np.sqrt((x[0] ** 2).mean(-1, keepdims=True))
+        others = [
+            _as_long(one @ self.weights[f"altup_end.{i}"].T, size) for i, one in enumerate(x[1:])
+        ]
+        return np.mean([x[0], *others], axis=0)
+
+    def stream_layer(
+        self, i: int, layer: LayerSpec, x: np.ndarray, given: np.ndarray | None
+    ) -> np.ndarray:
+        altup, block = self.spec.altup, f"layers.{i}.altup"
+        count = altup.streams
+        routed = self.routed(block, x[altup.active])
+        factors = (routed @ self.weights[f"{block}.predict"].T).reshape(-1, count, count)
+        x = x + np.einsum("njk,knh->jnh", factors, x)
+        made = self.blocks(i, layer, x[altup.active])
+        factors = 1 + self.routed(block, made) @ self.weights[f"{block}.correct"].T
+        x = x + factors.T[:, :, None] * (made - x[altup.active])
+        if given is not None:
+            seen = x[altup.active]
+            if altup.scales_output:
+                seen = seen * self.weights[f"{block}.output_scale"]
+            x = np.concatenate([x[:1], x[1:] + self.per_layer_update(i, given, seen)])
+        return x
+
+    def routed(self, block: str, x: np.ndarray) -> np.ndarray:
+        normed = self.norm(f"{block}.router_norm", self.spec.norm, x)
+        return np.tanh(normed / x.shape[-1] @ self.weights[f"{block}.router"].T)
 
     def per_layer_input(self, tokens: np.ndarray, x: np.ndarray) -> list[np.ndarray]:
         """Each layer's part of the second embedding, `(n, width)`."""
@@ -142,6 +197,9 @@ class _Decoder:
         up = self.project(block, "up", mlp.biases, x)
         if mlp.is_gated:
             gate = self.project(block, "gate", mlp.biases, x)
+            if mlp.cutoff is not None:
+                spread = gate.std(-1, keepdims=True)
+                gate = np.maximum(gate - gate.mean(-1, keepdims=True) - mlp.cutoff * spread, 0)
             up = self.activate(block, mlp.activation, gate) * up
         else:
             up = self.activate(block, mlp.activation, up)
@@ -172,6 +230,11 @@ def _rotate(rope: Rope, x: np.ndarray) -> np.ndarray:
     plane = x[..., :half] + 1j * x[..., half:width]
     plane = plane * np.exp(1j * turns) * rope.attention_factor
     return np.concatenate([plane.real, plane.imag, x[..., width:]], axis=-1)
+
+
+def _as_long(x: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """x with another root mean square."""
+    return x * size / np.sqrt(np.maximum((x**2).mean(-1, keepdims=True), 1e-5))
 
 
 def _softcap(x: np.ndarray, cap: float) -> np.ndarray:

@@ -67,6 +67,9 @@ _GEMMA4: dict[str, Any] = {
 _GEMMA4_UNIFIED: dict[str, Any] = {
     key: value for key, value in _GEMMA4.items() if "per_layer_input" not in key
 }
+_GEMMA3N: dict[str, Any] = {
+    key: value for key, value in _GEMMA4.items() if key != "global_head_dim"
+} | {"laurel_rank": 8}
 # Families whose class knows no head_dim; ids of special tokens that are in the vocabulary.
 _PLAIN = {key: value for key, value in _SMALL.items() if key != "head_dim"}
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
@@ -341,6 +344,31 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma4",
         {"text_config": {**_GEMMA4, "model_type": "gemma4_text", "num_kv_shared_layers": 2}},
     ),
+    "gemma3n_text": (
+        "gemma3n_text",
+        {
+            **_GEMMA3N,
+            "num_kv_shared_layers": 2,
+            "activation_sparsity_pattern": [0.9, 0.5, 0.0, 0.0, 0.0],
+        },
+    ),
+    "gemma3n_text-widths": (
+        "gemma3n_text",
+        {
+            **_GEMMA3N,
+            "num_kv_shared_layers": 0,
+            "intermediate_size": [96, 64, 96, 128, 96],
+            "altup_num_inputs": 3,
+            "altup_active_idx": 1,
+            "altup_correct_scale": False,
+            "vocab_size_per_layer_input": 300,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "gemma3n": (
+        "gemma3n",
+        {"text_config": {**_GEMMA3N, "model_type": "gemma3n_text", "num_kv_shared_layers": 3}},
+    ),
     "gemma4_unified_text": ("gemma4_unified_text", {**_GEMMA4_UNIFIED}),
     "gemma4_unified": (
         "gemma4_unified",
@@ -424,6 +452,9 @@ def random_model(model_type: str, values: dict[str, Any], seed: int = 0) -> Any:
                 parameter.normal_(std=parameter.shape[1] ** -0.5)
             else:
                 parameter.normal_(std=1.5 * parameter.shape[-1] ** -0.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.uniform_(0.5, 1.5)
     return model
 
 

@@ -132,8 +132,7 @@ class SafetensorsCheckpoint(StoredCheckpoint):
                 "without changing their numbers again",
                 "convert the original model in BF16, F16 or F32",
             )
-        rows = info.shape[0] if len(info.shape) > 1 else 1
-        columns = math.prod(info.shape[1:] if len(info.shape) > 1 else info.shape)
+        rows, columns = as_rows(info.shape) if len(info.shape) > 1 else (1, math.prod(info.shape))
         if not 0 <= start <= stop <= rows:
             raise IndexError(f"rows {start}:{stop} of {name}, which has {rows}")
         count = (stop - start) * columns

@@ -52,7 +52,12 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu2": Activation.RELU2,
 }
 
-_MAY_BE_ZERO = ("hidden_size_per_layer_input", "max_window_layers", "num_kv_shared_layers")
+_MAY_BE_ZERO = (
+    "altup_active_idx",
+    "hidden_size_per_layer_input",
+    "max_window_layers",
+    "num_kv_shared_layers",
+)
 _SAYS_NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
 
 # Bounds on what a damaged config can ask for.
@@ -433,6 +438,7 @@ def _checked(family: str, field: dataclasses.Field[Any], value: Any) -> Any:
         "str": isinstance(value, str),
         "dict[str, Any]": isinstance(value, dict),
         "Sequence[int]": isinstance(value, list) and all(type(v) is int for v in value),
+        "Sequence[float]": isinstance(value, list) and all(type(v) in (int, float) for v in value),
         "Sequence[str]": isinstance(value, list) and all(isinstance(v, str) for v in value),
     }[kind]
     if not ok:
@@ -443,6 +449,7 @@ def _checked(family: str, field: dataclasses.Field[Any], value: Any) -> Any:
             "str": "a text",
             "dict[str, Any]": "a JSON object",
             "Sequence[int]": "a list of whole numbers",
+            "Sequence[float]": "a list of numbers",
             "Sequence[str]": "a list of texts",
         }[kind]
         raise SourceError(

@@ -75,6 +75,8 @@ class PerLayerGemma(Family):
     vocab_size_per_layer_input: int = 262144
     hidden_size_per_layer_input: int | None = 256
     num_kv_shared_layers: int = 0
+    # `intermediate_size`, where it is a list: of each layer.
+    widths: Sequence[int] | None = None
 
     @classmethod
     def resolve_aliases(cls, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,11 +86,15 @@ class PerLayerGemma(Family):
             config = {**text, "tie_word_embeddings": tied}
         # A `hidden_act` is nothing to transformers here.
         config["hidden_act"] = config.pop(cls.activation_key, None) or cls.hidden_act
+        if isinstance(widths := config.get("intermediate_size"), list):
+            config["widths"] = config.pop("intermediate_size")
+            config["intermediate_size"] = widths[0] if widths else None
         return by_kind_of_layer(config)
 
     @classmethod
     def keys(cls) -> frozenset[str]:
-        return super().keys() - {"hidden_act", "rope_local_scaling"} | {cls.activation_key}
+        own = {"hidden_act", "rope_local_scaling", "widths"}
+        return super().keys() - own | {cls.activation_key}
 
     @classmethod
     def ignored_keys(cls, config: Mapping[str, Any]) -> tuple[str, ...]:

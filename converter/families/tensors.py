@@ -219,7 +219,8 @@ def _name_of(path: str, table: Mapping[str, Sequence[str]], available: Collectio
     The first that is available; the first where none is.
     """
     parts = path.split(".")
-    pattern = path if parts[0] != "layers" else ".".join(["layers", "{i}", *parts[2:]])
+    has_number = len(parts) > 1 and parts[1].isdigit()
+    pattern = ".".join([parts[0], "{i}", *parts[2:]]) if has_number else path
     bias = pattern.removesuffix(".bias")
     names = [name.replace("{i}", parts[1]) if "{i}" in name else name for name in table[bias]]
     if bias != pattern:

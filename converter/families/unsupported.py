@@ -19,7 +19,7 @@ _LATENTS = ("kv_lora_rank", "attention.kv_lora_rank")
 # Names, in either spelling, of networks whose layers keep something else than keys and values.
 _WITH_STATE = re.compile(
     r"mamba|rwkv|jamba|bamba|zamba|recurrent|lfm2|lfm3|qwen3_?5|qwen3_?next|falcon[_-]h1|nemotron_h|"
-    r"hybrid|xlstm|^minimax|plamo2|gemma3n"
+    r"hybrid|xlstm|^minimax|plamo2"
 )  # fmt: skip
 # Keys of encoders, and of models that write something else than text.
 _NO_DECODER = re.compile(r"bert|t5|bart|whisper|clip|wav2vec|electra|marian|pegasus|siglip|vit")

@@ -22,6 +22,7 @@ from converter.decoder import (
     PerLayerInput,
     Placement,
 )
+from converter.tflite.altup import AltUpStreams
 from converter.tflite.attention import make_softcap
 from converter.tflite.attention_layers import AttentionLayers
 from converter.tflite.blocks import Blocks, WeightOf, at
@@ -109,6 +110,9 @@ class _DecoderGraph:
         last = g.make_reduce_max("cache/last", positions)
         call = Call(model, g, n, positions, first, last, mask)
         self.blocks = Blocks(call, weight_of)
+        self.altup = None
+        if spec.altup is not None:
+            self.altup = AltUpStreams(self.blocks, spec.altup, spec.norm)
         self.ids = g.make_reshape("embedding/ids", tokens, (n,))
         attention = {i: layer.mixer for i, layer in enumerate(spec.layers)}
         shapes = {
@@ -126,16 +130,18 @@ class _DecoderGraph:
 
     def build_prefill(self) -> None:
         """A prefill is done when the last state is written."""
-        x = self.make_layers(self.last_writer)
-        layer = self.spec.layers[self.last_writer]
-        self.write(
-            self.last_writer, layer, self.make_pre_norm(mixer_path(self.last_writer, layer), x)
-        )
+        last = self.last_writer
+        x, layer = self.make_layers(last), self.spec.layers[last]
+        if self.altup is not None:
+            x = self.altup.active_of(f"layers.{last}", self.altup.predict(last, x))
+        self.write(last, layer, self.make_pre_norm(mixer_path(last, layer), x))
 
     def build_decode(self) -> None:
         """All layers, and the head."""
         g, spec = self.graph, self.spec
         x = self.make_layers(len(spec.layers))
+        if self.altup is not None:
+            x = self.altup.end(x)
         x = self.blocks.make_norm("final_norm", x, "final_norm", spec.norm)
         head, bias = "embedding" if spec.tied_head else "head", None
         if spec.head_bias:
@@ -154,12 +160,38 @@ class _DecoderGraph:
         self.embedded = x
         if self.spec.per_layer_input is not None:
             self.rows = self.make_per_layer_rows(self.spec.per_layer_input)
+        if self.altup is not None:
+            x = self.altup.begin(x)
         for i, layer in enumerate(self.spec.layers[:count]):
             x = self.make_layer(i, layer, x)
         return x
 
     def make_layer(self, index: int, layer: LayerSpec, x: Tensor) -> Tensor:
-        """One layer, (N, hidden) -> the same."""
+        """One layer, (N, hidden) -> the same; with several streams (N, streams, hidden)."""
+        g, spec, altup = self.graph, self.spec, self.altup
+        if altup is None:
+            x = self.make_blocks(index, layer, x)
+            if spec.per_layer_input is not None:
+                x = g.make_add(
+                    f"layers.{index}/per_layer",
+                    x,
+                    self.make_per_layer_update(index, spec.per_layer_input, x),
+                )
+        else:
+            predicted = altup.predict(index, x)
+            made = self.make_blocks(index, layer, altup.active_of(f"layers.{index}", predicted))
+            x = altup.correct(index, predicted, made)
+            if spec.per_layer_input is not None:
+                seen = altup.output_of(index, x)
+                update = self.make_per_layer_update(index, spec.per_layer_input, seen)
+                x = altup.add_to_others(index, x, update)
+        if spec.has_layer_scales:
+            scale = self.blocks.weight(f"layers.{index}.scale")
+            x = g.make_mul(f"layers.{index}/scaled", x, scale)
+        return x
+
+    def make_blocks(self, index: int, layer: LayerSpec, x: Tensor) -> Tensor:
+        """Mixer and feed-forward block, (N, hidden) -> the same."""
         g, block, mlp = self.graph, mixer_path(index, layer), f"layers.{index}.mlp"
         fed = self.make_pre_norm(block, x)
         self.write(index, layer, fed)
@@ -167,17 +199,22 @@ class _DecoderGraph:
         if self.spec.placement is Placement.PARALLEL:
             fed = self.make_mlp(mlp, layer.feed_forward, fed)
             update = g.make_add(f"layers.{index}/parallel", update, fed)
-            x = self.make_residual(f"layers.{index}", x, update)
-        else:
-            x = self.make_residual(block, x, self.make_post_norm(block, update))
-            update = self.make_mlp(mlp, layer.feed_forward, self.make_pre_norm(mlp, x))
-            x = self.make_residual(mlp, x, self.make_post_norm(mlp, update))
-        if self.spec.per_layer_input is not None:
-            x = self.add_per_layer_input(index, self.spec.per_layer_input, x)
-        if self.spec.has_layer_scales:
-            scale = self.blocks.weight(f"layers.{index}.scale")
-            x = g.make_mul(f"layers.{index}/scaled", x, scale)
-        return x
+            return self.make_residual(f"layers.{index}", x, update)
+        x = self.make_residual(block, x, self.make_post_norm(block, update))
+        if self.spec.laurel_rank is not None:
+            x = self.add_laurel(f"layers.{index}.laurel", x, fed)
+        update = self.make_mlp(mlp, layer.feed_forward, self.make_pre_norm(mlp, x))
+        return self.make_residual(mlp, x, self.make_post_norm(mlp, update))
+
+    def add_laurel(self, block: str, x: Tensor, fed: Tensor) -> Tensor:
+        """See `DecoderSpec.laurel_rank`; (N, hidden) -> the same."""
+        g, blocks, name = self.graph, self.blocks, at(block)
+        low = blocks.make_part(block, "left", (), fed)
+        update = blocks.make_part(block, "right", (), low)
+        update = blocks.make_norm(f"{name}/post_norm", update, f"{block}.post_norm", self.spec.norm)
+        path = g.make_add(f"{name}/path", fed, update)
+        both = g.make_add(f"{name}/both", x, path)
+        return g.make_mul(name, both, g.constant("laurel/half", 2**-0.5))
 
     def write(self, index: int, layer: LayerSpec, fed: Tensor) -> None:
         """Bring a layer's states up to date."""
@@ -208,8 +245,8 @@ class _DecoderGraph:
             ids = g.make_select("per_layer/ids", is_beyond, g.constant("per_layer/none", [0]), ids)
         return self.make_rows("per_layer", ids, PER_LAYER_TABLE, given.width**0.5)
 
-    def add_per_layer_input(self, index: int, given: PerLayerInput, x: Tensor) -> Tensor:
-        """x and what the layer makes of its part of the second embedding; see `PerLayerInput`."""
+    def make_per_layer_update(self, index: int, given: PerLayerInput, x: Tensor) -> Tensor:
+        """What a layer makes of its part of the second embedding; see `PerLayerInput`."""
         g, blocks, block = self.graph, self.blocks, f"layers.{index}.per_layer"
         name, n = at(block), self.length
         part = g.make_slice(f"{name}/row", self.rows, (0, index * given.width), (n, given.width))
@@ -222,10 +259,8 @@ class _DecoderGraph:
         gate = blocks.make_part(block, "gate", (), x)
         gate = blocks.make_activation(block, given.activation, gate)
         update = blocks.make_part(block, "up", (), g.make_mul(f"{name}/gated", gate, part))
-        path = f"{block}.post_norm"
-        return g.make_add(
-            name, x, blocks.make_norm(f"{name}/post_norm", update, path, self.spec.norm)
-        )
+        norm = self.spec.norm
+        return blocks.make_norm(f"{name}/post_norm", update, f"{block}.post_norm", norm)
 
     # Blocks ---------------------------------------------------------------------------------------
 
@@ -236,12 +271,24 @@ class _DecoderGraph:
         if feed_forward.is_gated:
             gate = blocks.make_part(block, "gate", biases, x)
             up = blocks.make_part(block, "up", biases, x)
+            if feed_forward.cutoff is not None:
+                gate = self.make_cutoff(f"{name}/cutoff", gate, feed_forward.cutoff)
         else:
             gate = blocks.make_part(block, "up", biases, x)
         product = blocks.make_activation(block, feed_forward.activation, gate)
         if up is not None:
             product = self.graph.make_mul(f"{name}/gated", product, up)
         return blocks.make_part(block, "down", biases, product)
+
+    def make_cutoff(self, name: str, x: Tensor, cutoff: float) -> Tensor:
+        """What rises above most of its row; see `FeedForward.cutoff`."""
+        g = self.graph
+        centred = g.make_sub(f"{name}/centred", x, g.make_mean(f"{name}/mean", x))
+        square = g.make_mul(f"{name}/square", centred, centred)
+        deviation = g.make_sqrt(f"{name}/deviation", g.make_mean(f"{name}/variance", square))
+        level = g.make_mul(f"{name}/level", deviation, g.constant(f"{name}/factor", cutoff))
+        above = g.make_sub(f"{name}/above", centred, level)
+        return g.make_maximum(name, above, g.constant("cutoff/zero", 0.0))
 
     def make_pre_norm(self, block: str, x: Tensor) -> Tensor:
         """What a block is fed with."""

@@ -222,6 +222,10 @@ class Graph:
         """1 / sqrt(x)."""
         return self._make("RSQRT", name, (x,), x.shape)
 
+    def make_sqrt(self, name: str, x: Tensor) -> Tensor:
+        """The square root of x."""
+        return self._make("SQRT", name, (x,), x.shape)
+
     def make_round(self, name: str, x: Tensor) -> Tensor:
         """x rounded to integers, halves to even ones."""
         return self._make("ROUND", name, (x,), x.shape)

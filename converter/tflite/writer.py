@@ -61,6 +61,7 @@ _OPTIONS: dict[str, str | None] = {
     "RESHAPE": "ReshapeOptions",
     "ROUND": None,
     "RSQRT": None,
+    "SQRT": None,
     "SELECT_V2": "SelectV2Options",
     "SIN": None,
     "SLICE": "SliceOptions",

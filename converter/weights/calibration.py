@@ -31,6 +31,7 @@ from converter.decoder import (
     PER_LAYER_TABLE,
     XIELU_BETA,
     Activation,
+    AltUp,
     Attention,
     DecoderSpec,
     FeedForward,
@@ -114,8 +115,20 @@ class _Calibration:
             known = np.where(tokens < spec.per_layer_input.rows, tokens, 0)
             self.rows = weights.embed(known, PER_LAYER_TABLE)
             self.rows *= np.float32(spec.per_layer_input.width**0.5)
+        streams = _Streams(self, spec.altup) if spec.altup is not None else None
+        if streams is not None:
+            x = streams.begin(x)
         for index, layer in enumerate(spec.layers):
-            x = self.layer(index, layer, x)
+            if streams is not None:
+                x = streams.layer(index, layer, x)
+            else:
+                x = self.blocks(index, layer, x)
+                if spec.per_layer_input is not None:
+                    x = x + self.per_layer_update(index, spec.per_layer_input, x)
+            if spec.has_layer_scales:
+                x = x * weights.vector(f"layers.{index}.scale")
+        if streams is not None:
+            x = streams.end(x)
         # A tied head's columns are the embedding's: they stay as they are.
         head = "embedding" if spec.tied_head else "head"
         y = self.normed("final_norm", x)
@@ -124,25 +137,27 @@ class _Calibration:
         self.divide_norm("final_norm", inputs.factors)
         weights.store(inputs, head)
 
-    def layer(self, index: int, layer: LayerSpec, x: np.ndarray) -> np.ndarray:
-        spec = self.spec
+    def blocks(self, index: int, layer: LayerSpec, x: np.ndarray) -> np.ndarray:
+        """A layer's mixer and feed-forward block."""
+        spec, laurel = self.spec, f"layers.{index}.laurel"
         block, mlp = f"layers.{index}.{layer.mixer.block}", f"layers.{index}.mlp"
         first = self.first_matrices(block, layer.mixer)
+        if spec.laurel_rank is not None:
+            first.append(f"{laurel}.left")
         if spec.placement is Placement.PARALLEL:
             first += self.first_matrices(mlp, layer.feed_forward)
-        y, inputs = self.fed(block, x, first)
+        # What is also added to the residual stream stays as it is.
+        y, inputs = self.fed(block, x, first, may_scale=spec.laurel_rank is None)
         update = self.attend(index, layer.mixer, y, inputs)
         if spec.placement is Placement.PARALLEL:
-            x = self.add(x, update + self.feed(mlp, layer.feed_forward, y, inputs))
-        else:
-            x = self.add(x, self.after(block, update))
-            y, inputs = self.fed(mlp, x, self.first_matrices(mlp, layer.feed_forward))
-            x = self.add(x, self.after(mlp, self.feed(mlp, layer.feed_forward, y, inputs)))
-        if spec.per_layer_input is not None:
-            x = x + self.per_layer_input(index, spec.per_layer_input, x)
-        if spec.has_layer_scales:
-            x = x * self.weights.vector(f"layers.{index}.scale")
-        return x
+            return self.add(x, update + self.feed(mlp, layer.feed_forward, y, inputs))
+        x = self.add(x, self.after(block, update))
+        if spec.laurel_rank is not None:
+            [low] = self.weights.multiply(inputs, y, f"{laurel}.left")
+            [wide] = self.weights.multiply(_inputs(low), low, f"{laurel}.right")
+            x = (x + y + self.normed(f"{laurel}.post_norm", wide)) * np.float32(2**-0.5)
+        y, inputs = self.fed(mlp, x, self.first_matrices(mlp, layer.feed_forward))
+        return self.add(x, self.after(mlp, self.feed(mlp, layer.feed_forward, y, inputs)))
 
     # A block's parts ------------------------------------------------------------------------------
 
@@ -157,15 +172,18 @@ class _Calibration:
             names += ["gate"] if part.is_gated else []
         return [f"{block}.{name}" for name in names]
 
-    def fed(self, block: str, x: np.ndarray, first: Sequence[str]) -> tuple[np.ndarray, Inputs]:
+    def fed(
+        self, block: str, x: np.ndarray, first: Sequence[str], may_scale: bool = True
+    ) -> tuple[np.ndarray, Inputs]:
         """What a block's first matrices are given, and what it says of their columns.
 
         Where it comes from a norm with a weight, columns may be scaled: the weight makes up for it.
         """
         if not self.spec.placement.has_pre_norms:
-            return x, _inputs(x, scaled=False)
+            return x, _inputs(x)
         y = self.normed(f"{block}.norm", x)
-        inputs = _inputs(y, self.spec.norm.has_weight and self.weights.may_scale(*first))
+        may_scale &= self.spec.norm.has_weight
+        inputs = _inputs(y, may_scale and self.weights.may_scale(*first))
         self.divide_norm(f"{block}.norm", inputs.factors)
         return y, inputs
 
@@ -219,6 +237,10 @@ class _Calibration:
         gate, up, down = (f"{block}.{part}" for part in MLP_PROJECTIONS)
         if feed_forward.is_gated:
             gates, ups = weights.multiply(inputs, y, gate, up)
+            if feed_forward.cutoff is not None:
+                level = gates.mean(axis=-1, keepdims=True)
+                level += np.float32(feed_forward.cutoff) * gates.std(axis=-1, keepdims=True)
+                gates = np.maximum(gates - level, 0)
             y = self.activated(block, feed_forward, self.projected(gate, feed_forward, gates))
             y *= self.projected(up, feed_forward, ups)
             del gates, ups  # the widest that there are
@@ -233,17 +255,17 @@ class _Calibration:
         [product] = weights.multiply(inputs, y, down)
         return self.projected(down, feed_forward, product)
 
-    def per_layer_input(self, index: int, given: PerLayerInput, x: np.ndarray) -> np.ndarray:
+    def per_layer_update(self, index: int, given: PerLayerInput, x: np.ndarray) -> np.ndarray:
         """What a layer makes of its part of the second embedding."""
         weights, block = self.weights, f"layers.{index}.per_layer"
-        inputs = _inputs(self.embedded, scaled=False)
+        inputs = _inputs(self.embedded)
         [context] = weights.multiply(inputs, self.embedded, f"{block}.projection")
         context *= np.float32(self.spec.hidden_size**-0.5)
         part = self.rows[:, index * given.width : (index + 1) * given.width]
         part = (part + self.normed("per_layer_norm", context)) * np.float32(2**-0.5)
-        [gate] = weights.multiply(_inputs(x, scaled=False), x, f"{block}.gate")
+        [gate] = weights.multiply(_inputs(x), x, f"{block}.gate")
         y = _activate(given.activation, gate) * part
-        [update] = weights.multiply(_inputs(y, scaled=False), y, f"{block}.up")
+        [update] = weights.multiply(_inputs(y), y, f"{block}.up")
         return self.normed(f"{block}.post_norm", update)
 
     def after(self, block: str, update: np.ndarray) -> np.ndarray:
@@ -296,6 +318,57 @@ class _Calibration:
         return mixed
 
 
+class _Streams:
+    """Residual streams, `(streams, n, hidden)`: see `converter.decoder.AltUp`."""
+
+    def __init__(self, calibration: _Calibration, altup: AltUp) -> None:
+        self.calibration = calibration
+        self.weights = calibration.weights
+        self.altup = altup
+
+    def begin(self, x: np.ndarray) -> np.ndarray:
+        paths = [f"altup_begin.{i}" for i in range(self.altup.streams - 1)]
+        others = self.weights.multiply(_inputs(x), x, *paths)
+        return np.stack([x, *(_as_long(other, x) for other in others)])
+
+    def end(self, x: np.ndarray) -> np.ndarray:
+        total = x[0]
+        for i, stream in enumerate(x[1:]):
+            [other] = self.weights.multiply(_inputs(stream), stream, f"altup_end.{i}")
+            total = total + _as_long(other, x[0])
+        return total / np.float32(self.altup.streams)
+
+    def layer(self, index: int, layer: LayerSpec, x: np.ndarray) -> np.ndarray:
+        spec, active, block = self.calibration.spec, self.altup.active, f"layers.{index}.altup"
+        count = self.altup.streams
+        [factors] = self.multiply(block, "predict", self.routed(block, x[active]))
+        x = x + np.einsum("njk,knh->jnh", factors.reshape(-1, count, count), x)
+        made = self.calibration.blocks(index, layer, x[active])
+        [factors] = self.multiply(block, "correct", self.routed(block, made))
+        x = x + (1 + factors.T[:, :, None]) * (made - x[active])
+        if spec.per_layer_input is not None:
+            seen = x[active]
+            if self.altup.scales_output:
+                seen = seen * self.weights.vector(f"{block}.output_scale")
+            x[1:] += self.calibration.per_layer_update(index, spec.per_layer_input, seen)
+        return x
+
+    def routed(self, block: str, x: np.ndarray) -> np.ndarray:
+        normed = self.calibration.normed(f"{block}.router_norm", x) / np.float32(x.shape[1])
+        [routed] = self.multiply(block, "router", normed)
+        return np.tanh(routed)
+
+    def multiply(self, block: str, part: str, x: np.ndarray) -> list[np.ndarray]:
+        return self.weights.multiply(_inputs(x), x, f"{block}.{part}")
+
+
+def _as_long(x: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """x with the root mean square of another."""
+    size, own = ((y * y).mean(axis=-1, keepdims=True) for y in (other, x))
+    scaled: np.ndarray = x * np.sqrt(size / np.maximum(own, np.float32(1e-5)))
+    return scaled
+
+
 def to_integers(x: np.ndarray, factors: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Rows, divided by factors, as int8 of -127 to 127, and their scales, float32 `(n,)`."""
     values = x.copy() if factors is None else x / factors
@@ -308,7 +381,7 @@ def to_integers(x: np.ndarray, factors: np.ndarray | None = None) -> tuple[np.nd
 _TINY = np.finfo(np.float32).tiny
 
 
-def _inputs(x: np.ndarray, scaled: bool) -> Inputs:
+def _inputs(x: np.ndarray, scaled: bool = False) -> Inputs:
     """What some tokens say of a matrix's inputs, `(n, columns)`."""
     powers = (x * x).mean(axis=0)
     mean = powers.mean()

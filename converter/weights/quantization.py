@@ -14,7 +14,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from converter.decoder import DecoderSpec
+from converter.decoder import EXACT_MATRICES, DecoderSpec
 from converter.errors import OptionError, UnsupportedError
 from converter.kernels import pack_int4, pack_int8
 from converter.tflite.graph import DType, Weight
@@ -268,6 +268,8 @@ def part_of(path: str) -> str:
     """`layers.0.mlp.up` -> `ffn`; see `DecoderSpec.weight_shapes`."""
     if path.startswith("per_layer") or ".per_layer." in path:
         return "per_layer"
+    if path.startswith("altup_"):
+        return "attention"
     if not path.startswith("layers."):
         return path
     return "ffn" if ".mlp." in path else "attention"
@@ -307,7 +309,7 @@ class Quantization:
 
     def format_of(self, path: str, shape: tuple[int, ...]) -> Format:
         """The format of a weight. Vectors (norms, biases) stay float32: tiny, and they matter."""
-        if len(shape) == 1:
+        if len(shape) == 1 or path.rpartition(".")[2] in EXACT_MATRICES:
             return FLOAT32
         for rule in reversed(self.rules):
             if rule.holds_for(path):

@@ -19,6 +19,7 @@ from converter.checkpoint.safetensors import open_folder
 from converter.decoder import (
     PER_LAYER_TABLE,
     Activation,
+    AltUp,
     Attention,
     DecoderSpec,
     FeedForward,
@@ -157,6 +158,7 @@ WORDS: dict[str, DecoderSpec] = {
     "gelu by tanh": mlp(activation=Activation.GELU_TANH),
     "relu2": mlp(activation=Activation.RELU2),
     "xielu": mlp(activation=Activation.XIELU),
+    "cutoff": mlp(cutoff=0.7, activation=Activation.GELU_TANH),
     "no gate": mlp(is_gated=False),
     "no gate, biases": mlp(is_gated=False, activation=Activation.GELU, biases=("up", "down")),
     "no gate, relu2": mlp(is_gated=False, activation=Activation.RELU2),
@@ -168,6 +170,14 @@ WORDS: dict[str, DecoderSpec] = {
         per_layer_input=PER_LAYER, placement=Placement.PARALLEL, has_layer_scales=True
     ),
     "layer scales": whole(has_layer_scales=True),
+    "laurel": whole(laurel_rank=6),
+    "laurel between norms": whole(laurel_rank=6, placement=Placement.BOTH),
+    "streams": whole(altup=AltUp(4)),
+    "streams, the second active": whole(altup=AltUp(3, active=1), has_layer_scales=True),
+    "streams with per-layer input": whole(altup=AltUp(4), per_layer_input=PER_LAYER),
+    "streams without a scaled output": whole(
+        altup=AltUp(2, active=1, scales_output=False), per_layer_input=PER_LAYER, laurel_rank=6
+    ),
     # Layers that differ
     "other heads by layer": mixers(ATTENTION, OTHER, replace(ATTENTION, num_kv_heads=4)),
     "other heads by layer with sinks and partial rope": mixers(
