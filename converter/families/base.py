@@ -1,4 +1,4 @@
-"""What a family is: a typed config, a name table, and the network that they describe.
+"""What a family is: a typed config, and the network that it describes (its tensors: `tensors`).
 
 `Family` itself is the plain Llama decoder (RMSNorm before attention and feed-forward, full rotary
 embedding, grouped-query attention, SwiGLU, no biases). A family is a frozen dataclass whose fields
