@@ -360,7 +360,7 @@ class ModelConverter:
         wrong = [
             f"{name} is {list(shape)}, {said_by} says {list(wanted[name])}"
             for name, shape in stored.items()
-            if shape != wanted[name]
+            if _as_in_a_gguf(shape) != _as_in_a_gguf(wanted[name])
         ]
         if any(0 in shape for shape in stored.values()):
             fix = "save it whole: DeepSpeed ZeRO-3 leaves empty tensors, zero_to_fp32.py fills them"
@@ -433,6 +433,11 @@ class ModelConverter:
             )
             for part, kinds in found.items()
         }
+
+
+def _as_in_a_gguf(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A convolution of each value by itself, (width, 1, kernel), lacks the axis of 1 there."""
+    return (shape[0], shape[2]) if len(shape) == 3 and shape[1] == 1 else shape
 
 
 @contextmanager

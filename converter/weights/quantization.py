@@ -306,8 +306,11 @@ class Quantization:
     rules: tuple[Rule, ...]
 
     def format_of(self, path: str, shape: tuple[int, ...]) -> Format:
-        """The format of a weight. Vectors (norms, biases) stay float32: tiny, and they matter."""
-        if len(shape) == 1:
+        """The format of a weight.
+
+        What is no matrix stays float32: norms, biases, convolutions. It is tiny, and it matters.
+        """
+        if len(shape) != 2:
             return FLOAT32
         for rule in reversed(self.rules):
             if rule.holds_for(path):
