@@ -358,13 +358,12 @@ class ModelConverter:
                 rows = source.first_row + shapes[path][0]
                 before = wanted.get(source.tensor, (0,))[0]
                 wanted[source.tensor] = (max(before, rows), *shapes[path][1:])
-        # Of a tensor with more axes, the last one holds its columns.
         stored = {name: _as_matrix(self.checkpoint.tensors[name].shape) for name in wanted}
         said_by = "its metadata" if self.checkpoint.format == "gguf" else "config"
         wrong = [
             f"{name} is {list(shape)}, {said_by} says {list(wanted[name])}"
             for name, shape in stored.items()
-            if shape != wanted[name]
+            if shape != _as_matrix(wanted[name])
         ]
         if any(0 in shape for shape in stored.values()):
             fix = "save it whole: DeepSpeed ZeRO-3 leaves empty tensors, zero_to_fp32.py fills them"
@@ -440,6 +439,7 @@ class ModelConverter:
 
 
 def _as_matrix(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A stack of matrices as one, and a convolution's (width, 1, kernel) as a GGUF has it."""
     return shape if len(shape) < 3 else (math.prod(shape[:-1]), shape[-1])
 
 

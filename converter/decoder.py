@@ -198,8 +198,39 @@ class Attention:
         yield from _matrix_shapes(f"{block}.o", (hidden, q), self.biases)
 
 
+@dataclass(frozen=True)
+class ShortConv:
+    """A gated causal convolution over a few tokens, each value of a row by itself, as in LFM2.
+
+    out(c(x) * kernel(b(x) * x(x))): `kernel` weighs the last tokens' products, the newest last.
+
+    Attributes:
+        kernel: how many tokens it sees, itself included.
+        has_bias: whether its projections and the convolution have one.
+    """
+
+    block: ClassVar[str] = "conv"
+
+    kernel: int
+    has_bias: bool = False
+
+    @property
+    def biases(self) -> tuple[str, ...]:
+        """The parts that have one."""
+        return ("b", "c", "x", "kernel", "out") if self.has_bias else ()
+
+    def weight_shapes(self, block: str, hidden: int) -> Shapes:
+        """Of what lies between the norms of its block."""
+        for part in "bcx":
+            yield from _matrix_shapes(f"{block}.{part}", (hidden, hidden), self.biases)
+        yield f"{block}.kernel", (hidden, 1, self.kernel)
+        if self.has_bias:
+            yield f"{block}.kernel.bias", (hidden,)
+        yield from _matrix_shapes(f"{block}.out", (hidden, hidden), self.biases)
+
+
 # What moves information between tokens.
-Mixer = Attention
+Mixer = Attention | ShortConv
 
 
 @dataclass(frozen=True)
@@ -330,10 +361,11 @@ class DecoderSpec:
         """The same with the rotary embeddings that hold in a context of so many positions."""
 
         def fit(layer: LayerSpec) -> LayerSpec:
-            rope = layer.mixer.rope
+            mixer = layer.mixer
+            rope = mixer.rope if isinstance(mixer, Attention) else None
             if rope is None or rope.longer is None or length <= (rope.positions or length):
                 return layer
-            return replace(layer, mixer=replace(layer.mixer, rope=rope.longer))
+            return replace(layer, mixer=replace(mixer, rope=rope.longer))
 
         return replace(self, layers=tuple(map(fit, self.layers)))
 

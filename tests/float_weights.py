@@ -23,6 +23,10 @@ class FloatWeights:
     def vector(self, path: str) -> np.ndarray:
         return self.parameters[path]
 
+    def table(self, path: str) -> np.ndarray:
+        values = self.parameters[path]
+        return values.reshape(len(values), -1)
+
     def may_scale(self, *paths: str) -> bool:
         return True
 

@@ -15,10 +15,12 @@ from converter.decoder import (
     DecoderSpec,
     FeedForward,
     LayerSpec,
+    Mixer,
     Norm,
     NormKind,
     Placement,
     Rope,
+    ShortConv,
 )
 
 Weights = Mapping[str, np.ndarray]
@@ -62,10 +64,10 @@ class _Decoder:
         block, mlp = f"layers.{i}.{layer.mixer.block}", f"layers.{i}.mlp"
         if spec.placement is Placement.PARALLEL:
             fed = self.norm(f"{block}.norm", spec.norm, x)
-            update = self.attend(i, layer.mixer, fed) + self.feed(mlp, layer.feed_forward, fed)
+            update = self.mix(i, layer.mixer, fed) + self.feed(mlp, layer.feed_forward, fed)
             return x + share * update
         fed = self.before(block, x)
-        x = x + share * self.after(block, self.attend(i, layer.mixer, fed))
+        x = x + share * self.after(block, self.mix(i, layer.mixer, fed))
         if spec.laurel_rank is not None:
             low = self.project(f"layers.{i}.laurel", "left", (), fed)
             update = self.project(f"layers.{i}.laurel", "right", (), low)
@@ -151,6 +153,23 @@ class _Decoder:
     def project(self, block: str, part: str, biases: Sequence[str], x: np.ndarray) -> np.ndarray:
         x = x @ self.weights[f"{block}.{part}"].T
         return x + self.weights[f"{block}.{part}.bias"] if part in biases else x
+
+    def mix(self, index: int, mixer: Mixer, x: np.ndarray) -> np.ndarray:
+        if isinstance(mixer, ShortConv):
+            return self.convolve(f"layers.{index}.conv", mixer, x)
+        return self.attend(index, mixer, x)
+
+    def convolve(self, block: str, mixer: ShortConv, x: np.ndarray) -> np.ndarray:
+        b, c, v = (self.project(block, part, mixer.biases, x) for part in "bcx")
+        kernel = self.weights[f"{block}.kernel"][:, 0]
+        bias = self.weights[f"{block}.kernel.bias"] if mixer.has_bias else 0
+        sums = np.stack(
+            [
+                np.convolve(u, taps[::-1])[: len(x)]
+                for u, taps in zip((b * v).T, kernel, strict=True)
+            ]
+        )
+        return self.project(block, "out", mixer.biases, c * (sums.T + bias))
 
     def attend(self, index: int, mixer: Attention, x: np.ndarray) -> np.ndarray:
         block, n, biases = f"layers.{index}.attention", len(x), mixer.biases

@@ -54,7 +54,7 @@ _GEMMA4: dict[str, Any] = {
     "num_hidden_layers": 5,
     "global_head_dim": 32,
     "sliding_window": 40,
-    "hidden_size_per_layer_input": 12,
+    "hidden_size_per_layer_input": 32,
     "vocab_size_per_layer_input": 320,
     "layer_types": [
         "sliding_attention",
@@ -394,8 +394,14 @@ def _internlm3(values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return "seed_oss", {**config, "attention_bias": config.pop("qkv_bias")}
 
 
-# Families whose code is in their repositories: the same network in the words of transformers.
-OWN_CODE = {"internlm3": _internlm3, "minicpm": _minicpm}
+def _gemma3n(values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The text part alone: the whole needs two packages more for its images."""
+    return "gemma3n_text", {k: v for k, v in values["text_config"].items() if k != "model_type"}
+
+
+# Families whose code is in their repositories, or needs more than is here: the same network in the
+# words of transformers.
+OWN_CODE = {"gemma3n": _gemma3n, "internlm3": _internlm3, "minicpm": _minicpm}
 
 
 def settle_torch() -> None:

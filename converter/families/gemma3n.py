@@ -97,3 +97,8 @@ class Gemma3n(PerLayerGemma):
                 "check config.json",
             )
         return [NormalDist().inv_cdf(share) if share else None for share in shares]
+
+    def _is_ignored(self, plain: str, head: str) -> bool:
+        """What scales the output is in every checkpoint."""
+        is_scale = plain.endswith((".correct_output_scale", ".altup_correct_scale.weight"))
+        return (is_scale and not self.altup_correct_scale) or super()._is_ignored(plain, head)

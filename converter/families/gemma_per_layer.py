@@ -147,7 +147,7 @@ class PerLayerGemma(Family):
         kinds = self.layer_types or self.kinds()
         layers = list(self.layers_of(kinds, by_kind))
         for i, feed_forward in enumerate(self.feed_forwards()):
-            mixer = layers[i].mixer
+            mixer = mixers[kinds[i]]
             if i >= self.first_shared:
                 before = [j for j in range(self.first_shared) if kinds[j] == kinds[i]]
                 if not before:

@@ -396,10 +396,10 @@ def make_capped_share(g: Graph, name: str, share: Tensor, cap: float) -> Tensor:
 
 
 def make_heads_first(g: Graph, name: str, x: Tensor) -> Tensor:
-    """(1, N, heads, d) -> (1, heads, N, d); with one token that moves nothing."""
+    """(1, N, heads, d) -> (1, heads, N, d); with one token or one head that moves nothing."""
     _, n, heads, d = x.shape
-    if n == 1:
-        return g.make_reshape(name, x, (1, heads, 1, d))
+    if n == 1 or heads == 1:
+        return g.make_reshape(name, x, (1, heads, n, d))
     return g.make_transpose(name, x, (0, 2, 1, 3))
 
 

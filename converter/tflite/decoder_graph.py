@@ -5,7 +5,8 @@
     embedding -> layers -> [decode only: norm -> head -> logits (1, 1, vocabulary)]
 
 with N tokens in this call and C slots asked for. A layer's mixer has a file of its own, which says
-what it keeps between calls: `attention_layers`, whose caches' shapes stand in `kv_cache`.
+what it keeps between calls: `attention_layers`, whose caches' shapes stand in `kv_cache`, and
+`short_conv`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from converter.decoder import (
     LayerSpec,
     PerLayerInput,
     Placement,
+    ShortConv,
 )
 from converter.tflite.altup import AltUpStreams
 from converter.tflite.attention import make_softcap
@@ -28,6 +30,7 @@ from converter.tflite.attention_layers import AttentionLayers
 from converter.tflite.blocks import Blocks, WeightOf, at
 from converter.tflite.graph import DType, Model, Tensor
 from converter.tflite.kv_cache import Call, Target, cache_shape
+from converter.tflite.short_conv import ShortConvLayers
 from converter.tflite.state import StateBuffer
 
 
@@ -114,13 +117,18 @@ class _DecoderGraph:
         if spec.altup is not None:
             self.altup = AltUpStreams(self.blocks, spec.altup, spec.norm)
         self.ids = g.make_reshape("embedding/ids", tokens, (n,))
-        attention = {i: layer.mixer for i, layer in enumerate(spec.layers)}
+        mixers = {i: layer.mixer for i, layer in enumerate(spec.layers)}
+        attention = {i: mixer for i, mixer in mixers.items() if isinstance(mixer, Attention)}
+        convs = {i: mixer for i, mixer in mixers.items() if isinstance(mixer, ShortConv)}
         shapes = {
             i: cache_shape(mixer.sliding_window, cache_length, target, rings)
             for i, mixer in attention.items()
         }
         self.mixers: dict[type, MixerLayers] = {
-            Attention: AttentionLayers(self.blocks, attention, shapes, target)
+            Attention: AttentionLayers(self.blocks, attention, shapes, target),
+            ShortConv: ShortConvLayers(
+                self.blocks, convs, spec.hidden_size, cache_length, target, rings
+            ),
         }
         by_layer = [
             self.mixers[type(layer.mixer)].add_states(i) for i, layer in enumerate(spec.layers)

@@ -36,10 +36,12 @@ from converter.decoder import (
     DecoderSpec,
     FeedForward,
     LayerSpec,
+    Mixer,
     Norm,
     NormKind,
     PerLayerInput,
     Placement,
+    ShortConv,
 )
 from converter.kernels import INT8_MAX
 
@@ -75,6 +77,9 @@ class Weights(Protocol):
     def vector(self, path: str) -> np.ndarray:
         """A norm or a bias as the checkpoint has it, `(n,)`."""
 
+    def table(self, path: str) -> np.ndarray:
+        """All of a small weight that has more axes, `(rows, columns)`."""
+
     def may_scale(self, *paths: str) -> bool:
         """Whether all of these matrices may be stored with scaled columns or rows."""
 
@@ -102,7 +107,8 @@ class _Calibration:
         # Tokens up to each.
         self.seen = np.arange(1, TOKENS + 1, dtype=np.float32)[:, None]
         # The values that later layers look at, by the layer that made them.
-        self.lent = {layer.mixer.cache_of for layer in spec.layers} - {None}
+        attention = [m for layer in spec.layers if isinstance(m := layer.mixer, Attention)]
+        self.lent = {mixer.cache_of for mixer in attention} - {None}
         self.values: dict[int, np.ndarray] = {}
 
     def run(self) -> None:
@@ -148,7 +154,7 @@ class _Calibration:
             first += self.first_matrices(mlp, layer.feed_forward)
         # What is also added to the residual stream stays as it is.
         y, inputs = self.fed(block, x, first, may_scale=spec.laurel_rank is None)
-        update = self.attend(index, layer.mixer, y, inputs)
+        update = self.mix(index, layer.mixer, y, inputs)
         if spec.placement is Placement.PARALLEL:
             return self.add(x, update + self.feed(mlp, layer.feed_forward, y, inputs))
         x = self.add(x, self.after(block, update))
@@ -161,10 +167,12 @@ class _Calibration:
 
     # A block's parts ------------------------------------------------------------------------------
 
-    def first_matrices(self, block: str, part: Attention | FeedForward) -> list[str]:
+    def first_matrices(self, block: str, part: Mixer | FeedForward) -> list[str]:
         """The matrices that a block's input meets."""
         if isinstance(part, FeedForward):
             names = ["gate", "up"] if part.is_gated else ["up"]
+        elif isinstance(part, ShortConv):
+            names = ["b", "c", "x"]
         else:
             names = ["q"]
             if part.cache_of is None:
@@ -186,6 +194,33 @@ class _Calibration:
         inputs = _inputs(y, may_scale and self.weights.may_scale(*first))
         self.divide_norm(f"{block}.norm", inputs.factors)
         return y, inputs
+
+    def mix(self, index: int, mixer: Mixer, y: np.ndarray, inputs: Inputs) -> np.ndarray:
+        """What a layer's mixer makes of its input."""
+        if isinstance(mixer, ShortConv):
+            return self.convolve(f"layers.{index}.conv", mixer, y, inputs)
+        return self.attend(index, mixer, y, inputs)
+
+    def convolve(self, block: str, mixer: ShortConv, y: np.ndarray, inputs: Inputs) -> np.ndarray:
+        """A short convolution, as it is."""
+        weights = self.weights
+        b, c, v, kernel, out = (f"{block}.{part}" for part in ("b", "c", "x", "kernel", "out"))
+        first, gate, values = (
+            self.projected(path, mixer, product)
+            for path, product in zip((b, c, v), weights.multiply(inputs, y, b, c, v), strict=True)
+        )
+        u = np.concatenate([np.zeros((mixer.kernel - 1, y.shape[1]), np.float32), first * values])
+        by_token = weights.table(kernel).T
+        context = self.projected(
+            kernel, mixer, sum(by_token[i] * u[i : i + TOKENS] for i in range(mixer.kernel))
+        )
+        context = context * gate
+        inputs = _inputs(context, weights.may_scale(c, out))
+        weights.divide(c, inputs.factors)
+        if mixer.has_bias:
+            weights.divide(f"{c}.bias", inputs.factors)
+        [product] = weights.multiply(inputs, context, out)
+        return self.projected(out, mixer, product)
 
     def attend(self, index: int, mixer: Attention, y: np.ndarray, inputs: Inputs) -> np.ndarray:
         """Attention, simplified to the mean of all values so far."""
@@ -279,9 +314,7 @@ class _Calibration:
 
     # Pieces ---------------------------------------------------------------------------------------
 
-    def projected(
-        self, path: str, part: Attention | FeedForward, product: np.ndarray
-    ) -> np.ndarray:
+    def projected(self, path: str, part: Mixer | FeedForward, product: np.ndarray) -> np.ndarray:
         """A product with its bias."""
         if path.rpartition(".")[2] not in part.biases:
             return product

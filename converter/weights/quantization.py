@@ -308,8 +308,12 @@ class Quantization:
     rules: tuple[Rule, ...]
 
     def format_of(self, path: str, shape: tuple[int, ...]) -> Format:
-        """The format of a weight. Vectors (norms, biases) stay float32: tiny, and they matter."""
-        if len(shape) == 1 or path.rpartition(".")[2] in EXACT_MATRICES:
+        """The format of a weight.
+
+        What is no matrix stays float32: norms, biases, convolutions; and a few
+        small matrices. They are tiny, and they matter.
+        """
+        if len(shape) != 2 or path.rpartition(".")[2] in EXACT_MATRICES:
             return FLOAT32
         for rule in reversed(self.rules):
             if rule.holds_for(path):

@@ -9,6 +9,7 @@ network; between them there is always something else to do, as long as there is 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -155,6 +156,11 @@ class WeightStream:
 
     def vector(self, path: str) -> np.ndarray:
         found: np.ndarray = self._read(self._weights[path], 0, 1)[0].copy()
+        return found
+
+    def table(self, path: str) -> np.ndarray:
+        weight = self._weights[path]
+        found: np.ndarray = self._read(weight, 0, weight.shape[0]).copy()
         return found
 
     def may_scale(self, *paths: str) -> bool:
@@ -315,4 +321,4 @@ class Wanted:
 
 def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     """(rows, columns) of a weight; a vector is one row to a checkpoint."""
-    return (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1])
+    return (1, shape[0]) if len(shape) == 1 else (shape[0], math.prod(shape[1:]))

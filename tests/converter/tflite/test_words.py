@@ -24,6 +24,7 @@ from converter.decoder import (
     DecoderSpec,
     FeedForward,
     LayerSpec,
+    Mixer,
     Norm,
     NormKind,
     PerLayerInput,
@@ -31,6 +32,7 @@ from converter.decoder import (
     PositionScale,
     QKNorm,
     Rope,
+    ShortConv,
 )
 from converter.families.llama import Llama
 from converter.litertlm.bundle import Section, lay_out
@@ -38,7 +40,7 @@ from converter.litertlm.inspection import read_bundle
 from converter.options import ConvertOptions
 from converter.registry import FAMILIES
 from converter.tflite.decoder_graph import build_decoder
-from converter.tflite.kv_cache import Target
+from converter.tflite.kv_cache import REWIND, Target
 from converter.tflite.writer import write
 from converter.weights.calibration import calibrate
 from converter.weights.quantization import FLOAT32
@@ -67,8 +69,8 @@ def alike(attention: Attention = ATTENTION, mlp: FeedForward = MLP) -> tuple[Lay
     return (LayerSpec(attention, mlp),) * 2
 
 
-def mixers(*attentions: Attention) -> DecoderSpec:
-    return spec_of(*(LayerSpec(attention, MLP) for attention in attentions))
+def mixers(*kinds: Mixer) -> DecoderSpec:
+    return spec_of(*(LayerSpec(mixer, MLP) for mixer in kinds))
 
 
 def attention(**switches: Any) -> DecoderSpec:
@@ -86,6 +88,7 @@ def whole(**switches: Any) -> DecoderSpec:
 LAYER_NORM = Norm(NormKind.LAYER, 1e-5, has_bias=True)
 OTHER = replace(ATTENTION, num_heads=6, num_kv_heads=3, head_dim=12)
 WIDE = replace(MLP, width=80)
+CONV = ShortConv(3)
 LENDER = replace(ATTENTION, rope=Rope(100.0))
 
 PER_LAYER = PerLayerInput(12, VOCABULARY, Activation.GELU_TANH)
@@ -151,6 +154,19 @@ WORDS: dict[str, DecoderSpec] = {
     "value norm without weight": attention(value_norm=replace(RMS, has_weight=False)),
     "keys are values": attention(keys_are_values=True, biases=("k",), qk_norm=QKNorm(RMS)),
     "keys are values, with a norm": attention(keys_are_values=True, value_norm=RMS),
+    # Short convolutions
+    "short convolution": mixers(CONV, CONV),
+    "short convolution with biases": mixers(replace(CONV, has_bias=True), CONV),
+    "short convolutions of other lengths": mixers(ShortConv(2), ShortConv(7), CONV),
+    "short convolutions and attention": mixers(
+        CONV, ATTENTION, CONV, replace(ATTENTION, sliding_window=9, qk_norm=QKNorm(RMS)), CONV
+    ),
+    "short convolutions, norms before and after": replace(
+        mixers(CONV, ATTENTION), placement=Placement.BOTH
+    ),
+    "short convolution of parallel blocks": replace(
+        mixers(CONV, ATTENTION), placement=Placement.PARALLEL
+    ),
     # Feed-forward
     "mlp biases": mlp(biases=("gate", "up", "down")),
     "some mlp biases": mlp(biases=("down",)),
@@ -250,6 +266,7 @@ def run(
     target: Target = Target.CPU,
     cache_length: int = 400,
     lengths: Sequence[int] = (8, 32),
+    rings: bool = True,
 ) -> GraphRunner:
     """The graph of a spec, with weights, in the interpreter."""
     shapes = dict(spec.weight_shapes())
@@ -259,7 +276,7 @@ def run(
         cache_length,
         lambda name: FLOAT32.weight(name, shapes[name]),
         target,
-        rings=True,
+        rings,
     )
     layout = write(decoder.model)
     network = bytearray(layout.nbytes)
@@ -344,12 +361,58 @@ def test_more_columns_than_are_taken_at_once(switches: dict[str, Any], tmp_path:
     compare(runner, tokens, prefills, logits(spec, weights, tokens))
 
 
-@pytest.mark.parametrize("word", ["sinks, softcap and window", "caches of earlier layers"])
+STATES = ["short convolutions and attention", "short convolutions of other lengths"]
+
+
+@pytest.mark.parametrize("word", ["sinks, softcap and window", "caches of earlier layers", *STATES])
 def test_a_call_longer_than_a_ring_and_than_rows_taken_at_once(word: str, tmp_path: Path) -> None:
     spec, tokens = WORDS[word], some_tokens(640)
     weights = random_weights(spec)
     runner = run(spec, weights, tmp_path / "m", cache_length=800, lengths=(8, 600))
     compare(runner, tokens, [(600, 600), (8, 5), (8, 8)], logits(spec, weights, tokens))
+
+
+@pytest.mark.parametrize("target", Target)
+@pytest.mark.parametrize("word", STATES)
+def test_a_rewind_and_a_second_conversation_in_the_same_buffers(
+    word: str, target: Target, tmp_path: Path
+) -> None:
+    """What is taken back may be as long as the engine takes; a new one may follow at any time."""
+    spec = WORDS[word]
+    weights = random_weights(spec)
+    runner = run(spec, weights, tmp_path / "m", target, lengths=(8, 32, 200))
+    said = np.random.default_rng(3).integers(0, VOCABULARY, (5, 300)).tolist()
+
+    def go_on(text: list[int], start: int, prefills: Sequence[tuple[int, int]]) -> None:
+        """From position `start` on, after what stands there."""
+        at = start
+        for length, count in prefills:
+            runner.prefill(length, text[at : at + count], start=at)
+            at += count
+        found = np.stack([runner.decode(text[i], i) for i in range(at, len(text))])
+        assert np.abs(found - logits(spec, weights, text)[at:]).max() < 5 * TOLERANCE
+
+    go_on(said[0][:70], 0, [(32, 32), (32, 28)])
+    again = said[0][:20] + said[1][:31]  # 50 tokens are taken back
+    go_on(again, 20, [(32, 19), (8, 5)])
+    go_on(said[2][:230], 0, [(200, 200), (8, 3)])  # a second conversation
+    far = said[2][: 230 - REWIND] + said[3][:REWIND]
+    go_on(far, 230 - REWIND, [(8, 8), (8, 3)])
+    go_on(said[4][:3], 0, [(8, 1)])  # a third, no longer than the kernels
+
+
+@pytest.mark.parametrize("word", STATES)
+def test_where_thoughts_are_taken_back_a_convolution_forgets_nothing(
+    word: str, tmp_path: Path
+) -> None:
+    spec, tokens = WORDS[word], some_tokens(380)
+    weights = random_weights(spec)
+    runner = run(spec, weights, tmp_path / "m", lengths=(8, 300), rings=False)
+    runner.prefill(300, tokens[:300])
+    text = tokens[:50] + tokens[350:]
+    runner.prefill(8, text[50:57], start=50)
+    found = runner.decode(text[57], 57)
+    assert np.abs(found - logits(spec, weights, text[:58])[-1]).max() < 5 * TOLERANCE
 
 
 class SharingLlama(Llama):
