@@ -69,7 +69,7 @@ _GEMMA4_UNIFIED: dict[str, Any] = {
 }
 _GEMMA3N: dict[str, Any] = {
     key: value for key, value in _GEMMA4.items() if key != "global_head_dim"
-} | {"laurel_rank": 8}
+} | {"laurel_rank": 32}
 # Families whose class knows no head_dim; ids of special tokens that are in the vocabulary.
 _PLAIN = {key: value for key, value in _SMALL.items() if key != "head_dim"}
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
