@@ -54,7 +54,28 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 32,
         "intermediate_size": 9728,
     },
+    "gemma4-e2b": {
+        "architectures": ["Gemma4ForConditionalGeneration"],
+        "model_type": "gemma4",
+        "eos_token_id": [1, 106],
+        "tie_word_embeddings": True,
+        "text_config": {
+            "model_type": "gemma4_text",
+            "vocab_size": 262144,
+            "hidden_size": 1536,
+            "intermediate_size": 6144,
+            "num_hidden_layers": 35,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 1,
+            "num_kv_shared_layers": 20,
+            "use_double_wide_mlp": True,
+            "final_logit_softcapping": 30.0,
+            "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 7,
+        },
+    },
 }
+# The real tokenizer beside it; Qwen3's where none is named.
+TOKENIZERS = {"gemma4-e2b": "gemma3-tokenizer"}
 _BLOCK_VALUES = 1 << 22
 _SHARD_BYTES = 4 << 30
 
@@ -74,15 +95,17 @@ def make_checkpoint(shape: str, folder: Path, tokenizer: Path, seed: int = 0) ->
     config = SHAPES[shape]
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     family = family_of(config)
-    names = {row[0]: row[1] for row in family.names}
-    tensors = []
+    names = {row[0]: row[1].split("|")[0] for row in family.names}
+    stored: dict[str, tuple[int, ...]] = {}
     for path, dims in family.spec().weight_shapes():
         parts = path.split(".")
-        if parts[0] == "layers":
-            name = names[".".join(["layers", "{i}", *parts[2:]])].replace("{i}", parts[1])
+        if len(parts) > 1 and parts[1].isdigit():
+            name = names[".".join([parts[0], "{i}", *parts[2:]])].replace("{i}", parts[1])
         else:
             name = names[path]
-        tensors.append((f"model.{name}", dims))
+        # Weights of one tensor stand in it one below the other.
+        stored[name] = (stored.get(name, (0,))[0] + dims[0], *dims[1:])
+    tensors = [(f"model.{name}", dims) for name, dims in stored.items()]
 
     random = np.random.default_rng(seed).standard_normal(_BLOCK_VALUES, np.float32) * 0.02
     block = (random.view(np.uint32) >> 16).astype(np.uint16).tobytes()

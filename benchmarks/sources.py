@@ -23,7 +23,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from benchmarks.checkpoints import SHAPES, make_checkpoint
+from benchmarks.checkpoints import SHAPES, TOKENIZERS, make_checkpoint
 from converter.checkpoint.gguf import GGUFCheckpoint, open_gguf
 from converter.checkpoint.safetensors import open_folder
 from converter.families.base import Family
@@ -196,7 +196,7 @@ def name_of(family: Family, path: str, column: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
-    shape = kinds.add_parser("shape", help="random weights in Qwen3's shapes")
+    shape = kinds.add_parser("shape", help="random weights in a real model's shape")
     shape.add_argument("shape", choices=SHAPES)
     shape.add_argument("folder", type=Path)
     gemma = kinds.add_parser("gemma3-270m", help="Gemma 3 270M as BF16 safetensors")
@@ -208,7 +208,8 @@ def main() -> None:
     other.add_argument("file", type=Path)
     args = parser.parse_args()
     if args.kind == "shape":
-        make_checkpoint(args.shape, args.folder, real_model("qwen3-tokenizer"))
+        tokenizer = real_model(TOKENIZERS.get(args.shape, "qwen3-tokenizer"))
+        make_checkpoint(args.shape, args.folder, tokenizer)
     elif args.kind == "gemma3-270m":
         model = real_model("gemma3-270m-q4_k_m.gguf")
         widen_gguf(model, GEMMA3_270M, real_model("gemma3-tokenizer"), args.folder)
