@@ -362,7 +362,9 @@ class DecoderSpec:
 
         def fit(layer: LayerSpec) -> LayerSpec:
             mixer = layer.mixer
-            rope = mixer.rope if isinstance(mixer, Attention) else None
+            if not isinstance(mixer, Attention):
+                return layer
+            rope = mixer.rope
             if rope is None or rope.longer is None or length <= (rope.positions or length):
                 return layer
             return replace(layer, mixer=replace(mixer, rope=rope.longer))

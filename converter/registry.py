@@ -27,6 +27,7 @@ from converter.families.helium import Helium
 from converter.families.hunyuan_v1_dense import HunyuanV1Dense
 from converter.families.internlm3 import InternLM3
 from converter.families.jais2 import Jais2
+from converter.families.lfm2 import Lfm2
 from converter.families.llama import Llama
 from converter.families.matching import OTHER_GGUF
 from converter.families.minicpm import MiniCPM
@@ -72,6 +73,7 @@ FAMILIES: dict[str, type[Family]] = {
     "hunyuan_v1_dense": HunyuanV1Dense,
     "internlm3": InternLM3,
     "jais2": Jais2,
+    "lfm2": Lfm2,
     "llama": Llama,
     "minicpm": MiniCPM,
     "ministral": Ministral,

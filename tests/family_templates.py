@@ -386,7 +386,110 @@ _MINISTRAL3 = """{%- set default_system_message = 'You are Ministral. Today is '
     {%- endif %}
 {%- endfor %}""".replace("+ today +", "+ strftime_now('%Y-%m-%d') +")
 
+_LFM2 = """{{- bos_token -}}
+{%- set system_prompt = "" -%}
+{%- set ns = namespace(system_prompt="") -%}
+{%- if messages[0]["role"] == "system" -%}
+    {%- set ns.system_prompt = messages[0]["content"] -%}
+    {%- set messages = messages[1:] -%}
+{%- endif -%}
+{%- if tools -%}
+    {%- set ns.system_prompt = ns.system_prompt + ("\n" if ns.system_prompt else "") +
+        "List of tools: <|tool_list_start|>[" -%}
+    {%- for tool in tools -%}
+        {%- if tool is not string -%}{%- set tool = tool | tojson -%}{%- endif -%}
+        {%- set ns.system_prompt = ns.system_prompt + tool -%}
+        {%- if not loop.last -%}{%- set ns.system_prompt = ns.system_prompt + ", " -%}{%- endif -%}
+    {%- endfor -%}
+    {%- set ns.system_prompt = ns.system_prompt + "]<|tool_list_end|>" -%}
+{%- endif -%}
+{%- if ns.system_prompt -%}
+    {{- "<|im_start|>system\n" + ns.system_prompt + "<|im_end|>\n" -}}
+{%- endif -%}
+{%- for message in messages -%}
+    {{- "<|im_start|>" + message["role"] + "\n" -}}
+    {%- set content = message["content"] -%}
+    {%- if content is not string -%}{%- set content = content | tojson -%}{%- endif -%}
+    {%- if message["role"] == "tool" -%}
+        {%- set content = "<|tool_response_start|>" + content + "<|tool_response_end|>" -%}
+    {%- endif -%}
+    {{- content + "<|im_end|>\n" -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- "<|im_start|>assistant\n" -}}{%- endif -%}"""
+_LFM25 = """{{- bos_token -}}
+{%- set keep_past_thinking = keep_past_thinking | default(false) -%}
+{%- macro parse_content(content) -%}
+    {%- if content is string -%}
+        {{- content -}}
+    {%- else -%}
+        {%- set _ns = namespace(result="") -%}
+        {%- for item in content -%}
+            {%- if item.type == "text" -%}{%- set _ns.result = _ns.result + item.text -%}
+            {%- else -%}{%- set _ns.result = _ns.result + item | tojson -%}{%- endif -%}
+        {%- endfor -%}
+        {{- _ns.result -}}
+    {%- endif -%}
+{%- endmacro -%}
+{%- macro format_arg_value(arg_value) -%}
+    {%- if arg_value is string -%}{{- '"' + arg_value + '"' -}}
+    {%- elif arg_value is mapping -%}{{- arg_value | tojson -}}
+    {%- else -%}{{- arg_value | string -}}{%- endif -%}
+{%- endmacro -%}
+{%- macro render_tool_calls(tool_calls) -%}
+    {%- set calls_ns = namespace(calls=[]) -%}
+    {%- for call in tool_calls -%}
+        {%- set args_ns = namespace(args=[]) -%}
+        {%- for name, value in call.function.arguments.items() -%}
+            {%- set args_ns.args = args_ns.args + [name + "=" + format_arg_value(value)] -%}
+        {%- endfor -%}
+        {%- set calls_ns.calls = calls_ns.calls +
+            [call.function.name + "(" + (args_ns.args | join(", ")) + ")"] -%}
+    {%- endfor -%}
+    {{- "<|tool_call_start|>[" + (calls_ns.calls | join(", ")) + "]<|tool_call_end|>" -}}
+{%- endmacro -%}
+{%- set ns = namespace(system_prompt="", last_assistant_index=-1) -%}
+{%- if messages[0].role == "system" -%}
+    {%- set ns.system_prompt = parse_content(messages[0].content) -%}
+    {%- set messages = messages[1:] -%}
+{%- endif -%}
+{%- if tools -%}
+    {%- set ns.system_prompt = ns.system_prompt + ("\n\n" if ns.system_prompt else "") +
+        "Today's date: " + strftime_now("%Y-%m-%d") + "\n\nList of tools: " + (tools | tojson) -%}
+{%- endif -%}
+{%- if ns.system_prompt -%}
+    {{- "<|im_start|>system\n" + ns.system_prompt + "<|im_end|>\n" -}}
+{%- endif -%}
+{%- for message in messages -%}
+    {%- if message.role == "assistant" -%}
+        {%- set ns.last_assistant_index = loop.index0 -%}
+    {%- endif -%}
+{%- endfor -%}
+{%- for message in messages -%}
+    {{- "<|im_start|>" + message.role + "\n" -}}
+    {%- if message.role == "assistant" -%}
+        {%- generation -%}
+        {%- if message.tool_calls is defined -%}
+            {{- render_tool_calls(message.tool_calls) -}}
+        {%- endif -%}
+        {%- if message.content is defined -%}
+            {%- set content = parse_content(message.content) -%}
+            {%- if not keep_past_thinking and loop.index0 != ns.last_assistant_index -%}
+                {%- if "</think>" in content -%}
+                    {%- set content = content.split("</think>")[-1] | trim -%}
+                {%- endif -%}
+            {%- endif -%}
+            {{- content + ("" if (continue_final_message and loop.last) else "<|im_end|>\n") -}}
+        {%- endif -%}
+        {%- endgeneration -%}
+    {%- elif message.content is defined -%}
+        {{- parse_content(message.content) + "<|im_end|>\n" -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- "<|im_start|>assistant\n" -}}{%- endif -%}"""
+
 FAMILY_TEMPLATES = {
+    "LFM2": Template("lfm2", _LFM2, "<|startoftext|>", "<|im_end|>"),
+    "LFM2.5": Template("lfm2", _LFM25, "<|startoftext|>", "<|im_end|>", "A cat."),
     "Phi-3": Template("phi3", _PHI3, "<s>", "<|endoftext|>"),
     "Phi-4-mini": Template("phi3", _PHI4_MINI, "<|endoftext|>", "<|endoftext|>"),
     "Gemma 1 and 2": Template("gemma2", _GEMMA2, "<bos>", "<eos>"),

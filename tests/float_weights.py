@@ -16,6 +16,7 @@ class FloatWeights:
         self.parameters = parameters
         self.stored: dict[str, np.ndarray] = {}
         self.factors: list[np.ndarray] = []
+        self.inputs: dict[str, Inputs] = {}
 
     def embed(self, tokens: np.ndarray, path: str) -> np.ndarray:
         return self.parameters[path][tokens].copy()
@@ -32,6 +33,7 @@ class FloatWeights:
 
     def store(self, inputs: Inputs, *paths: str) -> None:
         for path in paths:
+            self.inputs[path] = inputs
             factors = 1 if inputs.factors is None else inputs.factors
             self.stored[path] = self.parameters[path] * factors
 

@@ -183,6 +183,25 @@ def _olmo3_keys(config: Any) -> Keys:
     }
 
 
+def _lfm2_keys(config: Any) -> Keys:
+    kinds, heads = config.layer_types, config.num_key_value_heads
+    width = int(2 * config.intermediate_size / 3)
+    width = int(config.block_ffn_dim_multiplier * width)
+    blocks = -(-width // config.block_multiple_of)
+    return {
+        "shortconv.l_cache": config.conv_L_cache,
+        "attention.layer_norm_rms_epsilon": config.norm_eps,
+        "attention.head_count_kv": [heads if kind == "full_attention" else 0 for kind in kinds],
+        "feed_forward_length": blocks * config.block_multiple_of,
+    }
+
+
+def _lfm2_split(_: Any, state: Tensors) -> Tensors:
+    return {
+        n: value[:, 0] if n.endswith("conv.conv.weight") else value for n, value in state.items()
+    }
+
+
 # By the model_type of the text part.
 WRITTEN: dict[str, Written] = {
     "apertus": Written("apertus", split=_xielu_numbers, change=_llama3_factors),
@@ -207,6 +226,7 @@ WRITTEN: dict[str, Written] = {
     ),
     "internlm3": Written("llama", permutes=True),
     "jais2": Written("jais2"),
+    "lfm2": Written("lfm2", _lfm2_keys, split=_lfm2_split),
     "llama": Written("llama", permutes=True),
     "minicpm": Written("minicpm", _minicpm_keys, permutes=True),
     "mistral": Written("llama", permutes=True),

@@ -930,6 +930,66 @@ _OTHERS: dict[str, Published] = {
     ),
 }  # fmt: skip
 
+_LFM2_ATTENTION = [2, 5, 8, 10, 12, 14]
+_LFM2_26_ATTENTION = [2, 5, 9, 13, 17, 21, 24, 27]
+_LFM2: dict[str, Published] = {
+    "LiquidAI/LFM2-1.2B": (
+        {
+            "model_type": "lfm2", "block_auto_adjust_ff_dim": True, "block_dim": 2048,
+            "block_ff_dim": 12288, "block_ffn_dim_multiplier": 1.0, "block_mlp_init_scale": 1.0,
+            "block_multiple_of": 256, "block_norm_eps": 1e-05, "block_out_init_scale": 1.0,
+            "block_use_swiglu": True, "block_use_xavier_init": True, "conv_L_cache": 3,
+            "conv_bias": False, "conv_dim": 2048, "conv_dim_out": 2048,
+            "conv_use_xavier_init": True, "full_attn_idxs": _LFM2_ATTENTION, "hidden_size": 2048,
+            "initializer_range": 0.02, "max_position_embeddings": 128000, "norm_eps": 1e-05,
+            "num_attention_heads": 32, "num_heads": 32, "num_hidden_layers": 16,
+            "num_key_value_heads": 8, "rope_theta": 1000000.0, "use_pos_enc": True,
+            "vocab_size": 65536,
+        },
+        {
+            "parameters": 1_170_340_608, "rotated": 64, "theta": 1_000_000, "qk_norm": "per head",
+            "convs": {i: 3 for i in range(16) if i not in _LFM2_ATTENTION}, "tied": True,
+        },
+    ),
+    # Its feed-forward width is stated as it is.
+    "LiquidAI/LFM2-2.6B": (
+        {
+            "model_type": "lfm2", "block_auto_adjust_ff_dim": False, "block_dim": 2048,
+            "block_ff_dim": 10752, "block_ffn_dim_multiplier": 1.0, "block_multiple_of": 256,
+            "conv_L_cache": 3, "conv_bias": False, "full_attn_idxs": _LFM2_26_ATTENTION,
+            "hidden_size": 2048, "intermediate_size": 10752, "max_position_embeddings": 128000,
+            "norm_eps": 1e-05, "num_attention_heads": 32, "num_heads": 32,
+            "num_hidden_layers": 30, "num_key_value_heads": 8, "rope_theta": 1000000.0,
+            "vocab_size": 65536,
+        },
+        {
+            "parameters": 2_569_272_320, "rotated": 64, "theta": 1_000_000, "qk_norm": "per head",
+            "convs": {i: 3 for i in range(30) if i not in _LFM2_26_ATTENTION}, "tied": True,
+        },
+    ),
+    "LiquidAI/LFM2.5-350M": (
+        {
+            "model_type": "lfm2", "block_auto_adjust_ff_dim": True, "block_dim": 1024,
+            "block_ff_dim": 6656, "block_ffn_dim_multiplier": 1.0, "block_mlp_init_scale": 1.0,
+            "block_multiple_of": 256, "block_norm_eps": 1e-05, "block_out_init_scale": 1.0,
+            "block_use_swiglu": True, "block_use_xavier_init": True, "conv_L_cache": 3,
+            "conv_bias": False, "conv_dim": 1024, "conv_use_xavier_init": True,
+            "hidden_size": 1024, "intermediate_size": 6656,
+            "layer_types": [
+                "full_attention" if i in _LFM2_ATTENTION else "conv" for i in range(16)
+            ],
+            "max_position_embeddings": 128000, "norm_eps": 1e-05, "num_attention_heads": 16,
+            "num_hidden_layers": 16, "num_key_value_heads": 8,
+            "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"},
+            "tie_embedding": True, "use_pos_enc": True, "vocab_size": 65536,
+        },
+        {
+            "parameters": 354_483_968, "rotated": 64, "theta": 1_000_000, "qk_norm": "per head",
+            "convs": {i: 3 for i in range(16) if i not in _LFM2_ATTENTION}, "tied": True,
+        },
+    ),
+}  # fmt: skip
+
 PUBLISHED: dict[str, Published] = {
-    **_LLAMA, **_QWEN, **_GEMMA, **_MISTRAL, **_GRANITE, **_PHI, **_OTHERS,
+    **_LLAMA, **_LFM2, **_QWEN, **_GEMMA, **_MISTRAL, **_GRANITE, **_PHI, **_OTHERS,
 }  # fmt: skip

@@ -319,6 +319,26 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "lfm2": (
+        "lfm2",
+        {**_PLAIN, "num_hidden_layers": 5, "full_attn_idxs": [1, 3], "block_multiple_of": 32},
+    ),
+    "lfm2-biases-untied": (
+        "lfm2",
+        {
+            **_SMALL,
+            "conv_bias": True,
+            "conv_L_cache": 4,
+            "block_auto_adjust_ff_dim": False,
+            "layer_types": ["full_attention", "conv"],
+            "tie_word_embeddings": False,
+            "norm_eps": 1e-6,
+        },
+    ),
+    "lfm2-attention": (
+        "lfm2",
+        {**_PLAIN, "num_key_value_heads": 1, "block_ffn_dim_multiplier": 1.3},
+    ),
     "gemma3": ("gemma3", {"text_config": {**_GEMMA, "model_type": "gemma3_text"}}),
     "gemma4_text": (
         "gemma4_text",

@@ -28,6 +28,7 @@ _OPTIONAL_KEYS = {
     "residual_scale": "residual_multiplier",
     "embedding_scale": "embedding_multiplier",
     "expert_count": "num_experts",
+    "shortconv.l_cache": "conv_L_cache",
     "rope.freq_base": "rope_theta",
     "use_parallel_residual": "use_parallel_residual",
     "rope.freq_base_swa": "rope_local_base_freq",
@@ -53,6 +54,8 @@ _REPEATED = {
     "attention.value_length_swa": "attention.value_length",
     "rope.dimension_count_swa": "rope.dimension_count",
 }
+# What layers are that have no heads of keys and values, in the words of `layer_types`.
+_WITHOUT_HEADS = {"lfm2": "conv"}
 _BIASES = {
     "attn_q": ("q",), "attn_k": ("k",), "attn_v": ("v",), "attn_qkv": ("q", "k", "v"),
     "attn_output": ("o",), "ffn_gate": ("gate",), "ffn_up": ("up",), "ffn_down": ("down",),
@@ -92,7 +95,7 @@ def translate_config(
         "hidden_size": keys.count("embedding_length"),
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": keys.count("attention.head_count_kv", heads),
+        **_kv_heads(keys, layers, heads),
         "tie_word_embeddings": "output.weight" not in tensors,
         "gguf_biases": _biases(tensors, layers),
     }
@@ -139,6 +142,13 @@ class _Keys:
     def wrong(self, key: str, why: str) -> SourceError:
         return SourceError(self.path, f"metadata key '{self.arch}.{key}' {why}", DAMAGED)
 
+    def differs(self, key: str) -> UnsupportedError:
+        return UnsupportedError(
+            self.path,
+            f"{self.arch}.{key} differs between layers",
+            "use a model whose layers all have the same shape",
+        )
+
     def get(self, key: str, default: Any = None) -> Any:
         """A value as it is."""
         self._read.add(key)
@@ -153,11 +163,7 @@ class _Keys:
         value = self.get(key, default)
         if isinstance(value, np.ndarray) and value.size:
             if np.any(value != value[0]):
-                raise UnsupportedError(
-                    self.path,
-                    f"{self.arch}.{key} differs between layers",
-                    "use a model whose layers all have the same shape",
-                )
+                raise self.differs(key)
             value = value[0].item()
         if isinstance(value, float):
             with np.errstate(over="ignore"):
@@ -243,6 +249,23 @@ def _head_dim(keys: _Keys, hidden: int, heads: int) -> int:
             "use a model whose keys and values have the same size",
         )
     return key
+
+
+def _kv_heads(keys: _Keys, layers: int, heads: int) -> dict[str, Any]:
+    """`num_key_value_heads`, and `layer_types` where some layers have none."""
+    key = "attention.head_count_kv"
+    counts, other = keys.get(key), _WITHOUT_HEADS.get(keys.arch)
+    if not isinstance(counts, np.ndarray) or other is None:
+        return {"num_key_value_heads": keys.count(key, heads)}
+    if len(counts) != layers or counts.min() < 0:
+        raise keys.wrong(key, f"is not a number for each of {layers} layers")
+    found = set(counts.tolist()) - {0}
+    if len(found) > 1:
+        raise keys.differs(key)
+    return {
+        "num_key_value_heads": found.pop() if found else heads,
+        "layer_types": ["full_attention" if count else other for count in counts],
+    }
 
 
 def _sliding_pattern(keys: _Keys, layers: int) -> dict[str, Any]:

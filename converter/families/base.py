@@ -373,7 +373,8 @@ class Family(StoredWeights):
 
         For those that it was made for, or fewer: some rotary embeddings change with the length.
         """
-        ropes = {layer.mixer.rope for layer in self.layers()}
+        mixers = [layer.mixer for layer in self.layers()]
+        ropes = {mixer.rope for mixer in mixers if isinstance(mixer, Attention)}
         limits = [rope.positions for rope in ropes if rope and rope.positions and not rope.longer]
         return min([self.max_position_embeddings, *limits])
 

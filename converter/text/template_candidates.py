@@ -80,6 +80,8 @@ def _adapted(source: str, bos: str, eos: str, trims_answers: bool) -> Iterator[C
     if f"{INDENTED_JSON}(" in adapted:
         adapted = _family_file("indented_json.jinja") + adapted
     tokens = _set("eos_token", eos) if "eos_token" in source else ""
+    # LFM2.5: what the cache keeps of an answer, the history is to show as long as it lasts.
+    tokens += _set("keep_past_thinking", True) if "keep_past_thinking" in source else ""
     trims = _set("trims_answers", True) if trims_answers else ""
     flatten = trims + _family_file("flatten.jinja")
     yield Candidate(name, tokens + flatten + adapted)

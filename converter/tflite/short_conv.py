@@ -69,7 +69,9 @@ class ShortConvLayers:
         self.length = blocks.length
         self.mixers = mixers
         self.width = width
-        self.is_copied = target is Target.GPU or self.length > RING_SLACK
+        # On a GPU every call works on a copy: the other kind has branches.
+        is_copied = target is Target.GPU or self.length > RING_SLACK
+        self.kind = LongRingCache if is_copied else RingCache
         self.rows = 0 if rings else cache_length
         self.rings = {kernel: self.make_ring(kernel) for kernel in kernels_of(mixers)}
         self.inputs: dict[int, Tensor] = {}
@@ -90,7 +92,7 @@ class ShortConvLayers:
         u = g.make_mul(f"{name}/u", b, v)
         new = g.make_reshape(f"{name}/u/row", u, (1, n, 1, self.width))
         ring, state = self.rings[mixer.kernel], self.inputs[index]
-        if self.is_copied:
+        if isinstance(ring.cache, LongRingCache):
             seen, state = ring.cache.write_after(f"{name}/state", new, state)
         else:
             seen = state = ring.cache.write(f"{name}/state", new, state)
@@ -123,15 +125,11 @@ class ShortConvLayers:
     # Once per call --------------------------------------------------------------------------------
 
     def make_ring(self, kernel: int) -> _Ring:
-        """What the layers with this kernel share.
-
-        On a GPU every call works on a copy: there are no branches, as `RingCache` has them.
-        """
+        """What the layers with this kernel share."""
         g, call, name = self.graph, self.blocks.call, f"conv_{kernel}"
         slots = max(kernel - 1 + RING_SLACK, self.rows)
         shape = CacheShape(slots, kernel, is_ring=True)
-        kind = LongRingCache if self.is_copied else RingCache
-        cache = kind(call, shape, HeadShape(0, 1, self.width))
+        cache = self.kind(call, shape, HeadShape(0, 1, self.width))
         back = np.arange(1 - kernel, 0, dtype=np.int32)
         position = g.make_add(f"{name}/position", call.first, g.constant(f"{name}/back", back))
         zero = g.constant("cache/zero", [0])

@@ -37,7 +37,7 @@ def test_every_key_of_transformers_is_known(model_type: str) -> None:
 # Keys that transformers 5 moved or renamed, or that its models read although no class has them.
 _ELSEWHERE = {
     "head_dim", "rope_theta", "rope_scaling", "rope_local_base_freq", "sliding_window_pattern",
-    "is_causal", "partial_rotary_factor", "per_layer_config",
+    "is_causal", "partial_rotary_factor", "per_layer_config", "block_ff_dim", "tie_embedding",
 }  # fmt: skip
 
 

@@ -151,7 +151,7 @@ def test_unsupported_architecture_lists_the_supported_ones() -> None:
             "its feed-forward blocks are 8 experts",
         ),
         ({"model_type": "minicpm3", "kv_lora_rank": 256}, "its attention caches a latent (MLA)"),
-        ({"model_type": "lfm2"}, "its layers keep another state than keys and values"),
+        ({"model_type": "lfm3"}, "its layers keep another state than keys and values"),
         ({"model_type": "qwen3_5", "text_config": {}}, "its layers keep another state"),
         ({"model_type": "t5", "is_encoder_decoder": True}, "no decoder that writes text"),
         ({"model_type": "xlm-roberta"}, "no decoder that writes text"),

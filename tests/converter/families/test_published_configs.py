@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from converter.decoder import Activation, Attention, DecoderSpec, NormKind, Placement, Rope
+from converter.decoder import (
+    Activation,
+    Attention,
+    DecoderSpec,
+    NormKind,
+    Placement,
+    Rope,
+    ShortConv,
+)
 from converter.errors import UnsupportedError
 from converter.registry import FAMILIES, family_of
 from tests.published_configs import PUBLISHED
@@ -19,7 +27,7 @@ PLAIN: dict[str, Any] = {
     "windows": set(), "nope": [], "score_scale": None, "score_softcap": None, "qk_norm": None,
     "position_scale": None, "embedding_scale": None, "residual_scale": None, "logits_scale": None,
     "logits_softcap": None, "norm": NormKind.RMS, "placement": Placement.BEFORE, "biases": "",
-    "activation": Activation.SILU, "gate": True,
+    "activation": Activation.SILU, "gate": True, "convs": {},
 }  # fmt: skip
 
 
@@ -29,7 +37,9 @@ def described(spec: DecoderSpec) -> dict[str, Any]:
     `theta` and `stretch`, by which the slowest frequency is divided, are those of the layers that
     see everything, where there are such with a rotary embedding; `local` is for the others.
     """
-    mixers = [layer.mixer for layer in spec.layers]
+    by_layer = {i: layer.mixer for i, layer in enumerate(spec.layers)}
+    attention = {i: mixer for i, mixer in by_layer.items() if isinstance(mixer, Attention)}
+    mixers = list(attention.values())
     windows = [mixer.sliding_window for mixer in mixers]
     ropes = {mixer.sliding_window: mixer.rope for mixer in mixers if mixer.rope}
     main = ropes.get(None) or next(iter(ropes.values()))
@@ -44,7 +54,7 @@ def described(spec: DecoderSpec) -> dict[str, Any]:
         "long": main.longer and (main.positions, main.longer.factors[-1]),
         "local": _theta_and_stretch([rope for rope in ropes.values() if rope != main]),
         "windows": windows if len(set(windows)) > 1 else set(windows) - {None},
-        "nope": [i for i, mixer in enumerate(mixers) if mixer.rope is None],
+        "nope": [i for i, mixer in attention.items() if mixer.rope is None],
         "score_scale": None if mixer.scale == mixer.head_dim**-0.5 else mixer.scale,
         "score_softcap": mixer.softcap,
         "qk_norm": _qk_norm(mixer),
@@ -59,6 +69,7 @@ def described(spec: DecoderSpec) -> dict[str, Any]:
         "biases": " ".join(mixer.biases + feed_forward.biases + head_bias),
         "activation": feed_forward.activation,
         "gate": feed_forward.is_gated,
+        "convs": {i: m.kernel for i, m in by_layer.items() if isinstance(m, ShortConv)},
         "tied": spec.tied_head,
     }
     return {key: value for key, value in said.items() if key not in PLAIN or value != PLAIN[key]}
@@ -187,6 +198,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "ibm-granite/granite-4.0-350m": {"num_local_experts": 62},
     "kyutai/helium-1-preview-2b": {"hidden_act": "relu"},
     "tencent/Hunyuan-0.5B-Instruct": {"rope_scaling": {"type": "xdrope"}},
+    "LiquidAI/LFM2-1.2B": {"conv_L_cache": 1},
     "meta-llama/Llama-3.2-1B-Instruct": {"rope_scaling": {"type": "ntk", "factor": 2.0}},
     "mistralai/Ministral-8B-Instruct-2410": {"layer_types": ["chunked_attention"] * 36},
     "mistralai/Ministral-3-3B-Reasoning-2512": {"hidden_act": "relu"},
