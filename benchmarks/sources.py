@@ -208,8 +208,8 @@ def main() -> None:
     other.add_argument("file", type=Path)
     args = parser.parse_args()
     if args.kind == "shape":
-        tokenizer = real_model(TOKENIZERS.get(args.shape, "qwen3-tokenizer"))
-        make_checkpoint(args.shape, args.folder, tokenizer)
+        beside = real_model(TOKENIZERS.get(args.shape, "qwen3-tokenizer"))
+        make_checkpoint(args.shape, args.folder, beside)
     elif args.kind == "gemma3-270m":
         model = real_model("gemma3-270m-q4_k_m.gguf")
         widen_gguf(model, GEMMA3_270M, real_model("gemma3-tokenizer"), args.folder)

@@ -6,9 +6,11 @@ held against it. A family adds an entry to `WRITTEN`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import gguf
@@ -81,15 +83,18 @@ def _minicpm_keys(config: Any) -> Keys:
     return {**_granite_keys(config), "attention.scale": None}
 
 
-def _gemma3_keys(config: Any) -> Keys:
+def _gemma_windows(config: Any) -> Keys:
     return {
         "attention.sliding_window": config.sliding_window,
         "attention.sliding_window_pattern": [
             kind == "sliding_attention" for kind in config.layer_types
         ],
-        "attention.scale": config.query_pre_attn_scalar**-0.5,
         "rope.freq_base_swa": float(config.rope_parameters["sliding_attention"]["rope_theta"]),
     }
+
+
+def _gemma3_keys(config: Any) -> Keys:
+    return {**_gemma_windows(config), "attention.scale": config.query_pre_attn_scalar**-0.5}
 
 
 def _without_widths(_: Any) -> Keys:
@@ -202,6 +207,74 @@ def _lfm2_split(_: Any, state: Tensors) -> Tensors:
     }
 
 
+def _per_layer_gemma_keys(config: Any) -> Keys:
+    return {
+        **_gemma_windows(config),
+        "attention.shared_kv_layers": config.num_kv_shared_layers,
+        "embedding_length_per_layer_input": getattr(config, "hidden_size_per_layer_input", 0),
+        "final_logit_softcapping": config.final_logit_softcapping,
+        "attention.head_count_kv": config.num_key_value_heads,
+    }
+
+
+def _gemma3n_keys(config: Any) -> Keys:
+    inverse = [
+        NormalDist().inv_cdf(share) if share else -math.inf
+        for share in config.activation_sparsity_pattern
+    ]
+    return _per_layer_gemma_keys(config) | {
+        "activation_sparsity_scale": inverse,
+        "altup.num_inputs": config.altup_num_inputs,
+        "altup.active_idx": config.altup_active_idx,
+    }
+
+
+def _gemma3n_split(config: Any, state: Tensors) -> Tensors:
+    """Projections of streams are one tensor; the table of layers is as long as the other."""
+    split = {name: value for name, value in state.items() if "projections." not in name}
+    for part in ("altup_projections", "altup_unembed_projections"):
+        count = config.altup_num_inputs - 1
+        stack = [state[f"model.{part}.{i}.weight"] for i in range(count)]
+        split[f"model.{part}.weight"] = np.stack(stack)
+    table = split["model.embed_tokens_per_layer.weight"]
+    more = config.vocab_size - len(table)
+    split["model.embed_tokens_per_layer.weight"] = np.pad(table, ((0, more), (0, 0)))
+    return {f"{n}.weight" if n.endswith("_scale") else n: value for n, value in split.items()}
+
+
+def _gemma4_keys(config: Any) -> Keys:
+    local = [kind == "sliding_attention" for kind in config.layer_types]
+    first_shared = config.num_hidden_layers - config.num_kv_shared_layers
+    keys = _per_layer_gemma_keys(config) | {
+        "attention.key_length": config.global_head_dim,
+        "attention.value_length": config.global_head_dim,
+        "attention.key_length_swa": config.head_dim,
+        "attention.value_length_swa": config.head_dim,
+        "rope.dimension_count": config.global_head_dim,
+        "rope.dimension_count_swa": config.head_dim,
+    }
+    if config.use_double_wide_mlp:
+        width = config.intermediate_size
+        keys["feed_forward_length"] = [
+            width * (1 + (i >= first_shared)) for i in range(config.num_hidden_layers)
+        ]
+    if config.num_global_key_value_heads:
+        own, everywhere = config.num_key_value_heads, config.num_global_key_value_heads
+        keys["attention.head_count_kv"] = [own if is_local else everywhere for is_local in local]
+    return keys
+
+
+def _gemma4_factors(config: Any, tensors: Tensors) -> Tensors:
+    half = config.global_head_dim // 2
+    turning = int(half * config.rope_parameters["full_attention"]["partial_rotary_factor"])
+    factors = np.asarray([1.0] * turning + [1e30] * (half - turning), np.float32)
+    return {**tensors, "rope_freqs.weight": factors}
+
+
+def _with_weight(config: Any, state: Tensors) -> Tensors:
+    return {f"{n}.weight" if n.endswith("layer_scalar") else n: v for n, v in state.items()}
+
+
 # By the model_type of the text part.
 WRITTEN: dict[str, Written] = {
     "apertus": Written("apertus", split=_xielu_numbers, change=_llama3_factors),
@@ -220,6 +293,11 @@ WRITTEN: dict[str, Written] = {
     "gemma": Written("gemma", change=_gemma_norms),
     "gemma2": Written("gemma2", _gemma2_keys, change=_gemma_norms),
     "gemma3_text": Written("gemma3", _gemma3_keys, change=_gemma_norms),
+    "gemma3n_text": Written("gemma3n", _gemma3n_keys, split=_gemma3n_split),
+    "gemma4_text": Written("gemma4", _gemma4_keys, split=_with_weight, change=_gemma4_factors),
+    "gemma4_unified_text": Written(
+        "gemma4", _gemma4_keys, split=_with_weight, change=_gemma4_factors
+    ),
     "granite": Written("granite", _granite_keys, permutes=True),
     "granitemoehybrid": Written(
         "granite", _granite_hybrid_keys, permutes=True, split=_granite_hybrid_split

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,8 @@ _REPEATED = {
 }
 # What layers are that have no heads of keys and values, in the words of `layer_types`.
 _WITHOUT_HEADS = {"lfm2": "conv"}
+# Architectures whose layers may differ in width: `intermediate_size` becomes a list.
+_WITH_WIDTHS = frozenset({"gemma3n", "gemma4"})
 _BIASES = {
     "attn_q": ("q",), "attn_k": ("k",), "attn_v": ("v",), "attn_qkv": ("q", "k", "v"),
     "attn_output": ("o",), "ffn_gate": ("gate",), "ffn_up": ("up",), "ffn_down": ("down",),
@@ -95,24 +97,28 @@ def translate_config(
         "hidden_size": keys.count("embedding_length"),
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        **_kv_heads(keys, layers, heads),
         "tie_word_embeddings": "output.weight" not in tensors,
         "gguf_biases": _biases(tensors, layers),
     }
     if keys.arch.startswith("granite") and keys.get("rope.scaling.finetuned") is False:
         config["gguf_rope_finetuned"] = False
     config["head_dim"] = _head_dim(keys, config["hidden_size"], heads)
+    config.update(_sliding_pattern(keys, layers))
+    config.update(_kv_heads(keys, layers, heads, config.get("layer_types", ())))
+    if keys.arch in _WITH_WIDTHS:
+        config.update(_per_layer_gemma(keys, tensors, layers))
     for key, name in _OPTIONAL_KEYS.items():
-        if value := keys.number(key):
+        if name not in config and (value := keys.number(key)):
             config[name] = value
     rotary = keys.count("rope.dimension_count", config["head_dim"])
     config["partial_rotary_factor"] = rotary / config["head_dim"]  # defaults differ by family
+    if keys.arch == "gemma4":
+        config.update(_gemma4_heads(keys, tensors, config))
     if keys.arch.startswith("gemma") and "attention_multiplier" in config:
         scale = config.pop("attention_multiplier")
         if not 1e-6 < scale < 1e6:
             raise keys.wrong("attention.scale", f"is {scale}")
         config["query_pre_attn_scalar"] = scale**-2
-    config.update(_sliding_pattern(keys, layers))
     scaling = _rope_scaling(keys, tensors, read_vector, rotary)
     if scaling:
         config["rope_scaling"] = scaling
@@ -251,20 +257,81 @@ def _head_dim(keys: _Keys, hidden: int, heads: int) -> int:
     return key
 
 
-def _kv_heads(keys: _Keys, layers: int, heads: int) -> dict[str, Any]:
-    """`num_key_value_heads`, and `layer_types` where some layers have none."""
+def _kv_heads(keys: _Keys, layers: int, heads: int, layer_types: Sequence[str]) -> dict[str, Any]:
+    """`num_key_value_heads`, and what follows where layers differ in it.
+
+    Those that have none are of another kind; in Gemma 4 those that see everything may have fewer.
+    """
     key = "attention.head_count_kv"
     counts, other = keys.get(key), _WITHOUT_HEADS.get(keys.arch)
-    if not isinstance(counts, np.ndarray) or other is None:
+    by_kind = keys.arch == "gemma4" and layer_types
+    if not isinstance(counts, np.ndarray) or not (other or by_kind):
         return {"num_key_value_heads": keys.count(key, heads)}
     if len(counts) != layers or counts.min() < 0:
         raise keys.wrong(key, f"is not a number for each of {layers} layers")
-    found = set(counts.tolist()) - {0}
-    if len(found) > 1:
+    if by_kind:
+        local = np.asarray([kind == "sliding_attention" for kind in layer_types])
+        found = [set(counts[where].tolist()) or {heads} for where in (local, ~local)]
+        if max(map(len, found)) > 1:
+            raise keys.differs(key)
+        return {
+            "num_key_value_heads": found[0].pop(),
+            "num_global_key_value_heads": found[1].pop(),
+        }
+    with_heads = set(counts.tolist()) - {0}
+    if len(with_heads) > 1:
         raise keys.differs(key)
     return {
-        "num_key_value_heads": found.pop() if found else heads,
+        "num_key_value_heads": with_heads.pop() if with_heads else heads,
         "layer_types": ["full_attention" if count else other for count in counts],
+    }
+
+
+def _per_layer_gemma(keys: _Keys, tensors: Mapping[str, TensorInfo], layers: int) -> dict[str, Any]:
+    """What Gemma 3n and 4 say of their layers; zeros say something, too."""
+
+    def rows_of(name: str) -> dict[str, int]:
+        return {"rows": tensors[name].shape[0]} if name in tensors else {}
+
+    widths = keys.get("feed_forward_length")
+    config: dict[str, Any] = {
+        "num_kv_shared_layers": keys.number("attention.shared_kv_layers", 0),
+        "hidden_size_per_layer_input": keys.number("embedding_length_per_layer_input", 0),
+    }
+    if isinstance(widths, np.ndarray):
+        config["intermediate_size"] = widths[:layers].tolist()
+    if table := rows_of("per_layer_token_embd.weight"):
+        config["vocab_size_per_layer_input"] = table["rows"]
+    if keys.arch == "gemma3n":
+        cutoffs = keys.get("activation_sparsity_scale")
+        if isinstance(cutoffs, np.ndarray):
+            config["gguf_cutoffs"] = cutoffs[:layers].tolist()
+        if laurel := rows_of("blk.0.laurel_l.weight"):
+            config["laurel_rank"] = laurel["rows"]
+        config["altup_num_inputs"] = keys.count("altup.num_inputs", 4)
+        config["altup_active_idx"] = keys.number("altup.active_idx", 0)
+    return config
+
+
+def _gemma4_heads(
+    keys: _Keys, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The heads of Gemma 4's two kinds of layers; `key_length` is of those that see everything."""
+    local = keys.count("attention.key_length_swa", config["head_dim"])
+    for key in ("attention.value_length_swa", "rope.dimension_count_swa"):
+        if keys.count(key, local) != local:
+            raise UnsupportedError(
+                keys.path,
+                f"{keys.arch}.{key} {keys.count(key, local)} differs from key_length_swa {local}",
+                "use another GGUF",
+            )
+    kinds = config.get("layer_types", [])
+    own = len(kinds) - config["num_kv_shared_layers"]
+    everywhere = [i for i, kind in enumerate(kinds[:own]) if kind == "full_attention"]
+    return {
+        "head_dim": local,
+        "global_head_dim": config["head_dim"],
+        "attention_k_eq_v": any(f"blk.{i}.attn_v.weight" not in tensors for i in everywhere),
     }
 
 

@@ -54,6 +54,15 @@ class Gemma4(PerLayerGemma):
     use_double_wide_mlp: bool = False
 
     @classmethod
+    def from_config(cls, config: Mapping[str, Any], fmt: str = "safetensors") -> Gemma4:
+        if fmt == "gguf":  # its factors are of the layers that see everything
+            config = dict(config)
+            everywhere = config.pop("rope_scaling", None) or {"rope_type": "default"}
+            local = {"rope_type": "default"}
+            config["rope_parameters"] = {"full_attention": everywhere, "sliding_attention": local}
+        return super().from_config(config, fmt)
+
+    @classmethod
     def resolve_aliases(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         text = config.get("text_config")
         text = dict(text if isinstance(text, dict) else config)
@@ -98,6 +107,9 @@ class Gemma4(PerLayerGemma):
 
     def feed_forwards(self) -> Sequence[FeedForward]:
         own = self.feed_forward()
+        if self.widths:  # as a GGUF has them
+            pairs = self.by_layer(self.widths, range(self.num_hidden_layers))
+            return [dataclasses.replace(own, width=width) for width, _ in pairs]
         wide = dataclasses.replace(own, width=2 * own.width) if self.use_double_wide_mlp else own
         return [wide if i >= self.first_shared else own for i in range(self.num_hidden_layers)]
 

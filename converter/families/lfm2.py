@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from converter.decoder import Attention, FeedForward, LayerSpec, QKNorm, Rope, ShortConv
-from converter.families.base import NAMES, Family, Names, with_names
+from converter.families.base import Family
+from converter.families.tensors import NAMES, Names, with_names
 
 # Keys that have another one's meaning, and count where both are there.
 _COUNTS = {"block_ff_dim": "intermediate_size", "tie_embedding": "tie_word_embeddings"}

@@ -14,7 +14,8 @@ from converter.decoder import Rope
 from converter.errors import SourceError, UnsupportedError
 
 _KINDS_OF_LAYERS = frozenset({"full_attention", "sliding_attention"})
-_MOST = 1e30  # bounds on what a damaged config can ask for
+# Bounds on what a damaged config can ask for. A GGUF says 1e30 of what does not turn.
+_MOST = 1e31
 
 
 def _is_number(value: object) -> TypeGuard[float]:
