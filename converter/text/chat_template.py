@@ -4,7 +4,8 @@ The runtime renders with minijinja, hands `content` over as a list of parts, lea
 `bos_token` empty, and feeds each new turn as what it adds to the text of the history. Many
 published templates fail one of these, some silently. So nothing is believed: an ordered list of
 candidates is rendered as the runtime would, over a fixed set of conversations, and compared with
-what the source's own template gives in jinja2. The first candidate that agrees everywhere is used.
+what the source's own template gives in jinja2. The first candidate that agrees everywhere is used;
+of several that do, one that also agrees on tools, and then on the turns that are fed later.
 
 docs/chat-templates.md says how each fact about the renderer was seen.
 """
@@ -343,9 +344,10 @@ def choose_template(
     has_channel: bool = False,
     fix: str = TEMPLATE_FIX,
 ) -> TemplateReport:
-    """The first candidate that renders in the runtime as the source does in transformers.
+    """The candidate that renders in the runtime as the source does in transformers.
 
-    Without a source template the model is a base model, and gets the pass-through template.
+    A form of the source that loses its tools, or feeds other turns, is used where no later one does
+    better. The family's own is used where no form of the source passes. Without a source template the model is a base model, and gets the pass-through template.
 
     Args:
         templates: the family's own, by their file names.
@@ -378,7 +380,10 @@ def choose_template(
     if not any(TURNS[0]["content"] in prompt.expected for prompt in prompts):
         raise unsupported("it does not print the user's message")
     rejected: list[Rejection] = []
+    passed: list[TemplateReport] = []
     for candidate in candidates(source, templates, bos, eos, reference.trims_answers, prompts):
+        if passed and candidate.is_familys:
+            break
         try:
             if candidate.failure:
                 raise TemplateFailureError(candidate.failure)
@@ -387,6 +392,15 @@ def choose_template(
             rejected.append(Rejection(candidate.name, str(error)))
             continue
         proof = template, reference, tuple(rejected), compared, lacks_bos
-        return _report(source, candidate, *proof, has_channel)
+        report = _report(source, candidate, *proof, has_channel)
+        passed.append(report)
+        if reference.tool_case and not report.tools:
+            rejected.append(Rejection(candidate.name, "it renders tools otherwise"))
+        elif not report.exact_history:
+            rejected.append(Rejection(candidate.name, report.history_difference))
+        else:
+            break
+    if passed:
+        return max(passed, key=lambda report: (report.tools, report.exact_history))
     reasons = "; ".join(f"{rejection.candidate}: {rejection.reason}" for rejection in rejected)
     raise unsupported(f"no candidate renders in the runtime as the source does: {reasons}")
