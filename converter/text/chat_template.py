@@ -347,7 +347,8 @@ def choose_template(
     """The candidate that renders in the runtime as the source does in transformers.
 
     A form of the source that loses its tools, or feeds other turns, is used where no later one does
-    better. The family's own is used where no form of the source passes. Without a source template the model is a base model, and gets the pass-through template.
+    better; the family's own is used where no form of the source passes. Without a source template
+    the model is a base model, and gets the pass-through template.
 
     Args:
         templates: the family's own, by their file names.
@@ -357,7 +358,7 @@ def choose_template(
     Raises:
         UnsupportedError: no candidate passes; the message says why each one failed.
     """
-    from converter.text.template_candidates import Prompt, candidates
+    from converter.text.template_candidates import Prompt, candidates, with_plain_messages
 
     def unsupported(why: str) -> UnsupportedError:
         return UnsupportedError(f"{family}: chat template", why, fix)
@@ -365,9 +366,10 @@ def choose_template(
     if source is None or not source.strip():
         return _completion_report()
     bos, eos = bos_token or "", eos_token or ""
+    published, source = source, with_plain_messages(source)
     try:
         _refuse_endless(source)
-        reference = render_reference(source, bos, eos)
+        reference = render_reference(source, bos, eos, published)
     except OutOfFuelError as error:
         raise unsupported(str(error)) from error
     if not reference.cases or reference.cases[0].messages != TURNS[:1]:

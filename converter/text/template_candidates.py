@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter.text.template_dialect import INDENTED_JSON, in_runtime_dialect
+from converter.text.template_reference import wants_languages
 from converter.text.template_renderers import (
     Message,
     TemplateFailureError,
@@ -96,6 +97,17 @@ def _adapted(source: str, bos: str, eos: str, trims_answers: bool) -> Iterator[C
         yield Candidate(f"{name} with its bos", tokens + flatten + adapted)
     # For templates that read the parts of a message themselves.
     yield Candidate(f"{name} with parts", tokens + _family_file("as_parts.jinja") + adapted)
+
+
+def with_plain_messages(source: str) -> str:
+    """TranslateGemma's template, which refuses a message that does not name two languages, with
+    Gemma 3's for such messages. Any other template stays as it is."""
+    if not wants_languages(source):
+        return source
+    template = _family_file("translategemma.jinja")
+    for mark, text in (("PUBLISHED", source), ("GEMMA3", _family_file("gemma3.jinja"))):
+        template = template.replace(f"{{#- {mark} -#}}", text.rstrip("\n"))
+    return template
 
 
 def _family_file(name: str) -> str:

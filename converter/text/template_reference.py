@@ -70,6 +70,22 @@ TOOL_TURNS: list[Message] = [
 AFTER_TOOLS = [*TOOL_TURNS, _say("assistant", "A cat is in it."), _say("user", "Close it.")]
 
 
+def wants_languages(source: str) -> bool:
+    """Whether a template is TranslateGemma's, by its marks."""
+    return "source_lang_code" in source and "target_lang_code" in source
+
+
+def with_languages(messages: list[Message]) -> list[Message]:
+    """The messages, with a translation's two languages in the part of every question."""
+    languages = {"source_lang_code": "en", "target_lang_code": "de_DE"}
+    return [
+        message | {"content": [{"type": "text", "text": message["content"], **languages}]}
+        if message["role"] == "user"
+        else message
+        for message in messages
+    ]
+
+
 def as_parts(messages: list[Message]) -> list[Message]:
     """Messages as the runtime hands them over: content is a list of typed parts.
 
@@ -77,6 +93,8 @@ def as_parts(messages: list[Message]) -> list[Message]:
     """
 
     def typed(message: Message) -> Message:
+        if isinstance(message["content"], list):
+            return message
         if message["role"] == "tool":
             name = message.get("name", "")
             part = {"type": "tool_response", "name": name, "response": message["content"]}
@@ -115,13 +133,20 @@ class Reference:
     trims_answers: bool = False
 
 
-def render_reference(source: str, bos: str, eos: str) -> Reference:
-    """Render every conversation with the source's template."""
+def render_reference(source: str, bos: str, eos: str, published: str) -> Reference:
+    """Render every conversation with the source's template.
 
-    def render(messages: list[Message], extra: dict[str, Any], tools: Any = None) -> str:
+    Args:
+        source: the template, with another's words for messages that it refuses by itself.
+        published: as it is published. It alone says what a translation is.
+    """
+
+    def render(
+        messages: list[Message], extra: dict[str, Any], tools: Any = None, template: str = source
+    ) -> str:
         def with_form(form: list[Message]) -> str:
             tokens = {"bos_token": bos, "eos_token": eos}
-            return render_as_source(source, form, tools=tools, extra=extra, **tokens)
+            return render_as_source(template, form, tools=tools, extra=extra, **tokens)
 
         try:
             text = with_form(messages)
@@ -129,7 +154,7 @@ def render_reference(source: str, bos: str, eos: str) -> Reference:
             raise
         except TemplateFailureError:  # some templates take typed parts only
             return with_form(as_parts(messages))
-        said = messages[-1]["content"].strip()
+        said = as_parts(messages)[-1]["content"][0].get("text", "").strip()
         if said not in text:  # and some print nothing of anything else
             with contextlib.suppress(TemplateFailureError):
                 typed = with_form(as_parts(messages))
@@ -139,12 +164,18 @@ def render_reference(source: str, bos: str, eos: str) -> Reference:
     settings: list[dict[str, Any]] = [{}]
     if "enable_thinking" in source:
         settings += [{"enable_thinking": True}, {"enable_thinking": False}]
+    conversations = [(name, messages, source) for name, messages in CONVERSATIONS.items()]
+    if wants_languages(published):
+        name = "three turns"
+        turns = with_languages(CONVERSATIONS[name])
+        conversations.append((f"{name}, with languages", turns, published))
     cases, refused = [], []
-    for name, messages in CONVERSATIONS.items():
+    for name, messages, template in conversations:
         for extra in settings:
             label = name + "".join(f", {k} {v}" for k, v in extra.items())
             try:
-                cases.append(Case(label, messages, extra, render(messages, extra)))
+                text = render(messages, extra, template=template)
+                cases.append(Case(label, messages, extra, text))
             except OutOfFuelError:
                 raise
             except TemplateFailureError as error:

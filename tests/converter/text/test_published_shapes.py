@@ -6,7 +6,7 @@ They are short ones, rebuilt: what transformers renders of them, the runtime mus
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,8 @@ import pytest
 from converter.registry import family_class
 from converter.text.chat_template import TemplateReport, choose_template
 from converter.text.named_templates import join_named
-from converter.text.template_reference import TOOL_TURNS, as_parts
-from converter.text.template_renderers import render_as_runtime
+from converter.text.template_reference import TOOL_TURNS, TURNS, as_parts, with_languages
+from converter.text.template_renderers import render_as_runtime, render_as_source
 from tests.edited_bundle import edited_bundle
 from tests.family_templates import Template
 
@@ -278,6 +278,58 @@ _MINICPM5 = """{{- bos_token }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
 
+_TRANSLATE_GEMMA = """{%- set languages = {
+    "de": "German",
+    "de-DE": "German",
+    "en": "English",
+}
+-%}
+{{ bos_token }}
+{%- if (messages[0]['role'] != 'user') -%}
+    {{ raise_exception("It begins with a question.") }}
+{%- endif -%}
+{%- for message in messages -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception("Roles must alternate.") }}
+    {%- endif -%}
+    {%- if (message['role'] == 'assistant') -%}
+        {%- if message['content'] is none or message['content'] is not string -%}
+            {{ raise_exception("An answer is a string.") }}
+        {%- endif -%}
+        {{ '<start_of_turn>model\n'}}
+        {{ message["content"] | trim }}
+    {%- elif (message['role'] == 'user') -%}
+        {%- if message['content'] is none or message['content'] is not iterable or
+            message['content'] | length != 1 -%}
+            {{ raise_exception("A question is one mapping in a list.") }}
+        {%- endif -%}
+        {%- set content = message["content"][0] -%}
+        {%- set source_lang_code = content["source_lang_code"] | replace("_", "-") -%}
+        {%- set source_lang = languages[source_lang_code] -%}
+        {%- set target_lang_code = content["target_lang_code"] | replace("_", "-") -%}
+        {%- set target_lang = languages[target_lang_code] -%}
+        {{ '<start_of_turn>user\nYou translate ' + source_lang + ' (' + source_lang_code + ') to ' +
+           target_lang + ' (' + target_lang_code + '). Keep to its grammar, '
+           'vocabulary, and manners.\n'
+        }}
+        {%- if content["type"] == 'text' -%}
+            {{
+                'Translate this into ' + target_lang + ':\n\n\n' +
+                content["text"] | trim
+            }}
+        {%- elif content["type"] == 'image' -%}
+            {{ '<start_of_image>' }}
+        {%- endif -%}
+    {%- else -%}
+        {{ raise_exception("There are questions and answers alone.") }}
+    {%- endif -%}
+    {{ '<end_of_turn>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{'<start_of_turn>model\n'}}
+{%- endif -%}
+"""
+
 SHAPES = {
     "Hermes: a template for tools by name": Shape(
         "llama",
@@ -293,6 +345,9 @@ SHAPES = {
     "Gemma: parts alone": Shape("gemma3", _GEMMA_PARTS, "<bos>", "<end_of_turn>", PARTS),
     "FunctionGemma: calls in its own words": Shape(
         "gemma3_text", _FUNCTION_GEMMA, "<bos>", "<end_of_turn>", tools=True
+    ),
+    "TranslateGemma: languages in a part": Shape(
+        "gemma3", _TRANSLATE_GEMMA, "<bos>", "<end_of_turn>", "source"
     ),
     "MiniCPM5: calls in XML": Shape("llama", _MINICPM5, "<s>", "<|im_end|>", tools=True),
     "R1: none for calls": Shape("qwen2", _R1_WITH_TOOLS, "<bos>", "<eos>"),
@@ -385,17 +440,61 @@ def test_it_is_carried_over(shape: Shape) -> None:
 # --- In the engine ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("end", [1, 3, 5])
+def test_the_engine_prints_translations_as_published(end: int, translator: Any) -> None:
+    """A part names the languages, later ones may leave them out."""
+    shape = SHAPES["TranslateGemma: languages in a part"]
+    turns = with_languages(TURNS[:end])
+    expected = render_as_source(
+        shape.template, turns, bos_token=shape.bos or "", eos_token=shape.eos
+    )
+    for form in (turns, [*turns[:1], *as_parts(TURNS[1:end])]):
+        *history, question = form
+        with translator.create_conversation(
+            chat_template=choose(shape).template, messages=history
+        ) as conversation:
+            assert "<bos>" + conversation.render_message_to_string(question) == expected
+
+
+def test_the_engine_prints_the_users_own_words(translator: Any) -> None:
+    template = choose(SHAPES["TranslateGemma: languages in a part"]).template
+    *history, _ = [{"role": "system", "content": "You answer briefly."}, *TURNS[:3]]
+    with translator.create_conversation(chat_template=template, messages=history) as conversation:
+        assert conversation.render_message_to_string("Alive?") == (
+            "<start_of_turn>user\nYou answer briefly.\n\nWhat is in the box?<end_of_turn>\n"
+            "<start_of_turn>model\nA cat.<end_of_turn>\n"
+            "<start_of_turn>user\nAlive?<end_of_turn>\n<start_of_turn>model\n"
+        )
+
+
+@pytest.fixture(scope="module")
+def translator(smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """An engine with the model type that a Gemma gets."""
+
+    def is_gemma(metadata: Any) -> None:
+        metadata.llm_model_type.gemma3.SetInParent()
+
+    yield from engine_of(smollm2_bundle, tmp_path_factory, is_gemma)
+
+
 @pytest.fixture(scope="module")
 def caller(smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """An engine with the model type that fenced tool calls get."""
-    import litert_lm
 
     def reads_calls(metadata: Any) -> None:
         metadata.llm_model_type.qwen2p5.SetInParent()
 
-    path = tmp_path_factory.mktemp("caller") / "caller.litertlm"
+    yield from engine_of(smollm2_bundle, tmp_path_factory, reads_calls)
+
+
+def engine_of(
+    bundle: Path, tmp_path_factory: pytest.TempPathFactory, edit: Callable[[Any], None]
+) -> Iterator[Any]:
+    import litert_lm
+
+    path = tmp_path_factory.mktemp("edited") / "edited.litertlm"
     litert_lm.set_min_log_severity(litert_lm.LogSeverity.FATAL)
-    with litert_lm.Engine(str(edited_bundle(smollm2_bundle, path, reads_calls))) as engine:
+    with litert_lm.Engine(str(edited_bundle(bundle, path, edit))) as engine:
         yield engine
 
 
