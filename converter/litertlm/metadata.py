@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from converter.errors import SourceError, UnsupportedError
 from converter.text.chat_template import TEMPLATE_FIX, TemplateReport, choose_template
 from converter.text.control_tokens import turn_ends
-from converter.text.template_reference import as_parts, wants_languages
+from converter.text.template_reference import as_parts
 from converter.text.template_renderers import render_as_runtime
 
 # With which FunctionGemma begins a call.
@@ -117,7 +117,7 @@ def _template_notes(report: TemplateReport) -> list[str]:
         notes.append(f"chat template: the source refuses {report.refused[0]}")
     if not report.exact_history:
         notes.append(f"chat template: after the first turn the runtime {report.history_difference}")
-    if wants_languages(report.template):
+    if report.translates:
         notes.append(
             "chat template: it translates a message whose content part has source_lang_code and "
             "target_lang_code; of any other the model reads your own words alone, so write the "

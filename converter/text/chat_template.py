@@ -26,12 +26,14 @@ from converter.text.template_reference import (
     CONVERSATIONS,
     THOUGHTS,
     TOOLS,
+    TRANSLATION,
     TURNS,
     Case,
     Reference,
     answers_after,
     as_parts,
     render_reference,
+    wants_languages,
 )
 from converter.text.template_renderers import (
     PROOF_TIME,
@@ -69,6 +71,7 @@ class TemplateReport:
     tools: bool = False  # tools, tool calls and tool results render as in the source
     fences_calls: bool = False  # it writes tool calls as JSON between <tool_call> and </tool_call>
     prints_date: bool = False  # the runtime fills in today's date at each turn
+    translates: bool = False  # a question may name two languages, as in the source it must
     refused: tuple[str, ...] = ()  # conversations that the source itself refuses
     # Where what the runtime feeds over several turns is not the source's text.
     history_difference: str = ""
@@ -299,6 +302,7 @@ def _report(
         fences_calls=re.search(r'<tool_call>\s*{"name": "open_box".*</tool_call>', calls, re.DOTALL)
         is not None,
         prints_date=prompt != render(case.messages, now=later),
+        translates=any(case.name == TRANSLATION for case in reference.cases),
         refused=reference.refused,
         history_difference=_history_difference(template, reference, bos, turn_end, has_channel),
         after_assistant=after_assistant,
@@ -366,13 +370,15 @@ def choose_template(
     if source is None or not source.strip():
         return _completion_report()
     bos, eos = bos_token or "", eos_token or ""
-    published, source = source, with_plain_messages(source)
     try:
         _refuse_endless(source)
-        reference = render_reference(source, bos, eos, published)
+        reference = render_reference(source, bos, eos)
+        if not reference.renders_a_chat and wants_languages(source):
+            published, source = source, with_plain_messages(source)
+            reference = render_reference(source, bos, eos, published)
     except OutOfFuelError as error:
         raise unsupported(str(error)) from error
-    if not reference.cases or reference.cases[0].messages != TURNS[:1]:
+    if not reference.renders_a_chat:
         raise unsupported(f"it does not render {reference.refused[0]}")
     prompts = [
         Prompt(case.messages, case.extra, case.expected)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter.text.template_dialect import INDENTED_JSON, in_runtime_dialect
-from converter.text.template_reference import wants_languages
 from converter.text.template_renderers import (
     Message,
     TemplateFailureError,
@@ -101,9 +100,7 @@ def _adapted(source: str, bos: str, eos: str, trims_answers: bool) -> Iterator[C
 
 def with_plain_messages(source: str) -> str:
     """TranslateGemma's template, which refuses a message that does not name two languages, with
-    Gemma 3's for such messages. Any other template stays as it is."""
-    if not wants_languages(source):
-        return source
+    Gemma 3's for such messages."""
     template = _family_file("translategemma.jinja")
     for mark, text in (("PUBLISHED", source), ("GEMMA3", _family_file("gemma3.jinja"))):
         template = template.replace(f"{{#- {mark} -#}}", text.rstrip("\n"))

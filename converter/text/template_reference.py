@@ -35,6 +35,8 @@ CONVERSATIONS: dict[str, list[Message]] = {
     "three turns": TURNS,
     "system and three turns": [_SYSTEM, *TURNS],
 }
+# The case of a source that wants them.
+TRANSLATION = "three turns, with languages"
 _THOUGHT = "<think>\nIt meows.\n</think>"
 
 
@@ -132,13 +134,21 @@ class Reference:
     thoughts: Case | None = None
     trims_answers: bool = False
 
+    @property
+    def renders_a_chat(self) -> bool:
+        """Whether it renders a user's message, and a translation if it was completed for that."""
+        return (
+            bool(self.cases)
+            and self.cases[0].messages == TURNS[:1]
+            and not any(refusal.startswith(TRANSLATION) for refusal in self.refused)
+        )
 
-def render_reference(source: str, bos: str, eos: str, published: str) -> Reference:
+
+def render_reference(source: str, bos: str, eos: str, translator: str = "") -> Reference:
     """Render every conversation with the source's template.
 
     Args:
-        source: the template, with another's words for messages that it refuses by itself.
-        published: as it is published. It alone says what a translation is.
+        translator: the template of which `source` is a completion; it says what a translation is.
     """
 
     def render(
@@ -165,10 +175,8 @@ def render_reference(source: str, bos: str, eos: str, published: str) -> Referen
     if "enable_thinking" in source:
         settings += [{"enable_thinking": True}, {"enable_thinking": False}]
     conversations = [(name, messages, source) for name, messages in CONVERSATIONS.items()]
-    if wants_languages(published):
-        name = "three turns"
-        turns = with_languages(CONVERSATIONS[name])
-        conversations.append((f"{name}, with languages", turns, published))
+    if translator:
+        conversations.append((TRANSLATION, with_languages(TURNS), translator))
     cases, refused = [], []
     for name, messages, template in conversations:
         for extra in settings:

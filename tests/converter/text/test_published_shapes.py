@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from converter.errors import UnsupportedError
 from converter.registry import family_class
 from converter.text.chat_template import TemplateReport, choose_template
 from converter.text.named_templates import join_named
@@ -697,6 +698,22 @@ def test_the_engine_prints_translations_as_published(end: int, translator: Any) 
             chat_template=choose(shape).template, messages=history
         ) as conversation:
             assert "<bos>" + conversation.render_message_to_string(question) == expected
+
+
+def test_a_translator_that_takes_plain_messages_keeps_its_own_words() -> None:
+    """Files that others made of TranslateGemma have the languages as settings."""
+    shape = SHAPES["Gemma: parts alone"]
+    names = "{% set from = source_lang_code %}{% set to = target_lang_code | default('English') %}"
+    said = names + "{{ 'To ' ~ to ~ '. ' }}" + shape.template
+    report = choose(shape._replace(template=said))
+    assert report.runtime_prompt.startswith("To English. ")
+    assert not report.translates
+
+
+def test_a_translator_that_knows_other_languages_is_refused() -> None:
+    shape = SHAPES["TranslateGemma: languages in a part"]
+    with pytest.raises(UnsupportedError, match="does not render three turns, with languages"):
+        choose(shape._replace(template=_TRANSLATE_GEMMA.replace('"en": "English",', "")))
 
 
 def test_the_engine_prints_the_users_own_words(translator: Any) -> None:
