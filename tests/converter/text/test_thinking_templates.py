@@ -122,6 +122,23 @@ def test_the_channel_has_the_marks_of_the_template(
     assert message.supports_thinking == shape.switch
 
 
+def test_a_source_that_leaves_the_newlines_of_a_thought_is_adapted() -> None:
+    """As MiniMax's: it reads parts by itself, and would pass as it is."""
+    source = (
+        "{% for m in messages %}{% if m.content is string %}{% set c = m.content %}{% else %}"
+        "{% set c %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endset %}{% endif %}"
+        "{% if m.role == 'assistant' and '</think>' in c %}"
+        "{% set c = c.split('</think>')[-1] %}{% set c = c.lstrip('\\n') %}{% endif %}"
+        "<|im_start|>{{ m.role }}\n{{ c }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    report = choose(source)
+    assert (report.chosen, report.exact_history) == ("adapted source", True)
+    [passed_over] = report.rejected
+    assert passed_over.candidate == "source"
+    assert passed_over.reason.startswith("feeds")
+
+
 def test_qwen3_2507_by_the_real_template(qwen3_tokenizer: Path) -> None:
     """Thinking-2507 and Instruct-2507 are Qwen3's template with another end."""
     source = published_template(qwen3_tokenizer)
