@@ -13,6 +13,7 @@ class Template(NamedTuple):
 
     Attributes:
         differs: of the text after the first turn, from the source's; "" where it is exact.
+        tools: it prints tools, calls and results, and so does the engine.
     """
 
     family: str
@@ -20,6 +21,7 @@ class Template(NamedTuple):
     bos: str | None
     eos: str
     differs: str = ""
+    tools: bool = False
 
 
 _CHATML = (
@@ -81,6 +83,106 @@ _GRANITE3 = """{%- if messages[0]['role'] == 'system' %}
          {{- '<|end_of_role|>' }}
      {%- endif %}
  {%- endfor %}"""
+_GRANITE4 = """{%- set tools_prefix = 'You may call these:\\n<tools>'  %}
+{%- set tools_suffix = '\\n</tools>\\n{\\"name\\": <name>}. Don\\'t make others up.' %}
+{%- if available_tools is defined and available_tools %}
+    {%- set tools = available_tools %}
+{%- endif %}
+{%- set ns = namespace(tools_system_message=tools_prefix,
+                       default_system_message='You are a helpful assistant.',
+                       system_message=''
+                       ) %}
+{%- if tools %}
+    {%- for tool in tools %}
+        {%- set ns.tools_system_message = ns.tools_system_message + '\\n' + (tool | tojson) %}
+    {%- endfor %}
+    {%- set ns.tools_system_message = ns.tools_system_message + tools_suffix %}
+{%- else %}
+    {%- set ns.tools_system_message = '' %}
+{%- endif %}
+{%- if messages[0].role == 'system' %}
+    {%- if messages[0].content is string %}
+        {%- set ns.system_message = messages[0].content %}
+    {%- elif messages[0].content is iterable %}
+        {%- for entry in messages[0].content %}
+            {%- if entry.type== 'text' %}
+                {%- if ns.system_message != '' %}
+                    {%- set ns.system_message = ns.system_message + '\\n' %}
+                {%- endif %}
+                {%- set ns.system_message = ns.system_message + entry.text %}
+            {%- endif %}
+        {%- endfor %}
+    {%- endif %}
+    {%- if tools and documents %}
+        {{- raise_exception('not here') }}
+    {%- elif tools %}
+        {%- set ns.system_message = ns.system_message + '\\n\\n' + ns.tools_system_message %}
+    {%- endif %}
+{%- elif tools %}
+    {%- set ns.system_message = ns.tools_system_message %}
+{%- endif %}
+{%- if ns.system_message %}
+    {{- '<|start_of_role|>system<|end_of_role|>' + ns.system_message + '<|end_of_text|>\\n' }}
+{%- else %}
+    {{- '<|start_of_role|>system<|end_of_role|>' + ns.default_system_message }}
+    {{- '<|end_of_text|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- set content = namespace(val='') %}
+    {%- if message.content is string %}
+        {%- set content.val = message.content %}
+    {%- else %}
+        {%- if message.content is iterable %}
+            {%- for entry in message.content %}
+                {%- if entry.type== 'text' %}
+                    {%- if content.val != '' %}
+                        {%- set content.val = content.val + '\\n' %}
+                    {%- endif %}
+                    {%- set content.val = content.val + entry.text %}
+                {%- endif %}
+            {%- endfor %}
+        {%- endif %}
+    {%- endif %}
+    {%- if (message.role == 'user') or (message.role == 'system' and not loop.first) %}
+        {{- '<|start_of_role|>' + message.role + '<|end_of_role|>' + content.val }}
+        {{- '<|end_of_text|>\\n' }}
+    {%- elif message.role == 'assistant' %}
+        {{- '<|start_of_role|>' + message.role + '<|end_of_role|>' + content.val }}
+        {%- if message.tool_calls %}
+            {%- for tool_call in message.tool_calls %}
+                {%- if (loop.first and content.val) or (not loop.first) %}
+                    {{- '\\n' }}
+                {%- endif %}
+                {%- if tool_call.function %}
+                    {%- set tool_call = tool_call.function %}
+                {%- endif %}
+                {{- '<tool_call>\\n{"name": "' }}
+                {{- tool_call.name }}
+                {{- '", "arguments": ' }}
+                {%- if tool_call.arguments is string %}
+                    {{- tool_call.arguments }}
+                {%- else %}
+                    {{- tool_call.arguments | tojson }}
+                {%- endif %}
+                {{- '}\\n</tool_call>' }}
+            {%- endfor %}
+        {%- endif %}
+        {{- '<|end_of_text|>\\n' }}
+    {%- elif message.role == 'tool' %}
+        {%- if loop.first or (messages[loop.index0 - 1].role != 'tool') %}
+            {{- '<|start_of_role|>user<|end_of_role|>' }}
+        {%- endif %}
+        {{- '\\n<tool_response>\\n' }}
+        {{- content.val }}
+        {{- '\\n</tool_response>' }}
+        {%- if loop.last or (messages[loop.index0 + 1].role != 'tool') %}
+            {{- '<|end_of_text|>\\n' }}
+        {%- endif %}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_of_role|>assistant<|end_of_role|>' }}
+{%- endif %}"""
 _OLMO2 = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}"
     "{{ '<|system|>\n' + message['content'] + '\n' }}{% elif message['role'] == 'user' %}"
@@ -136,8 +238,19 @@ _ERNIE = """{%- if not add_generation_prompt is defined -%}
 _EXAONE4 = """{%- if not skip_think is defined %}{%- set skip_think = true %}{%- endif %}
 {%- set role_indicators = {
     'user': '[|user|]\n', 'assistant': '[|assistant|]\n', 'system': '[|system|]\n',
+    'tool': '[|tool|]\n'
 } %}
 {%- set end_of_turn = '[|endofturn|]\n' %}
+{%- macro available_tools(tools) %}
+    {{- "# Available Tools" }}
+    {{- "\nYou can use none, one, or more of them to help with the user\u2019s query.\n" }}
+    {%- for tool in tools %}
+        {{- "<tool>" }}
+        {{- tool | tojson(ensure_ascii=False) | safe }}
+        {{- "</tool>\n" }}
+    {%- endfor %}
+    {{- '\nAnswer so: <tool_call>{"name": name, "arguments": {...}}</tool_call>' }}
+{%- endmacro %}
 {%- for i in range(messages | length) %}
     {%- set msg = messages[i] %}
     {%- set role = msg.role %}
@@ -148,8 +261,15 @@ _EXAONE4 = """{%- if not skip_think is defined %}{%- set skip_think = true %}{%-
         {%- if role == 'system' %}
             {{- role_indicators['system'] }}
             {{- msg.content }}
+            {%- if tools is defined and tools %}
+                {{- "\n\n" }}{{- available_tools(tools) }}
+            {%- endif %}
             {{- end_of_turn -}}
             {%- continue %}
+        {%- elif tools is defined and tools %}
+            {{- role_indicators['system'] }}
+            {{- available_tools(tools) }}
+            {{- end_of_turn -}}
         {%- endif %}
     {%- endif %}
     {%- if role == 'assistant' %}
@@ -168,11 +288,46 @@ _EXAONE4 = """{%- if not skip_think is defined %}{%- set skip_think = true %}{%-
             {%- endif %}
             {{- content }}
         {%- endif %}
-        {{- end_of_turn }}
+        {%- if msg.tool_calls %}
+            {%- if msg.content %}
+                {{- "\n" }}
+            {%- else %}
+                {{- "<think>\n\n</think>\n\n" }}
+            {%- endif %}
+            {%- for tool_call in msg.tool_calls %}
+                {%- if tool_call.function is defined %}
+                    {%- set tool_call = tool_call.function %}
+                {%- endif %}
+                {%- if tool_call.arguments is defined %}
+                    {%- set arguments = tool_call.arguments %}
+                {%- else %}
+                    {{- raise_exception('no arguments: ' ~ tool_call) }}
+                {%- endif %}
+                {{- "<tool_call>" }}{"name": "{{- tool_call.name }}", "arguments":
+                {{- arguments | tojson(ensure_ascii=False) | safe }}}{{- "</tool_call>" }}
+                {%- if not loop.last %}
+                    {{- "\n" }}
+                {%- endif %}
+            {%- endfor %}
+        {%- endif %}
+        {{- end_of_turn -}}
+    {%- elif role == "tool" %}
+        {%- if i == 0 or messages[i - 1].role != "tool" %}
+            {{- role_indicators['tool'] }}
+        {%- endif %}
+        {%- if msg.content is defined %}
+            {{- "<tool_result>" }}{"result": {{ msg.content | tojson(ensure_ascii=False) }}}
+            {{- "</tool_result>" }}
+        {%- endif %}
+        {%- if loop.last or messages[i + 1].role != "tool" %}
+            {{- end_of_turn -}}
+        {%- else %}
+            {{- "\n" }}
+        {%- endif %}
     {%- else %}
         {{- role_indicators[role] }}
         {{- msg.content }}
-        {{- end_of_turn }}
+        {{- end_of_turn -}}
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
@@ -185,13 +340,26 @@ _EXAONE4 = """{%- if not skip_think is defined %}{%- set skip_think = true %}{%-
 {%- endif %}"""
 _HUNYUAN = (
     "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
-    "{% set system_message = messages[0]['content'] %}<begin>{{ system_message }}<system end>"
-    "{% else %}{% set loop_messages = messages %}<begin>{% endif %}"
+    "{% set system_message = messages[0]['content'] %}<|begin▁|>{{ system_message }}<|no▁3|>"
+    "{% else %}{% set loop_messages = messages %}<|begin▁|>{% endif %}"
     "{% for message in loop_messages %}{% if message['role'] == 'user' %}"
-    "<User>{{ message['content'] }}{% elif message['role'] == 'assistant' %}"
-    "<Assistant>{{ message['content'] }}<answer end>{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<Assistant>{% else %}<end>{% endif %}"
+    "<|User|>{{ message['content'] }}{% elif message['role'] == 'assistant' %}"
+    "<|Assistant|>{{ message['content'] }}<|no▁2|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|Assistant|>{% else %}<|no▁8|>{% endif %}"
     "{%- if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n{% endif %}"
+).replace("|", "\uff5c")
+# The sandbox refuses `update`, and so does the engine: it is never called.
+_HUNYUAN_HEAD = (
+    "{% set context = {'has_head': true} %}{% for message in messages %}"
+    "{% set content = message['content'] %}{% if loop.index0 == 0 %}{% if content == '' %}"
+    "{% set _ = context.update({'has_head': false}) %}{% elif message['role'] == 'system' %}"
+    "{% set content = '<begin>' + content + '<system end>' %}{% endif %}{% endif %}"
+    "{% if message['role'] == 'user' %}{% if loop.index0 == 1 and not context.has_head %}"
+    "{% set content = '<begin>' + content %}{% endif %}"
+    "{% if loop.index0 == 1 and context.has_head %}{% set content = content + '<ask end>' %}"
+    "{% else %}{% set content = '<begin>' + content + '<ask end>' %}{% endif %}"
+    "{% elif message['role'] == 'assistant' %}{% set content = content + '<answer end>' %}"
+    "{% endif %}{{ content }}{% endfor %}"
 )
 _STABLELM = (
     "{% for message in messages %}\n{% if message['role'] == 'user' %}\n"
@@ -250,47 +418,259 @@ _JAIS2 = (
     "{{ '<|eot_id|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>ai<|end_header_id|>' }}{% endif %}"
 )
-_SEED = (
-    "{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content'] %}"
-    "{%- set loop_messages = messages[1:] %}{%- else %}{%- set loop_messages = messages %}"
-    "{%- endif %}{%- if system_message %}{{ bos_token + 'system\n' + system_message + eos_token }}"
-    "{%- endif %}{%- for message in loop_messages %}"
-    "{%- if message.role in ['user', 'system'] %}"
-    "{{ bos_token + message.role + '\n' + message.content + eos_token }}"
-    "{%- elif message.role == 'assistant' %}{{ bos_token + message.role }}"
-    "{%- if message.content is defined and message.content is string and "
-    "message.content|trim|length > 0 %}{{ '\n' + message.content|trim + eos_token }}{%- endif %}"
-    "{%- endif %}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{ bos_token + 'assistant\n' }}{%- endif %}"
-)
-_APERTUS = """{{ bos_token }}
-{%- if messages and messages[0].role == 'system' -%}
-    {{- '<|system_start|>' + messages[0].content + '<|system_end|>' -}}
-    {%- set loop_messages = messages[1:] -%}
-{%- else -%}
-    {{- '<|system_start|>You are Apertus.<|system_end|>' -}}
-    {%- set loop_messages = messages -%}
+_SEED = """{# ----------\u2011 tokens \u2011---------- #}
+{%- set bos_token              = '<seed:bos>'               -%}
+{%- set eos_token              = '<seed:eos>'               -%}
+{%- set think_begin_token      = '<seed:think>'             -%}
+{%- set think_end_token        = '</seed:think>'            -%}
+{%- if not thinking_budget is defined %}
+{%- set thinking_budget = -1 -%}
 {%- endif -%}
-{{- '<|developer_start|>Deliberation: disabled\nTool Capabilities: disabled<|developer_end|>' -}}
-{%- set ns = namespace(in_assistant=false) -%}
-{%- for message in loop_messages -%}
-    {%- if message.role == 'user' -%}
-        {%- if ns.in_assistant -%}
-            {{- '<|assistant_end|>' -}}{%- set ns.in_assistant = false -%}
-        {%- endif -%}
-        {{- '<|user_start|>' + message.content + '<|user_end|>' -}}
-    {%- elif message.role == 'assistant' -%}
-        {%- if not ns.in_assistant -%}
-            {{- '<|assistant_start|>' -}}{%- set ns.in_assistant = true -%}
-        {%- endif -%}
-        {{- message.content -}}
+{%- set reflections = {
+     0:      0,
+     512:    128,
+     16384:  1024
+} -%}
+{%- set ns = namespace(interval = None) -%}
+{%- for k, v in reflections | dictsort -%}
+    {%- if ns.interval is none and thinking_budget <= k -%}
+        {%- set ns.interval = v -%}
     {%- endif -%}
 {%- endfor -%}
-{%- if ns.in_assistant -%}{{- '<|assistant_end|>' -}}{%- endif -%}
-{%- if add_generation_prompt -%}{{- '<|assistant_start|>' -}}{%- endif -%}"""
+{%- if ns.interval is none -%}
+    {%- set ns.interval = reflections[16384] -%}
+{%- endif -%}
+{%- if messages[0]["role"] == "system" %}
+{%- set system_message = messages[0]["content"] %}
+{%- set loop_messages = messages[1:] %}
+{%- else %}
+{%- set loop_messages = messages %}
+{%- endif %}
+{%- if not tools is defined or tools is none %}
+{%- set tools = [] %}
+{%- endif %}
+{%- macro py_type(t) -%}
+    {%- if t == "string" -%}str
+    {%- elif t in ("number", "integer") -%}int
+    {%- else -%}Any{%- endif -%}
+{%- endmacro -%}
+{%- if system_message is defined %}
+{{ bos_token + "system\\n" + system_message }}
+{%- else %}
+{%- if tools is iterable and tools | length > 0 %}
+{{ bos_token + "system\\nYou may call functions." }}
+{%- endif %}
+{%- endif %}
+{%- if use_json_tooldef is defined and use_json_tooldef %}
+
+{{"Tool List:"}}
+{{ tools | tojson(ensure_ascii=False) }}
+{%- else %}
+{%- for item in tools if item.type == "function" %}
+
+
+Function:
+def {{ item.function.name }}(
+{%- for name, spec in item.function.parameters.properties.items() %}
+        {{- name }}: {{ py_type(spec.type) }}{% if not loop.last %},{% endif %}
+{%- endfor %}):
+    {{ item.function.description | trim }}
+
+    {%- if item.function.parameters.properties %}
+    Args:
+    {%- for name, spec in item.function.parameters.properties.items() %}
+
+    - {{ name }} ({{ py_type(spec.type) }})
+      {%- if name in item.function.parameters.required %} [必填]{% else %} [选填]{% endif %}:
+      {{- " " ~ (spec.description or "") }}
+    {%- endfor %}
+    {%- endif %}
+    {%- if item.function.returns is defined
+          and item.function.returns.properties is defined
+          and item.function.returns.properties %}
+    Returns:
+    {%- endif %}
+
+{%- endfor %}
+{%- endif %}
+{%- if system_message is defined or tools is iterable and tools | length > 0 %}
+{{ eos_token }}
+{%- endif %}
+{%- if thinking_budget is defined %}
+{%- if thinking_budget == 0 %}
+{{ bos_token+"system" }}
+{{ "Do not think." }}
+{{ eos_token }}
+{%- elif not thinking_budget == -1 %}
+{{ bos_token+"system" }}
+{{ "Think for "}}{{thinking_budget}}{{" tokens and reflect every "}}{{ns.interval}}{{"."}}
+{{ eos_token }}
+{%- endif %}
+{%- endif %}
+{%- for message in loop_messages %}
+{%- if message.role == "assistant"
+  and message.tool_calls is defined
+  and message.tool_calls is iterable
+  and message.tool_calls | length > 0 %}
+{{ bos_token + message.role }}
+{%- if message.content is defined and message.content is string and
+    message.content | trim | length > 0 %}
+{{ "\\n" + message.content | trim + "\\n" }}
+{%- endif %}
+{%- for tool_call in message.tool_calls %}
+{%- if tool_call.function is defined %}{% set tool_call = tool_call.function %}{% endif %}
+{{ "\\n<seed:tool_call>\\n<function=" + tool_call.name + ">\\n" }}
+{%- if tool_call.arguments is defined %}
+{%- for arg_name, arg_value in tool_call.arguments | items %}
+{{ "<parameter=" + arg_name + ">" }}
+{%- set arg_value = arg_value if arg_value is string else arg_value | string %}
+{{ arg_value+"</parameter>\\n" }}
+{%- endfor %}
+{%- endif %}
+{{ "</function>\\n</seed:tool_call>" }}
+{%- endfor %}
+{{ eos_token }}
+{%- elif message.role in ["user", "system"] %}
+{{ bos_token + message.role + "\\n" + message.content + eos_token }}
+{%- elif message.role == "assistant" %}
+{{ bos_token + message.role }}
+{%- if message.reasoning_content is defined and message.reasoning_content is string and
+    message.reasoning_content | trim | length > 0 %}
+{{ "\\n" + think_begin_token + message.reasoning_content | trim + think_end_token }}
+{%- endif %}
+{%- if message.content is defined and message.content is string and
+    message.content | trim | length > 0 %}
+{{ "\\n" + message.content | trim + eos_token }}
+{%- endif %}
+{%- else %}
+{{ bos_token + message.role + "\\n" + message.content + eos_token }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{ bos_token+"assistant\\n" }}
+{%- if thinking_budget == 0 %}
+{{ think_begin_token + "\\nI answer directly.\\n" + think_end_token }}
+{%- endif %}
+{%- endif %}"""
+_APERTUS = """{%- macro type_of(spec, required_params, is_nullable=false) -%}
+    {%- if spec.type == "array" -%}
+        {%- set inner_type = type_of(spec['items'], required_params) -%}
+        {%- if inner_type|length > 50 -%}{{- "any[]" }}
+        {%- else -%}{{- inner_type + "[]" }}{%- endif -%}
+    {%- elif spec.type is defined and spec.type is iterable and spec.type is not string and
+        spec.type is not mapping and spec.type[0] is defined -%}
+        {{- spec.type | join(" | ") }}
+    {%- elif spec.type == "string" -%}
+        {%- if spec.enum -%}{{- '"' + spec.enum|join('" | "') + '"' -}}
+        {%- else -%}{{- "string" }}{%- if spec.nullable %}{{- " | null" }}{%- endif -%}{%- endif -%}
+    {%- else -%}{{- "any" }}{%- endif -%}
+{%- endmacro -%}
+{%- macro render_tools(tools) -%}
+    {%- for tool in tools %}
+        {{- "// " + tool.function.description + "\\n" }}
+        {{- "type "+ tool.function.name + " = " }}
+        {%- if tool.function.parameters and tool.function.parameters.properties %}
+            {{- "(_: {\\n" }}
+            {%- for param_name, param_spec in tool.function.parameters.properties.items() %}
+                {{- param_name }}
+                {%- if param_name not in (tool.function.parameters.required or []) -%}
+                    {{- "?" }}
+                {%- endif -%}
+                {{- ": " }}
+                {{- type_of(param_spec, tool.function.parameters.required or []) }}
+                {%- if param_spec.default is defined -%}
+                    {{- ", // default: " + param_spec.default|tojson }}
+                {%- endif -%}
+                {%- if not loop.last %}{{- ",\\n" }}{%- else %}{{- "\\n" }}{%- endif -%}
+            {%- endfor %}
+            {{- "}) => any;" }}
+        {%- else -%}
+            {{- "() => any;" }}
+        {%- endif -%}
+        {%- if not loop.last -%}{{- "\\n" }}{%- endif -%}
+    {%- endfor %}
+{%- endmacro -%}
+{{ bos_token }}
+{%- set ns = namespace(in_assistant=false, in_tool=false, in_inner=false, format=none) -%}
+{%- if messages and messages[0].role == 'system' -%}
+    {%- if "content" in messages[0] -%}
+        {%- if messages[0].content is string -%}
+            {{ '<|system_start|>' + messages[0].content + '<|system_end|>' }}
+        {%- elif messages[0].content is mapping and "text" in messages[0].content -%}
+            {{ '<|system_start|>' + messages[0].content.text + '<|system_end|>' }}
+        {%- else -%}
+            {{- raise_exception("Invalid system message") -}}
+        {%- endif -%}
+    {%- endif -%}
+    {%- set loop_messages = messages[1:] -%}
+{%- else -%}
+    {{ '<|system_start|>You are Apertus. Date: ' + strftime_now('%Y-%m-%d') + '<|system_end|>' }}
+    {%- set loop_messages = messages -%}
+{%- endif -%}
+{{ '<|developer_start|>Deliberation: ' }}
+{%- if enable_thinking is defined and enable_thinking -%}
+    {{ 'enabled\\n' }}
+{%- else -%}
+    {{ 'disabled\\n' }}
+{%- endif -%}
+{%- if tools is defined and tools -%}
+    {{ 'Tool Capabilities:\\n' + render_tools(tools) }}
+{%- else -%}
+    {{ 'Tool Capabilities: disabled' }}
+{%- endif -%}
+{{ '<|developer_end|>' }}
+{%- for message in loop_messages -%}
+    {%- if message.role == 'user' -%}
+        {%- set ns.in_inner = false -%}
+        {%- if ns.in_tool -%}{{ ']' }}{%- set ns.in_tool = false -%}{%- endif -%}
+        {%- if ns.in_assistant -%}
+            {{ '<|assistant_end|>' }}{%- set ns.in_assistant = false -%}
+        {%- endif -%}
+        {{ '<|user_start|>' }}
+        {%- if message.content is string -%}
+            {{ message.content }}
+        {%- else -%}
+            {{- raise_exception("Invalid user message: " + message.role) -}}
+        {%- endif -%}
+        {{ '<|user_end|>' }}
+    {%- elif message.role == 'assistant' -%}
+        {%- if not ns.in_assistant -%}
+            {{ '<|assistant_start|>' }}{%- set ns.in_assistant = true -%}
+        {%- endif -%}
+        {%- if "content" in message and message.content is not none -%}
+            {%- if message.content is string and (ns.format is none or ns.format == "string") -%}
+                {%- if ns.in_tool -%}{{ ']' }}{%- set ns.in_tool = false -%}{%- endif -%}
+                {%- set ns.format = "string" -%}
+                {{ message.content }}
+            {%- else -%}
+                {{- raise_exception("Invalid '" + message.content + "', not " + ns.format) -}}
+            {%- endif -%}
+        {%- elif "tool_calls" not in message -%}
+            {{- raise_exception("Invalid assistant message " + message) -}}
+        {%- endif -%}
+        {%- if "tool_calls" in message and message.tool_calls -%}
+            {{ '<|tools_prefix|>[' }}
+            {%- for tool_call in message.tool_calls -%}
+                {%- set function = tool_call.function -%}
+                {{- '{"' + function.name + '": ' + function.arguments|tojson + '}' }}
+                {%- if not loop.last -%}{{- ", " }}{%- endif -%}
+            {%- endfor -%}
+            {{ ']<|tools_suffix|>' }}
+        {%- endif -%}
+    {%- elif message.role == 'tool' -%}
+        {%- if not ns.in_tool -%}
+            {{ '[' }}{%- set ns.in_tool = true -%}
+        {%- else -%}
+            {{ ", "}}
+        {%- endif -%}
+        {{ message.content }}
+    {%- endif -%}
+{%- endfor -%}
+{%- if ns.in_tool -%}{{ ']' }}{%- endif -%}
+{%- if add_generation_prompt -%}{{ '<|assistant_start|>' }}{%- endif -%}"""
 _MINICPM = (
     "{% for message in messages %}{% if message['role'] == 'user' %}"
-    "{{'<user>' + message['content'].strip() + '<AI>'}}{% else %}{{message['content'].strip()}}"
+    "{{'<用户>' + message['content'].strip() + '<AI>'}}{% else %}{{message['content'].strip()}}"
     "{% endif %}{% endfor %}"
 )
 _SMOLLM3 = """{%- if enable_thinking is not defined %}{%- set enable_thinking = true %}{%- endif %}
@@ -299,7 +679,11 @@ _SMOLLM3 = """{%- if enable_thinking is not defined %}{%- set enable_thinking = 
 {{- "<|im_start|>system\n" }}
 {%- if messages[0].role == "system" %}
     {%- set system_message = messages[0].content %}
-    {%- if "/no_think" in system_message %}{%- set reasoning_mode = "/no_think" %}{%- endif %}
+    {%- if "/no_think" in system_message %}
+        {%- set reasoning_mode = "/no_think" %}
+    {%- elif "/think" in system_message %}
+        {%- set reasoning_mode = "/think" %}
+    {%- endif %}
     {%- set custom = system_message.replace("/no_think", "").replace("/think", "").rstrip() %}
 {%- endif %}
 {%- if "/system_override" in system_message %}
@@ -309,6 +693,18 @@ _SMOLLM3 = """{%- if enable_thinking is not defined %}{%- set enable_thinking = 
     {%- set today = strftime_now("%d %B %Y") %}
     {{- "Today Date: " ~ today ~ "\nReasoning Mode: " + reasoning_mode + "\n\n" }}
     {%- if custom %}{{- custom + "\n\n" }}{%- else %}{{- "You are SmolLM.\n\n" }}{%- endif %}
+    {%- if xml_tools or python_tools or tools %}
+        {{- "### Tools\n\n" }}
+        {%- if xml_tools or tools %}
+            {%- if tools %}{%- set xml_tools = tools %}{%- endif %}
+            {%- set ns = namespace(xml_tool_string="<tools>\n") %}
+            {%- for tool in xml_tools[:] %}
+                {%- set ns.xml_tool_string = ns.xml_tool_string ~ (tool | string) ~ "\n" %}
+            {%- endfor %}
+            {{- ns.xml_tool_string + "</tools>" }}
+        {%- endif %}
+        {{- "\n\n" }}
+    {%- endif %}
     {{- "<|im_end|>\n" }}
 {%- endif %}
 {%- for message in messages %}
@@ -333,7 +729,10 @@ _SMOLLM3 = """{%- if enable_thinking is not defined %}{%- set enable_thinking = 
         {{- "<|im_start|>assistant\n" + "<think>\n\n</think>\n" }}
     {%- endif %}
 {%- endif %}"""
-_MINISTRAL3 = """{%- set default_system_message = 'You are Ministral. Today is ' + today + '.' %}
+_MINISTRAL3 = """{#- Default system message if no system prompt is passed. #}
+{%- set default_system_message = 'You are Ministral.\\nThe current date is {today}.\\n\\n\
+When you\\'re not sure, ask (e.g. "When is the next flight?" => "Where from?", "yesterday" is \
+{yesterday}).\\n\\n# WEB BROWSING\\n\\nYou cannot.' %}
 {{- bos_token }}
 {%- if messages[0]['role'] == 'system' %}
     {{- '[SYSTEM_PROMPT]' -}}
@@ -352,6 +751,13 @@ _MINISTRAL3 = """{%- set default_system_message = 'You are Ministral. Today is '
     {%- if default_system_message != '' %}
         {{- '[SYSTEM_PROMPT]' + default_system_message + '[/SYSTEM_PROMPT]' }}
     {%- endif %}
+{%- endif %}
+{%- set tools_definition = '' %}
+{%- set has_tools = false %}
+{%- if tools is defined and tools is not none and tools|length > 0 %}
+    {%- set has_tools = true %}
+    {%- set tools_definition = '[AVAILABLE_TOOLS]' + (tools| tojson) + '[/AVAILABLE_TOOLS]' %}
+    {{- tools_definition }}
 {%- endif %}
 {%- set ns = namespace(index=0) %}
 {%- for message in loop_messages %}
@@ -375,6 +781,11 @@ _MINISTRAL3 = """{%- set default_system_message = 'You are Ministral. Today is '
             {{- '[/INST]' }}
         {%- endif %}
     {%- elif message['role'] == 'assistant' %}
+        {%- if (message['content'] is none or message['content'] == '' or
+            message['content']|length == 0) and (message['tool_calls'] is not defined or
+            message['tool_calls'] is none or message['tool_calls']|length == 0) %}
+            {{- raise_exception('Assistant message must say or call something.') }}
+        {%- endif %}
         {%- if message['content'] is string and message['content'] != '' %}
             {{- message['content'] }}
         {%- elif message['content'] | length > 0 %}
@@ -382,9 +793,27 @@ _MINISTRAL3 = """{%- set default_system_message = 'You are Ministral. Today is '
                 {%- if block['type'] == 'text' %}{{- block['text'] }}{%- endif %}
             {%- endfor %}
         {%- endif %}
+        {%- if message['tool_calls'] is defined and message['tool_calls'] is not none and
+            message['tool_calls']|length > 0 %}
+            {%- for tool in message['tool_calls'] %}
+                {{- '[TOOL_CALLS]' }}
+                {%- set name = tool['function']['name'] %}
+                {%- set arguments = tool['function']['arguments'] %}
+                {%- if arguments is not string %}
+                    {%- set arguments = arguments|tojson|safe %}
+                {%- elif arguments == '' %}
+                    {%- set arguments = '{}' %}
+                {%- endif %}
+                {{- name + '[ARGS]' + arguments }}
+            {%- endfor %}
+        {%- endif %}
         {{- eos_token }}
+    {%- elif message['role'] == 'tool' %}
+        {{- '[TOOL_RESULTS]' + message['content']|string + '[/TOOL_RESULTS]' }}
+    {%- else %}
+        {{- raise_exception('There is no role ' + message['role'] + '.') }}
     {%- endif %}
-{%- endfor %}""".replace("+ today +", "+ strftime_now('%Y-%m-%d') +")
+{%- endfor %}"""
 
 _LFM2 = """{{- bos_token -}}
 {%- set system_prompt = "" -%}
@@ -493,23 +922,27 @@ FAMILY_TEMPLATES = {
     "Phi-3": Template("phi3", _PHI3, "<s>", "<|endoftext|>"),
     "Phi-4-mini": Template("phi3", _PHI4_MINI, "<|endoftext|>", "<|endoftext|>"),
     "Gemma 1 and 2": Template("gemma2", _GEMMA2, "<bos>", "<eos>"),
+    "Granite 4": Template("granite", _GRANITE4, "<|end_of_text|>", "<|end_of_text|>", tools=True),
     "Granite 3": Template("granite", _GRANITE3, "<|end_of_text|>", "<|end_of_text|>"),
     "OLMo 2": Template("olmo2", _OLMO2, "<|endoftext|>", "<|endoftext|>"),
     "OLMo 3": Template("olmo3", _OLMO3, "<|endoftext|>", "<|im_end|>"),
     "ERNIE 4.5": Template("ernie4_5", _ERNIE, "<s>", "</s>"),
-    "EXAONE 4": Template("exaone4", _EXAONE4, "[BOS]", "[|endofturn|]"),
-    "Hunyuan": Template("hunyuan_v1_dense", _HUNYUAN, "<begin>", "<answer end>", "It meows."),
+    "EXAONE 4": Template("exaone4", _EXAONE4, "[BOS]", "[|endofturn|]", tools=True),
+    "Hunyuan": Template(
+        "hunyuan_v1_dense", _HUNYUAN, "<\uff5cbegin▁\uff5c>", "<\uff5cno▁2\uff5c>", "It meows."
+    ),
+    "Hunyuan, the first": Template("hunyuan_v1_dense", _HUNYUAN_HEAD, "<begin>", "<answer end>"),
     "StableLM Zephyr": Template("stablelm", _STABLELM, "<|endoftext|>", "<|endoftext|>"),
     "Command R": Template("cohere", _COHERE, "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>"),
     "Command R7B": Template("cohere2", _COHERE2, "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>"),
     "Nemotron Mini": Template("nemotron", _NEMOTRON, "<s>", "</s>"),
     "Jais 2": Template("jais2", _JAIS2, "<|begin_of_text|>", "<|eot_id|>"),
-    "Seed-OSS": Template("seed_oss", _SEED, "<seed:bos>", "<seed:eos>"),
-    "Apertus": Template("apertus", _APERTUS, "<s>", "<|assistant_end|>"),
+    "Seed-OSS": Template("seed_oss", _SEED, "<seed:bos>", "<seed:eos>", "It meows.", True),
+    "Apertus": Template("apertus", _APERTUS, "<s>", "<|assistant_end|>", tools=True),
     "Arcee AFM": Template("arcee", "{{ bos_token }}" + _CHATML, "<|begin_of_text|>", "<|im_end|>"),
     "MiniCPM": Template("minicpm", _MINICPM, "<s>", "</s>"),
     "MiniCPM4": Template("minicpm", _CHATML, "<s>", "<|im_end|>"),
     "InternLM 3": Template("internlm3", "{{ bos_token }}" + _CHATML, "<s>", "<|im_end|>"),
     "SmolLM3": Template("smollm3", _SMOLLM3, None, "<|im_end|>", "It meows."),
-    "Ministral 3": Template("ministral3", _MINISTRAL3, "<s>", "</s>"),
+    "Ministral 3": Template("ministral3", _MINISTRAL3, "<s>", "</s>", tools=True),
 }

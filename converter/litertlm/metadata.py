@@ -117,6 +117,12 @@ def _template_notes(report: TemplateReport) -> list[str]:
         notes.append(f"chat template: the source refuses {report.refused[0]}")
     if not report.exact_history:
         notes.append(f"chat template: after the first turn the runtime {report.history_difference}")
+    if report.translates:
+        notes.append(
+            "chat template: it translates a message whose content part has source_lang_code and "
+            "target_lang_code; of any other the model reads your own words alone, so write the "
+            "whole request"
+        )
     if report.prints_date:
         notes.append("chat template: it prints the date, which the runtime fills in")
     if report.source_template is None:

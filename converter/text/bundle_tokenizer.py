@@ -21,7 +21,7 @@ class BundleTokenizer:
         kind: the bundle's section type, `HF_Tokenizer_Zlib` or `SP_Tokenizer`.
         data: a tokenizer.json or a SentencePiece model, not compressed.
         vocab_size: one more than the highest id.
-        chat_template: the source's own template, unchanged; None where it has none.
+        chat_template: the source's own template, told of the tokens it asks for; None without one.
         bos_token: the text of the token that starts a text; None where the source has none.
         bos_token_id: its id.
         eos_token_ids: every id that the source says ends a text or a turn, ascending.

@@ -4,7 +4,8 @@ The runtime renders with minijinja, hands `content` over as a list of parts, lea
 `bos_token` empty, and feeds each new turn as what it adds to the text of the history. Many
 published templates fail one of these, some silently. So nothing is believed: an ordered list of
 candidates is rendered as the runtime would, over a fixed set of conversations, and compared with
-what the source's own template gives in jinja2. The first candidate that agrees everywhere is used.
+what the source's own template gives in jinja2. The first candidate that agrees everywhere is used;
+of several that do, one that also agrees on tools, and then on the turns that are fed later.
 
 docs/chat-templates.md says how each fact about the renderer was seen.
 """
@@ -25,12 +26,14 @@ from converter.text.template_reference import (
     CONVERSATIONS,
     THOUGHTS,
     TOOLS,
+    TRANSLATION,
     TURNS,
     Case,
     Reference,
     answers_after,
     as_parts,
     render_reference,
+    wants_languages,
 )
 from converter.text.template_renderers import (
     PROOF_TIME,
@@ -68,6 +71,7 @@ class TemplateReport:
     tools: bool = False  # tools, tool calls and tool results render as in the source
     fences_calls: bool = False  # it writes tool calls as JSON between <tool_call> and </tool_call>
     prints_date: bool = False  # the runtime fills in today's date at each turn
+    translates: bool = False  # a question may name two languages, as in the source it must
     refused: tuple[str, ...] = ()  # conversations that the source itself refuses
     # Where what the runtime feeds over several turns is not the source's text.
     history_difference: str = ""
@@ -298,6 +302,7 @@ def _report(
         fences_calls=re.search(r'<tool_call>\s*{"name": "open_box".*</tool_call>', calls, re.DOTALL)
         is not None,
         prints_date=prompt != render(case.messages, now=later),
+        translates=any(case.name == TRANSLATION for case in reference.cases),
         refused=reference.refused,
         history_difference=_history_difference(template, reference, bos, turn_end, has_channel),
         after_assistant=after_assistant,
@@ -343,9 +348,11 @@ def choose_template(
     has_channel: bool = False,
     fix: str = TEMPLATE_FIX,
 ) -> TemplateReport:
-    """The first candidate that renders in the runtime as the source does in transformers.
+    """The candidate that renders in the runtime as the source does in transformers.
 
-    Without a source template the model is a base model, and gets the pass-through template.
+    A form of the source that loses its tools, or feeds other turns, is used where no later one does
+    better; the family's own is used where no form of the source passes. Without a source template
+    the model is a base model, and gets the pass-through template.
 
     Args:
         templates: the family's own, by their file names.
@@ -355,7 +362,7 @@ def choose_template(
     Raises:
         UnsupportedError: no candidate passes; the message says why each one failed.
     """
-    from converter.text.template_candidates import Prompt, candidates
+    from converter.text.template_candidates import Prompt, candidates, with_plain_messages
 
     def unsupported(why: str) -> UnsupportedError:
         return UnsupportedError(f"{family}: chat template", why, fix)
@@ -366,9 +373,12 @@ def choose_template(
     try:
         _refuse_endless(source)
         reference = render_reference(source, bos, eos)
+        if not reference.renders_a_chat and wants_languages(source):
+            published, source = source, with_plain_messages(source)
+            reference = render_reference(source, bos, eos, published)
     except OutOfFuelError as error:
         raise unsupported(str(error)) from error
-    if not reference.cases or reference.cases[0].messages != TURNS[:1]:
+    if not reference.renders_a_chat:
         raise unsupported(f"it does not render {reference.refused[0]}")
     prompts = [
         Prompt(case.messages, case.extra, case.expected)
@@ -378,7 +388,10 @@ def choose_template(
     if not any(TURNS[0]["content"] in prompt.expected for prompt in prompts):
         raise unsupported("it does not print the user's message")
     rejected: list[Rejection] = []
+    passed: list[TemplateReport] = []
     for candidate in candidates(source, templates, bos, eos, reference.trims_answers, prompts):
+        if passed and candidate.is_familys:
+            break
         try:
             if candidate.failure:
                 raise TemplateFailureError(candidate.failure)
@@ -387,6 +400,15 @@ def choose_template(
             rejected.append(Rejection(candidate.name, str(error)))
             continue
         proof = template, reference, tuple(rejected), compared, lacks_bos
-        return _report(source, candidate, *proof, has_channel)
+        report = _report(source, candidate, *proof, has_channel)
+        passed.append(report)
+        if reference.tool_case and not report.tools:
+            rejected.append(Rejection(candidate.name, "it renders tools otherwise"))
+        elif not report.exact_history:
+            rejected.append(Rejection(candidate.name, report.history_difference))
+        else:
+            break
+    if passed:
+        return max(passed, key=lambda report: (report.tools, report.exact_history))
     reasons = "; ".join(f"{rejection.candidate}: {rejection.reason}" for rejection in rejected)
     raise unsupported(f"no candidate renders in the runtime as the source does: {reasons}")

@@ -1,12 +1,16 @@
-"""Chat templates by name: a model may have one for tools beside the one for all else."""
+"""Names: of chat templates, as a model may have one for tools beside the one for all else, and of
+the tokens that a template asks for."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from converter.errors import SourceError
+from converter.text.template_renderers import literal
 
 DEFAULT, TOOL_USE = "default", "tool_use"
+# What transformers tells a template of its tokenizer, beside `bos_token` and `eos_token`.
+NAMED_TOKENS = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 def chat_template_of(value: Any, where: str) -> str | None:
@@ -53,3 +57,10 @@ def join_named(named: dict[str, str], where: str) -> str | None:
     # jinja2 drops the newline behind a tag and the one at a template's end, and spaces before a tag
     with_tools, without = (named[name].removesuffix("\n") for name in (TOOL_USE, DEFAULT))
     return f"{{% if tools %}}\n{with_tools}{{%+ else %}}\n{without}{{%+ endif %}}"
+
+
+def with_named_tokens(template: str, tokens: dict[str, str | None]) -> str:
+    """The template, told of those of its tokenizer's tokens that it asks for."""
+    known = {name: text for name in NAMED_TOKENS if name in template and (text := tokens.get(name))}
+    # jinja2 drops the newline behind a tag
+    return "".join(f"{{% set {k} = {literal(v)} %}}\n" for k, v in known.items()) + template

@@ -24,11 +24,17 @@ _NEXT = "\ue000"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A template by a name that the user is told; `failure` says why it could not be made."""
+    """A template by a name that the user is told.
+
+    Attributes:
+        failure: why it could not be made.
+        is_familys: it is the family's own, and no form of the source's.
+    """
 
     name: str
     text: str
     failure: str = ""
+    is_familys: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,9 +71,10 @@ def candidates(
     for file in families_own:
         text = _family_file(file)
         tokens = _set("eos_token", eos) if "eos_token" in text else ""
-        yield Candidate(file, tokens + text)
+        yield Candidate(file, tokens + text, is_familys=True)
         if opening := _opening(tokens + text, prompts, bos):
-            yield Candidate(f"{file} with the source's opening", tokens + text + opening)
+            name = f"{file} with the source's opening"
+            yield Candidate(name, tokens + text + opening, is_familys=True)
 
 
 def _adapted(source: str, bos: str, eos: str, trims_answers: bool) -> Iterator[Candidate]:
@@ -91,6 +98,15 @@ def _adapted(source: str, bos: str, eos: str, trims_answers: bool) -> Iterator[C
         yield Candidate(f"{name} with its bos", tokens + flatten + adapted)
     # For templates that read the parts of a message themselves.
     yield Candidate(f"{name} with parts", tokens + _family_file("as_parts.jinja") + adapted)
+
+
+def with_plain_messages(source: str) -> str:
+    """TranslateGemma's template, which refuses a message that does not name two languages, with
+    Gemma 3's for such messages."""
+    template = _family_file("translategemma.jinja")
+    for mark, text in (("PUBLISHED", source), ("GEMMA3", _family_file("gemma3.jinja"))):
+        template = template.replace(f"{{#- {mark} -#}}", text.rstrip("\n"))
+    return template
 
 
 def _family_file(name: str) -> str:

@@ -46,6 +46,16 @@ _METHODS: dict[tuple[str, int], str] = {
 }
 # A macro of that name stands before what uses it: families/indented_json.jinja.
 INDENTED_JSON = "indented_json"
+# Tests that the runtime answers otherwise: its `none` asks for undefined values, its `iterable` is
+# true of none, its `sequence` false of strings and mappings, its `number` false of booleans.
+_TESTS = {
+    "none": "{0} == none",
+    "iterable": "{0} is iterable and {0} != none",
+    "sequence": "{0} is iterable and {0} != none",
+    "number": "{0} is number or {0} is boolean",
+}
+# What jinja2 makes of an undefined value, too.
+_OF_UNDEFINED = frozenset({"count", "first", "last", "length"})
 _AFFIX_TESTS = {"startswith": "startingwith", "endswith": "endingwith"}
 _OPERATORS = {
     nodes.Add: "+", nodes.Sub: "-", nodes.Mul: "*", nodes.Div: "/", nodes.FloorDiv: "//",
@@ -225,6 +235,8 @@ def _expression(node: Any) -> str:
             value = _expression(node.node)
             if (width := _json_indent(node)) is not None:
                 return f"{INDENTED_JSON}({value}, {_expression(width)}, '')"
+            if node.name in _OF_UNDEFINED:
+                value += " | default([])"
             return f"({value} | {_filter(node)})"
         case _:
             return f"({_operation(node)})"
@@ -268,8 +280,8 @@ def _comparison(node: nodes.Compare) -> str:
 
 def _test(node: nodes.Test) -> str:
     left = _expression(node.node)
-    if node.name == "none":  # the runtime's own test of that name asks for undefined values
-        return f"{left} == none"
+    if (pattern := _TESTS.get(node.name)) is not None:
+        return pattern.format(left)
     arguments = f"({_listed(node.args)})" if node.args else ""
     return f"{left} is {node.name}{arguments}"
 

@@ -35,6 +35,8 @@ CONVERSATIONS: dict[str, list[Message]] = {
     "three turns": TURNS,
     "system and three turns": [_SYSTEM, *TURNS],
 }
+# The case of a source that wants them.
+TRANSLATION = "three turns, with languages"
 _THOUGHT = "<think>\nIt meows.\n</think>"
 
 
@@ -70,6 +72,22 @@ TOOL_TURNS: list[Message] = [
 AFTER_TOOLS = [*TOOL_TURNS, _say("assistant", "A cat is in it."), _say("user", "Close it.")]
 
 
+def wants_languages(source: str) -> bool:
+    """Whether a template is TranslateGemma's, by its marks."""
+    return "source_lang_code" in source and "target_lang_code" in source
+
+
+def with_languages(messages: list[Message]) -> list[Message]:
+    """The messages, with a translation's two languages in the part of every question."""
+    languages = {"source_lang_code": "en", "target_lang_code": "de_DE"}
+    return [
+        message | {"content": [{"type": "text", "text": message["content"], **languages}]}
+        if message["role"] == "user"
+        else message
+        for message in messages
+    ]
+
+
 def as_parts(messages: list[Message]) -> list[Message]:
     """Messages as the runtime hands them over: content is a list of typed parts.
 
@@ -77,6 +95,8 @@ def as_parts(messages: list[Message]) -> list[Message]:
     """
 
     def typed(message: Message) -> Message:
+        if isinstance(message["content"], list):
+            return message
         if message["role"] == "tool":
             name = message.get("name", "")
             part = {"type": "tool_response", "name": name, "response": message["content"]}
@@ -114,14 +134,29 @@ class Reference:
     thoughts: Case | None = None
     trims_answers: bool = False
 
+    @property
+    def renders_a_chat(self) -> bool:
+        """Whether it renders a user's message, and a translation if it was completed for that."""
+        return (
+            bool(self.cases)
+            and self.cases[0].messages == TURNS[:1]
+            and not any(refusal.startswith(TRANSLATION) for refusal in self.refused)
+        )
 
-def render_reference(source: str, bos: str, eos: str) -> Reference:
-    """Render every conversation with the source's template."""
 
-    def render(messages: list[Message], extra: dict[str, Any], tools: Any = None) -> str:
+def render_reference(source: str, bos: str, eos: str, translator: str = "") -> Reference:
+    """Render every conversation with the source's template.
+
+    Args:
+        translator: the template of which `source` is a completion; it says what a translation is.
+    """
+
+    def render(
+        messages: list[Message], extra: dict[str, Any], tools: Any = None, template: str = source
+    ) -> str:
         def with_form(form: list[Message]) -> str:
             tokens = {"bos_token": bos, "eos_token": eos}
-            return render_as_source(source, form, tools=tools, extra=extra, **tokens)
+            return render_as_source(template, form, tools=tools, extra=extra, **tokens)
 
         try:
             text = with_form(messages)
@@ -129,7 +164,7 @@ def render_reference(source: str, bos: str, eos: str) -> Reference:
             raise
         except TemplateFailureError:  # some templates take typed parts only
             return with_form(as_parts(messages))
-        said = messages[-1]["content"].strip()
+        said = as_parts(messages)[-1]["content"][0].get("text", "").strip()
         if said not in text:  # and some print nothing of anything else
             with contextlib.suppress(TemplateFailureError):
                 typed = with_form(as_parts(messages))
@@ -139,12 +174,16 @@ def render_reference(source: str, bos: str, eos: str) -> Reference:
     settings: list[dict[str, Any]] = [{}]
     if "enable_thinking" in source:
         settings += [{"enable_thinking": True}, {"enable_thinking": False}]
+    conversations = [(name, messages, source) for name, messages in CONVERSATIONS.items()]
+    if translator:
+        conversations.append((TRANSLATION, with_languages(TURNS), translator))
     cases, refused = [], []
-    for name, messages in CONVERSATIONS.items():
+    for name, messages, template in conversations:
         for extra in settings:
             label = name + "".join(f", {k} {v}" for k, v in extra.items())
             try:
-                cases.append(Case(label, messages, extra, render(messages, extra)))
+                text = render(messages, extra, template=template)
+                cases.append(Case(label, messages, extra, text))
             except OutOfFuelError:
                 raise
             except TemplateFailureError as error:

@@ -26,7 +26,12 @@ from converter.text.bundle_tokenizer import (
 )
 from converter.text.byte_level_json import byte_level_json, pre_tokenizer_of
 from converter.text.control_tokens import control_tokens
-from converter.text.named_templates import DEFAULT, chat_template_of, join_named
+from converter.text.named_templates import (
+    DEFAULT,
+    chat_template_of,
+    join_named,
+    with_named_tokens,
+)
 from converter.text.pieces_json import Prefix, is_bpe, needs_json, pieces_to_json
 from converter.text.tokenizer_json import SAVE_AGAIN, TokenizerJson, without_first_blank
 
@@ -80,6 +85,8 @@ def _from_folder(
     template = chosen_template
     if template is None:
         template = _folder_template(folder, settings)
+    if template is not None:
+        template = with_named_tokens(template, {k: _token_text(v) for k, v in settings.items()})
     rows = _embedding_rows(checkpoint.config)
     beside = _tokens_beside(folder, settings)
     bare = None

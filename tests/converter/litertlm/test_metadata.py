@@ -16,6 +16,7 @@ from converter.errors import SourceError, UnsupportedError
 from converter.litertlm.metadata import LlmMetadataResult, build_llm_metadata
 from converter.text.bundle_tokenizer import BundleTokenizer
 from converter.text.tokenizer import load_tokenizer
+from tests.converter.text.test_published_shapes import SHAPES
 from tests.small_tokenizers import Folder
 from tests.tiny_models import write_tokenizer
 
@@ -325,3 +326,21 @@ def test_gemma3(gemma3_tokenizer: Path) -> None:
     assert stops(result) == [[1], [106]]
     assert result.message.llm_model_type.HasField("gemma3")
     assert result.message.sampler_params.k == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "is_said"),
+    [("TranslateGemma: languages in a part", True), ("Gemma: parts alone", False)],
+)
+def test_who_must_write_the_whole_request_is_told(name: str, is_said: bool) -> None:
+    shape = SHAPES[name]
+    special = {"<bos>": 1, "<end_of_turn>": 2, "<start_of_turn>": 3}
+    result = build(
+        tokenizer(
+            chat_template=shape.template, bos_token=shape.bos, eos_token=shape.eos,
+            special_tokens=special,
+        ),
+        "gemma3",
+    )  # fmt: skip
+    assert any("source_lang_code" in note for note in result.notes) == is_said
+    assert stops(result) == [[2]]

@@ -168,6 +168,9 @@ ENGINE_FACTS = {
     "{% for i in range(3) %}{% break %}{% endfor %}": "",
     "{{ tools is none }}|{{ tools is not none }}": "true|false",
     "{% set t = none %}{{ t is none }}|{{ t == none }}": "false|true",
+    "{{ none is iterable }}|{{ missing is iterable }}": "true|true",
+    "{{ 'a' is sequence }}|{{ {} is sequence }}|{{ true is number }}": "false|false|false",
+    "{{ missing | length }}": "",
     "{{ 'is none' if messages is not none else '' }}": "is none",
     "{{ bos_token }}|{{ eos_token is defined }}": "|true",
     "{{ {'b': '<é>', 'a': [1, none]} | tojson }}": '{"b": "<é>", "a": [1, null]}',
@@ -393,6 +396,7 @@ def test_every_family_template_is_in_the_table() -> None:
     listed = {file for family in REGISTERED.values() for file in family.templates}
     on_disk = {path.name for path in FAMILIES.glob("*.jinja")}
     used_by_name = {"flatten.jinja", "as_parts.jinja", "indented_json.jinja", "completion.jinja"}
+    used_by_name.add("translategemma.jinja")
     assert on_disk == listed | used_by_name
 
 

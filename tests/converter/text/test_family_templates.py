@@ -18,7 +18,7 @@ from tests.family_templates import FAMILY_TEMPLATES, Template
 WITHOUT_ONE = {"helium", "phi", "starcoder2", "vaultgemma"}
 AS_ANOTHER = {
     "gemma": "gemma2", "glm4": "glm", "granitemoehybrid": "granite",
-    "ministral": "ministral3", "mistral": "llama", "qwen3": "qwen2",
+    "ministral": "ministral3",
 }  # fmt: skip
 
 
@@ -34,6 +34,7 @@ def test_the_sources_own_is_carried_over(name: str) -> None:
     source = FAMILY_TEMPLATES[name]
     report = choose(source)
     assert report.chosen.startswith("adapted source")
+    assert report.tools == source.tools
     assert source.differs in report.history_difference
     assert bool(source.differs) == (not report.exact_history)
 

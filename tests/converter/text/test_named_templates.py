@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 
 from converter.errors import SourceError
 from converter.text.named_templates import join_named
-from converter.text.template_renderers import render_as_source
+from converter.text.template_dialect import in_runtime_dialect
+from converter.text.template_renderers import render_as_runtime, render_as_source
 from converter.text.tokenizer import load_tokenizer
 from tests.small_tokenizers import SMALL_BPE, Folder, from_gguf, write_tokenizer_gguf
 from tests.tiny_models import write_tokenizer
@@ -118,3 +120,32 @@ def test_a_gguf_without_a_default(tmp_path: Path) -> None:
     path = write_tokenizer_gguf(tmp_path / "t.gguf", SMALL_BPE | keys)
     with pytest.raises(SourceError, match="named rag, and none named default"):
         from_gguf(path)
+
+
+@pytest.mark.parametrize("spelling", [str, lambda text: {"__type": "AddedToken", "content": text}])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "\n  {{ cls_token }}{{ pad_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}",
+        "{%- if not cls_token is defined %}{% set cls_token = 'x' %}{% endif %}{{ cls_token }}"
+        "{% for m in messages %}{{ m['content'] + sep_token if sep_token else m['content'] }}"
+        "{% endfor %}",
+    ],
+)
+def test_a_template_knows_its_tokenizers_tokens(
+    tmp_path: Path, spelling: Callable[[str], Any], template: str
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    write_tokenizer(tmp_path)
+    settings = {"cls_token": spelling("<'cls'>"), "pad_token": spelling("<pad>")}
+    settings |= {"bos_token": "<s>", "eos_token": "</s>", "chat_template": template}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    source = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    messages = [{"role": "user", "content": "hi"}]
+    expected = source.apply_chat_template(messages, tokenize=False)
+    told = load_tokenizer(Folder(tmp_path)).chat_template
+    assert told is not None
+    got = render_as_runtime(in_runtime_dialect(told), messages, add_generation_prompt=False)
+    assert got == expected
+    assert render_as_source(told, messages, bos_token="<s>", eos_token="</s>") == expected

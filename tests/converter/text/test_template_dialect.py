@@ -45,6 +45,7 @@ IDIOMS = [
     "{{ 'y' if none is none else 'n' }}{{ 'y' if tools is none else 'n' }}",
     "{% if messages is not none and x is not defined and 'a' is string %}y{% endif %}",
     "{% if messages is iterable and messages[2].meta is mapping and 1 is number %}y{% endif %}",
+    "{{ missing | length }}|{{ missing | first }}|{{ missing | last }}|{{ messages | count }}",
     "{% if 3 is odd and 4 is divisibleby(2) and 'a' is in('abc') %}y{% endif %}",
     # Operators
     "{{ 1 + 2 * 3 - 4 // 3 }}|{{ 7 % 4 }}|{{ -2 + 5 }}|{{ 2 ** 3 }}",
@@ -85,6 +86,23 @@ def test_the_runtime_prints_what_jinja2_does(template: str) -> None:
     expected = render_as_source(template, MESSAGES, bos_token="", eos_token="")
     written = "{%- set tools = none -%}" + in_runtime_dialect(template)
     assert render_as_runtime(written, MESSAGES, add_generation_prompt=True) == expected
+
+
+VALUES = [None, "ab", "", 3, 1.5, True, False, [1], [], {"a": 1}]
+
+
+@pytest.mark.parametrize(
+    "test",
+    ["boolean", "defined", "false", "float", "integer", "iterable", "mapping", "none", "number",
+     "sequence", "string", "true", "undefined"],
+)  # fmt: skip
+def test_every_kind_of_value_is_told_apart_alike(test: str) -> None:
+    template = f"{{% for v in messages[0].all %}}{{{{ 1 if v is {test} else 0 }}}}{{% endfor %}}"
+    template += f"{{{{ 1 if missing is {test} else 0 }}}}"
+    messages = [{"role": "user", "all": VALUES}]
+    expected = render_as_source(template, messages, bos_token="", eos_token="")
+    got = render_as_runtime(in_runtime_dialect(template), messages, add_generation_prompt=True)
+    assert got == expected
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from converter.litertlm.metadata import build_llm_metadata
-from converter.registry import family_class
+from converter.registry import FAMILIES, family_class
 from converter.text.chat_template import TemplateReport, choose_template
 from tests.edited_bundle import always_thinks, edited_bundle
 from tests.small_tokenizers import SMALL_BPE, from_gguf, published_template, write_tokenizer_gguf
@@ -73,6 +73,10 @@ SHAPES = {
 }  # fmt: skip
 
 
+# The families that have thoughts.
+THINKING = sorted(name for name, family in FAMILIES.items() if family.has_thoughts())
+
+
 def choose(source: str, family: str = "qwen3") -> TemplateReport:
     return choose_template(
         source,
@@ -84,7 +88,7 @@ def choose(source: str, family: str = "qwen3") -> TemplateReport:
     )
 
 
-@pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama"])
+@pytest.mark.parametrize("family", THINKING)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_every_family_takes_every_shape(shape: Shape, family: str) -> None:
     report = choose(shape.template, family)
@@ -94,7 +98,7 @@ def test_every_family_takes_every_shape(shape: Shape, family: str) -> None:
     assert bool(shape.difference) == (not report.exact_history)
 
 
-@pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama"])
+@pytest.mark.parametrize("family", THINKING)
 @pytest.mark.parametrize("name", ["drops old thoughts", "off by default"])
 def test_a_family_template_opens_what_the_source_opens(name: str, family: str) -> None:
     """Where the source's own code cannot be carried over."""
@@ -103,7 +107,7 @@ def test_a_family_template_opens_what_the_source_opens(name: str, family: str) -
     assert (report.opens_thought, report.thinking) == (SHAPES[name].opens, SHAPES[name].switch)
 
 
-@pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama"])
+@pytest.mark.parametrize("family", THINKING)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_the_channel_has_the_marks_of_the_template(
     shape: Shape, family: str, tmp_path: Path
@@ -116,6 +120,23 @@ def test_the_channel_has_the_marks_of_the_template(
     assert (channel.start, channel.end) == (shape.opens or "<think>\n", "\n</think>")
     assert channel.is_reasoning_channel
     assert message.supports_thinking == shape.switch
+
+
+def test_a_source_that_leaves_the_newlines_of_a_thought_is_adapted() -> None:
+    """As MiniMax's: it reads parts by itself, and would pass as it is."""
+    source = (
+        "{% for m in messages %}{% if m.content is string %}{% set c = m.content %}{% else %}"
+        "{% set c %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endset %}{% endif %}"
+        "{% if m.role == 'assistant' and '</think>' in c %}"
+        "{% set c = c.split('</think>')[-1] %}{% set c = c.lstrip('\\n') %}{% endif %}"
+        "<|im_start|>{{ m.role }}\n{{ c }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    report = choose(source)
+    assert (report.chosen, report.exact_history) == ("adapted source", True)
+    [passed_over] = report.rejected
+    assert passed_over.candidate == "source"
+    assert passed_over.reason.startswith("feeds")
 
 
 def test_qwen3_2507_by_the_real_template(qwen3_tokenizer: Path) -> None:
