@@ -478,6 +478,8 @@ def random_model(model_type: str, values: dict[str, Any], seed: int = 0) -> Any:
                 parameter.normal_(std=parameter.shape[1] ** -0.5)
             else:
                 parameter.normal_(std=1.5 * parameter.shape[-1] ** -0.5)
+            if name.endswith("q_norm.weight") and model_type.startswith(("gemma3n", "gemma4")):
+                parameter.mul_(0.25)  # their scores are not divided by the square root of a width
         for name, buffer in model.named_buffers():
             if name.endswith("layer_scalar"):
                 buffer.uniform_(0.5, 1.5)

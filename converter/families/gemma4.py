@@ -30,8 +30,8 @@ class Gemma4(PerLayerGemma):
     name: ClassVar[str] = "gemma4"
     templates: ClassVar[tuple[str, ...]] = ("gemma4.jinja",)
     limits: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        **PerLayerGemma.limits,
         "enable_moe_block": (None, False),
+        "use_bidirectional_attention": (None, "vision"),  # text sees what is before it
     }
     # Of the experts that are not switched on.
     beside: ClassVar[frozenset[str]] = PerLayerGemma.beside | {
@@ -114,9 +114,16 @@ class Gemma4(PerLayerGemma):
         return [wide if i >= self.first_shared else own for i in range(self.num_hidden_layers)]
 
 
+_OF_LAYERS = frozenset({"hidden_size_per_layer_input", "vocab_size_per_layer_input"})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Gemma4Unified(Gemma4):
     """Gemma 4 12B, which has no per-layer embeddings."""
+
+    limits: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        key: values for key, values in Gemma4.limits.items() if key != "enable_moe_block"
+    }
 
     max_position_embeddings: int = 262144
     sliding_window: int | None = 1024
@@ -125,8 +132,8 @@ class Gemma4Unified(Gemma4):
     @classmethod
     def resolve_aliases(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         resolved = super().resolve_aliases(config)
-        return {k: v for k, v in resolved.items() if k not in cls._unknown}
+        return {key: value for key, value in resolved.items() if key not in _OF_LAYERS}
 
-    _unknown: ClassVar[frozenset[str]] = frozenset(
-        {"hidden_size_per_layer_input", "vocab_size_per_layer_input", "enable_moe_block"}
-    )
+    @classmethod
+    def keys(cls) -> frozenset[str]:
+        return super().keys() - _OF_LAYERS

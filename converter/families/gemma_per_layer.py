@@ -34,9 +34,6 @@ class PerLayerGemma(Family):
 
     templates: ClassVar[tuple[str, ...]] = Gemma3.templates
     activation_key: ClassVar[str] = Gemma3.activation_key
-    limits: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "use_bidirectional_attention": (None, "vision"),  # text sees what is before it
-    }
     beside: ClassVar[frozenset[str]] = frozenset(
         {
             "audio_config", "audio_soft_tokens_per_image", "audio_token_id", "boa_token_id",

@@ -27,7 +27,9 @@ PLAIN: dict[str, Any] = {
     "windows": set(), "nope": [], "score_scale": None, "score_softcap": None, "qk_norm": None,
     "position_scale": None, "embedding_scale": None, "residual_scale": None, "logits_scale": None,
     "logits_softcap": None, "norm": NormKind.RMS, "placement": Placement.BEFORE, "biases": "",
-    "activation": Activation.SILU, "gate": True, "convs": {},
+    "activation": Activation.SILU, "gate": True, "convs": {}, "value_norm": False,
+    "shared": 0, "keys_are_values": 0, "heads": None, "widths": None, "cutoffs": 0,
+    "per_layer": None, "layer_scales": False, "streams": 1, "laurel": None,
 }  # fmt: skip
 
 
@@ -44,6 +46,9 @@ def described(spec: DecoderSpec) -> dict[str, Any]:
     ropes = {mixer.sliding_window: mixer.rope for mixer in mixers if mixer.rope}
     main = ropes.get(None) or next(iter(ropes.values()))
     mixer, feed_forward = mixers[0], spec.layers[0].feed_forward
+    given = spec.per_layer_input
+    heads = {(m.num_heads, m.num_kv_heads, m.head_dim) for m in mixers}
+    widths = {layer.feed_forward.width for layer in spec.layers}
     head_bias = ("head",) if spec.head_bias else ()
     said = {
         "parameters": sum(math.prod(shape) for _, shape in spec.weight_shapes()),
@@ -71,6 +76,16 @@ def described(spec: DecoderSpec) -> dict[str, Any]:
         "gate": feed_forward.is_gated,
         "convs": {i: m.kernel for i, m in by_layer.items() if isinstance(m, ShortConv)},
         "tied": spec.tied_head,
+        "value_norm": mixer.value_norm is not None,
+        "shared": sum(m.cache_of is not None for m in mixers),
+        "keys_are_values": sum(m.keys_are_values for m in mixers),
+        "heads": heads if len(heads) > 1 else None,
+        "widths": widths if len(widths) > 1 else None,
+        "cutoffs": sum(layer.feed_forward.cutoff is not None for layer in spec.layers),
+        "per_layer": given and (given.width, given.rows),
+        "layer_scales": spec.has_layer_scales,
+        "streams": spec.altup.streams if spec.altup else 1,
+        "laurel": spec.laurel_rank,
     }
     return {key: value for key, value in said.items() if key not in PLAIN or value != PLAIN[key]}
 
@@ -151,12 +166,12 @@ def test_a_class_of_the_repositorys_own_code_tells_the_family() -> None:
     assert found == family_of(config)
 
 
-# Gemma 3 and Olmo 3 have a set of rotary parameters for each kind of layer; the older spelling has
-# one of them. In Gemma 3 a `type` is lost: see `docs/configs.md`.
+# Gemma and Olmo 3 have a set of rotary parameters for each kind of layer; the older spelling has
+# one of them. In Gemma 3 a `type` is lost: see `docs/configs.md`; Gemma 4 has no older spelling.
 ONE_SET = [
     model
     for model in OF_TRANSFORMERS
-    if not text_part(PUBLISHED[model][0])["model_type"].startswith(("gemma3", "olmo3"))
+    if not text_part(PUBLISHED[model][0])["model_type"].startswith(("gemma3", "gemma4", "olmo3"))
 ]
 
 
@@ -191,6 +206,9 @@ REFUSED: dict[str, dict[str, Any]] = {
     "google/vaultgemma-1b": {"hidden_activation": "relu"},
     "google/gemma-3-4b-it": {"final_logit_softcapping": 30.0},
     "google/functiongemma-270m-it": {"use_bidirectional_attention": True},
+    "google/gemma-3n-E4B-it": {"hidden_activation": "relu"},
+    "google/gemma-4-E2B-it": {"enable_moe_block": True},
+    "google/gemma-4-12B-it": {"use_bidirectional_attention": "all"},
     "zai-org/glm-4-9b-chat-hf": {"partial_rotary_factor": 0.01},
     "zai-org/GLM-4-9B-0414": {"partial_rotary_factor": 1.5},
     "ibm-granite/granite-3.3-2b-instruct": {"per_layer_config": {"0": {"num_key_value_heads": 1}}},
