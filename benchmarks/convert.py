@@ -140,12 +140,12 @@ def _measure(name: str, model: Model, work: Path, rounds: int, quick: bool) -> d
     folder = work / name
     source_bytes = 2 * model.parameters
     try:
-        _need_disk(work, 2.5 * source_bytes)
-        _note(f"{model.title}: making the checkpoint")
-        _make(*model.make, folder)
+        need_disk(work, 2.5 * source_bytes)
+        note(f"{model.title}: making the checkpoint")
+        make_source(*model.make, folder)
         result = _measure_ours(folder, model, work / "out", rounds)
         if model.engine:
-            _note(f"{model.title}: loading it in the engine")
+            note(f"{model.title}: loading it in the engine")
             result["engine"] = _try(lambda: _measure_engine(work / "out" / f"{name}.litertlm"))
         shutil.rmtree(work / "out")
         result["peers"] = {}
@@ -153,7 +153,7 @@ def _measure(name: str, model: Model, work: Path, rounds: int, quick: bool) -> d
             if quick:
                 result["peers"][peer] = {"left_out": "--quick"}
                 continue
-            _note(f"{model.title}: {peer}")
+            note(f"{model.title}: {peer}")
             figures = _try(lambda measure=measure: measure(folder, model, work))  # type: ignore[misc]
             if "seconds" in figures:
                 ours = result["sources"]["safetensors"]["ours"]
@@ -196,7 +196,7 @@ def _measure_ours(folder: Path, model: Model, out: Path, rounds: int) -> dict[st
         subjects[f"{form} synced_floor"] = lambda form=form: floor(  # type: ignore[misc]
             form, f'{copying}; sync "$copy"'
         )
-    _note(f"{model.title}: ours and the floor, {rounds} rounds")
+    note(f"{model.title}: ours and the floor, {rounds} rounds")
     figures = {name: medians(runs) for name, runs in in_turn(subjects, rounds).items()}
     rows: dict[str, Any] = {}
     for form, source in sources.items():
@@ -238,8 +238,8 @@ def _measure_engine(bundle: Path) -> dict[str, Any]:
 
 def _measure_commands(work: Path) -> dict[str, Any]:
     """What a user waits for when nothing is converted."""
-    _make("shape", "qwen3-0.6b", work / "qwen3-0.6b")
-    _note("--help and inspect")
+    make_source("shape", "qwen3-0.6b", work / "qwen3-0.6b")
+    note("--help and inspect")
     run([CLI, "convert", work / "qwen3-0.6b", "--output-dir", work, "--quiet", *_job()])
     subjects: dict[str, Callable[[], Run]] = {
         "--help": lambda: run([CLI, "--help"]),
@@ -267,9 +267,9 @@ def _litert_torch(folder: Path, model: Model, work: Path) -> dict[str, Any]:
 
 
 def _llama_cpp(folder: Path, model: Model, work: Path) -> dict[str, Any]:
-    _need_disk(work, 2 * folder_bytes(folder))
+    need_disk(work, 2 * folder_bytes(folder))
     source, output = work / "bf16.gguf", work / "q8_0.gguf"
-    _make("gguf", folder, source)
+    make_source("gguf", folder, source)
 
     def quantize() -> Run:
         output.unlink(missing_ok=True)
@@ -304,7 +304,8 @@ def _job() -> list[str]:
     return [*options, "--force"]
 
 
-def _make(*arguments: str | Path) -> None:
+def make_source(*arguments: str | Path) -> None:
+    """Make what is converted: see `benchmarks.sources`."""
     run([sys.executable, "-m", "benchmarks.sources", *arguments], {"PYTHONPATH": str(ROOT)})
 
 
@@ -317,7 +318,8 @@ def folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in _files(folder))
 
 
-def _need_disk(work: Path, nbytes: float) -> None:
+def need_disk(work: Path, nbytes: float) -> None:
+    """Raises NoFiguresError where there is not so much."""
     free = shutil.disk_usage(work).free
     if free < nbytes:
         raise NoFiguresError(f"needs {_gib(nbytes)} of disk, {_gib(free)} are free in {work}")
@@ -327,7 +329,8 @@ def _gib(nbytes: float) -> str:
     return f"{nbytes / 2**30:.0f} GiB"
 
 
-def _note(text: str) -> None:
+def note(text: str) -> None:
+    """Say what is measured, and beside what."""
     free = free_memory()
     load = os.getloadavg()[0]
     memory = f", {_gib(free)} free" if free is not None else ""
