@@ -1,7 +1,7 @@
-"""Models whose layers keep more than keys and values, or share them: what conversion and decode cost.
+"""Models whose layers keep other state, or share it: what conversion and decode cost.
 
-    venv/bin/python -m benchmarks.shapes                       # all shapes: 20 minutes, 25 GB of disk
-    venv/bin/python -m benchmarks.shapes --only lfm2-1.2b      # one, beside the plain decoder
+    venv/bin/python -m benchmarks.shapes                    # all: 20 minutes, 25 GB of disk
+    venv/bin/python -m benchmarks.shapes --only lfm2-1.2b   # one, beside the plain decoder
 
 Each is a random checkpoint in the shape of a published model (`benchmarks.checkpoints`). It is
 converted, in turn with the least that any converter must do (read the source, write the output);
@@ -76,7 +76,8 @@ def _measure(shape: str, work: Path, rounds: int) -> dict[str, Any]:
 def _convert_and_decode(folder: Path, scheme: str, out: Path, rounds: int) -> dict[str, Any]:
     out.mkdir()
     bundle, copy = out / f"{folder.name}.litertlm", out / "copy"
-    options = ["--quantize", scheme, "--kv-cache-max-len", str(CACHE), "--output-dir", out]
+    options: list[str | Path] = ["--quantize", scheme, "--kv-cache-max-len", str(CACHE)]
+    options += ["--output-dir", out]
 
     def ours() -> Run:
         bundle.unlink(missing_ok=True)
@@ -95,7 +96,7 @@ def _convert_and_decode(folder: Path, scheme: str, out: Path, rounds: int) -> di
     for context in CONTEXTS:
         speeds = []
         for _ in range(rounds):
-            engine = [sys.executable, "-m", "benchmarks.engine", bundle, str(context)]
+            engine = [sys.executable, "-m", "benchmarks.engine", str(bundle), str(context)]
             ended = run([*engine, str(_NEW_TOKENS)], {"PYTHONPATH": str(ROOT)})
             speeds.append(json.loads(ended.said.splitlines()[-1]))
         decode[context] = {
