@@ -73,6 +73,19 @@ SHAPES: dict[str, dict[str, Any]] = {
             "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 7,
         },
     },
+    "lfm2-1.2b": {
+        "architectures": ["Lfm2ForCausalLM"],
+        "model_type": "lfm2",
+        "block_ff_dim": 12288,
+        "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+        "hidden_size": 2048,
+        "max_position_embeddings": 128000,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 16,
+        "num_key_value_heads": 8,
+        "vocab_size": 65536,
+        "eos_token_id": 7,
+    },
 }
 # The real tokenizer beside it; Qwen3's where none is named.
 TOKENIZERS = {"gemma4-e2b": "gemma3-tokenizer"}

@@ -918,7 +918,7 @@ _LFM25 = """{{- bos_token -}}
 
 FAMILY_TEMPLATES = {
     "LFM2": Template("lfm2", _LFM2, "<|startoftext|>", "<|im_end|>"),
-    "LFM2.5": Template("lfm2", _LFM25, "<|startoftext|>", "<|im_end|>", "A cat."),
+    "LFM2.5": Template("lfm2", _LFM25, "<|startoftext|>", "<|im_end|>", "A cat.", tools=True),
     "Phi-3": Template("phi3", _PHI3, "<s>", "<|endoftext|>"),
     "Phi-4-mini": Template("phi3", _PHI4_MINI, "<|endoftext|>", "<|endoftext|>"),
     "Gemma 1 and 2": Template("gemma2", _GEMMA2, "<bos>", "<eos>"),

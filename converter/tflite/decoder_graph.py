@@ -126,9 +126,7 @@ class _DecoderGraph:
         }
         self.mixers: dict[type, MixerLayers] = {
             Attention: AttentionLayers(self.blocks, attention, shapes, target),
-            ShortConv: ShortConvLayers(
-                self.blocks, convs, spec.hidden_size, cache_length, target, rings
-            ),
+            ShortConv: ShortConvLayers(self.blocks, convs, spec.hidden_size),
         }
         by_layer = [
             self.mixers[type(layer.mixer)].add_states(i) for i, layer in enumerate(spec.layers)

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from enum import StrEnum
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -254,6 +253,8 @@ class FullCache(KVCache):
     def prepare(self) -> None:
         g, slots = self.graph, self.shape.slots
         self.start = self.make_start("start", self.call.first, axis=2)
+        columns = np.arange(slots, dtype=np.float32).reshape(1, 1, 1, slots)
+        self.attention = self.make_attention(g.constant(f"{self.name}/columns", columns))
         if self.length == 1:
             return
         # The padding of a last prefill may reach beyond the cache. DYNAMIC_UPDATE_SLICE then moves
@@ -269,11 +270,13 @@ class FullCache(KVCache):
         """What these rows of a call may look at, by the position after the last of them."""
         return first_columns(stop - start, self.shape.slots)
 
-    @cached_property
-    def attention(self) -> AttentionByRows:
-        """Attention in which the first tokens of a call do not look where only later ones do."""
-        g, call, columns = self.graph, self.call, self.make_columns()
-        all_rows = []
+    def make_attention(self, columns: Tensor) -> AttentionByRows:
+        """Attention in which the first tokens of a call do not look where only later ones do.
+
+        Args:
+            columns: positions of the keys, (1, 1, 1, columns), float32.
+        """
+        g, call, all_rows = self.graph, self.call, []
         positions = self.make_positions(f"{self.name}/rows", (1, 1, self.length, 1))
         for start in range(0, self.length, ROWS_AT_ONCE):
             stop = min(start + ROWS_AT_ONCE, self.length)
@@ -289,12 +292,6 @@ class FullCache(KVCache):
             rows = cut(g, f"{name}/positions", positions, 2, start, stop - start)
             all_rows.append(Rows(start, rows, needed, self.columns_of(start, stop)))
         return AttentionByRows(call.model, g, self.name, all_rows, columns, self.shape.window)
-
-    def make_columns(self) -> Tensor:
-        """The positions of the keys, (1, 1, 1, columns), float32."""
-        slots = self.shape.slots
-        numbers = np.arange(slots, dtype=np.float32).reshape(1, 1, 1, slots)
-        return self.graph.constant(f"{self.name}/columns", numbers)
 
     def make_positions(self, name: str, shape: Sequence[int]) -> Tensor:
         """Where this call's tokens stand in the text, float32; padding goes on from them."""
@@ -364,6 +361,7 @@ class RingCache(FullCache):
         self.slots = g.constant(f"{self.name}/slots", [slots])
         slot = g.make_floor_mod(f"{self.name}/slot", call.first, self.slots)
         self.start = self.make_start("start", slot, axis=2)
+        self.attention = self.make_attention(self.make_columns(f"{self.name}/columns", call.last))
         if n == 1:
             return
         name = f"{self.name}/fits"
@@ -383,10 +381,7 @@ class RingCache(FullCache):
         back = g.make_sub(f"{name}/back", newest, slot)
         return g.make_floor_mod(name, back, self.slots)
 
-    def make_columns(self) -> Tensor:
-        return self.make_slot_positions(f"{self.name}/columns", self.call.last)
-
-    def make_slot_positions(self, name: str, newest: Tensor) -> Tensor:
+    def make_columns(self, name: str, newest: Tensor) -> Tensor:
         """The position in each slot when `newest` was the last to be written, (1, 1, 1, R)."""
         g, zero = self.graph, self.graph.constant("cache/zero", [0])
         position = g.make_sub(f"{name}/all", newest, self.make_age(f"{name}/age", newest))
@@ -431,16 +426,15 @@ class LongRingCache(RingCache):
     """
 
     def prepare(self) -> None:
-        self.slots = self.graph.constant(f"{self.name}/slots", [self.shape.slots])
+        g, call = self.graph, self.call
+        self.slots = g.constant(f"{self.name}/slots", [self.shape.slots])
+        one = g.constant(f"{self.name}/one", [1])
+        before = g.make_sub(f"{self.name}/before", call.first, one)
+        ring = self.make_columns(f"{self.name}/ring", before)
+        own = self.make_positions(f"{self.name}/own", (1, 1, 1, self.length))
+        columns = g.make_concatenation(f"{self.name}/columns", (ring, own), axis=3)
+        self.attention = self.make_attention(columns)
         self.places = self.make_newest_places()
-
-    def make_columns(self) -> Tensor:
-        """The ring's, then its own."""
-        g, name = self.graph, self.name
-        before = g.make_sub(f"{name}/before", self.call.first, g.constant(f"{name}/one", [1]))
-        ring = self.make_slot_positions(f"{name}/ring", before)
-        own = self.make_positions(f"{name}/own", (1, 1, 1, self.length))
-        return g.make_concatenation(f"{name}/columns", (ring, own), axis=3)
 
     def columns_of(self, start: int, stop: int) -> tuple[Columns, ...]:
         """Its own columns follow the ring's; row i sees i - window + 1 to i."""

@@ -3,10 +3,13 @@
     b, c, v = projections of x;  u = b * v
     out(c * (kernel * u)),  with * over the last K tokens
 
-K tokens are in a kernel, N in this call, width = hidden. A state is a ring of u, one row for each
-position, written as the ring of a window's keys is (`kv_cache.RingCache`): padding destroys nothing
-that is needed, and up to `REWIND` tokens may be taken back. Rows before position 0 are zero, so
-that a new conversation needs no empty state.
+K tokens are in a kernel, N in this call, width = hidden. A layer's state is two rings of u, each
+with a row for the last R positions: in the first what prefills wrote, in the second what decodes
+wrote. A number that all layers share says up to which position the text is the prefills'; what
+follows is the decodes'. So an answer of any length may be taken back and fed again without its
+thoughts, as the engine does: decodes did not overwrite the end of the prompt. Everything else may
+be taken back by `REWIND` tokens. Rows before position 0 are zero, so that a new conversation needs
+no empty state; padding is written nowhere.
 """
 
 from __future__ import annotations
@@ -20,86 +23,81 @@ from converter.decoder import ShortConv
 from converter.tflite.attention import cut
 from converter.tflite.blocks import Blocks, at
 from converter.tflite.graph import DType, Tensor
-from converter.tflite.kv_cache import (
-    RING_SLACK,
-    CacheShape,
-    HeadShape,
-    LongRingCache,
-    RingCache,
-    Target,
-)
+from converter.tflite.kv_cache import REWIND
 from converter.tflite.state import StateBuffer, StateKind
+
+_PREFILLED = "kv_cache_prefilled"
 
 
 @dataclass(frozen=True)
-class _Ring:
-    """The rings of all layers with one kernel.
+class _Rows:
+    """Where rows lie, for all layers with one kernel: numbers of rows in a state of 2 R, with this
+    call's N behind them where it is a prefill.
 
     Attributes:
-        slots: which rows of a ring, or of a copy of it, come before this call, (K - 1,).
-        is_text: 1.0 for those from position 0 on, 0.0 for the others, (K - 1, 1).
+        slots: R.
+        before: of those before this call, (K - 1,).
+        is_text: 1.0 for those of them from position 0 on, 0.0 for the others, (K - 1, 1).
+        kept: after a prefill, of what goes to each row of the state, (2 R,); else None.
+        start: where a decode writes, (4,); else None.
     """
 
-    cache: RingCache
-    slots: Tensor
+    slots: int
+    before: Tensor
     is_text: Tensor
+    kept: Tensor | None = None
+    start: Tensor | None = None
 
 
 class ShortConvLayers:
     """The short convolutions of one signature."""
 
-    def __init__(
-        self,
-        blocks: Blocks,
-        mixers: Mapping[int, ShortConv],
-        width: int,
-        cache_length: int,
-        target: Target,
-        rings: bool,
-    ) -> None:
+    def __init__(self, blocks: Blocks, mixers: Mapping[int, ShortConv], width: int) -> None:
         """
         Args:
             mixers: by the layer's number.
-            cache_length: tokens of context, C.
-            rings: whether the engine takes back no more than `REWIND` tokens; else a state has a
-                row for each of C.
         """
         self.blocks = blocks
         self.graph = blocks.graph
         self.length = blocks.length
         self.mixers = mixers
         self.width = width
-        # On a GPU every call works on a copy: the other kind has branches.
-        is_copied = target is Target.GPU or self.length > RING_SLACK
-        self.kind = LongRingCache if is_copied else RingCache
-        self.rows = 0 if rings else cache_length
-        self.rings = {kernel: self.make_ring(kernel) for kernel in kernels_of(mixers)}
         self.inputs: dict[int, Tensor] = {}
+        self.rows: dict[int, _Rows] = {}  # by kernel
         self.seen: dict[int, Tensor] = {}
 
     def add_states(self, index: int) -> tuple[StateBuffer, ...]:
-        """Declare a layer's ring, (1, 1, R, width)."""
-        slots = self.rings[self.mixers[index].kernel].cache.shape.slots
+        """Declare a layer's rings, (1, 1, 2 R, width), and with the first what all share, (1,)."""
+        kernel, states = self.mixers[index].kernel, []
+        if not self.inputs:
+            states.append(StateBuffer(_PREFILLED, (1,), StateKind.RECURRENT, 0, 1))
+            self.make_prefilled(states[0].add_to(self.graph))
+        if kernel not in self.rows:
+            self.rows[kernel] = self.make_rows(kernel)
+        slots = 2 * self.rows[kernel].slots
         shape = 1, 1, slots, self.width
-        state = StateBuffer(f"kv_cache_c_{index}", shape, StateKind.RECURRENT, 2, slots)
-        self.inputs[index] = state.add_to(self.graph)
-        return (state,)
+        states.append(StateBuffer(f"kv_cache_c_{index}", shape, StateKind.RECURRENT, 2, slots))
+        self.inputs[index] = states[-1].add_to(self.graph)
+        return tuple(states)
 
     def write(self, index: int, block: str, x: Tensor) -> None:
         """Write a layer's u, from what it is fed with, (N, width)."""
         g, name, mixer, n = self.graph, at(block), self.mixers[index], self.length
         b, v = (self.blocks.make_part(block, part, mixer.biases, x) for part in "bx")
         u = g.make_mul(f"{name}/u", b, v)
-        new = g.make_reshape(f"{name}/u/row", u, (1, n, 1, self.width))
-        ring, state = self.rings[mixer.kernel], self.inputs[index]
-        if isinstance(ring.cache, LongRingCache):
-            seen, state = ring.cache.write_after(f"{name}/state", new, state)
+        new = g.make_reshape(f"{name}/u/rows", u, (1, 1, n, self.width))
+        rows, state = self.rows[mixer.kernel], self.inputs[index]
+        if rows.start is not None:
+            seen = state = g.make_dynamic_update_slice(f"{name}/state", state, new, rows.start)
         else:
-            seen = state = ring.cache.write(f"{name}/state", new, state)
+            # The engine lays the new state over the old one, which is thus read from a copy.
+            assert rows.kept is not None
+            seen = g.make_concatenation(f"{name}/state/seen", (state, new), axis=2)
+            state = g.make_gather(f"{name}/state", seen, rows.kept, axis=2)
         g.add_output(f"kv_cache_c_{index}", state)
-        before = g.make_gather(f"{name}/before", seen, ring.slots, axis=2)
+        before = g.make_gather(f"{name}/before", seen, rows.before, axis=2)
         before = g.make_reshape(f"{name}/before/rows", before, (mixer.kernel - 1, self.width))
-        before = g.make_mul(f"{name}/before/text", before, ring.is_text)
+        before = g.make_mul(f"{name}/before/text", before, rows.is_text)
         self.seen[index] = g.make_concatenation(f"{name}/seen", (before, u), axis=0)
 
     def mix(self, index: int, block: str, x: Tensor) -> Tensor:
@@ -124,24 +122,53 @@ class ShortConvLayers:
 
     # Once per call --------------------------------------------------------------------------------
 
-    def make_ring(self, kernel: int) -> _Ring:
-        """What the layers with this kernel share."""
-        g, call, name = self.graph, self.blocks.call, f"conv_{kernel}"
-        slots = max(kernel - 1 + RING_SLACK, self.rows)
-        shape = CacheShape(slots, kernel, is_ring=True)
-        cache = self.kind(call, shape, HeadShape(0, 1, self.width))
-        back = np.arange(1 - kernel, 0, dtype=np.int32)
-        position = g.make_add(f"{name}/position", call.first, g.constant(f"{name}/back", back))
-        zero = g.constant("cache/zero", [0])
-        is_text = g.make_greater_equal(f"{name}/from_zero", position, zero)
+    def make_prefilled(self, state: Tensor) -> None:
+        """Up to where the text is the prefills', before this call and after it, int32 (1,)."""
+        g, call, name = self.graph, self.blocks.call, "conv/prefilled"
+        # All that reads the state reads this copy of it: the new one is written over it.
+        self.prefilled = before = g.make_cast(f"{name}/before", state, DType.INT32)
+        if self.length == 1:
+            after = g.make_minimum(f"{name}/after", before, call.first)
+        else:
+            end = g.make_add(f"{name}/end", call.last, g.constant(f"{name}/one", [1]))
+            nothing = g.make_minimum(f"{name}/read", before, g.constant("cache/zero", [0]))
+            after = g.make_maximum(f"{name}/after", end, nothing)
+        g.add_output(_PREFILLED, g.make_cast(f"{name}/float32", after, DType.FLOAT32))
+
+    def make_rows(self, kernel: int) -> _Rows:
+        """Where this call's rows, and those before them, lie in the states of a kernel."""
+        g, call, name, n = self.graph, self.blocks.call, f"conv_{kernel}", self.length
+        slots, zero = kernel - 1 + REWIND, g.constant("cache/zero", [0])
+        size = g.constant(f"{name}/size", [slots])
+        back = g.constant(f"{name}/back", np.arange(1 - kernel, 0, dtype=np.int32))
+        position = g.make_add(f"{name}/position", call.first, back)
+        is_text = g.make_greater_equal(f"{name}/is_text", position, zero)
         is_text = g.make_cast(f"{name}/is_text/float32", is_text, DType.FLOAT32)
-        return _Ring(
-            cache,
-            g.make_floor_mod(f"{name}/slots", position, cache.slots),
-            g.make_reshape(f"{name}/is_text", is_text, (kernel - 1, 1)),
-        )
+        is_text = g.make_reshape(f"{name}/is_text/column", is_text, (kernel - 1, 1))
+        before = self.make_places(f"{name}/before", position, size)
+        if n == 1:
+            slot = g.make_floor_mod(f"{name}/slot", call.first, size)
+            slot = g.make_add(f"{name}/row", slot, size)
+            start = g.make_concatenation(f"{name}/start", (zero, zero, slot, zero), axis=0)
+            return _Rows(slots, before, is_text, start=start)
+        # The newest position that belongs into each slot: of this call, else of what came before.
+        numbers = np.arange(slots, dtype=np.int32)
+        number = g.constant(f"{name}/numbers", numbers)
+        age = g.make_sub(f"{name}/age/all", call.last, number)
+        newest = g.make_sub(f"{name}/newest", call.last, g.make_floor_mod(f"{name}/age", age, size))
+        token = g.make_sub(f"{name}/token", newest, call.first)
+        is_new = g.make_greater_equal(f"{name}/is_new", token, zero)
+        row = g.make_add(f"{name}/token/row", token, g.constant(f"{name}/rows", [2 * slots]))
+        old = self.make_places(f"{name}/old", newest, size)
+        first = g.make_select(f"{name}/first", is_new, row, old)
+        second = g.constant(f"{name}/second", numbers + slots)
+        kept = g.make_concatenation(f"{name}/kept", (first, second), axis=0)
+        return _Rows(slots, before, is_text, kept=kept)
 
-
-def kernels_of(mixers: Mapping[int, ShortConv]) -> list[int]:
-    """Each once."""
-    return list(dict.fromkeys(mixer.kernel for mixer in mixers.values()))
+    def make_places(self, name: str, position: Tensor, size: Tensor) -> Tensor:
+        """The rows of positions before this call, in the first ring or in the second."""
+        g = self.graph
+        is_decoded = g.make_greater_equal(f"{name}/is_decoded", position, self.prefilled)
+        ring = g.make_cast(f"{name}/ring", is_decoded, DType.INT32)
+        slot = g.make_floor_mod(f"{name}/slot", position, size)
+        return g.make_add(name, slot, g.make_mul(f"{name}/begin", ring, size))

@@ -275,6 +275,21 @@ def test_layers_of_different_shape(file: Path) -> None:
     assert error.why == "llama.attention.head_count_kv differs between layers"
 
 
+@pytest.mark.parametrize(
+    ("counts", "why"),
+    [
+        ([2, 4], "lfm2.attention.head_count_kv differs between layers"),
+        ([2], "metadata key 'lfm2.attention.head_count_kv' is not a number for each of 2 layers"),
+        (
+            [0, -2],
+            "metadata key 'lfm2.attention.head_count_kv' is not a number for each of 2 layers",
+        ),
+    ],
+)
+def test_layers_with_and_without_heads(file: Path, counts: list[int], why: str) -> None:
+    assert refused(write_gguf(file, {"attention.head_count_kv": counts}, arch="lfm2")).why == why
+
+
 def test_gemma_s_attention_scale_out_of_range(file: Path) -> None:
     error = refused(write_gguf(file, {"attention.scale": 1e-30}, arch="gemma3"))
     assert error.why == "metadata key 'gemma3.attention.scale' is 1e-30"

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from google.protobuf import text_format
 
 from converter.litertlm.metadata import build_llm_metadata
+from converter.litertlm.schemas import llm_metadata_pb2
 from converter.registry import FAMILIES, family_class
 from converter.text.chat_template import TemplateReport, choose_template
 from tests.edited_bundle import always_thinks, edited_bundle
@@ -112,12 +114,13 @@ def test_a_family_template_opens_what_the_source_opens(name: str, family: str) -
 def test_the_channel_has_the_marks_of_the_template(
     shape: Shape, family: str, tmp_path: Path
 ) -> None:
-    base = Path(__file__).parents[3] / f"converter/families/{family}_base_metadata.textproto"
+    base = family_class(family).base_metadata()
+    [own] = text_format.Parse(base, llm_metadata_pb2.LlmMetadata()).channels
     said = SMALL_BPE | {"chat_template": shape.template, "ggml.eos_token_id": 259}
     tokenizer = from_gguf(write_tokenizer_gguf(tmp_path / "t.gguf", said))
-    message = build_llm_metadata(base.read_text("utf-8"), tokenizer, 64, family).message
+    message = build_llm_metadata(base, tokenizer, 64, family).message
     [channel] = message.channels
-    assert (channel.start, channel.end) == (shape.opens or "<think>\n", "\n</think>")
+    assert (channel.start, channel.end) == (shape.opens or own.start, own.end)
     assert channel.is_reasoning_channel
     assert message.supports_thinking == shape.switch
 

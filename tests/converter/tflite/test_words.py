@@ -401,18 +401,34 @@ def test_a_rewind_and_a_second_conversation_in_the_same_buffers(
     go_on(said[4][:3], 0, [(8, 1)])  # a third, no longer than the kernels
 
 
+@pytest.mark.parametrize("target", Target)
 @pytest.mark.parametrize("word", STATES)
-def test_where_thoughts_are_taken_back_a_convolution_forgets_nothing(
-    word: str, tmp_path: Path
-) -> None:
-    spec, tokens = WORDS[word], some_tokens(380)
+def test_long_thoughts_are_taken_back(word: str, target: Target, tmp_path: Path) -> None:
+    """What was decoded, from the prompt's end on or a little before it, twice; then some of it."""
+    spec = WORDS[word]
     weights = random_weights(spec)
-    runner = run(spec, weights, tmp_path / "m", lengths=(8, 300), rings=False)
-    runner.prefill(300, tokens[:300])
-    text = tokens[:50] + tokens[350:]
-    runner.prefill(8, text[50:57], start=50)
-    found = runner.decode(text[57], 57)
-    assert np.abs(found - logits(spec, weights, text[:58])[-1]).max() < 5 * TOLERANCE
+    runner = run(spec, weights, tmp_path / "m", target, 800, (8, 32, 64), rings=False)
+    said = np.random.default_rng(3).integers(0, VOCABULARY, (4, 300)).tolist()
+
+    def decode(text: list[int], start: int) -> None:
+        found = np.stack([runner.decode(text[i], i) for i in range(start, len(text))])
+        assert np.abs(found - logits(spec, weights, text)[start:]).max() < 5 * TOLERANCE
+
+    prompt, thought, answer, other = said
+    runner.prefill(64, prompt[:60])
+    decode(prompt[:60] + thought, 60)
+    text = prompt[:57] + answer[:40]  # three tokens of the prompt open the thought
+    runner.prefill(32, text[57:89], start=57)
+    runner.prefill(8, text[89:96], start=89)
+    decode(text + thought, 96)
+    text = text[:96] + answer[:5]
+    runner.prefill(8, text[96:], start=96)
+    decode(text + thought[:150], 101)
+    text = text + thought[: 150 - REWIND]  # a shorter way back, into what was decoded
+    runner.prefill(8, other[:6], start=len(text))
+    decode(text + other[:9], len(text) + 6)
+    text = text[:98] + other[:30]  # one token is decoded again, as the engine does for scores
+    decode(text, 98)
 
 
 class SharingLlama(Llama):

@@ -137,6 +137,10 @@ def assert_logits(bundle: Path, tokens: list[int], expected: Any) -> None:
         ("helium", {"target_modules": ["q_proj", "k_proj"], "bias": "lora_only"}),
         ("cohere", {"target_modules": ["q_proj"], "modules_to_save": ["k_proj"]}),
         ("ernie4_5-biases", {"target_modules": ["k_proj"], "bias": "all"}),
+        ("lfm2", {"target_modules": "all-linear", "bias": "all"}),
+        ("lfm2-biases-untied", {"target_modules": ["in_proj", "w1"], "use_dora": True}),
+        ("lfm2-biases-untied", {"target_modules": ["in_proj"], "bias": "all"}),
+        ("lfm2", {"target_modules": ["q_proj"], "modules_to_save": ["conv.conv"]}),
         # What a run started from, where that leaves the base as it is.
         ("llama", {"init_lora_weights": "gaussian"}),
         ("llama", {"init_lora_weights": "orthogonal"}),
