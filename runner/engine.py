@@ -139,6 +139,11 @@ class Model:
         except RuntimeError as error:
             raise self.failure(f"{self.path.name}: chat template", error) from error
 
+    @cached_property
+    def state_bytes(self) -> int:
+        """What the engine keeps of one conversation: its caches."""
+        return self._bundle.model.run_memory.kv_cache_bytes
+
     @property
     def supports_thinking(self) -> bool:
         """Whether thinking can be switched on and off."""

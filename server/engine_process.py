@@ -1,0 +1,151 @@
+"""A worker from the server's side: started, asked, and started again when it has died."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+
+from server import wire
+
+_ROOT = Path(__file__).resolve().parent.parent
+_LOADING_SECONDS = 600.0
+_ENDING_SECONDS = 5.0
+
+
+class WorkerDiedError(Exception):
+    """The process of the engine ended while something was expected of it."""
+
+
+class EngineProcess:
+    """One loaded model.
+
+    Attributes:
+        ready: what the worker said of its model.
+    """
+
+    def __init__(self, bundle: Path, threads: int | None, keep_bytes: int) -> None:
+        self.bundle = bundle
+        self.ready: wire.Ready | None = None
+        self._arguments = [str(bundle), "--keep-bytes", str(keep_bytes)]
+        if threads is not None:
+            self._arguments += ["--threads", str(threads)]
+        self._process: asyncio.subprocess.Process | None = None
+        self._numbers = itertools.count(1)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can be asked."""
+        return self._process is not None and self._process.returncode is None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process."""
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> wire.Ready:
+        """Load the model.
+
+        Raises:
+            WorkerDiedError: the engine refuses it, or takes too long.
+        """
+        environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "server.worker", *self._arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the server, which ends its workers
+            limit=wire.MOST_BYTES,
+        )  # fmt: skip
+        try:
+            said = await asyncio.wait_for(self._hear(), _LOADING_SECONDS)
+        except TimeoutError:
+            await self.stop()
+            raise WorkerDiedError(f"{self.bundle.name} did not load in time") from None
+        except WorkerDiedError:
+            await self.stop()
+            raise WorkerDiedError(f"the engine could not load {self.bundle.name}") from None
+        assert isinstance(said, wire.Ready)
+        self.ready = said
+        return said
+
+    async def ask(self, ask: wire.Ask) -> AsyncIterator[wire.FromWorker]:
+        """What is said about an answer, `Done` or `Failed` last; closing it cancels.
+
+        One at a time: the caller waits its turn.
+
+        Raises:
+            WorkerDiedError: there will be no more.
+        """
+        ask.number = next(self._numbers)
+        is_over = False
+        try:
+            await self._say(ask)
+            while not is_over:
+                said = await self._hear()
+                if getattr(said, "number", None) != ask.number:
+                    continue
+                is_over = isinstance(said, wire.Done | wire.Failed)
+                yield said
+        finally:
+            if not is_over and self.is_alive:
+                await asyncio.shield(self._give_up(ask.number))
+
+    async def stop(self) -> None:
+        """End the process; its memory is free then."""
+        if self._process is None:
+            return
+        process, self._process, self.ready = self._process, None, None
+        if process.returncode is None:
+            assert process.stdin is not None
+            process.stdin.close()
+            try:
+                await asyncio.wait_for(process.wait(), _ENDING_SECONDS)
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+
+    async def _give_up(self, number: int) -> None:
+        """Cancel, and hear the rest out, so that the next answer begins with its own."""
+        try:
+            await self._say(wire.Cancel(number))
+            while True:
+                said = await self._hear()
+                if isinstance(said, wire.Done | wire.Failed) and said.number == number:
+                    return
+        except WorkerDiedError:
+            return
+
+    async def _say(self, message: wire.ToWorker) -> None:
+        process = self._process
+        if process is None or process.stdin is None:
+            raise WorkerDiedError("it is not running")
+        try:
+            process.stdin.write(wire.packed(message))
+            await process.stdin.drain()
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise WorkerDiedError("it has ended") from error
+
+    async def _hear(self) -> wire.FromWorker:
+        process = self._process
+        if process is None or process.stdout is None:
+            raise WorkerDiedError("it is not running")
+        try:
+            head = await process.stdout.readexactly(wire.LENGTH_BYTES)
+            size = int.from_bytes(head, "big")
+            if size > wire.MOST_BYTES:
+                raise WorkerDiedError("it says what makes no sense")
+            return wire.unpacked(await process.stdout.readexactly(size))
+        except (asyncio.IncompleteReadError, ConnectionResetError) as error:
+            raise WorkerDiedError("it has ended") from error
+        except msgspec.DecodeError as error:
+            raise WorkerDiedError("it says what makes no sense") from error

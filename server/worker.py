@@ -1,0 +1,301 @@
+"""The process that holds an engine: `python -m server.worker BUNDLE [--threads N] [--keep-bytes N]`.
+
+It is told what to answer on its stdin and says what comes on its stdout (`server.wire`). It ends
+with its stdin. A crash of the engine is thus one process's end, and unloading gives back all memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from converter.errors import LiteRTLMError
+from converter.litertlm.inspection import read_bundle
+from runner.conversation import uninterrupted
+from runner.engine import COMPLETION_TEMPLATE, Model, Sampling
+from server import wire
+from server.kept import Kept, Message, Pool, key_of
+from server.stops import StopFinder
+
+_MOST_KEPT = 32
+
+
+class Worker:
+    """Answers one question after another."""
+
+    def __init__(self, model: Model, out: BinaryIO, keep_bytes: int) -> None:
+        self._model = model
+        self._out = out
+        self._state_bytes = model.state_bytes
+        most = min(keep_bytes // max(self._state_bytes, 1), _MOST_KEPT)
+        self._pool = Pool(most, _close)
+        self._asked: queue.Queue[wire.Ask | None] = queue.Queue()
+        self._lock = threading.Lock()
+        self._running: tuple[int, Any] | None = None
+        self._cancelled: set[int] = set()
+
+    def ready(self) -> wire.Ready:
+        """What there is to know of the model."""
+        model = self._model
+        return wire.Ready(
+            context=model.context_length,
+            is_chat=model.is_chat,
+            can_think=model.supports_thinking,
+            has_thoughts=model.has_thoughts,
+            has_tools=bool(model.metadata.supports_function_calling),
+            state_bytes=self._state_bytes,
+        )
+
+    def serve(self, asks: BinaryIO) -> None:
+        """Answer until there is nothing more to come."""
+        self._say(self.ready())
+        threading.Thread(target=self._listen, args=(asks,), daemon=True).start()
+        while (ask := self._asked.get()) is not None:
+            try:
+                self._answer(ask)
+            except _CannotError as error:
+                self._say(wire.Failed(ask.number, error.fault, str(error)))
+            except LiteRTLMError as error:
+                self._say(wire.Failed(ask.number, "engine", str(error)))
+            except RuntimeError as error:
+                failure = self._model.failure(self._model.path.name, error)
+                self._say(wire.Failed(ask.number, "engine", str(failure)))
+        self._pool.clear()
+
+    def _listen(self, asks: BinaryIO) -> None:
+        """Take in questions, and end those that nobody waits for."""
+        while (message := wire.read(asks)) is not None:
+            if isinstance(message, wire.Ask):
+                self._asked.put(message)
+                continue
+            with self._lock:
+                self._cancelled.add(message.number)
+                if self._running is not None and self._running[0] == message.number:
+                    self._running[1].cancel_process()
+        self._asked.put(None)
+        with self._lock:
+            if self._running is not None:
+                self._running[1].cancel_process()
+
+    def _say(self, message: wire.FromWorker) -> None:
+        self._out.write(wire.packed(message))
+        self._out.flush()
+
+    # One answer -----------------------------------------------------------------------------------
+
+    def _answer(self, ask: wire.Ask) -> None:
+        if ask.number in self._cancelled:
+            self._say(wire.Done(ask.number, "cancelled", 0, 0.0, 0.0))
+            return
+        key = key_of(ask.sampler, ask.tools, ask.thinking, ask.constraint is not None)
+        turn = self._begin(ask, key)
+        ended_well = False
+        try:
+            with self._lock:
+                self._running = ask.number, turn.conversation
+                if ask.number in self._cancelled:
+                    turn.conversation.cancel_process()
+            said = self._stream(ask, turn)
+            ended_well = said is not None
+        finally:
+            with self._lock:
+                self._running = None
+            # A cut answer lacks its end mark; with a seed, a second turn is another one's first.
+            may_keep = ask.keep and ask.prompt is None and ask.sampler.seed is None
+            if ended_well and may_keep and ask.constraint is None:
+                assert said is not None
+                self._pool.put(Kept(turn.conversation, key, [*ask.messages, said]))
+            else:
+                _close(turn.conversation)
+
+    def _begin(self, ask: wire.Ask, key: bytes) -> _Turn:
+        """A conversation that lacks nothing but what is to be sent, measured."""
+        if ask.prompt is not None:
+            conversation, message = self._create(ask, []), {"role": "user", "content": ask.prompt}
+            return self._measured(conversation, message)
+        kept = self._pool.take(key, ask.messages)
+        if kept is not None:
+            new = ask.messages[len(kept.messages) :]
+            if len(new) == 1:
+                return self._measured(kept.conversation, new[0])
+            _close(kept.conversation)
+        *history, last = ask.messages
+        return self._measured(self._create(ask, history), last)
+
+    def _create(self, ask: wire.Ask, history: Sequence[Message]) -> Any:
+        import litert_lm
+
+        settings: dict[str, Any] = {}
+        if ask.prompt is not None:
+            settings["chat_template"] = COMPLETION_TEMPLATE.read_text(encoding="utf-8")
+        if ask.thinking is not None and self._model.supports_thinking:
+            settings["thinking_config"] = litert_lm.ThinkingConfig(enable_thinking=ask.thinking)
+        if ask.constraint is not None:
+            settings["constrained_decoding_config"] = litert_lm.ConstrainedDecodingConfig(
+                enable=True, provider=litert_lm.LiteRtLmConstraintProviderType.LL_GUIDANCE
+            )
+        chosen = ask.sampler
+        sampling = Sampling(chosen.temperature, chosen.top_k, chosen.top_p, chosen.seed)
+        return self._model.engine.create_conversation(
+            messages=list(history),
+            tools=[_declared(tool) for tool in ask.tools],
+            automatic_tool_calling=False,
+            sampler_config=self._model.sampler(sampling),
+            **settings,
+        )
+
+    def _measured(self, conversation: Any, message: Message) -> _Turn:
+        """Raises _CannotError where it does not fit, or does not render."""
+        rendered = conversation.render_message_to_string(message)
+        if not rendered:
+            _close(conversation)
+            raise _CannotError(
+                "bad_request", "the model's chat template does not take these messages"
+            )
+        cached = conversation.token_count
+        has_start = cached == 0 and self._model.engine.bos_token_id is not None
+        needed = cached + has_start + len(self._model.tokenize(rendered))
+        limit = self._model.context_length
+        if limit is not None and needed >= limit:
+            _close(conversation)
+            raise _CannotError(
+                "context",
+                f"the prompt is {needed} tokens long, and the context of {limit} must hold it and "
+                "an answer",
+            )
+        return _Turn(conversation, message, needed, cached)
+
+    def _stream(self, ask: wire.Ask, turn: _Turn) -> Message | None:
+        """Say the answer, piece by piece; what was said, where it ended by itself."""
+        self._say(wire.Started(ask.number, turn.prompt_tokens, turn.cached_tokens))
+        begin = time.perf_counter()
+        first = 0.0
+        said, stops = "", StopFinder(ask.stop)
+        calls: list[dict[str, Any]] = []
+        is_stopped = False
+        options = self._options(ask)
+        for message in turn.conversation.send_message_async(turn.message, **options):
+            first = first or time.perf_counter() - begin
+            if is_stopped:
+                continue  # it was on its way
+            for text in message.channels.values():
+                self._say(wire.Piece(ask.number, "thought", text))
+            calls += [call.to_json()["function"] for call in message.tool_calls]
+            if text := stops.feed(str(message)):
+                said += text
+                self._say(wire.Piece(ask.number, "answer", text))
+            if stops.found:
+                is_stopped = True
+                turn.conversation.cancel_process()
+        if not is_stopped and (text := stops.rest()):
+            said += text
+            self._say(wire.Piece(ask.number, "answer", text))
+        seconds = time.perf_counter() - begin
+        used = turn.conversation.token_count
+        made = max(used - turn.prompt_tokens, 0)
+        finish = self._how_it_ended(ask, is_stopped, used, made)
+        if calls and finish == "stop":
+            finish = "tool_calls"
+        self._say(wire.Done(ask.number, finish, made, first, seconds, calls))
+        if finish not in ("stop", "tool_calls"):
+            return None
+        answer: Message = {"role": "assistant", "content": said}
+        if calls:
+            answer["tool_calls"] = [{"type": "function", "function": call} for call in calls]
+        return answer
+
+    def _options(self, ask: wire.Ask) -> dict[str, Any]:
+        """What is said with a message, and not once for a conversation."""
+        import litert_lm
+
+        options: dict[str, Any] = {"max_output_tokens": ask.max_tokens}
+        sampler = ask.sampler
+        penalties = sampler.repeat_penalty, sampler.presence_penalty, sampler.frequency_penalty
+        if any(penalty is not None for penalty in penalties):
+            options["repetition_penalty_config"] = litert_lm.RepetitionPenaltyConfig(
+                repetition_penalty=penalties[0],
+                presence_penalty=penalties[1],
+                frequency_penalty=penalties[2],
+            )
+        if ask.constraint is not None:
+            kinds = litert_lm.ResponseFormat.Type
+            is_schema = ask.constraint.kind == "json_schema"
+            options["response_format"] = litert_lm.ResponseFormat(
+                type=kinds.JSON_OBJECT if is_schema else kinds.REGEX,
+                schema_or_pattern=ask.constraint.text,
+            )
+        return options
+
+    def _how_it_ended(self, ask: wire.Ask, is_stopped: bool, used: int, made: int) -> wire.Finish:
+        limit = self._model.context_length
+        if is_stopped:
+            return "stop_string"
+        if ask.number in self._cancelled:
+            return "cancelled"
+        if ask.max_tokens is not None and made >= ask.max_tokens:
+            return "length"
+        return "context" if limit is not None and used >= limit else "stop"
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A conversation, and what is to be sent."""
+
+    conversation: Any
+    message: Message
+    prompt_tokens: int
+    cached_tokens: int
+
+
+class _CannotError(Exception):
+    """This request cannot be answered; the engine is as well as before."""
+
+    def __init__(self, fault: wire.Fault, message: str) -> None:
+        super().__init__(message)
+        self.fault = fault
+
+
+def _declared(description: dict[str, Any]) -> Any:
+    """A tool that is only described here; the client runs it."""
+    import litert_lm
+
+    class Declared(litert_lm.Tool):  # type: ignore[misc]
+        def get_tool_description(self) -> dict[str, Any]:
+            return description
+
+        def execute(self, param: Any) -> Any:
+            raise RuntimeError("tools are run by the client")
+
+    return Declared()
+
+
+def _close(conversation: Any) -> None:
+    with uninterrupted():
+        conversation.cancel_process()
+        conversation.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="server.worker")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--keep-bytes", type=int, default=1 << 30)
+    args = parser.parse_args()
+    # What the engine or a library prints must not come between our messages.
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    read_bundle(args.bundle)
+    with Model(args.bundle, threads=args.threads) as model:
+        Worker(model, out, args.keep_bytes).serve(sys.stdin.buffer)
+
+
+if __name__ == "__main__":
+    main()
