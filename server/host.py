@@ -135,9 +135,7 @@ class Host:
         if self._engine is None:
             if self.crashes >= _MOST_CRASHES:  # a file that cannot be loaded must not busy us
                 await asyncio.sleep(_CRASH_PAUSE_SECONDS)
-            engine = EngineProcess(
-                self.offered[name], self.limits.threads, self.limits.keep_bytes
-            )
+            engine = EngineProcess(self.offered[name], self.limits.threads, self.limits.keep_bytes)
             await engine.start()
             self._engine, self.loaded, self.loaded_at = engine, name, time.time()
         return self._engine

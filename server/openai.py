@@ -226,7 +226,9 @@ def _thinking(body: Mapping[str, Any]) -> bool | None:
     effort = body.get("reasoning_effort")
     if effort is not None:
         if effort not in ("none", "minimal", "low", "medium", "high", "xhigh"):
-            raise RequestError("reasoning_effort is none of those that there are", "reasoning_effort")
+            raise RequestError(
+                "reasoning_effort is none of those that there are", "reasoning_effort"
+            )
         return bool(effort not in ("none", "minimal"))
     settings = body.get("chat_template_kwargs") or {}
     if not isinstance(settings, dict) or settings.keys() - {"enable_thinking"}:

@@ -136,6 +136,17 @@ class Failed(msgspec.Struct, tag=True):
 ToWorker = Ask | Cancel
 FromWorker = Ready | Started | Piece | Done | Failed
 
+
+def copied(ask: Ask) -> Ask:
+    """The same question, for another time."""
+    return msgspec.structs.replace(ask)
+
+
+def with_seed(sampler: Sampler, seed: int) -> Sampler:
+    """The same choices with another seed."""
+    return msgspec.structs.replace(sampler, seed=seed)
+
+
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(ToWorker)
 _from_worker = msgspec.msgpack.Decoder(FromWorker)
