@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from converter.version import __version__
-from server import fields, openai, wire
+from server import fields, ollama, openai, wire
 from server.engine_process import EngineProcess, WorkerDiedError
 from server.errors import RequestError
 from server.guard import Guard, Rules
@@ -43,6 +43,38 @@ class Note:
     begin: float = field(default_factory=time.monotonic)
 
 
+class Reply(Protocol):
+    """What is said back to one request, in a client's own words."""
+
+    media_type: str
+
+    def begin(self) -> None: ...
+    def take(self, said: wire.FromWorker) -> list[str]: ...
+    def end(self) -> list[str]: ...
+    def broken(self, error: RequestError) -> str: ...
+    def whole(self) -> dict[str, Any]: ...
+
+
+class Asked(Protocol):
+    """A request, understood."""
+
+    model: str
+    ask: wire.Ask
+    is_stream: bool
+    answers: int
+    keep_alive: float | None
+
+    def reply(self) -> Any: ...
+
+
+def _as_openai(error: RequestError) -> Response:
+    return JSONResponse(error.as_openai(), error.status, error.headers)
+
+
+def _as_ollama(error: RequestError) -> Response:
+    return JSONResponse({"error": str(error)}, error.status, error.headers)
+
+
 @dataclass
 class Service:
     """The server's parts, and its routes."""
@@ -62,16 +94,26 @@ class Service:
             Route("/v1/chat/completions", self._route(self.chat), methods=["POST"]),
             Route("/v1/completions", self._route(self.complete), methods=["POST"]),
             Route("/v1/embeddings", self._route(self.embed), methods=["POST"]),
+            Route("/api/version", self._route(self.ollama_version, _as_ollama)),
+            Route("/api/tags", self._route(self.ollama_tags, _as_ollama)),
+            Route("/api/ps", self._route(self.ollama_ps, _as_ollama)),
+            Route("/api/show", self._route(self.ollama_show, _as_ollama), methods=["POST"]),
+            Route("/api/chat", self._route(self.ollama_chat, _as_ollama), methods=["POST"]),
+            Route("/api/generate", self._route(self.ollama_generate, _as_ollama), methods=["POST"]),
+            Route("/api/embed", self._route(self.embed, _as_ollama), methods=["POST"]),
+            Route("/api/embeddings", self._route(self.embed, _as_ollama), methods=["POST"]),
         ]
         return Guard(Starlette(routes=routes), self.rules)
 
-    def _route(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    def _route(
+        self, handler: Handler, told: Callable[[RequestError], Response] = _as_openai
+    ) -> Callable[[Request], Awaitable[Response]]:
         async def handled(request: Request) -> Response:
             note = Note()
             try:
                 response = await handler(request, note)
             except Exception as error:
-                response = _told(error)
+                response = told(as_request_error(error))
             path = request.scope["route"].path
             self.metrics.requests[path, response.status_code] += 1
             if not isinstance(response, StreamingResponse):
@@ -124,60 +166,90 @@ class Service:
     # Answers -------------------------------------------------------------------------------------
 
     async def chat(self, request: Request, note: Note) -> Response:
-        asked = openai.chat_request(fields.decoded(await request.body()))
-        return await self._answered(request, asked, note)
+        return await self._answered(request, openai.chat_request(await _body(request)), note)
 
     async def complete(self, request: Request, note: Note) -> Response:
-        asked = openai.completion_request(fields.decoded(await request.body()))
-        return await self._answered(request, asked, note)
+        return await self._answered(request, openai.completion_request(await _body(request)), note)
 
-    async def _answered(self, request: Request, asked: openai.Request, note: Note) -> Response:
+    async def ollama_chat(self, request: Request, note: Note) -> Response:
+        return await self._answered(request, ollama.chat_request(await _body(request)), note)
+
+    async def ollama_generate(self, request: Request, note: Note) -> Response:
+        body = await _body(request)
+        asked = ollama.generate_request(body)
+        if asked is not None:
+            return await self._answered(request, asked, note)
+        name = self.host.find(body.get("model"))  # an empty prompt loads the model, or unloads it
+        async with self.host.turn(name, ollama.keep_alive(body)):
+            return JSONResponse(ollama.loaded(name, ollama.keep_alive(body)))
+
+    async def ollama_version(self, _: Request, __: Note) -> Response:
+        return JSONResponse({"version": ollama.VERSION})
+
+    async def ollama_tags(self, _: Request, __: Note) -> Response:
+        models = [ollama.described(name, path) for name, path in self.host.offered.items()]
+        return JSONResponse({"models": models})
+
+    async def ollama_ps(self, _: Request, __: Note) -> Response:
+        name = self.host.loaded
+        if name is None:
+            return JSONResponse({"models": []})
+        running = ollama.running(name, self.host.offered[name], self.host.expires_at)
+        return JSONResponse({"models": [running]})
+
+    async def ollama_show(self, request: Request, _: Note) -> Response:
+        body = await _body(request)
+        name = self.host.find(body.get("model") or body.get("name"))
+        return JSONResponse(await asyncio.to_thread(ollama.shown, self.host.offered[name]))
+
+    async def _answered(self, request: Request, asked: Asked, note: Note) -> Response:
         note.model = name = self.host.find(asked.model)
         if not asked.is_stream:
             work = asyncio.ensure_future(self._whole(name, asked, note))
             return JSONResponse(await _unless_left(request, work))
-        events = self._events(request, name, asked, note)
+        reply = asked.reply()
+        events = self._events(request, name, asked, reply, note)
         first = await anext(events)  # an error before the first event has a status of its own
-        return StreamingResponse(
-            _with_pings(first, events), headers=_STREAM_HEADERS, media_type="text/event-stream"
-        )
+        pinged = _with_pings(first, events, reply.media_type == openai.Reply.media_type)
+        return StreamingResponse(pinged, headers=_STREAM_HEADERS, media_type=reply.media_type)
 
-    async def _whole(self, name: str, asked: openai.Request, note: Note) -> dict[str, Any]:
-        answers = []
-        async with self.host.turn(name) as engine:
+    async def _whole(self, name: str, asked: Asked, note: Note) -> dict[str, Any]:
+        reply = asked.reply()
+        async with self.host.turn(name, asked.keep_alive) as engine:
             for index in range(asked.answers):
-                answer = openai.Answer(asked, index)
+                reply.begin()
                 async with contextlib.aclosing(self._say(engine, asked, index, note)) as pieces:
                     async for said in pieces:
-                        answer.take(said)
-                answers.append(answer)
-        return openai.completion(asked, answers)
+                        reply.take(said)
+        return reply.whole()
 
     async def _events(
-        self, request: Request, name: str, asked: openai.Request, note: Note
+        self, request: Request, name: str, asked: Asked, reply: Reply, note: Note
     ) -> AsyncIterator[str]:
-        """Server-sent events."""
-        answer = openai.Answer(asked)
-        status = 200
+        """What a stream says."""
+        status, has_begun = 200, False
+        reply.begin()
         try:
-            async with self.host.turn(name) as engine:
-                async with contextlib.aclosing(self._say(engine, asked, 0, note)) as pieces:
-                    async for said in pieces:
-                        for choice in answer.take(said):
-                            yield _event(openai.chunk(asked, [choice]))
-            if asked.with_usage:
-                yield _event(openai.chunk(asked, [], usage=openai.usage([answer])))
-            yield "data: [DONE]\n\n"
+            async with (
+                self.host.turn(name, asked.keep_alive) as engine,
+                contextlib.aclosing(self._say(engine, asked, 0, note)) as pieces,
+            ):
+                async for said in pieces:
+                    for event in reply.take(said):
+                        has_begun = True
+                        yield event
+            for event in reply.end():
+                yield event
         except (RequestError, WorkerDiedError, QueueFullError) as error:
-            status = _told(error).status_code
-            if not answer.prompt_tokens:
+            status = as_request_error(error).status
+            if not has_begun:
                 raise
-            yield f"data: {_told(error).body.decode()}\n\n"
+            yield reply.broken(as_request_error(error))
         finally:
             self._write_log(request, status, note)
 
     async def _say(
-        self, engine: EngineProcess, asked: openai.Request, index: int, note: Note
+        self, engine: EngineProcess, asked: Asked, index: int, note: Note
     ) -> AsyncIterator[wire.FromWorker]:
         """What the worker says, counted."""
         ask = wire.copied(asked.ask)
@@ -218,36 +290,29 @@ def _described(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "litert-lm-cli"}
 
 
-def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
-
-
-def _told(error: Exception) -> Response:
-    """An error as OpenAI's clients read it."""
+def as_request_error(error: Exception) -> RequestError:
+    """An error in words and numbers that a client understands."""
     if isinstance(error, RequestError):
-        known = error
-    elif isinstance(error, NoSuchModelError):
-        known = RequestError(str(error), "model", 404, code="model_not_found")
-    elif isinstance(error, QueueFullError):
+        return error
+    if isinstance(error, NoSuchModelError):
+        return RequestError(str(error), "model", 404, code="model_not_found")
+    if isinstance(error, QueueFullError):
         headers = {"Retry-After": str(error.seconds)}
-        known = RequestError(
+        return RequestError(
             str(error), status=429, kind="rate_limit_error", code="queue_full", headers=headers
         )
-    elif isinstance(error, WorkerDiedError):
-        known = RequestError(
-            f"the engine ended: {error}; it is started again for the next request",
-            status=500,
-            kind="server_error",
-            code="engine_died",
-        )
-    elif isinstance(error, ClientDisconnect):
-        known = RequestError("the client left", status=499)
-    else:
-        known = RequestError(
-            f"unexpected {type(error).__name__}, this is a bug", status=500, kind="server_error"
-        )
-        print(f"litert-lm-cli: {type(error).__name__} in a request", file=sys.stderr, flush=True)
-    return JSONResponse(known.as_openai(), known.status, known.headers)
+    if isinstance(error, WorkerDiedError):
+        message = f"the engine ended ({error}); it is started again for the next request"
+        return RequestError(message, status=500, kind="server_error", code="engine_died")
+    if isinstance(error, ClientDisconnect):
+        return RequestError("the client left", status=499)
+    print(f"litert-lm-cli: {type(error).__name__} in a request", file=sys.stderr, flush=True)
+    message = f"unexpected {type(error).__name__}, this is a bug"
+    return RequestError(message, status=500, kind="server_error")
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    return fields.decoded(await request.body())
 
 
 async def _unless_left(request: Request, work: asyncio.Future[Any]) -> Any:
@@ -271,7 +336,9 @@ async def _unless_left(request: Request, work: asyncio.Future[Any]) -> Any:
                 await work
 
 
-async def _with_pings(first: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
+async def _with_pings(
+    first: str, events: AsyncIterator[str], has_comments: bool
+) -> AsyncIterator[str]:
     """Events, and a comment now and then: a proxy closes what is silent."""
     yield first
     coming = asyncio.ensure_future(anext(events, None))
@@ -279,7 +346,8 @@ async def _with_pings(first: str, events: AsyncIterator[str]) -> AsyncIterator[s
         while True:
             done, _ = await asyncio.wait([coming], timeout=_PING_SECONDS)
             if not done:
-                yield ": still here\n\n"
+                if has_comments:
+                    yield ": still here\n\n"
                 continue
             event = coming.result()
             if event is None:

@@ -57,10 +57,15 @@ class Request:
     is_chat: bool
     is_stream: bool
     with_usage: bool
-    answers: int
+    answers: int = 1
+    keep_alive: float | None = -1  # what the server's is
     forced: tuple[str, ...] = ()
     identifier: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
+
+    def reply(self) -> Reply:
+        """To be filled with answers."""
+        return Reply(self)
 
 
 def chat_request(body: Mapping[str, Any]) -> Request:
@@ -429,36 +434,61 @@ def failed(said: wire.Failed) -> RequestError:
     return RequestError(said.message, status=500, kind="server_error", code="engine_error")
 
 
-def usage(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Tokens of all answers to one request."""
-    prompt = answers[0].prompt_tokens if answers else 0
-    made = sum(answer.completion_tokens for answer in answers)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": made,
-        "total_tokens": prompt + made,
-        "prompt_tokens_details": {"cached_tokens": answers[0].cached_tokens if answers else 0},
-    }
+class Reply:
+    """Everything that is said back to one request."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.answers: list[Answer] = []
+
+    def begin(self) -> None:
+        """The next of the answers."""
+        self.answers.append(Answer(self.request, len(self.answers)))
+
+    def take(self, said: wire.FromWorker) -> list[str]:
+        """Take in what a worker says; what a stream says of it."""
+        choices = self.answers[-1].take(said)
+        return [_event(self._envelope("chunk", [choice])) for choice in choices]
+
+    def end(self) -> list[str]:
+        """What ends a stream."""
+        last = [_event(self._envelope("chunk", []) | {"usage": self._usage()})]
+        return [*(last if self.request.with_usage else ()), "data: [DONE]\n\n"]
+
+    def broken(self, error: RequestError) -> str:
+        """What ends a stream that cannot go on."""
+        return _event(error.as_openai())
+
+    def whole(self) -> dict[str, Any]:
+        """All answers in one piece."""
+        choices = [answer.whole() for answer in self.answers]
+        return self._envelope("whole", choices) | {"usage": self._usage()}
+
+    def _usage(self) -> dict[str, Any]:
+        first = self.answers[0]
+        made = sum(answer.completion_tokens for answer in self.answers)
+        return {
+            "prompt_tokens": first.prompt_tokens,
+            "completion_tokens": made,
+            "total_tokens": first.prompt_tokens + made,
+            "prompt_tokens_details": {"cached_tokens": first.cached_tokens},
+        }
+
+    def _envelope(self, form: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        request = self.request
+        kind = "text_completion"
+        if request.is_chat:
+            kind = "chat.completion.chunk" if form == "chunk" else "chat.completion"
+        return {
+            "id": request.identifier,
+            "object": kind,
+            "created": request.created,
+            "model": request.model,
+            "choices": choices,
+        }
 
 
-def chunk(request: Request, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    """One event of a stream."""
-    kind = "chat.completion.chunk" if request.is_chat else "text_completion"
-    return _envelope(request, kind, choices) | more
-
-
-def completion(request: Request, answers: Sequence[Answer]) -> dict[str, Any]:
-    """A whole response."""
-    kind = "chat.completion" if request.is_chat else "text_completion"
-    choices = [answer.whole() for answer in answers]
-    return _envelope(request, kind, choices) | {"usage": usage(answers)}
-
-
-def _envelope(request: Request, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "id": request.identifier,
-        "object": kind,
-        "created": request.created,
-        "model": request.model,
-        "choices": choices,
-    }
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"

@@ -1,7 +1,7 @@
-"""The process that holds an engine: `python -m server.worker BUNDLE [--threads N] [--keep-bytes N]`.
+"""The process that holds an engine: `python -m server.worker BUNDLE [--threads N]`.
 
 It is told what to answer on its stdin and says what comes on its stdout (`server.wire`). It ends
-with its stdin. A crash of the engine is thus one process's end, and unloading gives back all memory.
+with its stdin. A crash of the engine is thus one process's end; unloading gives back all memory.
 """
 
 from __future__ import annotations
