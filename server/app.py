@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from converter.version import __version__
-from server import fields, ollama, openai, wire
+from server import fields, ollama, openai, responses, wire
 from server.engine_process import EngineProcess, WorkerDiedError
 from server.errors import RequestError
 from server.guard import Guard, Rules
@@ -58,13 +58,17 @@ class Reply(Protocol):
 class Asked(Protocol):
     """A request, understood."""
 
-    model: str
-    ask: wire.Ask
-    is_stream: bool
-    answers: int
-    keep_alive: float | None
-
-    def reply(self) -> Any: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def ask(self) -> wire.Ask: ...
+    @property
+    def is_stream(self) -> bool: ...
+    @property
+    def answers(self) -> int: ...
+    @property
+    def keep_alive(self) -> float | None: ...
+    def reply(self) -> Reply: ...
 
 
 def _as_openai(error: RequestError) -> Response:
@@ -93,6 +97,7 @@ class Service:
             Route("/v1/models/{model:path}", self._route(self.model)),
             Route("/v1/chat/completions", self._route(self.chat), methods=["POST"]),
             Route("/v1/completions", self._route(self.complete), methods=["POST"]),
+            Route("/v1/responses", self._route(self.respond), methods=["POST"]),
             Route("/v1/embeddings", self._route(self.embed), methods=["POST"]),
             Route("/api/version", self._route(self.ollama_version, _as_ollama)),
             Route("/api/tags", self._route(self.ollama_tags, _as_ollama)),
@@ -170,6 +175,9 @@ class Service:
 
     async def complete(self, request: Request, note: Note) -> Response:
         return await self._answered(request, openai.completion_request(await _body(request)), note)
+
+    async def respond(self, request: Request, note: Note) -> Response:
+        return await self._answered(request, responses.request(await _body(request)), note)
 
     async def ollama_chat(self, request: Request, note: Note) -> Response:
         return await self._answered(request, ollama.chat_request(await _body(request)), note)
