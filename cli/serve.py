@@ -48,6 +48,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     keep_alive = seconds_of(args.keep_alive)
+    if args.max_queue < 0:
+        raise OptionError(
+            f"--max-queue {args.max_queue}", "is no number of requests", "choose 0 or more"
+        )
     if not 0 < args.port < 1 << 16:
         raise OptionError(f"--port {args.port}", "is no port", "choose one from 1 to 65535")
     key = args.api_key or os.environ.get(_KEY) or None

@@ -1,6 +1,6 @@
 """OpenAI's /v1/responses: text and tools, without memory of earlier responses.
 
-As `openai`, into whose chat requests these are rewritten. Source: OpenAI's API reference, responses.
+Rewritten into chat requests of `openai`. Source: OpenAI's API reference, responses.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _KNOWN = (
 )  # fmt: skip
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "store": (), "metadata": (), "user": (), "service_tier": (), "safety_identifier": (),
-    "prompt_cache_key": (), "parallel_tool_calls": (), "include": ([],), "truncation": ("disabled",),
-    "top_logprobs": (0,), "background": (False,), "stream_options": ({},),
+    "prompt_cache_key": (), "parallel_tool_calls": (), "include": ([],), "background": (False,),
+    "truncation": ("disabled",), "top_logprobs": (0,), "stream_options": ({},),
 }  # fmt: skip
 
 

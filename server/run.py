@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -58,12 +59,27 @@ def serve(
 
     async def run() -> None:
         try:
-            await uvicorn.Server(config).serve(sockets=[bound])
+            await _Server(config).serve(sockets=[bound])
         finally:
             await models.close(1.0)
 
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(run())
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """A signal is a request to end; when that is done, there is nothing more to be said."""
+        previous = {
+            number: signal.signal(number, self.handle_exit)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
 
 def _bound(host: str, port: int) -> socket.socket:
