@@ -33,7 +33,7 @@ WEATHER: dict[str, Any] = {
 
 class Person(BaseModel):
     name: str = Field(max_length=20)
-    age: int
+    age: int = Field(ge=0, le=150)
 
 
 # OpenAI -------------------------------------------------------------------------------------------
