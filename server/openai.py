@@ -273,7 +273,7 @@ def _call_schema(tools: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[
             "type": "object",
             "properties": {
                 "name": {"const": tool["function"]["name"]},
-                "arguments": tool["function"].get("parameters") or {"type": "object"},
+                "arguments": _closed(tool["function"].get("parameters") or {"type": "object"}),
             },
             "required": ["name", "arguments"],
             "additionalProperties": False,
@@ -282,6 +282,13 @@ def _call_schema(tools: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[
         if tool["function"]["name"] in names
     ]
     return calls[0] if len(calls) == 1 else {"anyOf": calls}
+
+
+def _closed(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Parameters beside which there are no others; a small model would make some up."""
+    return (
+        {"additionalProperties": False, **parameters} if "properties" in parameters else parameters
+    )
 
 
 def _with_told_tools(
