@@ -7,7 +7,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -90,7 +90,11 @@ class Service:
 
     def app(self) -> ASGIApp:
         """As an ASGI server takes it."""
-        routes = [
+        return Guard(Starlette(routes=self.routes()), self.rules)
+
+    def routes(self) -> list[Route]:
+        """Every path, and who answers it."""
+        return [
             Route("/health", self._route(self.health)),
             Route("/metrics", self._route(self.show_metrics)),
             Route("/v1/models", self._route(self.models)),
@@ -108,7 +112,6 @@ class Service:
             Route("/api/embed", self._route(self.embed, _as_ollama), methods=["POST"]),
             Route("/api/embeddings", self._route(self.embed, _as_ollama), methods=["POST"]),
         ]
-        return Guard(Starlette(routes=routes), self.rules)
 
     def _route(
         self, handler: Handler, told: Callable[[RequestError], Response] = _as_openai
@@ -233,7 +236,7 @@ class Service:
 
     async def _events(
         self, request: Request, name: str, asked: Asked, reply: Reply, note: Note
-    ) -> AsyncIterator[str]:
+    ) -> AsyncGenerator[str, None]:
         """What a stream says."""
         status, has_begun = 200, False
         reply.begin()
@@ -258,7 +261,7 @@ class Service:
 
     async def _say(
         self, engine: EngineProcess, asked: Asked, index: int, note: Note
-    ) -> AsyncIterator[wire.FromWorker]:
+    ) -> AsyncGenerator[wire.FromWorker, None]:
         """What the worker says, counted."""
         ask = wire.copied(asked.ask)
         if index and ask.sampler.seed is not None:
@@ -345,7 +348,7 @@ async def _unless_left(request: Request, work: asyncio.Future[Any]) -> Any:
 
 
 async def _with_pings(
-    first: str, events: AsyncIterator[str], has_comments: bool
+    first: str, events: AsyncGenerator[str, None], has_comments: bool
 ) -> AsyncIterator[str]:
     """Events, and a comment now and then: a proxy closes what is silent."""
     yield first
@@ -366,4 +369,4 @@ async def _with_pings(
         coming.cancel()
         with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration, Exception):
             await coming
-        await events.aclose()  # type: ignore[attr-defined]
+        await events.aclose()

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import msgspec
 
 from server import wire
 
-_ROOT = Path(__file__).resolve().parent.parent
 _LOADING_SECONDS = 600.0
 _ENDING_SECONDS = 5.0
 
@@ -55,16 +53,16 @@ class EngineProcess:
         Raises:
             WorkerDiedError: the engine refuses it, or takes too long.
         """
-        environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+        # -I: as for the server itself, nothing in the current folder may replace our modules.
+        command = [sys.executable, "-I", "-m", "server.worker", *self._arguments]
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "server.worker", *self._arguments,
+            *command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
-            env=environment,
             start_new_session=True,  # Ctrl-C is for the server, which ends its workers
             limit=wire.MOST_BYTES,
-        )  # fmt: skip
+        )
         try:
             said = await asyncio.wait_for(self._hear(), _LOADING_SECONDS)
         except TimeoutError:
@@ -77,7 +75,7 @@ class EngineProcess:
         self.ready = said
         return said
 
-    async def ask(self, ask: wire.Ask) -> AsyncIterator[wire.FromWorker]:
+    async def ask(self, ask: wire.Ask) -> AsyncGenerator[wire.FromWorker, None]:
         """What is said about an answer, `Done` or `Failed` last; closing it cancels.
 
         One at a time: the caller waits its turn.

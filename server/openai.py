@@ -159,7 +159,7 @@ def messages_of(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     names: dict[str, str] = {}  # of called tools, by the call's id
     for i, message in enumerate(given):
         where = f"messages[{i}]"
-        role = _ROLES.get(message.get("role")) if isinstance(message, dict) else None
+        role = _ROLES.get(str(message.get("role"))) if isinstance(message, dict) else None
         if role is None:
             raise RequestError(f"{where} has no role that is known here", f"{where}.role")
         content = content_of(message.get("content"), f"{where}.content")

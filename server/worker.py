@@ -267,7 +267,7 @@ def _declared(description: dict[str, Any]) -> Any:
     """A tool that is only described here; the client runs it."""
     import litert_lm
 
-    class Declared(litert_lm.Tool):  # type: ignore[misc]
+    class Declared(litert_lm.Tool):
         def get_tool_description(self) -> dict[str, Any]:
             return description
 
