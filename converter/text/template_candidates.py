@@ -138,7 +138,19 @@ def _opening(template: str, prompts: list[Prompt], bos: str) -> str:
     return f"{{%- if not add_generation_prompt -%}}\n{branches}{{%- endif -%}}\n" if found else ""
 
 
-def held_back(template: str, turn_end: str, between: str, calls_tools: bool) -> str:
+# A message that no conversation holds is a result, too.
+NEXT_RESULT: Message = {
+    "role": "tool",
+    "content": [{"type": "tool_response", "name": _NEXT, "response": _NEXT}],
+}
+
+
+def before_next(rendered: str) -> str:
+    """What stands before the message that no conversation holds."""
+    return rendered.partition(_NEXT)[0]
+
+
+def held_back(template: str, turn_end: str, between: str, after_call: int | None) -> str:
     """The template, whose history of an answered question ends where the next turn begins.
 
     The runtime feeds of each turn what it adds to the render of the history. So this render must be
@@ -149,25 +161,27 @@ def held_back(template: str, turn_end: str, between: str, calls_tools: bool) -> 
     Args:
         turn_end: what ends an answer; "" where a token does that the template does not write.
         between: all that stands between an answer and the next question.
-        calls_tools: an answer that calls tools is followed by a result instead of a question.
+        after_call: an answer that calls tools is followed by a result instead of a question, of
+            which so many characters come after the turn's end; None where no tools are called.
     """
     border = literal(turn_end or between)
-    asks = _next_message("user", {"type": "text", "text": _NEXT})
-    if calls_tools:
-        part = {"type": "tool_response", "name": _NEXT, "response": _NEXT}
-        asks = f"{_next_message('tool', part)} if (messages | last).tool_calls else {asks}"
+    asks = literal({"role": "user", "content": [{"type": "text", "text": _NEXT}]})
+    calls_tools = "false"
+    if after_call is not None:
+        calls_tools = "(messages | last).tool_calls"
+        asks = f"{literal(NEXT_RESULT)} if is_call else {asks}"
     return (
         "{%- set is_answered = not add_generation_prompt and messages"
         " and (messages | last).role == 'assistant' -%}\n"
+        f"{{%- set is_call = is_answered and {calls_tools} -%}}\n"
         f"{{%- set messages = messages + [{asks}] if is_answered else messages -%}}\n"
         f"{{% set rendered %}}\n{template}{{%+ endset %}}\n"
-        "{%- if is_answered -%}\n"
+        "{%- if is_call -%}\n"
+        f"{{%- set begun = rendered | split({literal(_NEXT)}) | first -%}}\n"
+        f"{{{{- begun[:(begun | length) - {after_call or 0}] -}}}}\n"
+        "{%- elif is_answered -%}\n"
         f"{{%- set turns = rendered | split({literal(_NEXT)}) | first"
         f" | split({border}) | list -%}}\n"
         f"{{{{- turns[:-1] | join({border}) ~ {literal(turn_end)} -}}}}\n"
         "{%- else -%}\n{{- rendered -}}\n{%- endif -%}\n"
     )
-
-
-def _next_message(role: str, part: Message) -> str:
-    return literal({"role": role, "content": [part]})
