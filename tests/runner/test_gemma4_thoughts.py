@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from litert_lm import ThinkingConfig
 
+from converter.text.template_reference import TOOL_TURNS, as_parts
 from converter.text.template_renderers import render_as_source
 from runner.engine import Model
+from tests.converter.text.test_published_shapes import open_box
 from tests.edited_bundle import edited_bundle
 from tests.family_templates import FAMILY_TEMPLATES
 from tests.reciting import reciting_bundle
@@ -76,3 +79,24 @@ def test_a_thought_that_the_prompt_closes_is_none(bundles: dict[str, Path]) -> N
             pieces = list(model.conversation(thinking=thinking).ask("Hello there."))
             assert [piece.kind for piece in pieces] == kinds
             assert pieces[-1].text == "A cat."
+
+
+def test_a_thought_that_the_prompt_opens_is_read(tmp_path: Path) -> None:
+    """Behind a tool's result, with thinking."""
+    source = FAMILY_TEMPLATES[SMALL]
+    bundle = reciting_bundle(tmp_path / "m", SAID[2:], source, "gemma4_text-keys-are-values", MARKS)
+    *history, result = as_parts(TOOL_TURNS)
+    with (
+        Model(bundle) as model,
+        model.engine.create_conversation(
+            messages=history,
+            tools=[open_box],
+            automatic_tool_calling=False,
+            thinking_config=ThinkingConfig(enable_thinking=True),
+        ) as conversation,
+    ):
+        rendered = conversation.render_message_to_string(result)
+        assert rendered.endswith("<tool_response|><|channel>thought\n")
+        answer = conversation.send_message(result)
+    assert answer["channels"] == {"thought": "It meows."}
+    assert answer["content"] == [{"type": "text", "text": "A cat."}]
