@@ -216,23 +216,16 @@ def _after_answer(template: str) -> tuple[str, str, str]:
     return at_end, turn_end, between.partition(TURNS[2]["content"])[0]
 
 
-def _after_call(template: str, turn_end: str) -> int:
-    """How many characters stand between the end of a turn that calls a tool and its result.
-
-    The turn ends with the token that the model stops at; where there is none, with all that the
-    template writes of it whatever follows.
-    """
+def _call_end(template: str, turn_end: str) -> str:
+    """What ends a turn that calls a tool: a token that the model stops at, the first behind the
+    call; "" where the result follows at once."""
     from converter.text.template_candidates import NEXT_RESULT, before_next
 
-    def render(messages: list[Message]) -> str:
-        return render_as_runtime(template, messages, add_generation_prompt=False, tools=TOOLS)
-
-    call = as_parts(TOOL_TURNS[:2])
-    text = before_next(render([*call, NEXT_RESULT]))
-    called = max(text.rfind(_ARGUMENT), 0)
-    marks = [mark for mark in {turn_end, *TURN_ENDS} if mark and mark in text[called:]]
-    ends = [text.index(mark, called) + len(mark) for mark in marks]
-    return len(text) - min(ends, default=_common_length(render(call), text))
+    messages = [*as_parts(TOOL_TURNS[:2]), NEXT_RESULT]
+    text = render_as_runtime(template, messages, add_generation_prompt=False, tools=TOOLS)
+    behind = before_next(text).rpartition(_ARGUMENT)[2]
+    marks = [mark for mark in {turn_end, *TURN_ENDS} if mark and mark in behind]
+    return min(marks, key=behind.index, default="")
 
 
 def _fit_turns(template: str, reference: Reference) -> tuple[str, int, bool]:
@@ -242,8 +235,9 @@ def _fit_turns(template: str, reference: Reference) -> tuple[str, int, bool]:
     with contextlib.suppress(TemplateFailureError):
         _, turn_end, between = _after_answer(template)
         if between:
-            after_call = _after_call(template, turn_end) if reference.tool_case else None
-            held = held_back(template, turn_end, between, after_call)
+            calls_tools = reference.tool_case is not None
+            call_end = _call_end(template, turn_end) if calls_tools else ""
+            held = held_back(template, turn_end, between, calls_tools, call_end)
             return held, *_prove(held, reference)
     return template, *_prove(template, reference)
 

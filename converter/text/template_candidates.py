@@ -138,7 +138,7 @@ def _opening(template: str, prompts: list[Prompt], bos: str) -> str:
     return f"{{%- if not add_generation_prompt -%}}\n{branches}{{%- endif -%}}\n" if found else ""
 
 
-# A message that no conversation holds is a result, too.
+_NEXT_QUESTION = {"role": "user", "content": [{"type": "text", "text": _NEXT}]}
 NEXT_RESULT: Message = {
     "role": "tool",
     "content": [{"type": "tool_response", "name": _NEXT, "response": _NEXT}],
@@ -150,7 +150,7 @@ def before_next(rendered: str) -> str:
     return rendered.partition(_NEXT)[0]
 
 
-def held_back(template: str, turn_end: str, between: str, after_call: int | None) -> str:
+def held_back(template: str, turn_end: str, between: str, calls_tools: bool, call_end: str) -> str:
     """The template, whose history of an answered question ends where the next turn begins.
 
     The runtime feeds of each turn what it adds to the render of the history. So this render must be
@@ -161,27 +161,27 @@ def held_back(template: str, turn_end: str, between: str, after_call: int | None
     Args:
         turn_end: what ends an answer; "" where a token does that the template does not write.
         between: all that stands between an answer and the next question.
-        after_call: an answer that calls tools is followed by a result instead of a question, of
-            which so many characters come after the turn's end; None where no tools are called.
+        calls_tools: an answer that calls tools is followed by a result instead of a question.
+        call_end: what ends such an answer; "" where nothing does, and the history ends with it.
     """
-    border = literal(turn_end or between)
-    asks = literal({"role": "user", "content": [{"type": "text", "text": _NEXT}]})
-    calls_tools = "false"
-    if after_call is not None:
-        calls_tools = "(messages | last).tool_calls"
+    answer, asks = "true", literal(_NEXT_QUESTION)
+    border, end = literal(turn_end or between), literal(turn_end)
+    if calls_tools and call_end:
         asks = f"{literal(NEXT_RESULT)} if is_call else {asks}"
+        border, end = (f"{literal(call_end)} if is_call else {mark}" for mark in (border, end))
+    elif calls_tools:
+        answer = "not (messages | last).tool_calls"
     return (
         "{%- set is_answered = not add_generation_prompt and messages"
-        " and (messages | last).role == 'assistant' -%}\n"
-        f"{{%- set is_call = is_answered and {calls_tools} -%}}\n"
+        f" and (messages | last).role == 'assistant' and {answer} -%}}\n"
+        "{%- set is_call = is_answered and (messages | last).tool_calls -%}\n"
+        f"{{%- set answer_border = {border} -%}}\n"
+        f"{{%- set answer_end = {end} -%}}\n"
         f"{{%- set messages = messages + [{asks}] if is_answered else messages -%}}\n"
         f"{{% set rendered %}}\n{template}{{%+ endset %}}\n"
-        "{%- if is_call -%}\n"
-        f"{{%- set begun = rendered | split({literal(_NEXT)}) | first -%}}\n"
-        f"{{{{- begun[:(begun | length) - {after_call or 0}] -}}}}\n"
-        "{%- elif is_answered -%}\n"
+        "{%- if is_answered -%}\n"
         f"{{%- set turns = rendered | split({literal(_NEXT)}) | first"
-        f" | split({border}) | list -%}}\n"
-        f"{{{{- turns[:-1] | join({border}) ~ {literal(turn_end)} -}}}}\n"
+        " | split(answer_border) | list -%}\n"
+        "{{- turns[:-1] | join(answer_border) ~ answer_end -}}\n"
         "{%- else -%}\n{{- rendered -}}\n{%- endif -%}\n"
     )
