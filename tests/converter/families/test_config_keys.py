@@ -140,6 +140,7 @@ def test_what_would_change_the_numbers_is_refused_by_name(
         {"residual_multiplier": 0.2},
         {"final_logit_softcapping": 30.0},
         {"layer_types": ["sliding_attention"] * 2},
+        {"conv_L_cache": 3},
     ],
 )
 def test_a_gguf_says_what_it_means(changes: dict[str, Any]) -> None:

@@ -84,6 +84,11 @@ def stops(result: LlmMetadataResult) -> list[list[int]]:
     return [list(token.token_ids.ids) for token in result.message.stop_tokens]
 
 
+@pytest.mark.parametrize(("family", "oldest"), [("llama", "0.11.0"), ("lfm2", "0.15.0")])
+def test_the_oldest_engine_that_runs_it(family: str, oldest: str) -> None:
+    assert build(tokenizer(), family).message.min_runtime_version == oldest
+
+
 # --- Start token ------------------------------------------------------------------------------
 
 

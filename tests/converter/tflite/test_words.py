@@ -407,7 +407,7 @@ def test_long_thoughts_are_taken_back(word: str, target: Target, tmp_path: Path)
     """What was decoded, from the prompt's end on or a little before it, twice; then some of it."""
     spec = WORDS[word]
     weights = random_weights(spec)
-    runner = run(spec, weights, tmp_path / "m", target, 800, (8, 32, 64), rings=False)
+    runner = run(spec, weights, tmp_path / "m", target, 800, (1, 8, 32, 64), rings=False)
     said = np.random.default_rng(3).integers(0, VOCABULARY, (4, 300)).tolist()
 
     def decode(text: list[int], start: int) -> None:
@@ -415,11 +415,13 @@ def test_long_thoughts_are_taken_back(word: str, target: Target, tmp_path: Path)
         assert np.abs(found - logits(spec, weights, text)[start:]).max() < 5 * TOLERANCE
 
     prompt, thought, answer, other = said
-    runner.prefill(64, prompt[:60])
+    runner.prefill(64, prompt[:59])
+    runner.prefill(1, prompt[59:60], start=59)
     decode(prompt[:60] + thought, 60)
     text = prompt[:57] + answer[:40]  # three tokens of the prompt open the thought
     runner.prefill(32, text[57:89], start=57)
-    runner.prefill(8, text[89:96], start=89)
+    runner.prefill(8, text[89:95], start=89)
+    runner.prefill(1, text[95:96], start=95)
     decode(text + thought, 96)
     text = text[:96] + answer[:5]
     runner.prefill(8, text[96:], start=96)
