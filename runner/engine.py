@@ -22,6 +22,7 @@ from runner.packed_weights import packed_weights_folder
 COMPLETION_TEMPLATE = Path(__file__).parent.parent / "converter/families/completion.jinja"
 _WIDE_TOP_K = 50  # transformers' default, where a bundle's own k of 1 would undo other options
 _PROBE = "probe"
+_KEYS_AND_VALUES = ("kv_cache_k_", "kv_cache_v_")
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,17 @@ class Model:
     @property
     def has_thoughts(self) -> bool:
         """Whether answers may hold thoughts."""
-        return any(channel.is_reasoning_channel for channel in self.metadata.channels)
+        return bool(self.metadata.channels)
+
+    @cached_property
+    def has_recurrent_state(self) -> bool:
+        """Whether layers keep what no token can be taken out of again, as keys and values can."""
+        return any(
+            tensor.name.startswith("kv_cache_") and not tensor.name.startswith(_KEYS_AND_VALUES)
+            for signature in self._bundle.model.signatures
+            if signature.name == "decode"
+            for tensor in signature.inputs
+        )
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids; special tokens in `text` are parsed, none are added."""

@@ -23,6 +23,7 @@ from converter.decoder import (
     Attention,
     DecoderSpec,
     FeedForward,
+    GatedDeltaNet,
     LayerSpec,
     Mixer,
     Norm,
@@ -91,6 +92,10 @@ WIDE = replace(MLP, width=80)
 CONV = ShortConv(3)
 LENDER = replace(ATTENTION, rope=Rope(100.0))
 
+DELTA = GatedDeltaNet(
+    num_key_heads=2, num_value_heads=4, key_dim=8, value_dim=12, kernel=4, norm=RMS
+)
+
 PER_LAYER = PerLayerInput(12, VOCABULARY, Activation.GELU_TANH)
 
 PLAIN = whole()
@@ -148,6 +153,7 @@ WORDS: dict[str, DecoderSpec] = {
     "q/k norm after rope": attention(qk_norm=QKNorm(RMS, after_rope=True)),
     "softcap": attention(softcap=0.8),
     "gate": attention(is_gated=True),
+    "gate with a bias": attention(is_gated=True, biases=("q", "gate")),
     "sinks": attention(has_sinks=True),
     "sinks, softcap and window": attention(has_sinks=True, softcap=0.8, sliding_window=9),
     "value norm": attention(value_norm=RMS),
@@ -166,6 +172,17 @@ WORDS: dict[str, DecoderSpec] = {
     ),
     "short convolution of parallel blocks": replace(
         mixers(CONV, ATTENTION), placement=Placement.PARALLEL
+    ),
+    # Delta net
+    "delta net": mixers(DELTA, ATTENTION),
+    "delta net alone, with tiled heads": mixers(*[replace(DELTA, is_tiled=True)] * 2),
+    "delta nets that differ": mixers(
+        replace(DELTA, num_key_heads=4, kernel=2),
+        ATTENTION,
+        replace(DELTA, num_value_heads=6, norm=replace(RMS, epsilon=0.5)),
+    ),
+    "delta net of parallel blocks": spec_of(
+        LayerSpec(DELTA, MLP), LayerSpec(ATTENTION, MLP), placement=Placement.PARALLEL
     ),
     # Feed-forward
     "mlp biases": mlp(biases=("gate", "up", "down")),
@@ -254,6 +271,8 @@ def random_weights(spec: DecoderSpec) -> dict[str, np.ndarray]:
         values = np.random.default_rng(zlib.crc32(path.encode())).standard_normal(shape)
         if len(shape) == 2:
             return values / np.sqrt(shape[1]) * (1 if path in ("embedding", "head") else 1.5)
+        if path.endswith(".decay"):
+            return -np.exp(values)
         return values * 0.4 + (1 if path.endswith("norm") else 0)
 
     return {path: one(path, shape).astype(np.float32) for path, shape in spec.weight_shapes()}
