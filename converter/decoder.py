@@ -235,10 +235,10 @@ class GatedDeltaNet:
 
     Of each token: q, k, v = silu(conv(qkv(x))), a causal convolution along the tokens, channel by
     channel; q and k brought to length 1, q divided by sqrt(key_dim); a decay g = decay *
-    softplus(a(x) + step) and a strength beta = sigmoid(b(x)). Then for the memory M of each head,
+    softplus(alpha(x) + step) and a strength b = sigmoid(beta(x)). Then for the memory M of each head,
     (key_dim, value_dim):
 
-        M = exp(g) M;  M = M + k (beta (v - M^T k))^T;  output M^T q
+        M = exp(g) M;  M = M + k (b (v - M^T k))^T;  output M^T q
 
     and o(norm(output) * silu(z(x))). Source: Yang et al., 2024 (arXiv:2412.06464).
 
@@ -273,8 +273,8 @@ class GatedDeltaNet:
         heads, channels, values = self.num_value_heads, sum(self.widths), self.widths[2]
         yield f"{block}.qkv", (channels, hidden)
         yield f"{block}.z", (values, hidden)
-        yield f"{block}.b", (heads, hidden)
-        yield f"{block}.a", (heads, hidden)
+        yield f"{block}.beta", (heads, hidden)
+        yield f"{block}.alpha", (heads, hidden)
         yield f"{block}.conv", (channels, 1, self.kernel)
         yield f"{block}.step", (heads,)
         yield f"{block}.decay", (heads,)
@@ -372,7 +372,7 @@ class AltUp:
 
 
 # Matrices that stay in float32: a few values, on which much depends.
-EXACT_MATRICES = frozenset({"router", "predict", "correct"})
+EXACT_MATRICES = frozenset({"router", "predict", "correct", "alpha", "beta"})
 
 
 @dataclass(frozen=True)

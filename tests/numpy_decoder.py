@@ -188,9 +188,9 @@ class _Decoder:
             for part in (mixed[:, :keys], mixed[:, keys : 2 * keys])
         )
         v = mixed[:, 2 * keys :].reshape(n, mixer.num_value_heads, mixer.value_dim)
-        a = self.project(block, "a", (), x) + weights[f"{block}.step"]
+        a = self.project(block, "alpha", (), x) + weights[f"{block}.step"]
         decay = np.exp(weights[f"{block}.decay"] * np.log1p(np.exp(a)))
-        beta = 1 / (1 + np.exp(-self.project(block, "b", (), x)))
+        beta = 1 / (1 + np.exp(-self.project(block, "beta", (), x)))
         gate = self.activate(block, silu, self.project(block, "z", (), x)).reshape(v.shape)
         out = np.zeros_like(v)
         group = mixer.num_value_heads // mixer.num_key_heads

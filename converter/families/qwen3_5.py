@@ -22,7 +22,7 @@ from converter.families.config_keys import ROPE_SETTINGS
 from converter.families.tensors import NAMES, Names, WeightSource, with_names
 
 # What stands in the order of the value heads.
-_BY_VALUE_HEAD = frozenset({"qkv", "z", "b", "a", "conv", "step", "decay", "o"})
+_BY_VALUE_HEAD = frozenset({"qkv", "z", "beta", "alpha", "conv", "step", "decay", "o"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,8 @@ class Qwen35(Family):
         ("layers.{i}.delta.norm", "layers.{i}.input_layernorm.weight", "blk.{i}.attn_norm.weight"),
         ("layers.{i}.delta.qkv", "layers.{i}.linear_attn.in_proj_qkv.weight", "blk.{i}.attn_qkv.weight"),
         ("layers.{i}.delta.z", "layers.{i}.linear_attn.in_proj_z.weight", "blk.{i}.attn_gate.weight"),
-        ("layers.{i}.delta.b", "layers.{i}.linear_attn.in_proj_b.weight", "blk.{i}.ssm_beta.weight"),
-        ("layers.{i}.delta.a", "layers.{i}.linear_attn.in_proj_a.weight", "blk.{i}.ssm_alpha.weight"),
+        ("layers.{i}.delta.beta", "layers.{i}.linear_attn.in_proj_b.weight", "blk.{i}.ssm_beta.weight"),
+        ("layers.{i}.delta.alpha", "layers.{i}.linear_attn.in_proj_a.weight", "blk.{i}.ssm_alpha.weight"),
         ("layers.{i}.delta.conv", "layers.{i}.linear_attn.conv1d.weight", "blk.{i}.ssm_conv1d.weight"),
         ("layers.{i}.delta.step", "layers.{i}.linear_attn.dt_bias", "blk.{i}.ssm_dt.bias"),
         ("layers.{i}.delta.decay", "layers.{i}.linear_attn.A_log", "blk.{i}.ssm_a"),

@@ -107,7 +107,7 @@ class DeltaNetLayers:
             begin += width
         if n == 1:
             heads = self.make_heads(name, mixer, (*parts, decay, beta), 0, 1, 1)
-            decayed = g.make_mul(f"{name}/decay", g.make_exp(f"{name}/exp", heads.g), self.keep)
+            decayed = g.make_mul(f"{name}/decayed", g.make_exp(f"{name}/exp", heads.g), self.keep)
             out, memory = make_step(g, name, heads, decayed, memory)
         else:
             memory = g.make_mul(f"{name}/memory", memory, self.keep)
@@ -170,9 +170,9 @@ class DeltaNetLayers:
     def make_gates(self, block: str, mixer: GatedDeltaNet, x: Tensor) -> tuple[Tensor, Tensor]:
         """The logarithm of the decay and the strength of every token, both (N, H)."""
         g, name, blocks = self.graph, at(block), self.blocks
-        beta = g.make_logistic(f"{name}/beta", blocks.make_part(block, "b", (), x))
+        beta = g.make_logistic(f"{name}/strength", blocks.make_part(block, "beta", (), x))
         step = blocks.weight(f"{block}.step")
-        step = g.make_add(f"{name}/step", blocks.make_part(block, "a", (), x), step)
+        step = g.make_add(f"{name}/step", blocks.make_part(block, "alpha", (), x), step)
         # softplus(x) = max(x, 0) + log(1 + exp(-|x|)), which overflows nowhere
         zero, one = g.constant("delta/nothing", 0.0), g.constant("delta/whole", 1.0)
         size = g.make_minimum(f"{name}/size", step, g.make_neg(f"{name}/minus", step))
@@ -187,7 +187,7 @@ class DeltaNetLayers:
             return decay, beta
         return (
             g.make_mul(f"{name}/g/real", decay, self.real),
-            g.make_mul(f"{name}/beta/real", beta, self.real),
+            g.make_mul(f"{name}/strength/real", beta, self.real),
         )
 
     def make_heads(

@@ -175,7 +175,7 @@ class _Calibration:
         elif isinstance(part, ShortConv):
             names = ["b", "c", "x"]
         elif isinstance(part, GatedDeltaNet):
-            names = ["qkv", "z", "b", "a"]
+            names = ["qkv", "z", "beta", "alpha"]
         else:
             names = ["q"]
             if part.cache_of is None:
@@ -274,8 +274,8 @@ class _Calibration:
     ) -> np.ndarray:
         """The delta net, as `GatedDeltaNet` says; the norm's weight is the same in every head."""
         weights, o = self.weights, f"{block}.o"
-        parts = (f"{block}.{part}" for part in ("qkv", "z", "b", "a"))
-        qkv, z, b, a = weights.multiply(inputs, y, *parts)
+        parts = (f"{block}.{part}" for part in ("qkv", "z", "beta", "alpha"))
+        qkv, z, strength, alpha = weights.multiply(inputs, y, *parts)
         taps = weights.table(f"{block}.conv")
         seen = np.concatenate([np.zeros((mixer.kernel - 1, len(taps)), np.float32), qkv])
         mixed = sum(seen[i : i + TOKENS] * taps[:, i] for i in range(mixer.kernel))
@@ -287,9 +287,9 @@ class _Calibration:
         repeat = np.tile if mixer.is_tiled else np.repeat
         order = repeat(np.arange(mixer.num_key_heads), times)
         q, k, v = q[:, order], k[:, order], v.reshape(TOKENS, mixer.num_value_heads, -1)
-        step = np.logaddexp(0, a + weights.vector(f"{block}.step"))
+        step = np.logaddexp(0, alpha + weights.vector(f"{block}.step"))
         decay = np.exp(step * weights.vector(f"{block}.decay"))[:, :, None, None]
-        beta = (1 / (1 + np.exp(-b)))[:, :, None]
+        beta = (1 / (1 + np.exp(-strength)))[:, :, None]
         memory = np.zeros((mixer.num_value_heads, mixer.key_dim, mixer.value_dim), np.float32)
         out = np.empty_like(v)
         for i in range(TOKENS):

@@ -49,11 +49,11 @@ def remembering(spec: DecoderSpec) -> dict[str, np.ndarray]:
     """Weights of delta nets that forget nothing and write with all their strength."""
     weights = random_weights(spec)
     for path, values in weights.items():
-        if path.endswith((".decay", ".delta.b")):
+        if path.endswith((".decay", ".delta.beta")):
             values[:] = -1e-4 if path.endswith(".decay") else 0
         if path.endswith(".delta.norm"):
             values[:] = 1
-    for path in [path for path in weights if path.endswith(".delta.b")]:
+    for path in [path for path in weights if path.endswith(".delta.beta")]:
         weights[path][:] = weights["embedding"][7] * 30
     return weights
 
