@@ -82,6 +82,7 @@ _QWEN35: dict[str, Any] = {
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 12,
     "linear_value_head_dim": 16,
+    "rms_norm_eps": 1e-4,  # what a memory says may be near to nothing, and is normalised
 }
 
 # Test id -> (model_type, what differs from transformers' defaults). Between them: tied and untied

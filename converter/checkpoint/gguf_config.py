@@ -119,6 +119,8 @@ def translate_config(
         if not 1e-6 < scale < 1e6:
             raise keys.wrong("attention.scale", f"is {scale}")
         config["query_pre_attn_scalar"] = scale**-2
+    if keys.arch == "qwen35":
+        config.update(_delta_net(keys))
     scaling = _rope_scaling(keys, tensors, read_vector, rotary)
     if scaling:
         config["rope_scaling"] = scaling
@@ -345,6 +347,24 @@ def _sliding_pattern(keys: _Keys, layers: int) -> dict[str, Any]:
         return {"layer_types": [names[bool(is_local)] for is_local in pattern[:layers]]}
     period = keys.number("attention.sliding_window_pattern")
     return {"sliding_window_pattern": period} if period else {}
+
+
+def _delta_net(keys: _Keys) -> dict[str, Any]:
+    """Sizes of a gated delta net, in llama.cpp's words for those of a state space model."""
+    values = keys.count("ssm.time_step_rank")
+    width = keys.count("ssm.inner_size")
+    if width % values:
+        raise keys.wrong("ssm.inner_size", f"is {width}, which {values} heads do not divide")
+    keys.get("rope.dimension_sections")  # of pictures: a token of text has the same place on all
+    return {
+        "linear_conv_kernel_dim": keys.count("ssm.conv_kernel"),
+        "linear_key_head_dim": keys.count("ssm.state_size"),
+        "linear_value_head_dim": width // values,
+        "linear_num_key_heads": keys.count("ssm.group_count"),
+        "linear_num_value_heads": values,
+        "full_attention_interval": keys.count("full_attention_interval", 4),
+        "gguf_tiled_heads": True,
+    }
 
 
 def _rope_scaling(

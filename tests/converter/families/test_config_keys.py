@@ -15,7 +15,7 @@ from tests.converter.families.test_rope import TINY
 from tests.tiny_models import OWN_CODE
 
 # Larger models, whose class has the keys of its parts.
-WRAPPERS = ("gemma3", "gemma4", "gemma4_unified")
+WRAPPERS = ("gemma3", "gemma4", "gemma4_unified", "qwen3_5")
 MODEL_TYPES = tuple(name for name in FAMILIES if name not in OWN_CODE)
 
 
@@ -40,6 +40,7 @@ def test_every_key_of_transformers_is_known(model_type: str) -> None:
 _ELSEWHERE = {
     "head_dim", "rope_theta", "rope_scaling", "rope_local_base_freq", "sliding_window_pattern",
     "is_causal", "partial_rotary_factor", "per_layer_config", "block_ff_dim", "tie_embedding",
+    "full_attention_interval",
 }  # fmt: skip
 
 

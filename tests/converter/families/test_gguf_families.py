@@ -24,10 +24,11 @@ NOT_IN_A_GGUF = {
     "gemma3n_text-widths", "gemma4", "gemma4_unified", "helium",
     "lfm2-biases-untied", "llama-gelu-dynamic", "llama-rope-linear", "llama-rope-llama3",
     "llama-rope-longrope", "ministral", "qwen2-rope-yarn", "qwen2-window", "qwen3-tied-bias",
+    "qwen3_5", "qwen3_5_text-biases-tied",
     "smollm3-window", "vaultgemma", "vaultgemma-full",
 }  # fmt: skip
 # Larger models around a text part, which a GGUF holds alone.
-WRAPPERS = {"gemma3", "gemma3n", "gemma4", "gemma4_unified"}
+WRAPPERS = {"gemma3", "gemma3n", "gemma4", "gemma4_unified", "qwen3_5"}
 # What such a config says instead, where no other row of its family can be written.
 INSTEAD: dict[str, dict[str, Any]] = {
     "gemma2": {"query_pre_attn_scalar": 16},
