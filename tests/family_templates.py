@@ -1172,10 +1172,111 @@ _LFM25 = """{{- bos_token -}}
     {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- "<|im_start|>assistant\n" -}}{%- endif -%}"""
+_QWEN35 = """{%- set image_count = namespace(value=0) %}
+{%- macro render_content(content, do_vision_count, is_system_content=false) %}
+    {%- if content is string %}{{- content }}
+    {%- elif content is iterable and content is not mapping %}
+        {%- for item in content %}
+            {%- if 'image' in item or item.type == 'image' %}
+                {%- if is_system_content %}
+                    {{- raise_exception('System message cannot contain images.') }}
+                {%- endif %}
+                {%- if do_vision_count %}
+                    {%- set image_count.value = image_count.value + 1 %}
+                {%- endif %}
+                {{- '<|vision_start|><|image_pad|><|vision_end|>' }}
+            {%- elif 'text' in item %}{{- item.text }}
+            {%- else %}{{- raise_exception('Unexpected item type in content.') }}{%- endif %}
+        {%- endfor %}
+    {%- elif content is none or content is undefined %}{{- '' }}
+    {%- else %}{{- raise_exception('Unexpected content type.') }}{%- endif %}
+{%- endmacro %}
+{%- if not messages %}{{- raise_exception('No messages provided.') }}{%- endif %}
+{%- if tools and tools is iterable and tools is not mapping %}
+    {{- '<|im_start|>system\n# Tools\n\n<tools>' }}
+    {%- for tool in tools %}{{- '\n' }}{{- tool | tojson }}{%- endfor %}
+    {{- '\n</tools>\n\nReply with <tool_call>\n<function=name>' }}
+    {%- if messages[0].role == 'system' %}
+        {%- set content = render_content(messages[0].content, false, true)|trim %}
+        {%- if content %}{{- '\n\n' + content }}{%- endif %}
+    {%- endif %}
+    {{- '<|im_end|>\n' }}
+{%- elif messages[0].role == 'system' %}
+    {%- set content = render_content(messages[0].content, false, true)|trim %}
+    {{- '<|im_start|>system\n' + content + '<|im_end|>\n' }}
+{%- endif %}
+{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.multi_step_tool and message.role == 'user' %}
+        {%- set content = render_content(message.content, false)|trim %}
+        {%- if not(content.startswith('<tool_response>') and content.endswith('</tool_response>')) %}
+            {%- set ns.multi_step_tool = false %}
+            {%- set ns.last_query_index = index %}
+        {%- endif %}
+    {%- endif %}
+{%- endfor %}
+{%- if ns.multi_step_tool %}{{- raise_exception('No user query found in messages.') }}{%- endif %}
+{%- for message in messages %}
+    {%- set content = render_content(message.content, true)|trim %}
+    {%- if message.role == 'system' %}
+        {%- if not loop.first %}
+            {{- raise_exception('System message must be at the beginning.') }}
+        {%- endif %}
+    {%- elif message.role == 'user' %}
+        {{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>' + '\n' }}
+    {%- elif message.role == 'assistant' %}
+        {%- set reasoning_content = '' %}
+        {%- if message.reasoning_content is string %}
+            {%- set reasoning_content = message.reasoning_content %}
+        {%- elif '</think>' in content %}
+            {%- set reasoning_content = content.split('</think>')[0].rstrip('\n') %}
+            {%- set reasoning_content = reasoning_content.split('<think>')[-1].lstrip('\n') %}
+            {%- set content = content.split('</think>')[-1].lstrip('\n') %}
+        {%- endif %}
+        {%- set reasoning_content = reasoning_content|trim %}
+        {%- if loop.index0 > ns.last_query_index %}
+            {{- '<|im_start|>' + message.role + '\n<think>\n' + reasoning_content }}
+            {{- '\n</think>\n\n' + content }}
+        {%- else %}
+            {{- '<|im_start|>' + message.role + '\n' + content }}
+        {%- endif %}
+        {%- for tool_call in message.tool_calls or [] %}
+            {%- set tool_call = tool_call.function or tool_call %}
+            {%- if loop.first and content|trim %}{{- '\n\n' }}
+            {%- elif not loop.first %}{{- '\n' }}{%- endif %}
+            {{- '<tool_call>\n<function=' + tool_call.name + '>\n' }}
+            {%- for name, value in tool_call.arguments|items %}
+                {{- '<parameter=' + name + '>\n' }}
+                {{- value | tojson if value is mapping or value is not string else value }}
+                {{- '\n</parameter>\n' }}
+            {%- endfor %}
+            {{- '</function>\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\n' }}
+    {%- elif message.role == 'tool' %}
+        {%- if loop.previtem and loop.previtem.role != 'tool' %}{{- '<|im_start|>user' }}{%- endif %}
+        {{- '\n<tool_response>\n' + content + '\n</tool_response>' }}
+        {%- if loop.last or loop.nextitem.role != 'tool' %}{{- '<|im_end|>\n' }}{%- endif %}
+    {%- else %}{{- raise_exception('Unexpected message role.') }}{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is true %}{{- '<think>\n' }}
+    {%- else %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}
+{%- endif %}"""
+_QWEN35_FROM_4B = _QWEN35.replace(
+    """is true %}{{- '<think>\n' }}
+    {%- else %}{{- '<think>\n\n</think>\n\n' }}""",
+    """is false %}{{- '<think>\n\n</think>\n\n' }}
+    {%- else %}{{- '<think>\n' }}""",
+)
 
 FAMILY_TEMPLATES = {
     "LFM2": Template("lfm2", _LFM2, "<|startoftext|>", "<|im_end|>"),
     "LFM2.5": Template("lfm2", _LFM25, "<|startoftext|>", "<|im_end|>", "A cat.", tools=True),
+    "Qwen3.5 up to 2B": Template("qwen3_5", _QWEN35, None, "<|im_end|>", "A cat.", tools=True),
+    "Qwen3.5 from 4B on": Template("qwen3_5", _QWEN35_FROM_4B, None, "<|im_end|>", tools=True),
     "Phi-3": Template("phi3", _PHI3, "<s>", "<|endoftext|>"),
     "Phi-4-mini": Template("phi3", _PHI4_MINI, "<|endoftext|>", "<|endoftext|>"),
     "Gemma 1 and 2": Template("gemma2", _GEMMA2, "<bos>", "<eos>"),

@@ -30,11 +30,6 @@ class Qwen35(Family):
     """Three delta nets to each layer of attention, which is gated; a quarter of a head is rotated."""
 
     name: ClassVar[str] = "qwen3_5"
-    templates: ClassVar[tuple[str, ...]] = (
-        "qwen3_5.jinja",
-        "qwen3_5_thinks.jinja",
-        "chatml.jinja",
-    )
     rotates_part: ClassVar[bool] = True
     # Of pictures: a token of text has the same place on all three axes.
     rotary_settings: ClassVar[frozenset[str]] = ROPE_SETTINGS | {
