@@ -234,9 +234,9 @@ class GatedDeltaNet:
     """Linear attention whose memory is one matrix per head, by the gated delta rule.
 
     Of each token: q, k, v = silu(conv(qkv(x))), a causal convolution along the tokens, channel by
-    channel; q and k brought to length 1, q divided by sqrt(key_dim); a decay g = decay *
-    softplus(alpha(x) + step) and a strength b = sigmoid(beta(x)). Then for the memory M of each head,
-    (key_dim, value_dim):
+    channel; q and k brought to length 1, q divided by sqrt(key_dim); the logarithm of a decay,
+    g = decay * softplus(alpha(x) + step), and a strength b = sigmoid(beta(x)). Then for the memory
+    M of each head, (key_dim, value_dim):
 
         M = exp(g) M;  M = M + k (b (v - M^T k))^T;  output M^T q
 

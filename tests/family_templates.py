@@ -1210,7 +1210,8 @@ _QWEN35 = """{%- set image_count = namespace(value=0) %}
     {%- set index = (messages|length - 1) - loop.index0 %}
     {%- if ns.multi_step_tool and message.role == 'user' %}
         {%- set content = render_content(message.content, false)|trim %}
-        {%- if not(content.startswith('<tool_response>') and content.endswith('</tool_response>')) %}
+        {%- if not(content.startswith('<tool_response>')
+            and content.endswith('</tool_response>')) %}
             {%- set ns.multi_step_tool = false %}
             {%- set ns.last_query_index = index %}
         {%- endif %}
@@ -1255,7 +1256,9 @@ _QWEN35 = """{%- set image_count = namespace(value=0) %}
         {%- endfor %}
         {{- '<|im_end|>\n' }}
     {%- elif message.role == 'tool' %}
-        {%- if loop.previtem and loop.previtem.role != 'tool' %}{{- '<|im_start|>user' }}{%- endif %}
+        {%- if loop.previtem and loop.previtem.role != 'tool' %}
+            {{- '<|im_start|>user' }}
+        {%- endif %}
         {{- '\n<tool_response>\n' + content + '\n</tool_response>' }}
         {%- if loop.last or loop.nextitem.role != 'tool' %}{{- '<|im_end|>\n' }}{%- endif %}
     {%- else %}{{- raise_exception('Unexpected message role.') }}{%- endif %}

@@ -1239,7 +1239,7 @@ def _qwen35(layers: int, value_heads: int, parameters: int) -> dict[str, Any]:
     linear = [i for i in range(layers) if i % 4 != 3]
     return {
         "parameters": parameters, "rotated": 64, "theta": 10_000_000, "qk_norm": "per head",
-        "deltas": {i: (16, value_heads, 128, 128, 4) for i in linear}, "output_gate": True,
+        "deltas": dict.fromkeys(linear, (16, value_heads, 128, 128, 4)), "output_gate": True,
         "tied": True,
     }  # fmt: skip
 
@@ -1284,5 +1284,6 @@ _QWEN35: dict[str, Published] = {
 }  # fmt: skip
 
 PUBLISHED: dict[str, Published] = {
-    **_LLAMA, **_LFM2, **_QWEN, **_QWEN35, **_GEMMA, **_GEMMA4, **_MISTRAL, **_GRANITE, **_PHI, **_OTHERS,
+    **_LLAMA, **_LFM2, **_QWEN, **_QWEN35, **_GEMMA, **_GEMMA4, **_MISTRAL, **_GRANITE, **_PHI,
+    **_OTHERS,
 }  # fmt: skip
