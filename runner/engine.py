@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from converter.errors import EngineError, OptionError
 from converter.litertlm.inspection import Bundle, read_bundle
+from converter.tflite.state import CONVOLUTIONS_END
 from runner.conversation import Conversation, uninterrupted
 from runner.native_log import NativeLog
 from runner.packed_weights import packed_weights_folder
@@ -152,13 +153,18 @@ class Model:
 
     @cached_property
     def has_recurrent_state(self) -> bool:
-        """Whether layers keep what no token can be taken out of again, as keys and values can."""
-        return any(
-            tensor.name.startswith("kv_cache_") and not tensor.name.startswith(_KEYS_AND_VALUES)
+        """Whether layers keep what no token can be taken out of again.
+
+        Of keys and values they can, and of our own short convolutions (`tflite.short_conv`).
+        """
+        states = {
+            tensor.name
             for signature in self._bundle.model.signatures
             if signature.name == "decode"
             for tensor in signature.inputs
-        )
+            if tensor.name.startswith("kv_cache_") and not tensor.name.startswith(_KEYS_AND_VALUES)
+        }
+        return bool(states) and CONVOLUTIONS_END not in states
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids; special tokens in `text` are parsed, none are added."""

@@ -145,6 +145,12 @@ class Qwen35(Family):
             return WeightSource(tensor, is_log_of_negative=True)
         return super().source_of(path, tensor, fmt)
 
+    def _is_ignored(self, plain: str, head: str) -> bool:
+        # Of what predicts a token more: in a GGUF layers after the others, in a folder `mtp.*`.
+        number = plain.removeprefix("blk.").partition(".")[0]
+        is_after = number.isdecimal() and int(number) >= self.num_hidden_layers
+        return is_after or super()._is_ignored(plain, head)
+
     def places(self, names: Collection[str], fmt: str) -> dict[str, WeightSource]:
         placed = super().places(names, fmt)
         is_other = self.gguf_tiled_heads != (fmt == "gguf")

@@ -24,10 +24,7 @@ from converter.tflite.attention import cut
 from converter.tflite.blocks import Blocks, at
 from converter.tflite.graph import DType, Tensor
 from converter.tflite.kv_cache import REWIND
-from converter.tflite.state import StateBuffer, StateKind
-
-# Where the text of the first rings ends.
-_END = "kv_cache_c_end"
+from converter.tflite.state import CONVOLUTIONS_END, StateBuffer, StateKind
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class ShortConvLayers:
         """Declare a layer's rings, (1, 1, 2 R, width), and with the first what all share, (1,)."""
         kernel, states = self.mixers[index].kernel, []
         if not self.inputs:
-            states.append(StateBuffer(_END, (1,), StateKind.RECURRENT, 0, 1))
+            states.append(StateBuffer(CONVOLUTIONS_END, (1,), StateKind.RECURRENT, 0, 1))
             self.make_prefilled(states[0].add_to(self.graph))
         if kernel not in self.rows:
             self.rows[kernel] = self.make_rows(kernel)
@@ -135,7 +132,7 @@ class ShortConvLayers:
             end = g.make_add(f"{name}/end", call.last, g.constant(f"{name}/one", [1]))
             nothing = g.make_minimum(f"{name}/read", before, g.constant("cache/zero", [0]))
             after = g.make_maximum(f"{name}/after", end, nothing)
-        g.add_output(_END, g.make_cast(f"{name}/float32", after, DType.FLOAT32))
+        g.add_output(CONVOLUTIONS_END, g.make_cast(f"{name}/float32", after, DType.FLOAT32))
 
     def make_rows(self, kernel: int) -> _Rows:
         """Where this call's rows, and those before them, lie in the states of a kernel."""

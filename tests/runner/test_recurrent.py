@@ -123,6 +123,7 @@ def question(
 
 def test_answers_depend_on_all_that_was_said(tiny: Remembering) -> None:
     """Else the others could not fail."""
+    assert Model(tiny.bundle).has_recurrent_state
     last = [("assistant", "aye"), ("user", "And now?")]
     said = {tiny.says([("user", text), *last], length=8)[0] for text in QUESTIONS[:6]}
     assert len(said) == 6
