@@ -102,6 +102,10 @@ class Qwen35(Family):
                 f"linear_num_key_heads={self.linear_num_key_heads}",
                 "check config.json",
             )
+        if self.linear_conv_kernel_dim < 2:
+            raise self.unsupported(
+                "linear_conv_kernel_dim", self.linear_conv_kernel_dim, "only 2 and more are"
+            )
         super().validate()
 
     def attention(self, rope: Rope | None, sliding_window: int | None) -> Attention:

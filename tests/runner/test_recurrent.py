@@ -123,7 +123,9 @@ def question(
 
 def test_answers_depend_on_all_that_was_said(tiny: Remembering) -> None:
     """Else the others could not fail."""
-    assert Model(tiny.bundle).has_recurrent_state
+    model = Model(tiny.bundle)
+    assert model.has_recurrent_state
+    assert model.metadata.min_runtime_version == "0.15.0"
     last = [("assistant", "aye"), ("user", "And now?")]
     said = {tiny.says([("user", text), *last], length=8)[0] for text in QUESTIONS[:6]}
     assert len(said) == 6

@@ -241,6 +241,8 @@ REFUSED: dict[str, dict[str, Any]] = {
     "Qwen/Qwen2.5-0.5B-Instruct": {"layer_types": ["chunked_attention"] * 24},
     "Qwen/Qwen3-0.6B": {"rope_scaling": {"type": "mrope"}},
     "Qwen/Qwen3.5-0.8B": {"layer_types": ["sliding_attention"] * 24},
+    "Qwen/Qwen3.5-2B": {"linear_conv_kernel_dim": 1},
+    "Qwen/Qwen3.5-4B": {"hidden_act": "gelu"},
     "ByteDance-Seed/Seed-OSS-36B-Instruct": {"is_encoder_decoder": True},
     "HuggingFaceTB/SmolLM3-3B": {"layer_types": ["chunked_attention"] * 36},
     "stabilityai/stablelm-2-zephyr-1_6b": {"qk_layernorm": True},
