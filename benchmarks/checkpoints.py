@@ -30,6 +30,18 @@ _QWEN3: dict[str, Any] = {
     "vocab_size": 151936,
     "eos_token_id": 151645,
 }
+_QWEN35: dict[str, Any] = {
+    "architectures": ["Qwen3_5ForCausalLM"],
+    "model_type": "qwen3_5_text",
+    "num_hidden_layers": 24,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "linear_num_value_heads": 16,
+    "max_position_embeddings": 262144,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000000},
+    "tie_word_embeddings": True,
+    "eos_token_id": 151645,  # of Qwen3's tokenizer
+}
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-tiny": {
         **_QWEN3,
@@ -54,6 +66,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 32,
         "intermediate_size": 9728,
     },
+    "qwen3.5-0.8b": {**_QWEN35, "hidden_size": 1024, "intermediate_size": 3584},
+    "qwen3.5-2b": {**_QWEN35, "hidden_size": 2048, "intermediate_size": 6144},
     "gemma4-e2b": {
         "architectures": ["Gemma4ForConditionalGeneration"],
         "model_type": "gemma4",

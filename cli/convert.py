@@ -66,7 +66,7 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
         help="dynamic_int8 (default), dynamic_int8_a16 (default below 200M parameters, except for "
         "gpu), dynamic_int4, dynamic_int4_block128, int8, fp16 or fp32; "
         "parts may have another one, as in dynamic_int8,ffn=dynamic_int4,layers.0-3.ffn=fp16 "
-        "(embedding, attention, ffn, head)",
+        "(embedding, attention, ffn, per_layer, head)",
     )
     parser.add_argument(
         "--lora",

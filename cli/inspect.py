@@ -102,7 +102,8 @@ def tensor_lines(signature: SignatureSummary) -> list[str]:
     for direction, tensors in (("in", signature.inputs), ("out", signature.outputs)):
         for tensor in tensors:
             stem = tensor.name.rstrip("0123456789")
-            name = stem + "*" if stem.startswith("kv_cache_") else tensor.name
+            is_of_layer = stem.startswith("kv_cache_") and stem != tensor.name
+            name = stem + "*" if is_of_layer else tensor.name
             line = f"{name:16}{tensor.dtype} {tensor.shape}"
             directions.setdefault(line, set()).add(direction)
             counts.setdefault(line, set()).add(tensor.name)

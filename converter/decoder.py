@@ -145,7 +145,7 @@ class Attention:
         scale: factor on the scores.
         rope: its rotary embedding; None for none (NoPE).
         sliding_window: how many positions a token sees, itself included; None for all before it.
-        biases: the projections (q, k, v, o) that have one.
+        biases: the projections (q, k, v, o, gate) that have one.
         softcap: scores s become softcap tanh(s / softcap).
         position_scale: None where queries do not grow with the position.
         is_gated: the output is multiplied with sigmoid(gate(x)) before the last projection.
@@ -185,7 +185,7 @@ class Attention:
         if own and not self.keys_are_values:
             yield from _matrix_shapes(f"{block}.v", (kv, hidden), self.biases)
         if self.is_gated:
-            yield f"{block}.gate", (q, hidden)
+            yield from _matrix_shapes(f"{block}.gate", (q, hidden), self.biases)
         if self.qk_norm is not None:
             full = self.qk_norm.is_full_width
             for part, rows in (("q", q), *((("k", kv),) if own else ())):
@@ -229,8 +229,61 @@ class ShortConv:
         yield from _matrix_shapes(f"{block}.out", (hidden, hidden), self.biases)
 
 
+@dataclass(frozen=True)
+class GatedDeltaNet:
+    """Linear attention whose memory is one matrix per head, by the gated delta rule.
+
+    Of each token: q, k, v = silu(conv(qkv(x))), a causal convolution along the tokens, channel by
+    channel; q and k brought to length 1, q divided by sqrt(key_dim); the logarithm of a decay,
+    g = decay * softplus(alpha(x) + step), and a strength b = sigmoid(beta(x)). Then for the memory
+    M of each head, (key_dim, value_dim):
+
+        M = exp(g) M;  M = M + k (b (v - M^T k))^T;  output M^T q
+
+    and o(norm(output) * silu(z(x))). Source: Yang et al., 2024 (arXiv:2412.06464).
+
+    Attributes:
+        num_key_heads: of queries and of keys.
+        num_value_heads: of values, and of memories; each key head serves as many of them.
+        key_dim, value_dim: their widths.
+        kernel: tokens that the convolution sees, itself included.
+        norm: of each head's output.
+        is_tiled: value head i has key head i modulo their number; else those of a key head lie
+            side by side.
+    """
+
+    block: ClassVar[str] = "delta"
+
+    num_key_heads: int
+    num_value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+    norm: Norm
+    is_tiled: bool = False
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Of q, k and v, all heads together."""
+        keys = self.num_key_heads * self.key_dim
+        return keys, keys, self.num_value_heads * self.value_dim
+
+    def weight_shapes(self, block: str, hidden: int) -> Shapes:
+        """Of what lies between the norms of its block."""
+        heads, channels, values = self.num_value_heads, sum(self.widths), self.widths[2]
+        yield f"{block}.qkv", (channels, hidden)
+        yield f"{block}.z", (values, hidden)
+        yield f"{block}.beta", (heads, hidden)
+        yield f"{block}.alpha", (heads, hidden)
+        yield f"{block}.conv", (channels, 1, self.kernel)
+        yield f"{block}.step", (heads,)
+        yield f"{block}.decay", (heads,)
+        yield from self.norm.weight_shapes(f"{block}.out_norm", self.value_dim)
+        yield f"{block}.o", (hidden, values)
+
+
 # What moves information between tokens.
-Mixer = Attention | ShortConv
+Mixer = Attention | ShortConv | GatedDeltaNet
 
 
 @dataclass(frozen=True)
@@ -319,7 +372,7 @@ class AltUp:
 
 
 # Matrices that stay in float32: a few values, on which much depends.
-EXACT_MATRICES = frozenset({"router", "predict", "correct"})
+EXACT_MATRICES = frozenset({"router", "predict", "correct", "alpha", "beta"})
 
 
 @dataclass(frozen=True)

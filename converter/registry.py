@@ -41,6 +41,7 @@ from converter.families.phi import Phi
 from converter.families.phi3 import Phi3
 from converter.families.qwen2 import Qwen2
 from converter.families.qwen3 import Qwen3
+from converter.families.qwen3_5 import Qwen35
 from converter.families.seed_oss import SeedOss
 from converter.families.smollm3 import SmolLM3
 from converter.families.stablelm import StableLM
@@ -86,6 +87,8 @@ FAMILIES: dict[str, type[Family]] = {
     "phi3": Phi3,
     "qwen2": Qwen2,
     "qwen3": Qwen3,
+    "qwen3_5": Qwen35,
+    "qwen3_5_text": Qwen35,
     "seed_oss": SeedOss,
     "smollm3": SmolLM3,
     "stablelm": StableLM,
@@ -100,6 +103,7 @@ ARCHITECTURES: dict[str, str] = {
     "hunyuan-dense": "hunyuan_v1_dense",
     "mistral3": "ministral3",
     "phi2": "phi",
+    "qwen35": "qwen3_5",
 }
 # The one of these that has windows is another family.
 _WITH_WINDOWS = {"olmo2": "olmo3"}

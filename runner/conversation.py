@@ -53,6 +53,9 @@ class LoadedModel(Protocol):
     @property
     def context_length(self) -> int | None: ...
 
+    @property
+    def has_recurrent_state(self) -> bool: ...
+
     def tokenize(self, text: str) -> list[int]: ...
 
     def failure(self, what: str, error: Exception) -> EngineError: ...
@@ -62,7 +65,8 @@ class Conversation:
     """Turns with one model; made by `Model.conversation` and `Model.completion`.
 
     The history is kept here as well: a conversation of the engine ends with the first answer that
-    does not end by itself, and the next turn then starts a new one with the history before it.
+    does not end by itself, and the next turn then starts a new one with the history before it. So
+    it does after thoughts, which the engine takes out of its cache, where a layer's state is none.
 
     Attributes:
         finish: how the last answer ended: by itself, at `max_tokens`, at the end of the context,
@@ -136,7 +140,8 @@ class Conversation:
             if self.keeps_history and said:
                 self._history.append({"role": "user", "content": prompt})
                 self._history.append({"role": "assistant", "content": said})
-            if self.finish != "stop" or not self.keeps_history:
+            is_state_wrong = self._has_thoughts_cached and self._model.has_recurrent_state
+            if self.finish != "stop" or not self.keeps_history or is_state_wrong:
                 self.close()
 
     def cancel(self) -> None:

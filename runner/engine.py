@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from converter.errors import EngineError, OptionError
 from converter.litertlm.inspection import Bundle, read_bundle
+from converter.tflite.state import CONVOLUTIONS_END
 from runner.conversation import Conversation, uninterrupted
 from runner.native_log import NativeLog
 from runner.packed_weights import packed_weights_folder
@@ -22,6 +23,7 @@ from runner.packed_weights import packed_weights_folder
 COMPLETION_TEMPLATE = Path(__file__).parent.parent / "converter/families/completion.jinja"
 _WIDE_TOP_K = 50  # transformers' default, where a bundle's own k of 1 would undo other options
 _PROBE = "probe"
+_KEYS_AND_VALUES = ("kv_cache_k_", "kv_cache_v_")
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,22 @@ class Model:
     @property
     def has_thoughts(self) -> bool:
         """Whether answers may hold thoughts."""
-        return any(channel.is_reasoning_channel for channel in self.metadata.channels)
+        return bool(self.metadata.channels)
+
+    @cached_property
+    def has_recurrent_state(self) -> bool:
+        """Whether layers keep what no token can be taken out of again.
+
+        Of keys and values they can, and of our own short convolutions (`tflite.short_conv`).
+        """
+        states = {
+            tensor.name
+            for signature in self._bundle.model.signatures
+            if signature.name == "decode"
+            for tensor in signature.inputs
+            if tensor.name.startswith("kv_cache_") and not tensor.name.startswith(_KEYS_AND_VALUES)
+        }
+        return bool(states) and CONVOLUTIONS_END not in states
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids; special tokens in `text` are parsed, none are added."""

@@ -74,6 +74,9 @@ def measure_perplexity(
 ) -> Perplexity:
     """Score a text in passages that fit the context, each without those before it.
 
+    Where layers keep a state that the engine's steps back (`_with_last_token_twice`) would spoil,
+    they go back to the passage's first token: where a text begins, a state begins anew.
+
     Raises:
         OptionError: the text is too short.
         EngineError: the engine failed.
@@ -82,12 +85,16 @@ def measure_perplexity(
     total, count = 0.0, 0
     for done, (given, scored) in enumerate(passages):
         progress(done, len(passages))
+        begin, text = given, scored
+        if model.has_recurrent_state:
+            begin, text = given[:1], given[1:] + scored
         try:
             with model.engine.create_session(apply_prompt_template=False) as session:
-                session.run_prefill([_with_last_token_twice(model, given)])
-                [scores] = session.run_text_scoring([scored]).token_scores
+                session.run_prefill([_with_last_token_twice(model, begin)])
+                [scores] = session.run_text_scoring([text]).token_scores
         except RuntimeError as error:
             raise model.failure(f"{model.path.name}: scoring a text", error) from error
+        scores = scores[-len(model.tokenize(scored)) :]
         total += sum(scores)
         count += len(scores)
     if not count:

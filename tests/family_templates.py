@@ -814,6 +814,263 @@ When you\\'re not sure, ask (e.g. "When is the next flight?" => "Where from?", "
         {{- raise_exception('There is no role ' + message['role'] + '.') }}
     {%- endif %}
 {%- endfor %}"""
+_GEMMA3N = """{{ bos_token }}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- if messages[0]['content'] is string -%}
+        {%- set first_user_prefix = messages[0]['content'] + '\n\n' -%}
+    {%- else -%}
+        {%- set first_user_prefix = messages[0]['content'][0]['text'] + '\n\n' -%}
+    {%- endif -%}
+    {%- set loop_messages = messages[1:] -%}
+{%- else -%}
+    {%- set first_user_prefix = "" -%}
+    {%- set loop_messages = messages -%}
+{%- endif -%}
+{%- for message in loop_messages -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception("Roles must alternate") }}
+    {%- endif -%}
+    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
+    {{ '<start_of_turn>' + role + '\n' + (first_user_prefix if loop.first else "") }}
+    {%- if message['content'] is string -%}
+        {{ message['content'] | trim }}
+    {%- elif message['content'] is iterable -%}
+        {%- for item in message['content'] -%}
+            {%- if item['type'] == 'audio' -%}{{ '<audio_soft_token>' }}
+            {%- elif item['type'] == 'image' -%}{{ '<image_soft_token>' }}
+            {%- elif item['type'] == 'text' -%}{{ item['text'] | trim }}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- else -%}
+        {{ raise_exception("Invalid content type") }}
+    {%- endif -%}
+    {{ '<end_of_turn>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{'<start_of_turn>model\n'}}{%- endif -%}
+"""
+_GEMMA4_TOOLS = """{%- macro format_parameters(properties) -%}
+    {%- for key, value in properties | dictsort -%}
+        {%- set add_comma = false -%}
+        {%- if not loop.first %},{% endif -%}
+        {{ key }}:{
+            {%- if value['description'] -%}
+                description:<|"|>{{ value['description'] }}<|"|>
+                {%- set add_comma = true -%}
+            {%- endif -%}
+            {%- if add_comma %},{%- else -%} {%- set add_comma = true -%} {% endif -%}
+            type:<|"|>{{ value['type'] | upper }}<|"|>}
+    {%- endfor -%}
+{%- endmacro -%}
+{%- macro format_function_declaration(tool_data) -%}
+    declaration:{{- tool_data['function']['name'] -}}
+    {description:<|"|>{{- tool_data['function']['description'] -}}<|"|>
+    {%- set params = tool_data['function']['parameters'] -%}
+    {%- if params -%}
+        ,parameters:{properties:{ {{- format_parameters(params['properties']) -}} },
+        {%- if params['required'] -%}
+            required:{{ format_argument(params['required']) }},
+        {%- endif -%}
+        type:<|"|>{{- params['type'] | upper -}}<|"|>}
+    {%- endif -%}
+    }
+{%- endmacro -%}
+{%- macro format_argument(argument, escape_keys=True) -%}
+    {%- if argument is string -%}
+        {{- '<|"|>' + argument + '<|"|>' -}}
+    {%- elif argument is boolean -%}
+        {{- 'true' if argument else 'false' -}}
+    {%- elif argument is mapping -%}
+        {{- '{' -}}
+        {%- for key, value in argument | dictsort -%}
+            {%- if not loop.first %},{% endif -%}
+            {{- ('<|"|>' + key + '<|"|>') if escape_keys else key -}}
+            :{{- format_argument(value, escape_keys=escape_keys) -}}
+        {%- endfor -%}
+        {{- '}' -}}
+    {%- elif argument is sequence -%}
+        {{- '[' -}}
+        {%- for item in argument -%}
+            {{- format_argument(item, escape_keys=escape_keys) -}}
+            {%- if not loop.last %},{% endif -%}
+        {%- endfor -%}
+        {{- ']' -}}
+    {%- else -%}
+        {{- argument -}}
+    {%- endif -%}
+{%- endmacro -%}
+"""
+_GEMMA4_HEAD = """{{ bos_token }}
+{%- set ns = namespace(prev=None) -%}
+{%- set loop_messages = messages -%}
+{%- set thinking = enable_thinking is defined and enable_thinking -%}
+{%- if thinking or tools or messages[0]['role'] in ['system', 'developer'] -%}
+    {{- '<|turn>system\n' -}}
+    {%- if thinking -%}{{- '<|think|>\n' -}}{%- endif -%}
+    {%- if messages[0]['role'] in ['system', 'developer'] -%}
+        {%- if messages[0]['content'] is string -%}
+            {{- messages[0]['content'] | trim -}}
+        {%- elif messages[0]['content'] is sequence -%}
+            {%- for item in messages[0]['content'] -%}
+                {%- if item['type'] == 'text' -%}{{- item['text'] | trim -}}{%- endif -%}
+            {%- endfor -%}
+        {%- endif -%}
+        {%- set loop_messages = messages[1:] -%}
+    {%- endif -%}
+    {%- if tools -%}
+        {%- if messages[0]['role'] in ['system', 'developer'] %}{{- '\n' -}}{% endif -%}
+        {%- for tool in tools %}
+            {{- '<|tool>' -}}{{- format_function_declaration(tool) | trim -}}{{- '<tool|>' -}}
+        {%- endfor %}
+    {%- endif -%}
+    {{- '<turn|>\n' -}}
+{%- endif %}
+"""
+# E2B and E4B: a result is a part, never a text; an answer may begin with a thought or not.
+GEMMA4_SMALL = (
+    _GEMMA4_TOOLS
+    + _GEMMA4_HEAD
+    + """{%- for message in loop_messages -%}
+    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
+    {%- if role != 'tool' -%}
+        {%- if not (role == 'model' and ns.prev == 'tool_response') -%}
+            {{- '<|turn>' + role + '\n' }}
+        {%- endif -%}
+    {%- endif -%}
+    {%- if message['tool_calls'] -%}
+        {%- for tool_call in message['tool_calls'] -%}
+            {%- set function = tool_call['function'] -%}
+            {{- '<|tool_call>call:' + function['name'] -}}
+            {%- if function['arguments'] is mapping -%}
+                {{- format_argument(function['arguments'], escape_keys=False) + '<tool_call|>' -}}
+            {%- elif function['arguments'] is string -%}
+                {{- '{' + function['arguments'] + '}<tool_call|>' -}}
+            {%- endif -%}
+        {%- endfor -%}
+        {%- set ns.prev = 'tool_call' -%}
+    {%- endif -%}
+    {%- if role == 'tool' and message['content'] is sequence -%}
+        {%- for item in message['content'] -%}
+            {{- '<|tool_response>response:' + item['name'] | default('unknown') -}}
+            {%- if item['response'] is mapping -%}
+                {{- format_argument(item['response'], escape_keys=False) -}}
+            {%- else -%}
+                {{- '{value:' + format_argument(item['response'], escape_keys=False) + '}' -}}
+            {%- endif -%}
+            {{- '<tool_response|>' -}}
+        {%- endfor -%}
+        {%- set ns.prev = 'tool_response' -%}
+    {%- else -%}
+        {%- if message['content'] is string -%}
+            {{- message['content'] | trim -}}
+        {%- elif message['content'] is sequence -%}
+            {%- for item in message['content'] -%}
+                {%- if item['type'] == 'text' -%}{{- item['text'] | trim -}}
+                {%- elif item['type'] == 'image' -%}{{- '\n\n<|image|>\n\n' -}}
+                {%- endif -%}
+            {%- endfor -%}
+        {%- endif -%}
+        {%- if not message['tool_calls'] -%}{%- set ns.prev = None -%}{%- endif -%}
+    {%- endif -%}
+    {%- if ns.prev == None -%}{{- '<turn|>\n' -}}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {%- if ns.prev != 'tool_response' and ns.prev != 'tool_call' -%}
+        {{- '<|turn>model\n' -}}
+    {%- elif ns.prev == 'tool_response' and thinking -%}
+        {{- '<|channel>thought\n' -}}
+    {%- endif -%}
+{%- endif -%}
+"""
+)
+# 26B and 31B: results are looked for behind their call; thoughts are cut out of answers; without
+# thinking a prompt ends with an empty thought.
+GEMMA4_LARGE = (
+    _GEMMA4_TOOLS
+    + """{%- macro strip_thinking(text) -%}
+    {%- set ns = namespace(result='') -%}
+    {%- for part in text.split('<channel|>') -%}
+        {%- if '<|channel>' in part -%}
+            {%- set ns.result = ns.result + part.split('<|channel>')[0] -%}
+        {%- else -%}
+            {%- set ns.result = ns.result + part -%}
+        {%- endif -%}
+    {%- endfor -%}
+    {{- ns.result | trim -}}
+{%- endmacro -%}
+"""
+    + _GEMMA4_HEAD
+    + """{%- for message in loop_messages -%}
+    {%- if message['role'] != 'tool' -%}
+        {%- set ns.prev = None -%}
+        {%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
+        {%- set before = namespace(role=None, found=false) -%}
+        {%- for j in range(loop.index0 - 1, -1, -1) -%}
+            {%- if not before.found and loop_messages[j]['role'] != 'tool' -%}
+                {%- set before.role = loop_messages[j]['role'] -%}
+                {%- set before.found = true -%}
+            {%- endif -%}
+        {%- endfor -%}
+        {%- if not (role == 'model' and before.role == 'assistant') -%}
+            {{- '<|turn>' + role + '\n' }}
+        {%- endif -%}
+        {%- set thinking_text = message.get('reasoning') or message.get('reasoning_content') -%}
+        {%- if thinking_text and message.get('tool_calls') -%}
+            {{- '<|channel>thought\n' + thinking_text + '\n<channel|>' -}}
+        {%- endif -%}
+        {%- set has_result = namespace(flag=false) -%}
+        {%- if message['tool_calls'] -%}
+            {%- for tool_call in message['tool_calls'] -%}
+                {%- set function = tool_call['function'] -%}
+                {{- '<|tool_call>call:' + function['name'] -}}
+                {{- format_argument(function['arguments'], escape_keys=False) + '<tool_call|>' -}}
+            {%- endfor -%}
+            {%- set ns.prev = 'tool_call' -%}
+            {%- set scan = namespace(stopped=false) -%}
+            {%- for k in range(loop.index0 + 1, loop_messages | length) -%}
+                {%- if scan.stopped -%}
+                {%- elif loop_messages[k]['role'] != 'tool' -%}
+                    {%- set scan.stopped = true -%}
+                {%- else -%}
+                    {%- set follow = loop_messages[k] -%}
+                    {%- set name = follow.get('name') | default('unknown') -%}
+                    {%- set body = follow.get('content') -%}
+                    {%- if body is sequence and body is not string -%}
+                        {%- set text = namespace(s='') -%}
+                        {%- for part in body -%}
+                            {%- if part.get('type') == 'text' -%}
+                                {%- set text.s = text.s + (part.get('text') | default('')) -%}
+                            {%- endif -%}
+                        {%- endfor -%}
+                        {%- set body = text.s -%}
+                    {%- endif -%}
+                    {{- '<|tool_response>response:' + name + '{value:' -}}
+                    {{- format_argument(body, escape_keys=False) + '}<tool_response|>' -}}
+                    {%- set has_result.flag = true -%}
+                    {%- set ns.prev = 'tool_response' -%}
+                {%- endif -%}
+            {%- endfor -%}
+        {%- endif -%}
+        {%- if message['content'] is string -%}
+            {%- if role == 'model' -%}{{- strip_thinking(message['content']) -}}
+            {%- else -%}{{- message['content'] | trim -}}{%- endif -%}
+        {%- endif -%}
+        {%- if ns.prev == 'tool_call' and not has_result.flag -%}
+            {{- '<|tool_response>' -}}
+        {%- elif not (has_result.flag and not message.get('content')) -%}
+            {{- '<turn|>\n' -}}
+        {%- endif -%}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {%- if ns.prev != 'tool_response' and ns.prev != 'tool_call' -%}
+        {{- '<|turn>model\n' -}}
+        {%- if not enable_thinking | default(false) -%}
+            {{- '<|channel>thought\n<channel|>' -}}
+        {%- endif -%}
+    {%- endif -%}
+{%- endif -%}
+"""
+)
 
 _LFM2 = """{{- bos_token -}}
 {%- set system_prompt = "" -%}
@@ -915,13 +1172,122 @@ _LFM25 = """{{- bos_token -}}
     {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- "<|im_start|>assistant\n" -}}{%- endif -%}"""
+_QWEN35 = """{%- set image_count = namespace(value=0) %}
+{%- macro render_content(content, do_vision_count, is_system_content=false) %}
+    {%- if content is string %}{{- content }}
+    {%- elif content is iterable and content is not mapping %}
+        {%- for item in content %}
+            {%- if 'image' in item or item.type == 'image' %}
+                {%- if is_system_content %}
+                    {{- raise_exception('System message cannot contain images.') }}
+                {%- endif %}
+                {%- if do_vision_count %}
+                    {%- set image_count.value = image_count.value + 1 %}
+                {%- endif %}
+                {{- '<|vision_start|><|image_pad|><|vision_end|>' }}
+            {%- elif 'text' in item %}{{- item.text }}
+            {%- else %}{{- raise_exception('Unexpected item type in content.') }}{%- endif %}
+        {%- endfor %}
+    {%- elif content is none or content is undefined %}{{- '' }}
+    {%- else %}{{- raise_exception('Unexpected content type.') }}{%- endif %}
+{%- endmacro %}
+{%- if not messages %}{{- raise_exception('No messages provided.') }}{%- endif %}
+{%- if tools and tools is iterable and tools is not mapping %}
+    {{- '<|im_start|>system\n# Tools\n\n<tools>' }}
+    {%- for tool in tools %}{{- '\n' }}{{- tool | tojson }}{%- endfor %}
+    {{- '\n</tools>\n\nReply with <tool_call>\n<function=name>' }}
+    {%- if messages[0].role == 'system' %}
+        {%- set content = render_content(messages[0].content, false, true)|trim %}
+        {%- if content %}{{- '\n\n' + content }}{%- endif %}
+    {%- endif %}
+    {{- '<|im_end|>\n' }}
+{%- elif messages[0].role == 'system' %}
+    {%- set content = render_content(messages[0].content, false, true)|trim %}
+    {{- '<|im_start|>system\n' + content + '<|im_end|>\n' }}
+{%- endif %}
+{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.multi_step_tool and message.role == 'user' %}
+        {%- set content = render_content(message.content, false)|trim %}
+        {%- if not(content.startswith('<tool_response>')
+            and content.endswith('</tool_response>')) %}
+            {%- set ns.multi_step_tool = false %}
+            {%- set ns.last_query_index = index %}
+        {%- endif %}
+    {%- endif %}
+{%- endfor %}
+{%- if ns.multi_step_tool %}{{- raise_exception('No user query found in messages.') }}{%- endif %}
+{%- for message in messages %}
+    {%- set content = render_content(message.content, true)|trim %}
+    {%- if message.role == 'system' %}
+        {%- if not loop.first %}
+            {{- raise_exception('System message must be at the beginning.') }}
+        {%- endif %}
+    {%- elif message.role == 'user' %}
+        {{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>' + '\n' }}
+    {%- elif message.role == 'assistant' %}
+        {%- set reasoning_content = '' %}
+        {%- if message.reasoning_content is string %}
+            {%- set reasoning_content = message.reasoning_content %}
+        {%- elif '</think>' in content %}
+            {%- set reasoning_content = content.split('</think>')[0].rstrip('\n') %}
+            {%- set reasoning_content = reasoning_content.split('<think>')[-1].lstrip('\n') %}
+            {%- set content = content.split('</think>')[-1].lstrip('\n') %}
+        {%- endif %}
+        {%- set reasoning_content = reasoning_content|trim %}
+        {%- if loop.index0 > ns.last_query_index %}
+            {{- '<|im_start|>' + message.role + '\n<think>\n' + reasoning_content }}
+            {{- '\n</think>\n\n' + content }}
+        {%- else %}
+            {{- '<|im_start|>' + message.role + '\n' + content }}
+        {%- endif %}
+        {%- for tool_call in message.tool_calls or [] %}
+            {%- set tool_call = tool_call.function or tool_call %}
+            {%- if loop.first and content|trim %}{{- '\n\n' }}
+            {%- elif not loop.first %}{{- '\n' }}{%- endif %}
+            {{- '<tool_call>\n<function=' + tool_call.name + '>\n' }}
+            {%- for name, value in tool_call.arguments|items %}
+                {{- '<parameter=' + name + '>\n' }}
+                {{- value | tojson if value is mapping or value is not string else value }}
+                {{- '\n</parameter>\n' }}
+            {%- endfor %}
+            {{- '</function>\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\n' }}
+    {%- elif message.role == 'tool' %}
+        {%- if loop.previtem and loop.previtem.role != 'tool' %}
+            {{- '<|im_start|>user' }}
+        {%- endif %}
+        {{- '\n<tool_response>\n' + content + '\n</tool_response>' }}
+        {%- if loop.last or loop.nextitem.role != 'tool' %}{{- '<|im_end|>\n' }}{%- endif %}
+    {%- else %}{{- raise_exception('Unexpected message role.') }}{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is true %}{{- '<think>\n' }}
+    {%- else %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}
+{%- endif %}"""
+_QWEN35_FROM_4B = _QWEN35.replace(
+    """is true %}{{- '<think>\n' }}
+    {%- else %}{{- '<think>\n\n</think>\n\n' }}""",
+    """is false %}{{- '<think>\n\n</think>\n\n' }}
+    {%- else %}{{- '<think>\n' }}""",
+)
 
 FAMILY_TEMPLATES = {
     "LFM2": Template("lfm2", _LFM2, "<|startoftext|>", "<|im_end|>"),
     "LFM2.5": Template("lfm2", _LFM25, "<|startoftext|>", "<|im_end|>", "A cat.", tools=True),
+    "Qwen3.5 up to 2B": Template("qwen3_5", _QWEN35, None, "<|im_end|>", "A cat.", tools=True),
+    "Qwen3.5 from 4B on": Template("qwen3_5", _QWEN35_FROM_4B, None, "<|im_end|>", tools=True),
     "Phi-3": Template("phi3", _PHI3, "<s>", "<|endoftext|>"),
     "Phi-4-mini": Template("phi3", _PHI4_MINI, "<|endoftext|>", "<|endoftext|>"),
     "Gemma 1 and 2": Template("gemma2", _GEMMA2, "<bos>", "<eos>"),
+    "Gemma 3n": Template("gemma3n", _GEMMA3N, "<bos>", "<end_of_turn>"),
+    "Gemma 4 E2B and E4B": Template("gemma4", GEMMA4_SMALL, "<bos>", "<turn|>", tools=True),
+    "Gemma 4 26B and 31B": Template(
+        "gemma4", GEMMA4_LARGE, "<bos>", "<turn|>", "<|channel>thought", True
+    ),
     "Granite 4": Template("granite", _GRANITE4, "<|end_of_text|>", "<|end_of_text|>", tools=True),
     "Granite 3": Template("granite", _GRANITE3, "<|end_of_text|>", "<|end_of_text|>"),
     "OLMo 2": Template("olmo2", _OLMO2, "<|endoftext|>", "<|endoftext|>"),

@@ -275,6 +275,46 @@ def _with_weight(config: Any, state: Tensors) -> Tensors:
     return {f"{n}.weight" if n.endswith("layer_scalar") else n: v for n, v in state.items()}
 
 
+def _qwen35_keys(config: Any) -> Keys:
+    heads = config.linear_num_value_heads
+    return {
+        "ssm.conv_kernel": config.linear_conv_kernel_dim,
+        "ssm.state_size": config.linear_key_head_dim,
+        "ssm.group_count": config.linear_num_key_heads,
+        "ssm.time_step_rank": heads,
+        "ssm.inner_size": heads * config.linear_value_head_dim,
+        "full_attention_interval": config.layer_types.index("full_attention") + 1,
+        "rope.dimension_sections": [11, 11, 10, 0],
+    }
+
+
+def _qwen35_split(config: Any, state: Tensors) -> Tensors:
+    """Value heads in turn by key head, norms with their 1, decays worked out."""
+    keys, heads = config.linear_num_key_heads, config.linear_num_value_heads
+    plain = 2 * keys * config.linear_key_head_dim
+
+    def tiled(value: np.ndarray) -> np.ndarray:
+        by_head = value.reshape(keys, heads // keys, -1, *value.shape[1:])
+        return by_head.swapaxes(0, 1).reshape(value.shape)
+
+    split: Tensors = {}
+    for name, value in state.items():
+        _, _, part = name.partition(".linear_attn.")
+        if part in ("in_proj_qkv.weight", "conv1d.weight"):
+            value = np.concatenate([value[:plain], tiled(value[plain:])])
+        elif part == "out_proj.weight":
+            value = tiled(value.T).T
+        elif part == "A_log":
+            value = tiled(-np.exp(value))
+        elif part and part != "norm.weight":
+            value = tiled(value)
+        elif name.endswith("norm.weight") and not part:
+            value = value + 1
+        value = value[:, 0] if part == "conv1d.weight" else value
+        split[name.replace("dt_bias", "dt_proj.bias")] = value
+    return split
+
+
 # By the model_type of the text part.
 WRITTEN: dict[str, Written] = {
     "apertus": Written("apertus", split=_xielu_numbers, change=_llama3_factors),
@@ -315,6 +355,7 @@ WRITTEN: dict[str, Written] = {
     "phi3": Written("phi3", _phi3_keys, change=_phi3_factors),
     "qwen2": Written("qwen2"),
     "qwen3": Written("qwen3"),
+    "qwen3_5_text": Written("qwen35", _qwen35_keys, split=_qwen35_split),
     "seed_oss": Written("seed_oss"),
     "smollm3": Written("smollm3", permutes=True),
     "stablelm": Written(

@@ -14,6 +14,7 @@ from converter.decoder import (
     Attention,
     DecoderSpec,
     FeedForward,
+    GatedDeltaNet,
     LayerSpec,
     Mixer,
     Norm,
@@ -157,6 +158,8 @@ class _Decoder:
     def mix(self, index: int, mixer: Mixer, x: np.ndarray) -> np.ndarray:
         if isinstance(mixer, ShortConv):
             return self.convolve(f"layers.{index}.conv", mixer, x)
+        if isinstance(mixer, GatedDeltaNet):
+            return self.remember(f"layers.{index}.delta", mixer, x)
         return self.attend(index, mixer, x)
 
     def convolve(self, block: str, mixer: ShortConv, x: np.ndarray) -> np.ndarray:
@@ -170,6 +173,39 @@ class _Decoder:
             ]
         )
         return self.project(block, "out", mixer.biases, c * (sums.T + bias))
+
+    def remember(self, block: str, mixer: GatedDeltaNet, x: np.ndarray) -> np.ndarray:
+        """The gated delta rule, token by token and head by head."""
+        n, silu, weights = len(x), Activation.SILU, self.weights
+        seen = self.project(block, "qkv", (), x)
+        mixed = np.zeros_like(seen)
+        for ago in range(min(mixer.kernel, n)):
+            mixed[ago:] += seen[: n - ago] * weights[f"{block}.conv"][:, 0, -1 - ago]
+        mixed = self.activate(block, silu, mixed)
+        keys = mixer.num_key_heads * mixer.key_dim
+        q, k = (
+            part.reshape(n, mixer.num_key_heads, mixer.key_dim)
+            for part in (mixed[:, :keys], mixed[:, keys : 2 * keys])
+        )
+        v = mixed[:, 2 * keys :].reshape(n, mixer.num_value_heads, mixer.value_dim)
+        a = self.project(block, "alpha", (), x) + weights[f"{block}.step"]
+        decay = np.exp(weights[f"{block}.decay"] * np.log1p(np.exp(a)))
+        beta = 1 / (1 + np.exp(-self.project(block, "beta", (), x)))
+        gate = self.activate(block, silu, self.project(block, "z", (), x)).reshape(v.shape)
+        out = np.zeros_like(v)
+        group = mixer.num_value_heads // mixer.num_key_heads
+        for head in range(mixer.num_value_heads):
+            of = head % mixer.num_key_heads if mixer.is_tiled else head // group
+            memory = np.zeros((mixer.key_dim, mixer.value_dim))
+            for i in range(n):
+                key, query = (
+                    part[i, of] / np.sqrt((part[i, of] ** 2).sum() + 1e-6) for part in (k, q)
+                )
+                memory = memory * decay[i, head]
+                memory += beta[i, head] * np.outer(key, v[i, head] - key @ memory)
+                out[i, head] = query @ memory / math.sqrt(mixer.key_dim)
+        out = self.norm(f"{block}.out_norm", mixer.norm, out) * gate
+        return self.project(block, "o", (), out.reshape(n, -1))
 
     def attend(self, index: int, mixer: Attention, x: np.ndarray) -> np.ndarray:
         block, n, biases = f"layers.{index}.attention", len(x), mixer.biases
@@ -197,7 +233,7 @@ class _Decoder:
             contexts.append(share @ v[:, of] / (share.sum(-1, keepdims=True) + sink))
         context = np.concatenate(contexts, axis=-1)
         if mixer.is_gated:
-            context = context / (1 + np.exp(-x @ self.weights[f"{block}.gate"].T))
+            context = context / (1 + np.exp(-self.project(block, "gate", biases, x)))
         return self.project(block, "o", biases, context)
 
     def heads(self, block: str, part: str, mixer: Attention, x: np.ndarray) -> np.ndarray:

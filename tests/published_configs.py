@@ -1214,6 +1214,76 @@ _GEMMA4: dict[str, Published] = {
     ),
 }
 
+_QWEN35_KINDS = (["linear_attention"] * 3 + ["full_attention"]) * 8
+_QWEN35_TEXT: dict[str, Any] = {
+    "attention_bias": False, "attention_dropout": 0.0, "attn_output_gate": True,
+    "dtype": "bfloat16", "eos_token_id": 248044, "full_attention_interval": 4, "head_dim": 256,
+    "hidden_act": "silu", "initializer_range": 0.02, "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128, "linear_num_key_heads": 16, "linear_value_head_dim": 128,
+    "mamba_ssm_dtype": "float32", "max_position_embeddings": 262144, "mlp_only_layers": [],
+    "model_type": "qwen3_5_text", "mtp_num_hidden_layers": 1,
+    "mtp_use_dedicated_embeddings": False, "rms_norm_eps": 1e-06, "use_cache": True,
+    "rope_parameters": {
+        "mrope_interleaved": True, "mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25,
+        "rope_theta": 10000000, "rope_type": "default",
+    },
+    "vocab_size": 248320,
+}  # fmt: skip
+_QWEN35_OUTER: dict[str, Any] = {
+    "model_type": "qwen3_5", "image_token_id": 248056, "video_token_id": 248057,
+    "vision_end_token_id": 248054, "vision_start_token_id": 248053,
+}  # fmt: skip
+
+
+def _qwen35(layers: int, value_heads: int, parameters: int) -> dict[str, Any]:
+    linear = [i for i in range(layers) if i % 4 != 3]
+    return {
+        "parameters": parameters, "rotated": 64, "theta": 10_000_000, "qk_norm": "per head",
+        "deltas": dict.fromkeys(linear, (16, value_heads, 128, 128, 4)), "output_gate": True,
+        "tied": True,
+    }  # fmt: skip
+
+
+_QWEN35: dict[str, Published] = {
+    "Qwen/Qwen3.5-0.8B": (
+        {
+            **_QWEN35_OUTER, "tie_word_embeddings": True, "vision_config": {"depth": 12},
+            "text_config": {
+                **_QWEN35_TEXT, "hidden_size": 1024, "intermediate_size": 3584,
+                "layer_types": _QWEN35_KINDS[:24], "linear_num_value_heads": 16,
+                "num_attention_heads": 8, "num_hidden_layers": 24, "num_key_value_heads": 2,
+                "tie_word_embeddings": True,
+            },
+        },
+        _qwen35(24, 16, 752_393_024),
+    ),
+    "Qwen/Qwen3.5-2B": (
+        {
+            **_QWEN35_OUTER, "tie_word_embeddings": True, "vision_config": {"depth": 24},
+            "text_config": {
+                **_QWEN35_TEXT, "hidden_size": 2048, "intermediate_size": 6144,
+                "layer_types": _QWEN35_KINDS[:24], "linear_num_value_heads": 16,
+                "num_attention_heads": 8, "num_hidden_layers": 24, "num_key_value_heads": 2,
+                "tie_word_embeddings": True,
+            },
+        },
+        _qwen35(24, 16, 1_881_825_088),
+    ),
+    "Qwen/Qwen3.5-4B": (
+        {
+            **_QWEN35_OUTER, "tie_word_embeddings": True, "vision_config": {"depth": 24},
+            "text_config": {
+                **_QWEN35_TEXT, "hidden_size": 2560, "intermediate_size": 9216,
+                "layer_types": _QWEN35_KINDS, "linear_num_value_heads": 32,
+                "num_attention_heads": 16, "num_hidden_layers": 32, "num_key_value_heads": 4,
+                "tie_word_embeddings": True,
+            },
+        },
+        _qwen35(32, 32, 4_205_751_296),
+    ),
+}  # fmt: skip
+
 PUBLISHED: dict[str, Published] = {
-    **_LLAMA, **_LFM2, **_QWEN, **_GEMMA, **_GEMMA4, **_MISTRAL, **_GRANITE, **_PHI, **_OTHERS,
+    **_LLAMA, **_LFM2, **_QWEN, **_QWEN35, **_GEMMA, **_GEMMA4, **_MISTRAL, **_GRANITE, **_PHI,
+    **_OTHERS,
 }  # fmt: skip

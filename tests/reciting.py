@@ -3,19 +3,61 @@
 from __future__ import annotations
 
 import itertools
+import json
+from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
+from tokenizers import AddedToken, Tokenizer
+
+from cli.obtain import open_checkpoint
+from converter.base import ModelConverter
+from converter.options import ConvertOptions
+from tests.family_templates import Template
+from tests.tiny_models import make_checkpoint
 
 WEIGHTS = "model.safetensors"
+
+
+def reciting_bundle(
+    folder: Path,
+    said: list[str],
+    template: Template,
+    checkpoint: str = "llama",
+    special: Container[str] = (),
+) -> Path:
+    """A bundle of a model that says these tokens, each once, with the template's chat.
+
+    Args:
+        folder: for the model; the bundle stands beside it.
+        checkpoint: the tiny model.
+        special: tokens that its tokenizer marks as special.
+    """
+    make_checkpoint(checkpoint, folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    texts = dict.fromkeys([template.bos or "<s>", *said, template.eos])
+    tokenizer.add_tokens([AddedToken(text, special=text in special) for text in texts])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "bos_token": template.bos or "<s>",
+        "eos_token": template.eos,
+        "chat_template": template.template,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    recite(folder, [tokenizer.token_to_id(text) for text in [*said, template.eos]])
+    bundle = folder.with_suffix(".litertlm")
+    with open_checkpoint(folder) as source:
+        options = ConvertOptions(quantize="fp32", prefill_lengths=(8,), cache_length=1024)
+        ModelConverter(source, "m", options).convert(bundle)
+    return bundle
 
 
 def recite(folder: Path, tokens: list[int]) -> None:
     """Weights of a model that says these tokens, each once, whatever it is asked."""
     weights = {name: np.zeros_like(array) for name, array in load_file(folder / WEIGHTS).items()}
     for name in weights:
-        if "norm" in name:
+        if "norm" in name or name.endswith("layer_scalar"):
             weights[name] += 1
     table, head = weights["model.embed_tokens.weight"], weights["lm_head.weight"]
     table += np.random.default_rng(0).choice([-1.0, 1.0], table.shape).astype(table.dtype)

@@ -75,6 +75,16 @@ _PLAIN = {key: value for key, value in _SMALL.items() if key != "head_dim"}
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
 _PHI = {**_PLAIN, **_TOKENS}
 
+_QWEN35: dict[str, Any] = {
+    **_SMALL,
+    "num_hidden_layers": 4,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 16,
+    "rms_norm_eps": 1e-4,  # what a memory says may be near to nothing, and is normalised
+}
+
 # Test id -> (model_type, what differs from transformers' defaults). Between them: tied and untied
 # heads, grouped and multi-query attention, biases, windows shorter than the prompt, and every kind
 # of rotary scaling. Every entry of converter.registry must be here.
@@ -394,6 +404,27 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma4_unified",
         {"text_config": {**_GEMMA4_UNIFIED, "model_type": "gemma4_unified_text"}},
     ),
+    "qwen3_5_text": ("qwen3_5_text", {**_QWEN35}),
+    "qwen3_5_text-biases-tied": (
+        "qwen3_5_text",
+        {
+            **_QWEN35,
+            "layer_types": ["full_attention", "linear_attention"] * 2,
+            "attention_bias": True,
+            "linear_num_key_heads": 4,
+            "linear_conv_kernel_dim": 2,
+            "partial_rotary_factor": 0.5,
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3_5": (
+        "qwen3_5",
+        {
+            "text_config": {**_QWEN35, "full_attention_interval": 2, "model_type": "qwen3_5_text"},
+            "tie_word_embeddings": True,
+        },
+    ),
 }
 
 
@@ -452,6 +483,9 @@ def random_model(model_type: str, values: dict[str, Any], seed: int = 0) -> Any:
     settle_torch()
     if model_type in OWN_CODE:
         model_type, values = OWN_CODE[model_type](values)
+    if model_type == "qwen3_5":
+        vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2}
+        values = {**values, "vision_config": {**vision, "out_hidden_size": 64}}
     if model_type == "gemma3":
         values = {
             **values,
@@ -467,7 +501,8 @@ def random_model(model_type: str, values: dict[str, Any], seed: int = 0) -> Any:
         }
     config = AutoConfig.for_model(model_type, **values)
     torch.manual_seed(seed)
-    auto = AutoModelForImageTextToText if model_type == "gemma3" else AutoModelForCausalLM
+    is_larger = model_type in ("gemma3", "qwen3_5")
+    auto = AutoModelForImageTextToText if is_larger else AutoModelForCausalLM
     # The other implementations know no softcap.
     model = auto.from_config(config, attn_implementation="eager").eval().float()
     with torch.no_grad():

@@ -119,6 +119,8 @@ def translate_config(
         if not 1e-6 < scale < 1e6:
             raise keys.wrong("attention.scale", f"is {scale}")
         config["query_pre_attn_scalar"] = scale**-2
+    if keys.arch == "qwen35":
+        config.update(_delta_net(keys, layers))
     scaling = _rope_scaling(keys, tensors, read_vector, rotary)
     if scaling:
         config["rope_scaling"] = scaling
@@ -226,11 +228,17 @@ def _embedding_rows(path: str, tensors: Mapping[str, TensorInfo]) -> int:
 
 
 def _layer_count(keys: _Keys, tensors: int) -> int:
-    """The number of layers, which a damaged file must not make a number to loop over for ever."""
+    """The number of layers, which a damaged file must not make a number to loop over for ever.
+
+    Qwen3.5's are followed by those that predict a token more, which are left out.
+    """
     layers = keys.count("block_count")
     if layers > tensors:
         raise keys.wrong("block_count", f"is {layers}, but the file has only {tensors} tensors")
-    return layers
+    more = keys.number("nextn_predict_layers", 0) if keys.arch == "qwen35" else 0
+    if not 0 <= more < layers:
+        raise keys.wrong("nextn_predict_layers", f"is {more} of {layers} layers")
+    return int(layers - more)
 
 
 def _biases(tensors: Mapping[str, TensorInfo], layers: int) -> list[str]:
@@ -345,6 +353,33 @@ def _sliding_pattern(keys: _Keys, layers: int) -> dict[str, Any]:
         return {"layer_types": [names[bool(is_local)] for is_local in pattern[:layers]]}
     period = keys.number("attention.sliding_window_pattern")
     return {"sliding_window_pattern": period} if period else {}
+
+
+def _delta_net(keys: _Keys, layers: int) -> dict[str, Any]:
+    """Sizes of a gated delta net, in llama.cpp's words for those of a state space model."""
+    values = keys.count("ssm.time_step_rank")
+    width = keys.count("ssm.inner_size")
+    if width % values:
+        raise keys.wrong("ssm.inner_size", f"is {width}, which {values} heads do not divide")
+    keys.get("rope.dimension_sections")  # of pictures: a token of text has the same place on all
+    found: dict[str, Any] = {}
+    is_linear = keys.get("attention.recurrent_layers")
+    if is_linear is not None:
+        if not isinstance(is_linear, np.ndarray) or len(is_linear) < layers:
+            raise keys.wrong(
+                "attention.recurrent_layers", f"is not one for each of {layers} layers"
+            )
+        names = ("full_attention", "linear_attention")
+        found["layer_types"] = [names[bool(value)] for value in is_linear[:layers]]
+    return found | {
+        "linear_conv_kernel_dim": keys.count("ssm.conv_kernel"),
+        "linear_key_head_dim": keys.count("ssm.state_size"),
+        "linear_value_head_dim": width // values,
+        "linear_num_key_heads": keys.count("ssm.group_count"),
+        "linear_num_value_heads": values,
+        "full_attention_interval": keys.count("full_attention_interval", 4),
+        "gguf_tiled_heads": True,
+    }
 
 
 def _rope_scaling(

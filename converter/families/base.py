@@ -397,7 +397,7 @@ class Family(StoredWeights):
     @classmethod
     def has_thoughts(cls) -> bool:
         """Whether the engine may take thoughts out of the history again."""
-        return "is_reasoning_channel: true" in cls.base_metadata()
+        return "channels {" in cls.base_metadata()
 
 
 def _decoder_part(config: Mapping[str, Any]) -> Mapping[str, Any]:

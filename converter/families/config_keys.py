@@ -19,6 +19,7 @@ LIMITS: dict[str, tuple[Any, ...]] = {
 GGUF_LIMITS: dict[str, tuple[Any, ...]] = {
     "attention_multiplier": (None,),
     "attn_logit_softcapping": (None, 0),
+    "conv_L_cache": (None,),
     "embedding_multiplier": (None, 1),
     "final_logit_softcapping": (None, 0),
     "layer_types": (None,),

@@ -26,7 +26,7 @@ _OUTER = {"model", "language_model", "module", "_forward_module", "base_model"}
 _TRANSPARENT = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # What a layer's attention computes for itself, and saved before 2023: masks and rotary tables.
 _BUFFER = re.compile(r"layers\.\d+\.self_attn\.(bias|masked_bias|rotary_emb\.\w+)")
-_LAYER = re.compile(r"layers\.(\d+)\.")
+_LAYER = re.compile(r"(?:layers|blk)\.(\d+)\.")
 # What helps where a GGUF is not what its architecture says; there is nothing in it to be edited.
 OTHER_GGUF = "use another GGUF of this model, or its Hugging Face folder"
 # What a stranger at a weight means, by its name; the first that fits is told.

@@ -73,6 +73,9 @@ class WeightSource:
         interleaved: the first w of every head's d rows are rotated as pairs (0, 1), (2, 3), ... and
             have to be put as two halves; the numbers are d and w. None where rows are in order.
         is_absent: it is a bias that the checkpoint does not hold, and zero.
+        turns: blocks of so many rows come in turn with those of the other weight in the tensor,
+            the first one's first; `first_row` is 0 in that one alone.
+        is_log_of_negative: values v are stored as log(-v).
     """
 
     tensor: str
@@ -80,6 +83,8 @@ class WeightSource:
     first_row: int = 0
     interleaved: tuple[int, int] | None = None
     is_absent: bool = False
+    turns: int | None = None
+    is_log_of_negative: bool = False
 
 
 class StoredWeights(ABC):

@@ -90,7 +90,7 @@ def build_llm_metadata(
 
     message.jinja_prompt_template = report.template
     message.max_num_tokens = max_num_tokens
-    message.min_runtime_version = OLDEST_ENGINE
+    message.min_runtime_version = message.min_runtime_version or OLDEST_ENGINE
     message.ClearField("start_token")
     if _needs_start_token(report, tokenizer):
         message.start_token.token_ids.ids.append(tokenizer.bos_token_id)

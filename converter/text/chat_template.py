@@ -21,10 +21,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from converter.errors import UnsupportedError
+from converter.text.control_tokens import TURN_ENDS
 from converter.text.template_reference import (
     AFTER_TOOLS,
     CONVERSATIONS,
     THOUGHTS,
+    TOOL_TURNS,
     TOOLS,
     TRANSLATION,
     TURNS,
@@ -183,11 +185,20 @@ def _proves_tools(template: str, reference: Reference, bos: str) -> bool:
             if bos + got != case.expected:
                 return False
         _check_prefixes(template, case.name, AFTER_TOOLS, {}, TOOLS)
+        called, answered = (
+            render_as_runtime(
+                template, as_parts(TOOL_TURNS[:n]), add_generation_prompt=n > 2, tools=TOOLS
+            )
+            for n in (2, 3)
+        )
+        if _ARGUMENT in answered[len(called) :]:
+            return False  # the model's call would be fed again
     except TemplateFailureError:
         return False
     return True
 
 
+_ARGUMENT = str(TOOL_TURNS[1]["tool_calls"][0]["function"]["arguments"]["box"])
 _OPEN_MARK = re.compile(r"[<\[][^>\]]*$")
 
 
@@ -205,6 +216,18 @@ def _after_answer(template: str) -> tuple[str, str, str]:
     return at_end, turn_end, between.partition(TURNS[2]["content"])[0]
 
 
+def _call_end(template: str, turn_end: str) -> str:
+    """What ends a turn that calls a tool: a token that the model stops at, the first behind the
+    call; "" where the result follows at once."""
+    from converter.text.template_candidates import NEXT_RESULT, before_next
+
+    messages = [*as_parts(TOOL_TURNS[:2]), NEXT_RESULT]
+    text = render_as_runtime(template, messages, add_generation_prompt=False, tools=TOOLS)
+    behind = before_next(text).rpartition(_ARGUMENT)[2]
+    marks = [mark for mark in {turn_end, *TURN_ENDS} if mark and mark in behind]
+    return min(marks, key=behind.index, default="")
+
+
 def _fit_turns(template: str, reference: Reference) -> tuple[str, int, bool]:
     """The template whose turns follow each other, and what `_prove` says of it."""
     from converter.text.template_candidates import held_back
@@ -213,7 +236,8 @@ def _fit_turns(template: str, reference: Reference) -> tuple[str, int, bool]:
         _, turn_end, between = _after_answer(template)
         if between:
             calls_tools = reference.tool_case is not None
-            held = held_back(template, turn_end, between, calls_tools)
+            call_end = _call_end(template, turn_end) if calls_tools else ""
+            held = held_back(template, turn_end, between, calls_tools, call_end)
             return held, *_prove(held, reference)
     return template, *_prove(template, reference)
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Container, Mapping
 
 # Facts: special_eog_ids in llama.cpp's src/llama-vocab.cpp.
-_TURN_ENDS = frozenset(
+TURN_ENDS = frozenset(
     (
         "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|calls|>",
         "<|flush|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<EOT>",
@@ -29,7 +29,7 @@ _MARKERS = re.compile(r"</?[^<>\s{}'\"]+>|\[/?[A-Z_]+\]|\[e~\[|\]~[a-z]+\]")
 
 def turn_ends(tokens: Mapping[str, int]) -> set[int]:
     """The ids that end a turn, among tokens (text to id) that may be control tokens."""
-    ends = {text for text in _TURN_ENDS if text in tokens}
+    ends = {text for text in TURN_ENDS if text in tokens}
     if any(others <= ends for others in _ENDS_BESIDE_END):
         ends.discard("<|end|>")
     if "<eos>" in ends:  # Gemma, whose </s> is a tag of HTML

@@ -1,7 +1,8 @@
 """A GGUF's tokenizer, rebuilt.
 
 A GGUF holds neither tokenizer.json nor tokenizer.model, but enough to rebuild one: byte-level BPE
-(`gpt2`) becomes a tokenizer.json, SentencePiece (`llama`) becomes a model file.
+(`gpt2`) becomes a tokenizer.json, SentencePiece (`llama`) becomes a model file, and SentencePiece's
+pieces with merges in place of scores (`gemma4`) a tokenizer.json again.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from converter.text.control_tokens import (
     turn_ends,
 )
 from converter.text.named_templates import DEFAULT, chat_template_of
-from converter.text.pieces_json import Prefix, needs_json, pieces_to_json
+from converter.text.pieces_json import Prefix, needs_json, pieces_to_json, raw_text_json
 from converter.text.pre_tokenizers import (
     PRE_TOKENIZERS,
     RAW_TEXT,
     PreTokenizer,
     guess_pre_tokenizer,
 )
-from converter.text.tokenizer_json import HF_KIND
+from converter.text.tokenizer_json import HF_KIND, added_token
 
 _RECONVERT = "convert the model to GGUF again with a current llama.cpp"
 
@@ -67,14 +68,18 @@ def rebuild_tokenizer(
     elif vocabulary.model == "llama":
         kind, data = _rebuild_sentencepiece(vocabulary, template)
         adds_bos = True
+    elif vocabulary.model == "gemma4":
+        kind, data = HF_KIND, _rebuild_gemma4(vocabulary)
+        adds_bos = True
     else:
         raise UnsupportedError(
             vocabulary.path,
-            f"tokenizer.ggml.model={vocabulary.model}: only gpt2 and llama are supported",
+            f"tokenizer.ggml.model={vocabulary.model}: only gpt2, llama and gemma4 are supported",
             "convert from the model's Hugging Face folder instead",
         )
     stated = vocabulary.get("add_bos_token")
-    adds_bos = stated if isinstance(stated, bool) else adds_bos
+    if isinstance(stated, bool) and vocabulary.model != "gemma4":  # where llama.cpp corrects it
+        adds_bos = stated
     tokenizer = BundleTokenizer(
         kind=kind,
         data=data,
@@ -195,7 +200,8 @@ class _GGUFVocabulary:
         written = markers(template, normal)
         declared = (self.bos, *self._declared_ends())
         for text, i in normal.items():
-            if i in declared or looks_like_control(text):
+            # The types of a gemma4 vocabulary are those of its tokenizer.json already.
+            if i in declared or (looks_like_control(text) and self.model != "gemma4"):
                 self.types[i] = _CONTROL
             elif text in written:
                 self.types[i] = _USER_DEFINED
@@ -247,17 +253,30 @@ def _pre_tokenizer(vocabulary: _GGUFVocabulary) -> tuple[PreTokenizer, tuple[str
 
 
 def _rebuild_bpe(vocabulary: _GGUFVocabulary, pre_tokenizer: PreTokenizer) -> bytes:
+    return byte_level_json(pre_tokenizer, vocabulary.ids, _merges(vocabulary), _added(vocabulary))
+
+
+def _rebuild_gemma4(vocabulary: _GGUFVocabulary) -> bytes:
+    added = [
+        {"id": vocabulary.ids[text]} | added_token(text, **flags)
+        for text, flags in _added(vocabulary).items()
+    ]
+    unknown = vocabulary.text(vocabulary.unk)
+    return raw_text_json(vocabulary.ids, _merges(vocabulary), added, unknown, None)
+
+
+def _added(vocabulary: _GGUFVocabulary) -> dict[str, dict[str, bool]]:
+    """Tokens that are matched whole, text to flags of `added_token`."""
     kinds = zip(vocabulary.tokens, vocabulary.types.tolist(), strict=True)
-    added = {
+    return {
         text: {"special": kind != _USER_DEFINED}
         for text, kind in kinds
         if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
     }
-    return byte_level_json(pre_tokenizer, vocabulary.ids, _merges(vocabulary), added)
 
 
 def _merges(vocabulary: _GGUFVocabulary) -> list[tuple[str, str]]:
-    """Pairs from `left right`; a byte-level token holds no space but as its first character."""
+    """Pairs from `left right`; a token holds no space but as its first character."""
     merges = vocabulary.get("merges")
     if not isinstance(merges, list):
         raise vocabulary.wrong("tokenizer.ggml.merges", "is missing")

@@ -1,4 +1,4 @@
-"""A SentencePiece vocabulary as a tokenizer.json.
+"""A vocabulary of raw text as a tokenizer.json: SentencePiece's, or one with merges of its own.
 
 SentencePiece puts its dummy prefix before every text that it encodes, a lone `</s>` included, so a
 SentencePiece section cannot read the special tokens of a chat prompt as the source does. A
@@ -62,12 +62,46 @@ def pieces_to_json(
     for text, token in added.items():
         vocabulary.setdefault(text, token["id"])
         tokens[text] = (vocabulary[text], token.get("special", True))
+    listed = [
+        {"id": i}
+        | added_token(
+            text,
+            special,
+            lstrip=added.get(text, {}).get("lstrip", False),
+            rstrip=added.get(text, {}).get("rstrip", False),
+        )
+        for text, (i, special) in sorted(tokens.items(), key=lambda item: item[1])
+    ]
+    return raw_text_json(vocabulary, _merges(vocabulary, scores), listed, unknown, prefix)
+
+
+def raw_text_json(
+    vocabulary: dict[str, int],
+    merges: list[tuple[str, str]],
+    added: list[dict[str, Any]],
+    unknown: str | None,
+    prefix: Prefix | None,
+) -> bytes:
+    """Write a tokenizer.json whose pieces are text with ▁ for blanks, the same bytes each time.
+
+    Args:
+        vocabulary: text to id, added tokens too.
+        merges: pairs of pieces, the best first.
+        added: tokens that are matched whole, as tokenizers has them.
+        unknown: the token for what no piece and no byte stands for.
+        prefix: where text gets a blank in front; None for nowhere, as Gemma's files write it.
+    """
+    blank = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     normalizer: dict[str, Any] | None = None
-    metaspace = {"type": "Metaspace", "replacement": "▁", "split": False}
-    if prefix is Prefix.PREPENDED:
-        blank = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    pre_tokenizer: dict[str, Any] | None = None
+    if prefix is None:
+        normalizer = blank
+    elif prefix is Prefix.PREPENDED:
         prepend = {"type": "Prepend", "prepend": "▁"}
         normalizer = {"type": "Sequence", "normalizers": [prepend, blank]}
+    else:
+        metaspace = {"type": "Metaspace", "replacement": "▁", "split": False}
+        pre_tokenizer = metaspace | {"prepend_scheme": prefix.name.lower()}
     decoders: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
         {"type": "ByteFallback"},
@@ -78,20 +112,9 @@ def pieces_to_json(
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            {"id": i}
-            | added_token(
-                text,
-                special,
-                lstrip=added.get(text, {}).get("lstrip", False),
-                rstrip=added.get(text, {}).get("rstrip", False),
-            )
-            for text, (i, special) in sorted(tokens.items(), key=lambda item: item[1])
-        ],
+        "added_tokens": added,
         "normalizer": normalizer,
-        "pre_tokenizer": None
-        if normalizer
-        else metaspace | {"prepend_scheme": prefix.name.lower()},
+        "pre_tokenizer": pre_tokenizer,
         "post_processor": None,
         "decoder": with_breaks_apart(decoder, vocabulary) or decoder,
         "model": {
@@ -104,7 +127,7 @@ def pieces_to_json(
             "byte_fallback": True,
             "ignore_merges": False,
             "vocab": vocabulary,
-            "merges": _merges(vocabulary, scores),
+            "merges": merges,
         },
     }
     return json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":")).encode()

@@ -138,7 +138,19 @@ def _opening(template: str, prompts: list[Prompt], bos: str) -> str:
     return f"{{%- if not add_generation_prompt -%}}\n{branches}{{%- endif -%}}\n" if found else ""
 
 
-def held_back(template: str, turn_end: str, between: str, calls_tools: bool) -> str:
+_NEXT_QUESTION = {"role": "user", "content": [{"type": "text", "text": _NEXT}]}
+NEXT_RESULT: Message = {
+    "role": "tool",
+    "content": [{"type": "tool_response", "name": _NEXT, "response": _NEXT}],
+}
+
+
+def before_next(rendered: str) -> str:
+    """What stands before the message that no conversation holds."""
+    return rendered.partition(_NEXT)[0]
+
+
+def held_back(template: str, turn_end: str, between: str, calls_tools: bool, call_end: str) -> str:
     """The template, whose history of an answered question ends where the next turn begins.
 
     The runtime feeds of each turn what it adds to the render of the history. So this render must be
@@ -150,24 +162,26 @@ def held_back(template: str, turn_end: str, between: str, calls_tools: bool) -> 
         turn_end: what ends an answer; "" where a token does that the template does not write.
         between: all that stands between an answer and the next question.
         calls_tools: an answer that calls tools is followed by a result instead of a question.
+        call_end: what ends such an answer; "" where nothing does, and the history ends with it.
     """
-    border = literal(turn_end or between)
-    asks = _next_message("user", {"type": "text", "text": _NEXT})
-    if calls_tools:
-        part = {"type": "tool_response", "name": _NEXT, "response": _NEXT}
-        asks = f"{_next_message('tool', part)} if (messages | last).tool_calls else {asks}"
+    answer, asks = "true", literal(_NEXT_QUESTION)
+    border, end = literal(turn_end or between), literal(turn_end)
+    if calls_tools and call_end:
+        asks = f"{literal(NEXT_RESULT)} if is_call else {asks}"
+        border, end = (f"{literal(call_end)} if is_call else {mark}" for mark in (border, end))
+    elif calls_tools:
+        answer = "not (messages | last).tool_calls"
     return (
         "{%- set is_answered = not add_generation_prompt and messages"
-        " and (messages | last).role == 'assistant' -%}\n"
+        f" and (messages | last).role == 'assistant' and {answer} -%}}\n"
+        "{%- set is_call = is_answered and (messages | last).tool_calls -%}\n"
+        f"{{%- set answer_border = {border} -%}}\n"
+        f"{{%- set answer_end = {end} -%}}\n"
         f"{{%- set messages = messages + [{asks}] if is_answered else messages -%}}\n"
         f"{{% set rendered %}}\n{template}{{%+ endset %}}\n"
         "{%- if is_answered -%}\n"
         f"{{%- set turns = rendered | split({literal(_NEXT)}) | first"
-        f" | split({border}) | list -%}}\n"
-        f"{{{{- turns[:-1] | join({border}) ~ {literal(turn_end)} -}}}}\n"
+        " | split(answer_border) | list -%}\n"
+        "{{- turns[:-1] | join(answer_border) ~ answer_end -}}\n"
         "{%- else -%}\n{{- rendered -}}\n{%- endif -%}\n"
     )
-
-
-def _next_message(role: str, part: Message) -> str:
-    return literal({"role": role, "content": [part]})

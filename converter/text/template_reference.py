@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,7 @@ TOOL_TURNS: list[Message] = [
     {"role": "assistant", "content": "", "tool_calls": [_CALL]},
     {"role": "tool", "name": "open_box", "content": "a cat"},
 ]
+_AS_DATA = re.compile("""['"]type['"]: ['"]tool_response['"]""")
 AFTER_TOOLS = [*TOOL_TURNS, _say("assistant", "A cat is in it."), _say("user", "Close it.")]
 
 
@@ -95,7 +97,7 @@ def as_parts(messages: list[Message]) -> list[Message]:
     """
 
     def typed(message: Message) -> Message:
-        if isinstance(message["content"], list):
+        if isinstance(message.get("content", []), list):
             return message
         if message["role"] == "tool":
             name = message.get("name", "")
@@ -190,11 +192,14 @@ def render_reference(source: str, bos: str, eos: str, translator: str = "") -> R
                 refused.append(f"{label}: {error}")
     tool_case = None
     if "tools" in source:
-        with contextlib.suppress(TemplateFailureError):
-            text = render(TOOL_TURNS, {}, TOOLS)
-            # Some print tools, calls or results only, or none of them.
-            if "Opens a box." in text and text.count("open_box") > 1 and "a cat" in text:
-                tool_case = Case("tools", TOOL_TURNS, {}, text)
+        for turns in (TOOL_TURNS, as_parts(TOOL_TURNS)):  # Gemma 4 takes a result as a part only
+            with contextlib.suppress(TemplateFailureError):
+                text = render(turns, {}, TOOLS)
+                # Some print tools, calls or results only, or none of them; or a part as it is.
+                printed = "Opens a box." in text and text.count("open_box") > 1 and "a cat" in text
+                if printed and not _AS_DATA.search(text):
+                    tool_case = Case("tools", turns, {}, text)
+                    break
     thoughts, trims_answers = None, False
     plain = [case for case in cases if not case.extra]
     if "think>" in source and plain:

@@ -90,7 +90,7 @@ class AttentionLayers:
         flat = self.length, mixer.num_heads * mixer.head_dim
         context = g.make_reshape(f"{name}/context/flat", context, flat)
         if mixer.is_gated:
-            gate = self.blocks.make_projection(f"{name}/gate", x, f"{block}.gate")
+            gate = self.blocks.make_part(block, "gate", mixer.biases, x)
             open_ = g.make_logistic(f"{name}/gate/logistic", gate)
             context = g.make_mul(f"{name}/gated", context, open_)
         return self.blocks.make_part(block, "o", mixer.biases, context)

@@ -5,8 +5,8 @@
     embedding -> layers -> [decode only: norm -> head -> logits (1, 1, vocabulary)]
 
 with N tokens in this call and C slots asked for. A layer's mixer has a file of its own, which says
-what it keeps between calls: `attention_layers`, whose caches' shapes stand in `kv_cache`, and
-`short_conv`.
+what it keeps between calls: `attention_layers`, whose caches' shapes stand in `kv_cache`,
+`short_conv` and `delta_net`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from converter.decoder import (
     Attention,
     DecoderSpec,
     FeedForward,
+    GatedDeltaNet,
     LayerSpec,
     PerLayerInput,
     Placement,
@@ -28,6 +29,7 @@ from converter.tflite.altup import AltUpStreams
 from converter.tflite.attention import make_softcap
 from converter.tflite.attention_layers import AttentionLayers
 from converter.tflite.blocks import Blocks, WeightOf, at
+from converter.tflite.delta_net import DeltaNetLayers
 from converter.tflite.graph import DType, Model, Tensor
 from converter.tflite.kv_cache import Call, Target, cache_shape
 from converter.tflite.short_conv import ShortConvLayers
@@ -120,6 +122,7 @@ class _DecoderGraph:
         mixers = {i: layer.mixer for i, layer in enumerate(spec.layers)}
         attention = {i: mixer for i, mixer in mixers.items() if isinstance(mixer, Attention)}
         convs = {i: mixer for i, mixer in mixers.items() if isinstance(mixer, ShortConv)}
+        delta = {i: mixer for i, mixer in mixers.items() if isinstance(mixer, GatedDeltaNet)}
         shapes = {
             i: cache_shape(mixer.sliding_window, cache_length, target, rings)
             for i, mixer in attention.items()
@@ -127,6 +130,7 @@ class _DecoderGraph:
         self.mixers: dict[type, MixerLayers] = {
             Attention: AttentionLayers(self.blocks, attention, shapes, target),
             ShortConv: ShortConvLayers(self.blocks, convs, spec.hidden_size),
+            GatedDeltaNet: DeltaNetLayers(self.blocks, delta),
         }
         by_layer = [
             self.mixers[type(layer.mixer)].add_states(i) for i, layer in enumerate(spec.layers)

@@ -24,9 +24,7 @@ from converter.tflite.attention import cut
 from converter.tflite.blocks import Blocks, at
 from converter.tflite.graph import DType, Tensor
 from converter.tflite.kv_cache import REWIND
-from converter.tflite.state import StateBuffer, StateKind
-
-_PREFILLED = "kv_cache_prefilled"
+from converter.tflite.state import CONVOLUTIONS_END, StateBuffer, StateKind
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,7 @@ class ShortConvLayers:
         self.blocks = blocks
         self.graph = blocks.graph
         self.length = blocks.length
+        self.is_decode = blocks.graph.name == "decode"
         self.mixers = mixers
         self.width = width
         self.inputs: dict[int, Tensor] = {}
@@ -70,7 +69,7 @@ class ShortConvLayers:
         """Declare a layer's rings, (1, 1, 2 R, width), and with the first what all share, (1,)."""
         kernel, states = self.mixers[index].kernel, []
         if not self.inputs:
-            states.append(StateBuffer(_PREFILLED, (1,), StateKind.RECURRENT, 0, 1))
+            states.append(StateBuffer(CONVOLUTIONS_END, (1,), StateKind.RECURRENT, 0, 1))
             self.make_prefilled(states[0].add_to(self.graph))
         if kernel not in self.rows:
             self.rows[kernel] = self.make_rows(kernel)
@@ -127,17 +126,17 @@ class ShortConvLayers:
         g, call, name = self.graph, self.blocks.call, "conv/prefilled"
         # All that reads the state reads this copy of it: the new one is written over it.
         self.prefilled = before = g.make_cast(f"{name}/before", state, DType.INT32)
-        if self.length == 1:
+        if self.is_decode:
             after = g.make_minimum(f"{name}/after", before, call.first)
         else:
             end = g.make_add(f"{name}/end", call.last, g.constant(f"{name}/one", [1]))
             nothing = g.make_minimum(f"{name}/read", before, g.constant("cache/zero", [0]))
             after = g.make_maximum(f"{name}/after", end, nothing)
-        g.add_output(_PREFILLED, g.make_cast(f"{name}/float32", after, DType.FLOAT32))
+        g.add_output(CONVOLUTIONS_END, g.make_cast(f"{name}/float32", after, DType.FLOAT32))
 
     def make_rows(self, kernel: int) -> _Rows:
         """Where this call's rows, and those before them, lie in the states of a kernel."""
-        g, call, name, n = self.graph, self.blocks.call, f"conv_{kernel}", self.length
+        g, call, name = self.graph, self.blocks.call, f"conv_{kernel}"
         slots, zero = kernel - 1 + REWIND, g.constant("cache/zero", [0])
         size = g.constant(f"{name}/size", [slots])
         back = g.constant(f"{name}/back", np.arange(1 - kernel, 0, dtype=np.int32))
@@ -146,7 +145,7 @@ class ShortConvLayers:
         is_text = g.make_cast(f"{name}/is_text/float32", is_text, DType.FLOAT32)
         is_text = g.make_reshape(f"{name}/is_text/column", is_text, (kernel - 1, 1))
         before = self.make_places(f"{name}/before", position, size)
-        if n == 1:
+        if self.is_decode:
             slot = g.make_floor_mod(f"{name}/slot", call.first, size)
             slot = g.make_add(f"{name}/row", slot, size)
             start = g.make_concatenation(f"{name}/start", (zero, zero, slot, zero), axis=0)

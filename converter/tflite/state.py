@@ -7,6 +7,10 @@ from enum import StrEnum
 
 from converter.tflite.graph import DType, Graph, Tensor
 
+# What short convolutions share (`short_conv`): where the text of their first rings ends. In a model
+# that has it, all states survive that tokens are taken back.
+CONVOLUTIONS_END = "kv_cache_c_end"
+
 
 class StateKind(StrEnum):
     """The engine's own words. It sees to none of them being empty again in a new conversation."""

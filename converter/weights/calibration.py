@@ -35,6 +35,7 @@ from converter.decoder import (
     Attention,
     DecoderSpec,
     FeedForward,
+    GatedDeltaNet,
     LayerSpec,
     Mixer,
     Norm,
@@ -173,6 +174,8 @@ class _Calibration:
             names = ["gate", "up"] if part.is_gated else ["up"]
         elif isinstance(part, ShortConv):
             names = ["b", "c", "x"]
+        elif isinstance(part, GatedDeltaNet):
+            names = ["qkv", "z", "beta", "alpha"]
         else:
             names = ["q"]
             if part.cache_of is None:
@@ -199,6 +202,8 @@ class _Calibration:
         """What a layer's mixer makes of its input."""
         if isinstance(mixer, ShortConv):
             return self.convolve(f"layers.{index}.conv", mixer, y, inputs)
+        if isinstance(mixer, GatedDeltaNet):
+            return self.remember(f"layers.{index}.delta", mixer, y, inputs)
         return self.attend(index, mixer, y, inputs)
 
     def convolve(self, block: str, mixer: ShortConv, y: np.ndarray, inputs: Inputs) -> np.ndarray:
@@ -248,7 +253,7 @@ class _Calibration:
         context = heads.repeat(groups, axis=2).reshape(TOKENS, -1)
         if mixer.is_gated:
             [gate] = weights.multiply(inputs, y, f"{block}.gate")
-            context *= 1 / (1 + np.exp(-gate))
+            context *= 1 / (1 + np.exp(-self.projected(f"{block}.gate", mixer, gate)))
         is_own = mixer.cache_of is None and index not in self.lent
         is_own &= mixer.value_norm is None and not mixer.keys_are_values
         # Without a gate, the query heads that a value head feeds have all the same inputs.
@@ -263,6 +268,39 @@ class _Calibration:
                 weights.divide(f"{v}.bias", of_values)
         [product] = weights.multiply(inputs, context, o)
         return self.projected(o, mixer, product)
+
+    def remember(
+        self, block: str, mixer: GatedDeltaNet, y: np.ndarray, inputs: Inputs
+    ) -> np.ndarray:
+        """The delta net, as `GatedDeltaNet` says; the norm's weight is the same in every head."""
+        weights, o = self.weights, f"{block}.o"
+        parts = (f"{block}.{part}" for part in ("qkv", "z", "beta", "alpha"))
+        qkv, z, strength, alpha = weights.multiply(inputs, y, *parts)
+        taps = weights.table(f"{block}.conv")
+        seen = np.concatenate([np.zeros((mixer.kernel - 1, len(taps)), np.float32), qkv])
+        mixed = sum(seen[i : i + TOKENS] * taps[:, i] for i in range(mixer.kernel))
+        mixed = _activate(Activation.SILU, mixed)
+        q, k, v = np.split(mixed, np.cumsum(mixer.widths)[:2], axis=1)
+        q, k = (_unit(x.reshape(TOKENS, mixer.num_key_heads, -1)) for x in (q, k))
+        q *= np.float32(mixer.key_dim**-0.5)
+        times = mixer.num_value_heads // mixer.num_key_heads
+        repeat = np.tile if mixer.is_tiled else np.repeat
+        order = repeat(np.arange(mixer.num_key_heads), times)
+        q, k, v = q[:, order], k[:, order], v.reshape(TOKENS, mixer.num_value_heads, -1)
+        step = np.logaddexp(0, alpha + weights.vector(f"{block}.step"))
+        decay = np.exp(step * weights.vector(f"{block}.decay"))[:, :, None, None]
+        beta = (1 / (1 + np.exp(-strength)))[:, :, None]
+        memory = np.zeros((mixer.num_value_heads, mixer.key_dim, mixer.value_dim), np.float32)
+        out = np.empty_like(v)
+        for i in range(TOKENS):
+            memory *= decay[i]
+            error = v[i] - np.einsum("hkv,hk->hv", memory, k[i])
+            memory += k[i][:, :, None] * (beta[i] * error)[:, None]
+            out[i] = np.einsum("hkv,hk->hv", memory, q[i])
+        out = self.normed(f"{block}.out_norm", out, mixer.norm).reshape(TOKENS, -1)
+        out *= _activate(Activation.SILU, z)
+        [product] = weights.multiply(_inputs(out), out, o)
+        return product
 
     def feed(
         self, block: str, feed_forward: FeedForward, y: np.ndarray, inputs: Inputs
@@ -314,7 +352,9 @@ class _Calibration:
 
     # Pieces ---------------------------------------------------------------------------------------
 
-    def projected(self, path: str, part: Mixer | FeedForward, product: np.ndarray) -> np.ndarray:
+    def projected(
+        self, path: str, part: Attention | ShortConv | FeedForward, product: np.ndarray
+    ) -> np.ndarray:
         """A product with its bias."""
         if path.rpartition(".")[2] not in part.biases:
             return product
@@ -427,6 +467,12 @@ def _inputs(x: np.ndarray, scaled: bool = False) -> Inputs:
     exponents = np.rint(_ALPHA * (size - size.mean()))
     factors = np.exp2(np.clip(exponents, -_LARGEST_EXPONENT, _LARGEST_EXPONENT)).astype(np.float32)
     return Inputs(importance / (factors * factors), factors)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    """Rows of length 1."""
+    unit: np.ndarray = x / np.sqrt((x * x).sum(axis=-1, keepdims=True) + np.float32(1e-6))
+    return unit
 
 
 def _activate(activation: Activation, x: np.ndarray) -> np.ndarray:

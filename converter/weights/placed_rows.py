@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from converter.checkpoint.base import Checkpoint
+from converter.checkpoint.base import Checkpoint, room_for
 from converter.families.tensors import WeightSource
 
 
@@ -27,15 +27,40 @@ def read_placed(
 
     Args:
         tensor: one that is laid out as `source` says, whatever tensor that names.
-        start, stop: whole heads, where rows of heads are in another order.
+        start, stop: whole heads, where rows of heads are in another order or in turn.
         buffer, keep_bf16: see `Checkpoint.read_rows`.
     """
+    if source.turns is not None:
+        return _in_turn(checkpoint, tensor, source.turns, source.first_row > 0, start, stop, buffer)
     first, last = source.first_row + start, source.first_row + stop
     if len(checkpoint.tensors[tensor].shape) == 1:
         rows = checkpoint.read_rows(tensor, 0, 1, buffer=buffer)[:, first:last]
     else:
         rows = checkpoint.read_rows(tensor, first, last, buffer=buffer, keep_bf16=keep_bf16)
     return halves_from_pairs(rows, *source.interleaved) if source.interleaved else rows
+
+
+def _in_turn(
+    checkpoint: Checkpoint,
+    tensor: str,
+    size: int,
+    is_second: bool,
+    start: int,
+    stop: int,
+    buffer: np.ndarray | None,
+) -> np.ndarray:
+    """Every other block of `size` rows; see `WeightSource.turns`."""
+    shape = checkpoint.tensors[tensor].shape
+    if len(shape) == 1:
+        blocks = checkpoint.read_rows(tensor, 0, 1).reshape(-1, 2, size)
+        return blocks[:, int(is_second)].reshape(1, -1)[:, start:stop]
+    columns = shape[1]
+    room = room_for((stop - start) * columns, buffer).reshape(-1, columns)
+    for row in range(start, stop, size):
+        first = 2 * row + is_second * size
+        part = room[row - start : row - start + size]
+        part[:] = checkpoint.read_rows(tensor, first, first + size, buffer=part.reshape(-1))
+    return room
 
 
 def halves_from_pairs(rows: np.ndarray, head_dim: int, width: int) -> np.ndarray:

@@ -79,17 +79,20 @@ class PlannedWeight:
         """(first row, row after the last) of pieces that are worked on at once: whole heads."""
         rows, columns = _as_matrix(self.shape)
         step = max(1, BLOCK_VALUES // columns)
-        for head_dim, _ in filter(None, self._orders()):
-            step = -(-step // head_dim) * head_dim
+        for size in self._units():
+            step = -(-step // size) * size
         if len(self.shape) == 1:
             step = rows
         for start in range(0, rows, step):
             yield start, min(start + step, rows)
 
-    def _orders(self) -> Iterator[tuple[int, int] | None]:
-        """Of the checkpoint and of adapters, `WeightSource.interleaved`."""
-        yield self.source.interleaved
-        yield from (update.source.interleaved for update in self.updates)
+    def _units(self) -> Iterator[int]:
+        """How many rows must be read together, in the checkpoint and in adapters."""
+        for source in (self.source, *(update.source for update in self.updates)):
+            if source.interleaved:
+                yield source.interleaved[0]
+            if source.turns:
+                yield source.turns
 
 
 def needs_calibration(weights: Iterable[PlannedWeight], clip: Clip) -> bool:
@@ -292,6 +295,8 @@ class WeightStream:
                 buffer=self._floats.of_size((stop - start) * columns),
                 keep_bf16=keep_bf16 and not source.add and not weight.updates,
             )
+        if source.is_log_of_negative:
+            np.negative(np.exp(rows, out=rows), out=rows)
         if source.add:
             rows += np.float32(source.add)
         for update in weight.updates:

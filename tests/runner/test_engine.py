@@ -65,6 +65,7 @@ def test_describes_a_chat_model(smollm2: Model) -> None:
     assert smollm2.is_chat
     assert not smollm2.supports_thinking
     assert not smollm2.has_thoughts
+    assert not smollm2.has_recurrent_state
 
 
 def test_describes_a_thinking_model(qwen3: Model) -> None:

@@ -17,6 +17,7 @@ import pytest
 from cli.obtain import open_checkpoint
 from converter.base import ModelConverter
 from converter.options import ConvertOptions
+from runner.engine import Model
 from tests.edited_bundle import edited_bundle
 from tests.tiny_models import TINY_CONFIGS, random_model, write_tokenizer
 
@@ -45,6 +46,10 @@ def bundle(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         options = ConvertOptions("fp32", prefill_lengths=(8, 32, 128), cache_length=1024)
         ModelConverter(checkpoint, "tiny", options).convert(folder / "tiny.litertlm")
     return folder / "tiny.litertlm"
+
+
+def test_what_is_taken_back_needs_no_new_conversation(bundle: Path) -> None:
+    assert not Model(bundle).has_recurrent_state
 
 
 class Chats:

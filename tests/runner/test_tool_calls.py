@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, Tokenizer
+from litert_lm import ThinkingConfig
 
-from cli.obtain import open_checkpoint
-from converter.base import ModelConverter
-from converter.options import ConvertOptions
+from converter.text.template_reference import TOOL_TURNS, as_parts
 from runner.engine import Model
 from tests.converter.text.test_published_shapes import SHAPES, open_box
-from tests.reciting import recite
-from tests.tiny_models import make_checkpoint
+from tests.family_templates import FAMILY_TEMPLATES, Template
+from tests.reciting import reciting_bundle
 
 CALLS = {
     "FunctionGemma: calls in its own words": (
@@ -32,26 +29,50 @@ CALLS = {
 }
 
 
+GEMMA4_MARKS = ["<|tool_call>", "<tool_call|>", "<|tool_response>"]
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_is_read(tmp_path: Path, name: str) -> None:
     said, type_name = CALLS[name]
-    shape, folder = SHAPES[name], tmp_path / "m"
-    make_checkpoint("llama", folder)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.add_tokens([AddedToken(text, special=False) for text in [*said, shape.eos]])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"bos_token": "<s>", "eos_token": shape.eos, "chat_template": shape.template}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    recite(folder, [tokenizer.token_to_id(text) for text in [*said, shape.eos]])
-    with open_checkpoint(folder) as checkpoint:
-        options = ConvertOptions(quantize="fp32", prefill_lengths=(8,), cache_length=1024)
-        ModelConverter(checkpoint, "m", options).convert(tmp_path / "m.litertlm")
-    with Model(tmp_path / "m.litertlm") as model:
-        assert model.metadata.llm_model_type.WhichOneof("model_type") == type_name
-        assert model.metadata.supports_function_calling
-        with model.engine.create_conversation(
-            tools=[open_box], automatic_tool_calling=False
-        ) as conversation:
-            answer = conversation.send_message("Open the red box.")
+    shape = SHAPES[name]
+    source = Template(shape.family, shape.template, "<s>", shape.eos)
+    with Model(reciting_bundle(tmp_path / "m", said, source)) as model:
+        assert_reads_a_call(model, type_name)
+
+
+def test_a_call_of_gemma_4_is_read(tmp_path: Path) -> None:
+    """It ends with the mark that begins a result, where the next turn goes on."""
+    source = FAMILY_TEMPLATES["Gemma 4 E2B and E4B"]
+    said = ["<|tool_call>", 'call:open_box{box:<|"|>red<|"|>}', "<tool_call|>", "<|tool_response>"]
+    bundle = reciting_bundle(
+        tmp_path / "m", said, source, "gemma4_text-keys-are-values", GEMMA4_MARKS
+    )
+    with Model(bundle) as model:
+        assert_reads_a_call(model, "gemma4")
+        stops = {token.token_ids.ids[0] for token in model.metadata.stop_tokens}
+        assert set(model.tokenize("<|tool_response><turn|>")) <= stops
+        for thinking, opened in ((False, ""), (True, "<|channel>thought\n")):
+            with model.engine.create_conversation(
+                tools=[open_box],
+                automatic_tool_calling=False,
+                thinking_config=ThinkingConfig(enable_thinking=thinking),
+            ) as conversation:
+                prompt = conversation.render_message_to_string("Open the red box.")
+                conversation.send_message("Open the red box.")
+                # The start token, the prompt, and all that was said.
+                assert conversation.token_count == 1 + len(model.tokenize(prompt)) + len(said)
+                assert conversation.render_message_to_string(as_parts(TOOL_TURNS)[-1]) == (
+                    'response:open_box{value:<|"|>a cat<|"|>}<tool_response|>' + opened
+                )
+
+
+def assert_reads_a_call(model: Model, type_name: str) -> None:
+    assert model.metadata.llm_model_type.WhichOneof("model_type") == type_name
+    assert model.metadata.supports_function_calling
+    with model.engine.create_conversation(
+        tools=[open_box], automatic_tool_calling=False
+    ) as conversation:
+        answer = conversation.send_message("Open the red box.")
     [call] = answer["tool_calls"]
     assert call["function"] == {"name": "open_box", "arguments": {"box": "red"}}

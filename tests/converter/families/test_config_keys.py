@@ -15,7 +15,7 @@ from tests.converter.families.test_rope import TINY
 from tests.tiny_models import OWN_CODE
 
 # Larger models, whose class has the keys of its parts.
-WRAPPERS = ("gemma3", "gemma4", "gemma4_unified")
+WRAPPERS = ("gemma3", "gemma4", "gemma4_unified", "qwen3_5")
 MODEL_TYPES = tuple(name for name in FAMILIES if name not in OWN_CODE)
 
 
@@ -40,6 +40,7 @@ def test_every_key_of_transformers_is_known(model_type: str) -> None:
 _ELSEWHERE = {
     "head_dim", "rope_theta", "rope_scaling", "rope_local_base_freq", "sliding_window_pattern",
     "is_causal", "partial_rotary_factor", "per_layer_config", "block_ff_dim", "tie_embedding",
+    "full_attention_interval",
 }  # fmt: skip
 
 
@@ -140,6 +141,7 @@ def test_what_would_change_the_numbers_is_refused_by_name(
         {"residual_multiplier": 0.2},
         {"final_logit_softcapping": 30.0},
         {"layer_types": ["sliding_attention"] * 2},
+        {"conv_L_cache": 3},
     ],
 )
 def test_a_gguf_says_what_it_means(changes: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ NOT_IN_A_GGUF = {
     "gemma3n_text-widths", "gemma4", "gemma4_unified", "helium",
     "lfm2-biases-untied", "llama-gelu-dynamic", "llama-rope-linear", "llama-rope-llama3",
     "llama-rope-longrope", "ministral", "qwen2-rope-yarn", "qwen2-window", "qwen3-tied-bias",
+    "qwen3_5", "qwen3_5_text-biases-tied",
     "smollm3-window", "vaultgemma", "vaultgemma-full",
 }  # fmt: skip
 # Larger models around a text part, which a GGUF holds alone.
-WRAPPERS = {"gemma3", "gemma3n", "gemma4", "gemma4_unified"}
+WRAPPERS = {"gemma3", "gemma3n", "gemma4", "gemma4_unified", "qwen3_5"}
 # What such a config says instead, where no other row of its family can be written.
 INSTEAD: dict[str, dict[str, Any]] = {
     "gemma2": {"query_pre_attn_scalar": 16},
@@ -50,6 +52,42 @@ def test_numbers_of_layers_that_are_none(tmp_path: Path, keys: Any, why: str) ->
     with pytest.raises(LiteRTLMError) as caught, open_gguf(path) as checkpoint:
         ModelConverter(checkpoint, "tiny", ConvertOptions(cache_length=64)).plan()
     assert why in str(caught.value)
+
+
+def test_layers_that_predict_a_token_more_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Qwen3.5's stand after the others; a list says which layers are delta nets."""
+
+    def with_more(config: Any, tensors: Any) -> Any:
+        block = f"blk.{config.num_hidden_layers}"
+        norm = tensors["blk.0.attn_norm.weight"]
+        return tensors | {f"{block}.attn_norm.weight": norm, f"{block}.nextn.enorm.weight": norm}
+
+    written = dataclasses.replace(WRITTEN["qwen3_5_text"], change=with_more)
+    monkeypatch.setitem(WRITTEN, "qwen3_5_text", written)
+    kinds = ["full_attention", "linear_attention"] * 2
+    values = {**TINY_CONFIGS["qwen3_5_text"][1], "layer_types": kinds}
+    is_linear = [*(kind == "linear_attention" for kind in kinds), False]
+    keys = {
+        "block_count": 5,
+        "nextn_predict_layers": 1,
+        "attention.recurrent_layers": is_linear,
+        "full_attention_interval": None,
+    }
+    model = random_model("qwen3_5_text", values, seed=7)
+    path = write_model(model, tmp_path / "tiny.gguf", keys)
+    options = ConvertOptions(quantize="fp32", prefill_lengths=(8,), cache_length=128)
+    with open_gguf(path) as checkpoint:
+        plan = ModelConverter(checkpoint, "tiny", options).convert(tmp_path / "tiny.litertlm")
+    assert plan.found["left out"].startswith("blk.4.* (2 tensors)")
+    runner = GraphRunner(tmp_path / "tiny.litertlm")
+    got = np.stack([np.ravel(runner.decode(token, i)) for i, token in enumerate(TOKENS)])
+    np.testing.assert_allclose(got, text_logits(model, TOKENS), atol=1e-3, rtol=0)
+    for wrong in ({"nextn_predict_layers": 5}, {"attention.recurrent_layers": [True] * 3}):
+        path = write_model(model, tmp_path / "wrong.gguf", keys | wrong)
+        with pytest.raises(LiteRTLMError, match=next(iter(wrong))), open_gguf(path):
+            pass
 
 
 def test_every_family_that_llama_cpp_knows_is_written() -> None:

@@ -11,6 +11,7 @@ from converter.decoder import (
     Activation,
     Attention,
     DecoderSpec,
+    GatedDeltaNet,
     NormKind,
     Placement,
     Rope,
@@ -27,7 +28,8 @@ PLAIN: dict[str, Any] = {
     "windows": set(), "nope": [], "score_scale": None, "score_softcap": None, "qk_norm": None,
     "position_scale": None, "embedding_scale": None, "residual_scale": None, "logits_scale": None,
     "logits_softcap": None, "norm": NormKind.RMS, "placement": Placement.BEFORE, "biases": "",
-    "activation": Activation.SILU, "gate": True, "convs": {}, "value_norm": False,
+    "activation": Activation.SILU, "gate": True, "convs": {}, "deltas": {}, "output_gate": False,
+    "value_norm": False,
     "shared": 0, "keys_are_values": 0, "heads": None, "widths": None, "cutoffs": 0,
     "per_layer": None, "layer_scales": False, "streams": 1, "laurel": None,
 }  # fmt: skip
@@ -75,6 +77,12 @@ def described(spec: DecoderSpec) -> dict[str, Any]:
         "activation": feed_forward.activation,
         "gate": feed_forward.is_gated,
         "convs": {i: m.kernel for i, m in by_layer.items() if isinstance(m, ShortConv)},
+        "deltas": {
+            i: (m.num_key_heads, m.num_value_heads, m.key_dim, m.value_dim, m.kernel)
+            for i, m in by_layer.items()
+            if isinstance(m, GatedDeltaNet)
+        },
+        "output_gate": mixer.is_gated,
         "tied": spec.tied_head,
         "value_norm": mixer.value_norm is not None,
         "shared": sum(m.cache_of is not None for m in mixers),
@@ -232,6 +240,9 @@ REFUSED: dict[str, dict[str, Any]] = {
     "microsoft/Phi-3-mini-4k-instruct": {"hidden_act": "relu"},
     "Qwen/Qwen2.5-0.5B-Instruct": {"layer_types": ["chunked_attention"] * 24},
     "Qwen/Qwen3-0.6B": {"rope_scaling": {"type": "mrope"}},
+    "Qwen/Qwen3.5-0.8B": {"layer_types": ["sliding_attention"] * 24},
+    "Qwen/Qwen3.5-2B": {"linear_conv_kernel_dim": 1},
+    "Qwen/Qwen3.5-4B": {"hidden_act": "gelu"},
     "ByteDance-Seed/Seed-OSS-36B-Instruct": {"is_encoder_decoder": True},
     "HuggingFaceTB/SmolLM3-3B": {"layer_types": ["chunked_attention"] * 36},
     "stabilityai/stablelm-2-zephyr-1_6b": {"qk_layernorm": True},

@@ -17,6 +17,7 @@ from converter.litertlm.metadata import LlmMetadataResult, build_llm_metadata
 from converter.text.bundle_tokenizer import BundleTokenizer
 from converter.text.tokenizer import load_tokenizer
 from tests.converter.text.test_published_shapes import SHAPES
+from tests.family_templates import FAMILY_TEMPLATES
 from tests.small_tokenizers import Folder
 from tests.tiny_models import write_tokenizer
 
@@ -81,6 +82,11 @@ def build(
 
 def stops(result: LlmMetadataResult) -> list[list[int]]:
     return [list(token.token_ids.ids) for token in result.message.stop_tokens]
+
+
+@pytest.mark.parametrize(("family", "oldest"), [("llama", "0.11.0"), ("lfm2", "0.15.0")])
+def test_the_oldest_engine_that_runs_it(family: str, oldest: str) -> None:
+    assert build(tokenizer(), family).message.min_runtime_version == oldest
 
 
 # --- Start token ------------------------------------------------------------------------------
@@ -249,6 +255,34 @@ def test_thinking_is_claimed_only_where_the_template_thinks(
     assert [channel.channel_name for channel in message.channels] == channels
     assert message.supports_thinking is thinking
     assert not message.supports_function_calling  # the template has no tools
+
+
+def test_gemma4() -> None:
+    """As models/gemma4 in LiteRT-LM."""
+    marks = {"<eos>": 1, "<bos>": 2, "<|tool_response>": 50, "<|turn>": 105, "<turn|>": 106}
+    source = tokenizer(
+        chat_template=FAMILY_TEMPLATES["Gemma 4 E2B and E4B"].template,
+        special_tokens=marks,
+        vocab_size=110,
+        bos_token="<bos>",
+        bos_token_id=2,
+        eos_token_ids=(1,),
+        eos_token="<turn|>",
+    )
+    result = build(source, "gemma4")
+    message = result.message
+    assert list(message.start_token.token_ids.ids) == [2]
+    assert stops(result) == [[1], [50], [106]]
+    calls = message.llm_model_type.gemma4
+    assert (calls.code_fence_start, calls.code_fence_end) == ("<|tool_call>", "<tool_call|>")
+    assert calls.function_response_start == "<|tool_response>"
+    (channel,) = message.channels
+    assert (channel.start, channel.end) == ("<|channel>thought\n", "<channel|>")
+    assert message.supports_thinking
+    assert message.supports_function_calling
+    plain = build(replace(source, chat_template=CHATML), "gemma4").message
+    assert not plain.channels
+    assert not plain.supports_thinking
 
 
 @pytest.mark.parametrize("path", sorted(FAMILIES.glob("*_base_metadata.textproto")))

@@ -21,7 +21,7 @@ from converter.registry import FAMILIES as REGISTERED
 from converter.registry import family_class
 from converter.text.chat_template import TemplateReport, choose_template
 from converter.text.template_candidates import FAMILIES
-from converter.text.template_reference import CONVERSATIONS, as_parts
+from converter.text.template_reference import CONVERSATIONS, as_parts, render_reference
 from converter.text.template_renderers import (
     OutOfFuelError,
     TemplateFailureError,
@@ -248,6 +248,19 @@ def test_gemma3_keeps_its_own_template_and_needs_the_start_token(gemma3_tokenize
         True,
     )
     assert report.cases[0].expected == "<bos>" + report.runtime_prompt
+
+
+def test_a_result_that_is_printed_as_data_is_not_read() -> None:
+    """A template that fails on a text, and prints a part as jinja2 prints a dict."""
+    source = (
+        "{% for t in tools or [] %}{{ t.function.description + t.function.name }}{% endfor %}"
+        "{% for m in messages %}{{ '<' + m.role + '>' }}{% for c in m.tool_calls or [] %}"
+        "{{ c.function.name }}{% endfor %}{% if m.role == 'tool' and m.content is string %}"
+        "{{ raise_exception('no') }}{% endif %}{{ m.content or '' }}{% endfor %}<assistant>"
+    )
+    assert render_reference(source, "", "").tool_case is None
+    reads_parts = source.replace("{{ m.content or '' }}", "{{ (m.content or ' ')[0].response }}")
+    assert render_reference(reads_parts, "", "").tool_case is not None
 
 
 def test_qwen3_keeps_its_own_text_with_thinking_and_tools(qwen3_tokenizer: Path) -> None:

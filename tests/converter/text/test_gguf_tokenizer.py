@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,10 @@ QWEN_SPECIAL = [
 
 
 def gguf_of(folder: Path, path: Path, **more: Any) -> Path:
-    """What llama.cpp's converter writes for a byte-level tokenizer.json."""
+    """What llama.cpp's converter writes for a tokenizer.json with merges."""
     source = json.loads((folder / "tokenizer.json").read_text())
     tokens = {i: token for token, i in source["model"]["vocab"].items()}
-    kinds = dict.fromkeys(tokens, 1)
+    kinds = {i: 6 if re.fullmatch("<0x[0-9A-F]{2}>", text) else 1 for i, text in tokens.items()}
     for added in source["added_tokens"]:
         tokens[added["id"]] = added["content"]
         kinds[added["id"]] = 3 if added["special"] else 4
@@ -160,6 +161,63 @@ def test_sentencepiece_without_an_unknown_piece(tmp_path: Path) -> None:
 def test_stated_bos_wins(tmp_path: Path) -> None:
     pieces = SMALL_PIECES | {"ggml.add_bos_token": False}
     assert not from_gguf(write_tokenizer_gguf(tmp_path / "m.gguf", pieces)).adds_bos
+
+
+# SentencePiece's pieces with merges from a GGUF: Gemma 4's, whose words are Gemma 3's.
+
+
+@pytest.fixture(scope="module")
+def gemma4(gemma3_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> BundleTokenizer:
+    more = {
+        "ggml.model": "gemma4",
+        "ggml.bos_token_id": 2,
+        "ggml.eos_token_id": 106,
+        "ggml.unknown_token_id": 3,
+        "ggml.add_bos_token": False,
+        "ggml.add_space_prefix": False,
+    }
+    path = tmp_path_factory.mktemp("gemma4") / "gemma4.gguf"
+    return from_gguf(gguf_of(gemma3_tokenizer, path, **more))
+
+
+@pytest.mark.parametrize("text", CORPUS + GEMMA_SPECIAL)
+def test_rebuilt_gemma4_encodes_like_its_tokenizer_json(
+    gemma4: BundleTokenizer, gemma_json: Tokenizer, text: str
+) -> None:
+    expected = gemma_json.encode(text, add_special_tokens=False).ids
+    assert gemma4.encode(text) == expected
+    assert gemma4.decode(expected) == gemma_json.decode(expected, skip_special_tokens=False)
+
+
+def test_rebuilt_gemma4_is_described(gemma4: BundleTokenizer) -> None:
+    assert gemma4.kind == "HF_Tokenizer_Zlib"
+    assert (gemma4.bos_token, gemma4.bos_token_id) == ("<bos>", 2)
+    assert gemma4.adds_bos  # whatever the file states, as in llama.cpp
+    assert gemma4.eos_token_ids == (1, 106)
+
+
+MARKS = ["<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>", "<|tool_response>", '<|"|>', "<unused0>"]
+SMALL_GEMMA4: dict[str, Any] = {
+    "ggml.model": "gemma4",
+    # "abc" may be cut in two ways, of which the first merge decides.
+    "ggml.tokens": [*MARKS, *(f"<0x{byte:02X}>" for byte in range(256)), *"\n▁abc", "bc", "ab"],
+    "ggml.token_type": [3, 3, 3, 3, 3, 4, 4, 1] + [6] * 256 + [1] * 7,
+    "ggml.merges": ["b c", "a b"],
+    "ggml.bos_token_id": 1,
+    "ggml.eos_token_id": 0,
+    "ggml.unknown_token_id": 2,
+}
+
+
+def test_small_gemma4(tmp_path: Path) -> None:
+    tokenizer = from_gguf(write_tokenizer_gguf(tmp_path / "m.gguf", SMALL_GEMMA4))
+    newline, blank, a, bc, ab = 264, 265, 266, 269, 270
+    assert tokenizer.encode("abc ab") == [a, bc, blank, ab]  # in the order of the merges
+    assert tokenizer.encode("\n\n é") == [newline, newline, blank, 8 + 0xC3, 8 + 0xA9]
+    assert tokenizer.encode('<|turn>a<|"|>') == [3, a, 6]
+    assert 7 not in tokenizer.encode("<unused0>")  # a word, if its file says so
+    assert tokenizer.eos_token_ids == (0, 4, 5)
+    assert set(tokenizer.special_tokens) >= {"<bos>", "<turn|>", "<|tool_response>"}
 
 
 # Byte-level BPE from a GGUF.
@@ -384,7 +442,7 @@ def test_unknown_tokenizer_model(tmp_path: Path, model: str | None) -> None:
     drop = "" if model else "ggml.model"
     error = refused(tmp_path, SMALL_BPE | {"ggml.model": model or ""}, drop)
     assert isinstance(error, UnsupportedError)
-    assert error.why == f"tokenizer.ggml.model={model}: only gpt2 and llama are supported"
+    assert error.why == f"tokenizer.ggml.model={model}: only gpt2, llama and gemma4 are supported"
 
 
 @pytest.mark.parametrize(

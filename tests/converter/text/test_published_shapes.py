@@ -17,7 +17,13 @@ from converter.errors import UnsupportedError
 from converter.registry import family_class
 from converter.text.chat_template import TemplateReport, choose_template
 from converter.text.named_templates import join_named
-from converter.text.template_reference import TOOL_TURNS, TURNS, as_parts, with_languages
+from converter.text.template_reference import (
+    TOOL_TURNS,
+    TOOLS,
+    TURNS,
+    as_parts,
+    with_languages,
+)
 from converter.text.template_renderers import render_as_runtime, render_as_source
 from tests.edited_bundle import edited_bundle
 from tests.family_templates import FAMILY_TEMPLATES, Template
@@ -787,3 +793,28 @@ def test_the_engine_renders_tools_as_we_do(name: str, caller: Any) -> None:
     ]
     assert "a cat" in got
     assert got in expected
+
+
+@pytest.mark.parametrize("name", WITH_TOOLS)
+def test_a_call_is_not_fed_again(name: str) -> None:
+    """Nor is one behind a result; whatever the function is called."""
+    template = choose(WITH_TOOLS[name]).template
+    function = {"name": "shake", "arguments": {"how": "gently"}}
+    calls = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": function}],
+    }
+    result = {"role": "tool", "name": "shake", "content": "a noise"}
+    history = [TOOL_TURNS[0], calls, result, calls, result]
+    for count in (2, 4):
+        before, after = (
+            render_as_runtime(
+                template, as_parts(history[:n]), add_generation_prompt=n > count, tools=TOOLS
+            )
+            for n in (count, count + 1)
+        )
+        assert before.count("gently") == count / 2
+        assert after.startswith(before)
+        assert "gently" not in after[len(before) :]
+        assert "a noise" in after[len(before) :]

@@ -75,8 +75,8 @@ SHAPES = {
 }  # fmt: skip
 
 
-# The families that have thoughts.
-THINKING = sorted(name for name, family in FAMILIES.items() if family.has_thoughts())
+# The families whose thoughts have these marks.
+THINKING = sorted(name for name, family in FAMILIES.items() if "<think>" in family.base_metadata())
 
 
 def choose(source: str, family: str = "qwen3") -> TemplateReport:

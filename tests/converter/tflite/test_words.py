@@ -23,6 +23,7 @@ from converter.decoder import (
     Attention,
     DecoderSpec,
     FeedForward,
+    GatedDeltaNet,
     LayerSpec,
     Mixer,
     Norm,
@@ -91,6 +92,10 @@ WIDE = replace(MLP, width=80)
 CONV = ShortConv(3)
 LENDER = replace(ATTENTION, rope=Rope(100.0))
 
+DELTA = GatedDeltaNet(
+    num_key_heads=2, num_value_heads=4, key_dim=8, value_dim=12, kernel=4, norm=RMS
+)
+
 PER_LAYER = PerLayerInput(12, VOCABULARY, Activation.GELU_TANH)
 
 PLAIN = whole()
@@ -148,6 +153,7 @@ WORDS: dict[str, DecoderSpec] = {
     "q/k norm after rope": attention(qk_norm=QKNorm(RMS, after_rope=True)),
     "softcap": attention(softcap=0.8),
     "gate": attention(is_gated=True),
+    "gate with a bias": attention(is_gated=True, biases=("q", "gate")),
     "sinks": attention(has_sinks=True),
     "sinks, softcap and window": attention(has_sinks=True, softcap=0.8, sliding_window=9),
     "value norm": attention(value_norm=RMS),
@@ -166,6 +172,17 @@ WORDS: dict[str, DecoderSpec] = {
     ),
     "short convolution of parallel blocks": replace(
         mixers(CONV, ATTENTION), placement=Placement.PARALLEL
+    ),
+    # Delta net
+    "delta net": mixers(DELTA, ATTENTION),
+    "delta net alone, with tiled heads": mixers(*[replace(DELTA, is_tiled=True)] * 2),
+    "delta nets that differ": mixers(
+        replace(DELTA, num_key_heads=4, kernel=2),
+        ATTENTION,
+        replace(DELTA, num_value_heads=6, norm=replace(RMS, epsilon=0.5)),
+    ),
+    "delta net of parallel blocks": spec_of(
+        LayerSpec(DELTA, MLP), LayerSpec(ATTENTION, MLP), placement=Placement.PARALLEL
     ),
     # Feed-forward
     "mlp biases": mlp(biases=("gate", "up", "down")),
@@ -254,6 +271,8 @@ def random_weights(spec: DecoderSpec) -> dict[str, np.ndarray]:
         values = np.random.default_rng(zlib.crc32(path.encode())).standard_normal(shape)
         if len(shape) == 2:
             return values / np.sqrt(shape[1]) * (1 if path in ("embedding", "head") else 1.5)
+        if path.endswith(".decay"):
+            return -np.exp(values)
         return values * 0.4 + (1 if path.endswith("norm") else 0)
 
     return {path: one(path, shape).astype(np.float32) for path, shape in spec.weight_shapes()}
@@ -407,7 +426,7 @@ def test_long_thoughts_are_taken_back(word: str, target: Target, tmp_path: Path)
     """What was decoded, from the prompt's end on or a little before it, twice; then some of it."""
     spec = WORDS[word]
     weights = random_weights(spec)
-    runner = run(spec, weights, tmp_path / "m", target, 800, (8, 32, 64), rings=False)
+    runner = run(spec, weights, tmp_path / "m", target, 800, (1, 8, 32, 64), rings=False)
     said = np.random.default_rng(3).integers(0, VOCABULARY, (4, 300)).tolist()
 
     def decode(text: list[int], start: int) -> None:
@@ -415,11 +434,13 @@ def test_long_thoughts_are_taken_back(word: str, target: Target, tmp_path: Path)
         assert np.abs(found - logits(spec, weights, text)[start:]).max() < 5 * TOLERANCE
 
     prompt, thought, answer, other = said
-    runner.prefill(64, prompt[:60])
+    runner.prefill(64, prompt[:59])
+    runner.prefill(1, prompt[59:60], start=59)
     decode(prompt[:60] + thought, 60)
     text = prompt[:57] + answer[:40]  # three tokens of the prompt open the thought
     runner.prefill(32, text[57:89], start=57)
-    runner.prefill(8, text[89:96], start=89)
+    runner.prefill(8, text[89:95], start=89)
+    runner.prefill(1, text[95:96], start=95)
     decode(text + thought, 96)
     text = text[:96] + answer[:5]
     runner.prefill(8, text[96:], start=96)

@@ -152,6 +152,9 @@ def assert_logits(bundle: Path, tokens: list[int], expected: Any) -> None:
         ("llama", {"alpha_pattern": {"proj": 30}}),
         ("llama", {"use_rslora": True, "rank_pattern": {"^model.*down_proj": 2}}),
         ("llama", {"layers_to_transform": [1], "layers_pattern": "layers"}),
+        # Queries and gates, in turn.
+        ("qwen3_5_text", {"target_modules": ["q_proj", "in_proj_qkv", "in_proj_a", "out_proj"]}),
+        ("qwen3_5_text-biases-tied", {"target_modules": ["q_proj"], "use_dora": True}),
         ("llama", {"target_modules": "all-linear", "exclude_modules": ["v_proj"]}),
         ("llama", {"target_modules": r".*\.1\..*up_proj", "fan_in_fan_out": True}),
     ],
