@@ -178,7 +178,7 @@ class Worker:
         self._say(wire.Started(ask.number, turn.prompt_tokens, turn.cached_tokens))
         begin = time.perf_counter()
         first = 0.0
-        said, stops = "", StopFinder(ask.stop)
+        said, stops, has_thoughts = "", StopFinder(ask.stop), False
         calls: list[dict[str, Any]] = []
         is_stopped = False
         options = self._options(ask)
@@ -187,6 +187,7 @@ class Worker:
             if is_stopped:
                 continue  # it was on its way
             for text in message.channels.values():
+                has_thoughts = True
                 self._say(wire.Piece(ask.number, "thought", text))
             calls += [call.to_json()["function"] for call in message.tool_calls]
             if text := stops.feed(str(message)):
@@ -205,7 +206,9 @@ class Worker:
         if calls and finish == "stop":
             finish = "tool_calls"
         self._say(wire.Done(ask.number, finish, made, first, seconds, calls))
-        if finish not in ("stop", "tool_calls"):
+        # The engine takes thoughts out of its cache, which some layers' state does not survive.
+        is_state_wrong = has_thoughts and self._model.has_recurrent_state
+        if finish not in ("stop", "tool_calls") or is_state_wrong:
             return None
         answer: Message = {"role": "assistant", "content": said}
         if calls:
