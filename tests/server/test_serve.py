@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +57,31 @@ def test_sixteen_clients_are_all_answered_rightly(served: Served) -> None:
 
 
 def test_first_come_first_served(served: Served) -> None:
-    ended: list[int] = []
-
-    def ask(number: int) -> None:
-        text_of(served.chat(f"Say {number}.", max_tokens=8))
-        ended.append(number)
-
+    """Each is told apart by the length of its answer; the log says who was answered when."""
+    begun = len(answers(served))
     with concurrent.futures.ThreadPoolExecutor(7) as pool:
-        pool.submit(served.chat, LONG, max_tokens=120)  # all others wait meanwhile
+        asked = [pool.submit(served.chat, LONG, max_tokens=150)]  # all others wait meanwhile
+        until(lambda: bool(served.workers()))
         for number in range(6):
-            time.sleep(0.2)
-            pool.submit(ask, number)
-    assert ended == list(range(6))
+            asked.append(pool.submit(served.chat, "Count to ten.", max_tokens=2 + number))
+            until(lambda number=number: metrics(served)["waiting"] == number + 1)
+        assert all(text_of(one.result()) for one in asked)
+    assert [line["completion_tokens"] for line in answers(served)[begun:]] == [150, *range(2, 8)]
+
+
+def answers(served: Served) -> list[dict[str, Any]]:
+    """What the log says of chats."""
+    lines = [json.loads(line) for line in served.log.read_text().splitlines() if line[:1] == "{"]
+    return [line for line in lines if "completion_tokens" in line]
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for something that must come."""
+    for _ in range(600):
+        if holds():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not come")
 
 
 def test_a_client_that_leaves_stops_its_work(served: Served) -> None:
@@ -126,10 +140,11 @@ def test_a_full_queue_says_when_to_come_again(smollm2_bundle: Path, tmp_path: Pa
         serving(tmp_path, smollm2_bundle, "--max-queue", "1", model=smollm2_bundle.stem) as server,
         concurrent.futures.ThreadPoolExecutor(2) as pool,
     ):
-        busy = [pool.submit(server.chat, LONG, max_tokens=60)]
-        time.sleep(1)
+        text_of(server.chat(QUESTION, max_tokens=4))
+        busy = [pool.submit(server.chat, LONG, max_tokens=300)]
+        time.sleep(0.5)
         busy.append(pool.submit(server.chat, QUESTION, max_tokens=4))
-        time.sleep(0.3)
+        until(lambda: metrics(server)["waiting"] == 1)
         refused = server.chat(QUESTION, max_tokens=4)
         assert refused.status_code == 429
         assert int(refused.headers["Retry-After"]) >= 1
