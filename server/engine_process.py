@@ -36,6 +36,7 @@ class EngineProcess:
             self._arguments += ["--threads", str(threads)]
         self._process: asyncio.subprocess.Process | None = None
         self._numbers = itertools.count(1)
+        self._giving_up: asyncio.Task[None] | None = None
 
     @property
     def is_alive(self) -> bool:
@@ -85,6 +86,8 @@ class EngineProcess:
         """
         ask.number = next(self._numbers)
         is_over = False
+        if self._giving_up is not None:  # the rest of an answer that nobody wants
+            await asyncio.shield(self._giving_up)
         try:
             await self._say(ask)
             while not is_over:
@@ -94,8 +97,9 @@ class EngineProcess:
                 is_over = isinstance(said, wire.Done | wire.Failed)
                 yield said
         finally:
+            # Whoever leaves is cancelled, and does not wait for that; the next one to ask does.
             if not is_over and self.is_alive:
-                await asyncio.shield(self._give_up(ask.number))
+                self._giving_up = asyncio.create_task(self._give_up(ask.number))
 
     async def stop(self) -> None:
         """End the process; its memory is free then."""
