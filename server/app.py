@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from converter.version import __version__
-from server import fields, ollama, openai, responses, wire
+from server import fields, ollama, openai, page, responses, wire
 from server.engine_process import EngineProcess, WorkerDiedError
 from server.errors import RequestError
 from server.guard import Guard, Rules
@@ -95,6 +95,8 @@ class Service:
     def routes(self) -> list[Route]:
         """Every path, and who answers it."""
         return [
+            Route("/", self._route(self.page)),
+            Route("/page/{file:path}", self._route(self.page)),
             Route("/health", self._route(self.health)),
             Route("/metrics", self._route(self.show_metrics)),
             Route("/v1/models", self._route(self.models)),
@@ -152,6 +154,12 @@ class Service:
 
     # What there is -------------------------------------------------------------------------------
 
+    async def page(self, request: Request, _: Note) -> Response:
+        found = page.response(request.url.path, request.headers.get("if-none-match"))
+        if found is None:
+            raise RequestError("the page has no such file", status=404)
+        return found
+
     async def health(self, _: Request, __: Note) -> Response:
         return JSONResponse({"status": "ok", "version": __version__, "loaded": self.host.loaded})
 
@@ -164,7 +172,9 @@ class Service:
         return JSONResponse({"object": "list", "data": data})
 
     async def model(self, request: Request, _: Note) -> Response:
-        return JSONResponse(_described(self.host.find(request.path_params["model"])))
+        name = self.host.find(request.path_params["model"])
+        context = await asyncio.to_thread(_context_length, self.host.offered[name])
+        return JSONResponse(_described(name) | {"max_model_len": context})
 
     async def embed(self, _: Request, __: Note) -> Response:
         raise RequestError(
@@ -299,6 +309,13 @@ class Service:
 
 def _described(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "litert-lm-cli"}
+
+
+def _context_length(path: Path) -> int | None:
+    """How many tokens a model's context holds, as its file says: vLLM's `max_model_len`."""
+    from converter.litertlm.inspection import read_bundle
+
+    return read_bundle(path).metadata.max_num_tokens or None
 
 
 def as_request_error(error: Exception) -> RequestError:

@@ -13,12 +13,13 @@ from pathlib import Path
 import uvicorn
 
 from converter.errors import OptionError
+from server import page
 from server.app import Service
 from server.guard import Rules, hosts_of
 from server.host import Host, Limits
 
 _ENDING_SECONDS = 20.0
-_OPEN_PATHS = ("/health",)
+_OPEN_PATHS = frozenset(("/health", *page.PATHS))
 
 
 def serve(
