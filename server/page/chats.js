@@ -47,7 +47,7 @@ export function isKept(key) {
 
 /** A new message after another one (null: the first), and the chat goes on from there. */
 export function add(chat, parent, role, content, more = {}) {
-  const id = String(Object.keys(chat.messages).length + 1);
+  const id = String(Math.max(0, ...Object.keys(chat.messages)) + 1);
   const message = { id, parent, role, content, ...more };
   chat.messages[id] = message;
   chat.leaf = id;
@@ -73,6 +73,12 @@ export function path(chat, leaf = chat.leaf) {
 /** A message and its other versions, the oldest first. */
 export function versions(chat, message) {
   return Object.values(chat.messages).filter((other) => other.parent === message.parent);
+}
+
+/** Take out a message that nothing follows. */
+export function drop(chat, message) {
+  delete chat.messages[message.id];
+  if (chat.leaf === message.id) chat.leaf = message.parent;
 }
 
 /** Go on from a version: to the end of what followed it last. */

@@ -11,6 +11,8 @@ const MOST_DELIMITERS = 600; // of one paragraph: what is nested beyond reason s
 const SAFE_LINK = /^(?:https?:\/\/|mailto:)/i;
 
 const FENCE = /^( {0,3})(`{3,}(?=[^`]*$)|~{3,})[ \t]*(.*?)[ \t]*$/;
+const ANY_FENCE = /^([ >]*(?:(?:[-+*]|\d{1,9}[.)]) +)*)(`{3,}(?=[^`]*$)|~{3,})/; // in a list, too
+const MARK = /^(?:>|(?:[-+*]|\d{1,9}[.)])(?=[ \t]))/;
 const HEADING = /^ {0,3}(#{1,6})(?:[ \t]+(.*))?$/;
 const RULE = /^ {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$/;
 const QUOTE = /^ {0,3}> ?/;
@@ -21,7 +23,7 @@ const DELIMITER_CELL = /^:?-+:?$/;
 
 /** Show a text in a container. What has not changed since the last time is left in place. */
 export function render(container, text) {
-  const found = blocks(text.replace(/\r\n?/g, "\n").split("\n").map(untabbed), 0);
+  const found = blocks(prepared(text), 0);
   found.forEach((block, i) => {
     const old = container.childNodes[i];
     const source = JSON.stringify(block);
@@ -36,27 +38,55 @@ export function render(container, text) {
 
 // Blocks -----------------------------------------------------------------------------------------
 
-/** Tabs before the text as blanks up to the next multiple of four. */
-function untabbed(line) {
+/** The lines of a text, with blanks for the tabs that indent them; tabs of fenced code stay. */
+function prepared(text) {
+  let fence = null;
+  return text.split(/\r\n?|\n/).map((line) => {
+    const made = untabbed(line, fence?.column);
+    if (fence) {
+      if (fence.closing.test(made)) fence = null;
+    } else {
+      const [, before, marks] = ANY_FENCE.exec(made) ?? [];
+      if (marks) fence = { column: before.length, closing: closingOf(marks, "[ >]*") };
+    }
+    return made;
+  });
+}
+
+/** Tabs before the text, and behind a list's or a quote's mark, as blanks up to the next fourth. */
+function untabbed(line, mostColumns = Infinity) {
+  if (!line.trim()) return "";
   let made = "";
   for (let i = 0; i < line.length; i++) {
+    if (made.length >= mostColumns) return made + line.slice(i);
     if (line[i] === "\t") made += " ".repeat(4 - (made.length % 4));
     else if (line[i] === " ") made += " ";
-    else return made + line.slice(i);
+    else {
+      const mark = MARK.exec(line.slice(i, i + 12))?.[0];
+      if (!mark) return made + line.slice(i);
+      made += mark;
+      i += mark.length - 1;
+    }
   }
-  return "";
+  return made;
+}
+
+function closingOf(marks, indent) {
+  return new RegExp(`^${indent}${marks[0]}{${marks.length},}[ \\t]*$`);
 }
 
 function indentOf(line) {
   return line.length - line.trimStart().length;
 }
 
-/** Lines into `{ kind, ... }`. */
+/** Lines into `{ kind, ... }`; `hasGap`: a blank line parts two of them. */
 function blocks(lines, depth) {
   const found = [];
+  found.hasGap = false;
   for (let at = 0; at < lines.length; ) {
     if (!lines[at]) at++;
     else {
+      if (found.length && !lines[at - 1]) found.hasGap = true;
       const [block, next] = blockAt(lines, at, depth);
       found.push(block);
       at = next;
@@ -90,7 +120,7 @@ function indented(lines, at) {
 }
 
 function fenced(lines, at, [, indent, marks, info]) {
-  const closing = new RegExp(`^ {0,3}${marks[0]}{${marks.length},}[ \\t]*$`);
+  const closing = closingOf(marks, " {0,3}");
   let end = at + 1;
   while (end < lines.length && !closing.test(lines[end])) end++;
   const text = lines
@@ -112,32 +142,30 @@ function interrupts(line, depth) {
 }
 
 /** Whether a paragraph stands open at the end of these lines: what follows may belong to it. */
-function endsOpen(lines, depth) {
-  const last = blocks(lines, depth).at(-1);
-  if (!last || !lines.at(-1)) return false;
-  if (last.kind === "paragraph") return true;
-  if (last.kind === "quote") return last.isOpen;
-  return last.kind === "list" && last.isOpen;
+function endsOpen(lines, made) {
+  const last = made.at(-1);
+  return Boolean(last && lines.at(-1)) && (last.kind === "paragraph" || Boolean(last.isOpen));
 }
 
 function quote(lines, at, depth) {
   const inner = [];
   let end = at;
-  let isOpen = false;
+  let isOpen = null; // null: not known
   for (; end < lines.length; end++) {
     const line = lines[end];
     if (QUOTE.test(line)) {
-      inner.push(untabbed(line.replace(QUOTE, "")));
-      isOpen = undefined;
+      const rest = line.replace(QUOTE, "");
+      inner.push(rest.trim() && rest);
+      isOpen = null;
     } else {
       if (!line || interrupts(line, depth)) break;
-      isOpen ??= endsOpen(inner, depth + 1);
+      isOpen ??= endsOpen(inner, blocks(inner, depth + 1));
       if (!isOpen) break;
       inner.push(line.trimStart());
     }
   }
-  isOpen ??= endsOpen(inner, depth + 1);
-  return [{ kind: "quote", isOpen, blocks: blocks(inner, depth + 1) }, end];
+  const made = blocks(inner, depth + 1);
+  return [{ kind: "quote", isOpen: endsOpen(inner, made), blocks: made }, end];
 }
 
 function list(lines, at, depth) {
@@ -147,32 +175,28 @@ function list(lines, at, depth) {
   let isLoose = false;
   let isOpen = false;
   let end = at;
-  while (end < lines.length) {
-    const match = ITEM.exec(lines[end]);
-    if (!match || match[2].at(-1) !== mark || RULE.test(lines[end])) break;
-    const [, indent, marker, blanks = "", rest = ""] = match;
+  for (;;) {
+    const [, indent, marker, blanks = "", rest = ""] = ITEM.exec(lines[end]);
     const gap = rest && blanks.length <= 4 ? blanks.length : 1;
     const width = indent.length + marker.length + gap;
     const inner = [rest ? " ".repeat(blanks.length - gap || 0) + rest : ""];
     let next = end + 1;
-    let open;
+    let isItemOpen = null; // null: not known
     for (; next < lines.length; next++) {
       const line = lines[next];
       if (!line) {
         if (inner.length === 1 && !inner[0]) break; // an item that begins with nothing is empty
         inner.push("");
-      } else if (indentOf(line) >= width) inner.push(line.slice(width));
-      else {
+      } else if (indentOf(line) >= width) {
+        inner.push(line.slice(width));
+        isItemOpen = null;
+      } else {
         if (!inner.at(-1) || interrupts(line, depth) || ITEM.test(line)) break;
-        open = endsOpen(inner, depth + 1);
-        if (!open) break;
+        isItemOpen ??= endsOpen(inner, blocks(inner, depth + 1));
+        if (!isItemOpen) break;
         inner.push(line.trimStart());
       }
     }
-    const isLast = () => {
-      const after = lines[next] === undefined ? null : ITEM.exec(lines[next]);
-      return !after || after[2].at(-1) !== mark || RULE.test(lines[next]);
-    };
     let blanksAtEnd = 0;
     while (inner.length > 1 && !inner.at(-1)) {
       inner.pop();
@@ -183,30 +207,16 @@ function list(lines, at, depth) {
       next++;
     }
     const made = blocks(inner, depth + 1);
-    if (blanksAtEnd && !isLast()) isLoose = true;
-    if (hasGap(inner, made, depth)) isLoose = true;
+    const after = next < lines.length ? ITEM.exec(lines[next]) : null;
+    const goesOn = after !== null && after[2].at(-1) === mark && !RULE.test(lines[next]);
+    if (made.hasGap || (blanksAtEnd && goesOn)) isLoose = true;
     items.push(made);
     end = next;
-    isOpen = !blanksAtEnd && endsOpen(inner, depth + 1);
-    if (isLast()) break;
+    isOpen = !blanksAtEnd && endsOpen(inner, made);
+    if (!goesOn) break;
   }
   const start = first.length > 1 ? parseInt(first) : null;
   return [{ kind: "list", start, isLoose, isOpen, items }, end];
-}
-
-/** Whether a blank line parts two blocks of an item; one inside of a block does not count. */
-function hasGap(lines, made, depth) {
-  if (made.length < 2) return false;
-  for (let at = 0; at < lines.length; ) {
-    if (!lines[at]) {
-      if (at > 0) return true;
-      at++;
-    } else {
-      at = blockAt(lines, at, depth + 1)[1];
-      if (at < lines.length && at > 0 && !lines[at - 1]) return true;
-    }
-  }
-  return false;
 }
 
 function cells(line) {
@@ -486,14 +496,15 @@ function entity([whole, decimal, hexadecimal, name]) {
   return isCharacter ? String.fromCodePoint(code) : "\ufffd";
 }
 
+/** An address in a text, without the punctuation of the sentence around it. */
 function trimmedAddress(address) {
-  let made = address;
-  for (;;) {
-    const last = made.at(-1);
-    const closes = last === ")" && made.split(")").length > made.split("(").length;
-    if (!closes && !/[?!.,:;*_~'"`\]]/.test(last)) return made;
-    made = made.slice(0, -1);
+  let unopened = address.split(")").length - address.split("(").length;
+  let end = address.length;
+  for (; end > 0; end--) {
+    const last = address[end - 1];
+    if (last === ")" ? unopened-- <= 0 : !/[?!.,:;*_~'"`\]]/.test(last)) break;
   }
+  return address.slice(0, end);
 }
 
 /** A link, or its text alone where it leads to what a page may not open. */

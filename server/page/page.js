@@ -6,7 +6,7 @@ import { render } from "./markdown.js";
 
 const $ = (id) => document.getElementById(id);
 const PATIENCE = 20; // times that a full queue is asked again
-const THEMES = { auto: "As the system", light: "Light", dark: "Dark" };
+const THEMES = { auto: "System colours", light: "Light", dark: "Dark" };
 const narrow = matchMedia("(max-width: 46rem)");
 
 let chat; // that is shown
@@ -53,6 +53,7 @@ function say(text) {
 }
 
 function save(which) {
+  if (which === removed) return;
   try {
     chats.save(which);
   } catch {
@@ -87,32 +88,32 @@ async function copy(text) {
 
 /** What a call comes to, when its key is known and the server is there. */
 async function patiently(call) {
-  for (let isFirst = true; ; isFirst = false) {
+  for (;;) {
     try {
       return await call();
     } catch (error) {
       if (error.status !== 401) throw error;
-      await askForKey(!isFirst);
+      await askForKey();
     }
   }
 }
 
 /** Ask for the key; one question for all that wait for it. */
-function askForKey(wasWrong) {
+function askForKey() {
   askForKey.asked ??= new Promise((resolve, reject) => {
     const dialog = $("key");
-    $("key-wrong").hidden = !(wasWrong || askForKey.wasGiven);
+    $("key-wrong").hidden = !askForKey.wasGiven;
     $("key-text").value = "";
-    dialog.returnValue = "";
     dialog.showModal();
     dialog.onsubmit = () => {
       api.setKey($("key-text").value.trim());
       askForKey.wasGiven = true;
+      askForKey.asked = null;
       resolve();
     };
     dialog.onclose = () => {
       askForKey.asked = null;
-      reject(new api.Refusal(401, { message: "This server asks for a key." })); // no-op after a key
+      reject(new api.Refusal(401, { message: "This server asks for a key: reload to give one." }));
     };
   });
   return askForKey.asked;
@@ -254,6 +255,7 @@ function paint(run) {
 function send(text) {
   if (!text.trim() || runs.has(chat.id) || $("model").disabled) return false;
   const message = chats.add(chat, chat.leaf, "user", text);
+  history.replaceState(null, "", `#${chat.id}`);
   generate(chat, message.id);
   showChats();
   follow(true);
@@ -261,6 +263,7 @@ function send(text) {
 }
 
 function again(message) {
+  if (!message.content && !message.thoughts) chats.drop(chat, message); // it failed: no version
   generate(chat, message.parent);
   follow(true);
 }
@@ -276,6 +279,7 @@ function show() {
   $("more").disabled = path.length === 0;
   $("stop").hidden = !isRunning;
   $("send").hidden = isRunning;
+  $("title").textContent = chat.title || "New chat";
   document.title = chat.title ? `${chat.title} · litert-lm-cli` : "litert-lm-cli";
   showNumbers();
   follow();
@@ -512,8 +516,10 @@ function remove() {
 
 function undo() {
   $("toast").hidden = true;
-  save(removed);
-  open(removed);
+  const found = removed;
+  removed = null;
+  save(found);
+  open(found);
 }
 
 function download(text, suffix, type) {
