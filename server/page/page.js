@@ -697,6 +697,9 @@ $("model").addEventListener("change", () => {
   showContext();
 });
 addEventListener("hashchange", openAddressed);
+$("chats").addEventListener("click", (event) => {
+  if (narrow.matches && event.target.closest("a")) showSidebar(false); // also on the chat shown
+});
 addEventListener("storage", (event) => chats.isKept(event.key) && showChats()); // another tab
 addEventListener("pagehide", () => runs.forEach((run) => save(run.chat)));
 narrow.addEventListener("change", () => showSidebar(!narrow.matches));

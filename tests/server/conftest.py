@@ -75,9 +75,11 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *arguments: str | Path, model: str = "", **env: str) -> Iterator[Served]:
+def serving(
+    folder: Path, *arguments: str | Path, model: str = "", port: int = 0, **env: str
+) -> Iterator[Served]:
     """A server with these arguments, until the block ends."""
-    port, log = free_port(), folder / "serve.log"
+    port, log = port or free_port(), folder / "serve.log"
     command = [str(CLI), "serve", *map(str, arguments), "--port", str(port)]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stderr=output, stdout=output, env={**os.environ, **env})
