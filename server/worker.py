@@ -184,6 +184,9 @@ class Worker:
         options = self._options(ask)
         for message in turn.conversation.send_message_async(turn.message, **options):
             first = first or time.perf_counter() - begin
+            if ask.number in self._cancelled:
+                turn.conversation.cancel_process()  # before the first token it has no effect
+                continue
             if is_stopped:
                 continue  # it was on its way
             for text in message.channels.values():
