@@ -441,6 +441,10 @@ $("scroll").addEventListener("scroll", () => {
   $("down").hidden = isFollowing;
 }, { passive: true });
 
+// Code is coloured, and the place for it changes, after the text has been shown.
+const observer = new ResizeObserver(() => chat && follow());
+for (const id of ["scroll", "messages"]) observer.observe($(id));
+
 // Chats ------------------------------------------------------------------------------------------
 
 function showChats() {
