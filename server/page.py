@@ -55,7 +55,7 @@ class _File(NamedTuple):
 _FILES = {
     f"/page/{path.relative_to(_FOLDER).as_posix()}": path
     for path in sorted(_FOLDER.rglob("*"))
-    if path.suffix in _TYPES
+    if path.is_file() and path.suffix in _TYPES
 }
 _FILES["/"] = _FILES.pop("/page/index.html")
 PATHS = frozenset(_FILES)

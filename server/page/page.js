@@ -11,6 +11,7 @@ const narrow = matchMedia("(max-width: 46rem)");
 
 let chat; // that is shown
 let removed = null; // and can be had back
+let isLeaving = false; // the page is
 const runs = new Map(); // id of a chat -> the answer that comes: { chat, message, stop, begin, ... }
 const contexts = new Map(); // model -> tokens
 
@@ -171,6 +172,7 @@ async function generate(which, parent) {
   try {
     await asked(run);
   } catch (error) {
+    if (isLeaving) return; // it is kept as it is: interrupted
     if (control.signal.aborted) message.finish = "stopped";
     else {
       message.finish = "error";
@@ -705,7 +707,11 @@ $("chats").addEventListener("click", (event) => {
   if (narrow.matches && event.target.closest("a")) showSidebar(false); // also on the chat shown
 });
 addEventListener("storage", (event) => chats.isKept(event.key) && showChats()); // another tab
-addEventListener("pagehide", () => runs.forEach((run) => save(run.chat)));
+addEventListener("pagehide", () => {
+  isLeaving = true;
+  runs.forEach((run) => save(run.chat));
+});
+addEventListener("pageshow", () => (isLeaving = false));
 narrow.addEventListener("change", () => showSidebar(!narrow.matches));
 
 $("empty").lastElementChild.textContent =

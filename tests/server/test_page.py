@@ -189,7 +189,7 @@ def test_escape_stops(served: Served, opened: Opener) -> None:
     page = opened(served)
     expect(page.locator("#model")).to_be_enabled()
     send(page, "Write a very long story about a ship.")
-    expect(page.locator("article.assistant .text")).not_to_be_empty()
+    expect(page.locator("#rate")).to_contain_text("tokens/s")
     page.keyboard.press("Escape")
     text = answered(page)
     expect(page.locator(".end")).to_have_text("Stopped.")
@@ -197,6 +197,16 @@ def test_escape_stops(served: Served, opened: Opener) -> None:
     page.reload()
     assert answered(page) == text
     assert "Paris" in served.chat("Name the capital of France.", max_tokens=16).text  # it is free
+
+
+def test_an_answer_that_a_reload_interrupts_is_kept(served: Served, opened: Opener) -> None:
+    page = opened(served)
+    expect(page.locator("#model")).to_be_enabled()
+    send(page, "Write a very long story about a ship.")
+    expect(page.locator("#rate")).to_contain_text("tokens/s")
+    page.reload()
+    assert len(answered(page)) > 10
+    expect(page.locator(".end")).to_have_text("This answer was interrupted.")
 
 
 def test_settings_are_sent(served: Served, opened: Opener) -> None:
@@ -343,6 +353,28 @@ def test_a_server_that_is_gone_is_waited_for(
         page.get_by_role("button", name="Answer anew").click()
         assert "Paris" in answered(page)
         expect(page.locator(".count")).to_have_count(0)  # what failed is no version
+
+
+# The files ----------------------------------------------------------------------------------------
+
+
+def test_files_need_no_key_and_are_sent_once(guarded: Served) -> None:
+    assert httpx.get(f"{guarded.url}/v1/models").status_code == 401
+    for path in files.PATHS:
+        first = httpx.get(guarded.url + path)
+        assert first.status_code == 200
+        assert first.headers["content-security-policy"].startswith("default-src 'none'; script-src")
+        assert first.headers["cache-control"] == "no-cache"
+        again = httpx.get(guarded.url + path, headers={"If-None-Match": first.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+    assert httpx.get(guarded.url).headers["content-type"] == "text/html; charset=utf-8"
+
+
+@pytest.mark.parametrize(
+    "path", ["nothing.js", "../page.py", "%2e%2e/page.py", "vendor", "//etc/passwd"]
+)
+def test_nothing_else_is_a_file(served: Served, path: str) -> None:
+    assert httpx.get(httpx.URL(served.url, raw_path=f"/page/{path}".encode())).status_code == 404
 
 
 # Use -------------------------------------------------------------------------------------------
