@@ -25,6 +25,8 @@ from playwright.sync_api import (
 )
 
 from server import page as files
+from tests.family_templates import FAMILY_TEMPLATES
+from tests.reciting import reciting_bundle
 from tests.server.conftest import Served, serving
 
 KEY = "a key that nobody guesses"
@@ -260,14 +262,6 @@ def test_chats_are_renamed_exported_deleted_and_had_back(
     expect(page.locator("article")).to_have_count(2)
     page.reload()
     expect(page.get_by_role("link", name="Letters: a/b")).to_be_visible()
-
-
-def test_thoughts_are_folded(served: Served, opened: Opener) -> None:
-    page = with_chat(opened(served), "Why?", "So.", thoughts="Let me *think*.")
-    expect(page.get_by_text("So.")).to_be_visible()
-    expect(page.get_by_text("Let me")).to_be_hidden()
-    page.get_by_text("Thoughts", exact=True).click()
-    expect(page.locator(".thoughts em")).to_have_text("think")
 
 
 # A server that does not answer -------------------------------------------------------------------
@@ -572,15 +566,13 @@ def test_every_vendored_language_has_colours(served: Served, opened: Opener) -> 
     expect(page.locator("pre:has([class^=hl-])")).to_have_count(len(names))
 
 
-def test_a_hostile_answer_is_inert(served: Served, opened: Opener) -> None:
-    evil = "http://evil.example/x"
-    answer = f"""
-<script>window.pwned = 1</script> <img src="{evil}" onerror="window.pwned = 2">
-<iframe srcdoc="<script>parent.pwned = 3</script>"></iframe> <style>@import "{evil}"</style>
-![x]({evil}.png) ![x](data:image/svg+xml,<svg/onload=alert(1)>) <svg onload="window.pwned = 4">
+EVIL = r"""
+<script>window.pwned = 1</script> <img src="http://evil.example/x" onerror="window.pwned = 2">
+<iframe srcdoc="<script>parent.pwned = 3</script>"></iframe> <style>@import "//evil.example"</style>
+![x](http://evil.example/x.png) ![x](data:image/svg+xml,<svg/onload=alert(1)>)
 
 [a](javascript:window.pwned=5) [b](  jAvAsCrIpT&#58;window.pwned=6) [c](data:text/html,<script>)
-[d](vbscript:x) [e](java\tscript:x) <javascript:window.pwned=7> [f](https://ok.example/"onclick="x)
+[d](vbscript:x) [e](java&#9;script:x) <javascript:window.pwned=7> [f](https://ok.example/"onclick="x)
 [g](&#106;avascript:window.pwned=8) [h](//evil.example) [i](\\javascript:x)
 
 ```"><script>window.pwned = 9</script>
@@ -588,30 +580,48 @@ def test_a_hostile_answer_is_inert(served: Served, opened: Opener) -> None:
 ```
 
 ```html
-<img src=x onerror="window.pwned = 11"><script>window.pwned = 12</script>
+<svg onload="window.pwned = 11"><script>window.pwned = 12</script>
 ```
 | <script>window.pwned = 13</script> | a |
 |---|---|
-| <img src="{evil}"> | [x](javascript:x) |
+| <img src="http://evil.example/y"> | [x](javascript:x) |
 """
-    page = with_chat(opened(served), answer, answer, thoughts=answer)
+
+
+def test_a_hostile_model_is_inert_and_its_thoughts_are_folded(
+    opened: Opener, tmp_path: Path
+) -> None:
+    marks = ["<|channel>", "<channel|>", "<|turn>", "<turn|>"]
+    said = ["<|channel>", "thought\n", f"*Hm.*\n{EVIL}", "<channel|>", EVIL[:200], EVIL[200:]]
+    source = FAMILY_TEMPLATES["Gemma 4 E2B and E4B"]
+    bundle = reciting_bundle(tmp_path / "evil", said, source, "gemma4_text-keys-are-values", marks)
+    with serving(tmp_path, bundle) as server:
+        page = opened(server)
+        expect(page.locator("#model")).to_be_enabled()
+        send(page, EVIL)
+        answered(page)
+        assert_inert(page)
+        page.reload()
+        assert_inert(page)
+
+
+def assert_inert(page: Page) -> None:
+    thought = page.locator(".thoughts em")
+    expect(thought).to_be_hidden()
     page.get_by_text("Thoughts", exact=True).click()
-    expect(page.locator(".text .hl-tag").first).to_be_visible()
-    for link in page.locator("#messages a").all():
+    expect(thought).to_be_visible()
+    expect(page.locator(".thoughts .hl-tag").first).to_be_visible()
+    texts = page.locator("#messages")
+    expect(texts.get_by_text("window.pwned = 13")).to_have_count(3)  # asked, thought and answered
+    for link in texts.locator("a").all():
         assert (link.get_attribute("href") or "").startswith(("http://evil.example", "https://ok."))
         assert {"noreferrer", "noopener"} <= set((link.get_attribute("rel") or "").split())
-    assert (
-        page.locator("#messages")
-        .locator("script, img, iframe, style, object, form[action]")
-        .count()
-        == 0
-    )
-    handlers = page.evaluate(
+    assert texts.locator("script, img, iframe, style, object").count() == 0
+    attributes = page.evaluate(
         "[...document.querySelectorAll('#messages *')].flatMap(e => e.getAttributeNames())"
-        ".filter(name => name.startsWith('on') || name === 'style' || name === 'srcdoc')"
     )
-    assert handlers == []
-    page.locator("#messages .text span").filter(has_text="a").first.click()
+    assert {name for name in attributes if name.startswith(("on", "style", "src"))} == set()
+    texts.locator("span", has_text="a").first.click()
     assert page.evaluate("window.pwned") is None
 
 
