@@ -4,10 +4,9 @@ const KEY = "api-key";
 
 /** The server's word that it will not. */
 export class Refusal extends Error {
-  constructor(status, { message, code } = {}, seconds = 0) {
+  constructor(status, { message } = {}, seconds = 0) {
     super(message ?? `The server answered with status ${status}.`);
     this.status = status;
-    this.code = code;
     this.seconds = seconds; // after which to come again
   }
 }

@@ -2,7 +2,7 @@
 //
 // A chat is a tree: an edited message and an answer made anew stand beside the old ones.
 //   chat     { id, title, model, created, changed, settings, messages: { id: message }, leaf }
-//   message  { id, parent, role, content, thoughts, model, usage, rate, seconds, finish, error }
+//   message  { id, parent, role, content, thoughts, model, usage, rate, finish, error }
 
 const PREFIX = "chat:";
 const TITLE_LENGTH = 48;

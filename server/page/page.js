@@ -12,7 +12,7 @@ const narrow = matchMedia("(max-width: 46rem)");
 let chat; // that is shown
 let removed = null; // and can be had back
 let isLeaving = false; // the page is
-const runs = new Map(); // id of a chat -> the answer that comes: { chat, message, stop, begin, ... }
+const runs = new Map(); // id of a chat -> the answer that comes: { chat, message, control, ... }
 const contexts = new Map(); // model -> tokens
 
 // Small things -----------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ async function generate(which, parent) {
   if (runs.has(which.id)) return;
   const message = chats.add(which, parent, "assistant", "", { thoughts: "", model: which.model });
   const control = new AbortController();
-  const run = { chat: which, message, control, begin: performance.now(), pieces: 0, saved: 0 };
+  const run = { chat: which, message, control, pieces: 0, saved: 0 };
   runs.set(which.id, run);
   save(which);
   show();
@@ -182,7 +182,6 @@ async function generate(which, parent) {
   }
   runs.delete(which.id);
   delete message.note;
-  message.seconds = (performance.now() - run.begin) / 1000;
   message.rate = rateOf(run);
   save(which);
   if (which === chat) show();
