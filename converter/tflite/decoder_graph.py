@@ -21,6 +21,7 @@ from converter.decoder import (
     FeedForward,
     GatedDeltaNet,
     LayerSpec,
+    Mamba2,
     PerLayerInput,
     Placement,
     ShortConv,
@@ -32,6 +33,7 @@ from converter.tflite.blocks import Blocks, WeightOf, at
 from converter.tflite.delta_net import DeltaNetLayers
 from converter.tflite.graph import DType, Model, Tensor
 from converter.tflite.kv_cache import Call, Target, cache_shape
+from converter.tflite.mamba2 import Mamba2Layers
 from converter.tflite.short_conv import ShortConvLayers
 from converter.tflite.state import StateBuffer
 
@@ -119,10 +121,11 @@ class _DecoderGraph:
         if spec.altup is not None:
             self.altup = AltUpStreams(self.blocks, spec.altup, spec.norm)
         self.ids = g.make_reshape("embedding/ids", tokens, (n,))
-        mixers = {i: layer.mixer for i, layer in enumerate(spec.layers)}
-        attention = {i: mixer for i, mixer in mixers.items() if isinstance(mixer, Attention)}
-        convs = {i: mixer for i, mixer in mixers.items() if isinstance(mixer, ShortConv)}
-        delta = {i: mixer for i, mixer in mixers.items() if isinstance(mixer, GatedDeltaNet)}
+        mixers = [(i, mixer) for i, layer in enumerate(spec.layers) for mixer in layer.mixers]
+        attention = {i: mixer for i, mixer in mixers if isinstance(mixer, Attention)}
+        convs = {i: mixer for i, mixer in mixers if isinstance(mixer, ShortConv)}
+        delta = {i: mixer for i, mixer in mixers if isinstance(mixer, GatedDeltaNet)}
+        mamba = {i: mixer for i, mixer in mixers if isinstance(mixer, Mamba2)}
         shapes = {
             i: cache_shape(mixer.sliding_window, cache_length, target, rings)
             for i, mixer in attention.items()
@@ -131,12 +134,11 @@ class _DecoderGraph:
             Attention: AttentionLayers(self.blocks, attention, shapes, target),
             ShortConv: ShortConvLayers(self.blocks, convs, spec.hidden_size),
             GatedDeltaNet: DeltaNetLayers(self.blocks, delta),
+            Mamba2: Mamba2Layers(self.blocks, mamba),
         }
-        by_layer = [
-            self.mixers[type(layer.mixer)].add_states(i) for i, layer in enumerate(spec.layers)
-        ]
-        self.states = tuple(state for states in by_layer for state in states)
-        self.last_writer = max(i for i, states in enumerate(by_layer) if states)
+        added = [(i, self.mixers[type(mixer)].add_states(i)) for i, mixer in mixers]
+        self.states = tuple(state for _, states in added for state in states)
+        self.last_writer = max(i for i, states in added if states)
 
     def build_prefill(self) -> None:
         """A prefill is done when the last state is written."""
@@ -205,7 +207,7 @@ class _DecoderGraph:
         g, block, mlp = self.graph, mixer_path(index, layer), f"layers.{index}.mlp"
         fed = self.make_pre_norm(block, x)
         self.write(index, layer, fed)
-        update = self.mixers[type(layer.mixer)].mix(index, block, fed)
+        update = self.mix(index, layer, fed)
         if self.spec.placement is Placement.PARALLEL:
             fed = self.make_mlp(mlp, layer.feed_forward, fed)
             update = g.make_add(f"layers.{index}/parallel", update, fed)
@@ -228,7 +230,16 @@ class _DecoderGraph:
 
     def write(self, index: int, layer: LayerSpec, fed: Tensor) -> None:
         """Bring a layer's states up to date."""
-        self.mixers[type(layer.mixer)].write(index, mixer_path(index, layer), fed)
+        for mixer in layer.mixers:
+            self.mixers[type(mixer)].write(index, f"layers.{index}.{mixer.block}", fed)
+
+    def mix(self, index: int, layer: LayerSpec, fed: Tensor) -> Tensor:
+        """What a layer's mixers make of their input, (N, hidden) -> the same."""
+        made = [
+            self.mixers[type(mixer)].mix(index, f"layers.{index}.{mixer.block}", fed)
+            for mixer in layer.mixers
+        ]
+        return made[0] if len(made) == 1 else self.graph.make_add(f"layers.{index}/both", *made)
 
     # Embeddings -----------------------------------------------------------------------------------
 

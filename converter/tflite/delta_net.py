@@ -20,6 +20,7 @@ from converter.tflite.recurrence import (
     CHUNK,
     Recurrence,
     columns_state,
+    make_joined,
     make_lower,
     make_softplus,
     make_sums,
@@ -284,12 +285,7 @@ def make_chunks(g: Graph, name: str, heads: Heads, memory: Tensor) -> tuple[Tens
         kept = g.make_mul(f"{of}/kept", memory, one("end", end))
         added = g.make_batch_matmul(f"{of}/added", one("written", written), new, transposed=False)
         memory = g.make_add(f"{of}/memory", kept, added)
-    while len(outs) > 1:  # the delegate takes four at most
-        outs = [
-            g.make_concatenation(f"{name}/outs_{len(outs)}_{i}", outs[i : i + 4], axis=0)
-            for i in range(0, len(outs), 4)
-        ]
-    return outs[0], memory
+    return make_joined(g, f"{name}/outs", outs), memory
 
 
 def make_inverse(g: Graph, name: str, a: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ that does feeds the one op that writes the new one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -125,7 +126,7 @@ def make_softplus(g: Graph, name: str, x: Tensor) -> Tensor:
 def make_sums(g: Graph, name: str, x: Tensor) -> Tensor:
     """Each of the last axis and all before it added up, (..., C) -> the same."""
     size = x.shape[-1]
-    flat = g.make_reshape(f"{name}/flat", x, (-(-np.prod(x.shape) // size), size))
+    flat = g.make_reshape(f"{name}/flat", x, (math.prod(x.shape[:-1]), size))
     total = g.make_fully_connected(f"{name}/total/flat", flat, make_lower(g, size))
     return g.make_reshape(f"{name}/total", total, x.shape)
 
@@ -133,3 +134,13 @@ def make_sums(g: Graph, name: str, x: Tensor) -> Tensor:
 def make_lower(g: Graph, size: int) -> Tensor:
     """1.0 on and below the diagonal, and 0.0 above, (C, C)."""
     return g.constant(f"lower_{size}", np.tril(np.ones((size, size), np.float32)))
+
+
+def make_joined(g: Graph, name: str, parts: Sequence[Tensor]) -> Tensor:
+    """Parts one after another along the first axis; the delegate takes four at most."""
+    while len(parts) > 1:
+        parts = [
+            g.make_concatenation(f"{name}_{len(parts)}_{i}", parts[i : i + 4], axis=0)
+            for i in range(0, len(parts), 4)
+        ]
+    return parts[0]

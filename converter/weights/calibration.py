@@ -21,7 +21,7 @@ change a bit of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -37,6 +37,7 @@ from converter.decoder import (
     FeedForward,
     GatedDeltaNet,
     LayerSpec,
+    Mamba2,
     Mixer,
     Norm,
     NormKind,
@@ -108,7 +109,8 @@ class _Calibration:
         # Tokens up to each.
         self.seen = np.arange(1, TOKENS + 1, dtype=np.float32)[:, None]
         # The values that later layers look at, by the layer that made them.
-        attention = [m for layer in spec.layers if isinstance(m := layer.mixer, Attention)]
+        mixers = [mixer for layer in spec.layers for mixer in layer.mixers]
+        attention = [mixer for mixer in mixers if isinstance(mixer, Attention)]
         self.lent = {mixer.cache_of for mixer in attention} - {None}
         self.values: dict[int, np.ndarray] = {}
 
@@ -148,7 +150,11 @@ class _Calibration:
         """A layer's mixer and feed-forward block."""
         spec, laurel = self.spec, f"layers.{index}.laurel"
         block, mlp = f"layers.{index}.{layer.mixer.block}", f"layers.{index}.mlp"
-        first = self.first_matrices(block, layer.mixer)
+        first = [
+            path
+            for mixer in layer.mixers
+            for path in self.first_matrices(f"layers.{index}.{mixer.block}", mixer)
+        ]
         if spec.laurel_rank is not None:
             first.append(f"{laurel}.left")
         if spec.placement is Placement.PARALLEL:
@@ -156,6 +162,8 @@ class _Calibration:
         # What is also added to the residual stream stays as it is.
         y, inputs = self.fed(block, x, first, may_scale=spec.laurel_rank is None)
         update = self.mix(index, layer.mixer, y, inputs)
+        if layer.beside is not None:
+            update = update + self.mix(index, layer.beside, y, inputs)
         if spec.placement is Placement.PARALLEL:
             return self.add(x, update + self.feed(mlp, layer.feed_forward, y, inputs))
         x = self.add(x, self.after(block, update))
@@ -176,6 +184,8 @@ class _Calibration:
             names = ["b", "c", "x"]
         elif isinstance(part, GatedDeltaNet):
             names = ["qkv", "z", "beta", "alpha"]
+        elif isinstance(part, Mamba2):
+            names = ["gate", "xbc", "dt"]
         else:
             names = ["q"]
             if part.cache_of is None:
@@ -204,6 +214,8 @@ class _Calibration:
             return self.convolve(f"layers.{index}.conv", mixer, y, inputs)
         if isinstance(mixer, GatedDeltaNet):
             return self.remember(f"layers.{index}.delta", mixer, y, inputs)
+        if isinstance(mixer, Mamba2):
+            return self.scan(f"layers.{index}.mamba", mixer, y, inputs)
         return self.attend(index, mixer, y, inputs)
 
     def convolve(self, block: str, mixer: ShortConv, y: np.ndarray, inputs: Inputs) -> np.ndarray:
@@ -276,10 +288,7 @@ class _Calibration:
         weights, o = self.weights, f"{block}.o"
         parts = (f"{block}.{part}" for part in ("qkv", "z", "beta", "alpha"))
         qkv, z, strength, alpha = weights.multiply(inputs, y, *parts)
-        taps = weights.table(f"{block}.conv")
-        seen = np.concatenate([np.zeros((mixer.kernel - 1, len(taps)), np.float32), qkv])
-        mixed = sum(seen[i : i + TOKENS] * taps[:, i] for i in range(mixer.kernel))
-        mixed = _activate(Activation.SILU, mixed)
+        mixed = _activate(Activation.SILU, self.shifted(block, qkv))
         q, k, v = np.split(mixed, np.cumsum(mixer.widths)[:2], axis=1)
         q, k = (_unit(x.reshape(TOKENS, mixer.num_key_heads, -1)) for x in (q, k))
         q *= np.float32(mixer.key_dim**-0.5)
@@ -301,6 +310,55 @@ class _Calibration:
         out *= _activate(Activation.SILU, z)
         [product] = weights.multiply(_inputs(out), out, o)
         return product
+
+    def scan(self, block: str, mixer: Mamba2, y: np.ndarray, inputs: Inputs) -> np.ndarray:
+        """The state space model, as `Mamba2` says."""
+        weights, o = self.weights, f"{block}.o"
+        paths = [f"{block}.{part}" for part in ("gate", "xbc", "dt")]
+        gate, xbc, dt = (
+            self.projected(path, mixer, product)
+            for path, product in zip(paths, weights.multiply(inputs, y, *paths), strict=True)
+        )
+        mixed = self.projected(f"{block}.conv", mixer, self.shifted(block, xbc))
+        mixed = _activate(mixer.activation, mixed)
+        x, b, c = np.split(mixed, np.cumsum(mixer.widths)[:2], axis=1)
+        x = x.reshape(TOKENS, mixer.num_heads, mixer.head_dim)
+        per_group = mixer.num_heads // mixer.groups
+        b, c = (part.reshape(TOKENS, mixer.groups, -1).repeat(per_group, axis=1) for part in (b, c))
+        step = np.logaddexp(0, dt + weights.vector(f"{block}.step"))
+        step = np.clip(step, *mixer.step_limits).astype(np.float32)
+        decay = np.exp(step * weights.vector(f"{block}.decay"))[:, :, None, None]
+        memory = np.zeros((mixer.num_heads, mixer.head_dim, mixer.state_dim), np.float32)
+        out = x * weights.vector(f"{block}.skip")[:, None]
+        for i in range(TOKENS):
+            memory = memory * decay[i] + (step[i][:, None] * x[i])[:, :, None] * b[i][:, None]
+            out[i] += np.einsum("hps,hs->hp", memory, c[i])
+        out, gate = out.reshape(TOKENS, -1), _activate(Activation.SILU, gate)
+        if mixer.gates_last:
+            out = self.normed_in_parts(block, mixer, out) * gate
+        else:
+            out = self.normed_in_parts(block, mixer, out * gate)
+        # What a norm's weight makes of a column, that of `o` may make up for.
+        inputs = _inputs(out, mixer.norm is not None and weights.may_scale(o))
+        if mixer.norm is not None:
+            weights.divide(f"{block}.out_norm", inputs.factors)
+        [product] = weights.multiply(inputs, out, o)
+        return self.projected(o, mixer, product)
+
+    def normed_in_parts(self, block: str, mixer: Mamba2, x: np.ndarray) -> np.ndarray:
+        if mixer.norm is None:
+            return x
+        parts = x.reshape(TOKENS, mixer.norm_groups, -1)
+        normed = self.normed(block, parts, replace(mixer.norm, has_weight=False))
+        return normed.reshape(x.shape) * self.weights.vector(f"{block}.out_norm")
+
+    def shifted(self, block: str, x: np.ndarray) -> np.ndarray:
+        """A causal convolution along the tokens, channel by channel."""
+        taps = self.weights.table(f"{block}.conv")
+        kernel = taps.shape[1]
+        seen = np.concatenate([np.zeros((kernel - 1, len(taps)), np.float32), x])
+        total: np.ndarray = sum(seen[i : i + TOKENS] * taps[:, i] for i in range(kernel))
+        return total
 
     def feed(
         self, block: str, feed_forward: FeedForward, y: np.ndarray, inputs: Inputs
@@ -353,7 +411,7 @@ class _Calibration:
     # Pieces ---------------------------------------------------------------------------------------
 
     def projected(
-        self, path: str, part: Attention | ShortConv | FeedForward, product: np.ndarray
+        self, path: str, part: Attention | ShortConv | Mamba2 | FeedForward, product: np.ndarray
     ) -> np.ndarray:
         """A product with its bias."""
         if path.rpartition(".")[2] not in part.biases:

@@ -25,6 +25,7 @@ from converter.decoder import (
     FeedForward,
     GatedDeltaNet,
     LayerSpec,
+    Mamba2,
     Mixer,
     Norm,
     NormKind,
@@ -95,6 +96,9 @@ LENDER = replace(ATTENTION, rope=Rope(100.0))
 DELTA = GatedDeltaNet(
     num_key_heads=2, num_value_heads=4, key_dim=8, value_dim=12, kernel=4, norm=RMS
 )
+
+MAMBA = Mamba2(num_heads=4, head_dim=12, groups=2, state_dim=8, kernel=4, norm=RMS)
+BESIDE = LayerSpec(ATTENTION, MLP, beside=MAMBA)
 
 PER_LAYER = PerLayerInput(12, VOCABULARY, Activation.GELU_TANH)
 
@@ -184,6 +188,25 @@ WORDS: dict[str, DecoderSpec] = {
     "delta net of parallel blocks": spec_of(
         LayerSpec(DELTA, MLP), LayerSpec(ATTENTION, MLP), placement=Placement.PARALLEL
     ),
+    # State space model
+    "mamba": mixers(MAMBA, ATTENTION),
+    "mamba of one group, with no bias": mixers(*[replace(MAMBA, groups=1, biases=())] * 2),
+    "mamba with every bias": mixers(replace(MAMBA, biases=("gate", "xbc", "dt", "conv", "o"))),
+    "mamba gated before its norm or without one": mixers(
+        replace(MAMBA, gates_last=True), replace(MAMBA, norm=None), replace(MAMBA, norm_groups=4)
+    ),
+    "mambas that differ": mixers(
+        replace(MAMBA, kernel=2, num_heads=2, groups=2, activation=Activation.GELU),
+        ATTENTION,
+        replace(MAMBA, head_dim=8, state_dim=20, gates_last=True, norm_groups=2),
+    ),
+    "mamba with steps in limits": mixers(replace(MAMBA, step_limits=(0.4, 0.9))),
+    "mamba of parallel blocks": replace(mixers(MAMBA, ATTENTION), placement=Placement.PARALLEL),
+    "attention beside mamba": spec_of(BESIDE, BESIDE),
+    "attention beside mamba, then alone": spec_of(
+        BESIDE, LayerSpec(ATTENTION, MLP), placement=Placement.BOTH
+    ),
+    "mamba beside delta net": spec_of(LayerSpec(DELTA, MLP), BESIDE),
     # Feed-forward
     "mlp biases": mlp(biases=("gate", "up", "down")),
     "some mlp biases": mlp(biases=("down",)),
