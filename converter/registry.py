@@ -15,6 +15,7 @@ from converter.families.base import Family
 from converter.families.cohere2 import Cohere, Cohere2
 from converter.families.ernie4_5 import Ernie45
 from converter.families.exaone4 import Exaone4
+from converter.families.falcon_h1 import FalconH1
 from converter.families.gemma import Gemma
 from converter.families.gemma2 import Gemma2
 from converter.families.gemma3 import Gemma3
@@ -56,6 +57,7 @@ FAMILIES: dict[str, type[Family]] = {
     "cohere2": Cohere2,
     "ernie4_5": Ernie45,
     "exaone4": Exaone4,
+    "falcon_h1": FalconH1,
     "gemma": Gemma,
     "gemma2": Gemma2,
     "gemma3": Gemma3,
@@ -100,6 +102,8 @@ FAMILIES: dict[str, type[Family]] = {
 ARCHITECTURES: dict[str, str] = {
     "chatglm": "glm",
     "command-r": "cohere",
+    "falcon-h1": "falcon_h1",
+    "granitehybrid": "granitemoehybrid",
     "hunyuan-dense": "hunyuan_v1_dense",
     "mistral3": "ministral3",
     "phi2": "phi",

@@ -85,6 +85,28 @@ _QWEN35: dict[str, Any] = {
     "rms_norm_eps": 1e-4,  # what a memory says may be near to nothing, and is normalised
 }
 
+_MAMBA: dict[str, Any] = {
+    **_PLAIN,
+    "mamba_n_heads": 8,
+    "mamba_d_state": 12,
+    "rms_norm_eps": 1e-4,
+}
+_FALCON_H1: dict[str, Any] = {
+    **_SMALL,
+    "mamba_n_heads": 6,
+    "mamba_d_ssm": 96,
+    "mamba_d_state": 12,
+    "embedding_multiplier": 1.5,
+    "lm_head_multiplier": 0.6,
+    "attention_in_multiplier": 1.2,
+    "attention_out_multiplier": 0.9,
+    "key_multiplier": 0.4,
+    "ssm_in_multiplier": 1.25,
+    "ssm_out_multiplier": 0.6,
+    "ssm_multipliers": [0.4, 0.7, 0.8, 1.3, 0.9],
+    "mlp_multipliers": [0.9, 0.6],
+}
+
 # Test id -> (model_type, what differs from transformers' defaults). Between them: tied and untied
 # heads, grouped and multi-query attention, biases, windows shorter than the prompt, and every kind
 # of rotary scaling. Every entry of converter.registry must be here.
@@ -403,6 +425,68 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma4_unified": (
         "gemma4_unified",
         {"text_config": {**_GEMMA4_UNIFIED, "model_type": "gemma4_unified_text"}},
+    ),
+    "granitemoehybrid-mamba": (
+        "granitemoehybrid",
+        {
+            **_MAMBA,
+            "num_hidden_layers": 3,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 96,
+            "layer_types": ["mamba", "attention", "mamba"],
+            "embedding_multiplier": 2.0,
+            "attention_multiplier": 0.3,
+            "logits_scaling": 1.5,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "granitemoehybrid-mamba-groups": (
+        "granitemoehybrid",
+        {
+            **_MAMBA,
+            "num_hidden_layers": 3,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 64,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "position_embedding_type": "rope",
+            "residual_multiplier": 0.5,
+            "mamba_n_groups": 2,
+            "mamba_d_conv": 2,
+            "mamba_expand": 3,
+            "mamba_conv_bias": False,
+            "mamba_proj_bias": True,
+            "attention_bias": True,
+            "time_step_limit": [0.2, 1.5],
+        },
+    ),
+    "falcon_h1": ("falcon_h1", {**_FALCON_H1}),
+    "falcon_h1-norm-tied": (
+        "falcon_h1",
+        {
+            **_FALCON_H1,
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+            "mamba_n_groups": 2,
+            "mamba_d_ssm": None,
+            "mamba_n_heads": 8,
+            "lm_head_multiplier": 1.5,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "falcon_h1-norm-first-biases": (
+        "falcon_h1",
+        {
+            **_FALCON_H1,
+            "mamba_rms_norm": True,
+            "mamba_n_groups": 3,
+            "mamba_d_conv": 3,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "mamba_proj_bias": True,
+            "projectors_bias": True,
+            "mamba_conv_bias": False,
+            "time_step_limit": [0.1, 2.0],
+        },
     ),
     "qwen3_5_text": ("qwen3_5_text", {**_QWEN35}),
     "qwen3_5_text-biases-tied": (

@@ -76,6 +76,8 @@ class WeightSource:
         turns: blocks of so many rows come in turn with those of the other weight in the tensor,
             the first one's first; `first_row` is 0 in that one alone.
         is_log_of_negative: values v are stored as log(-v).
+        factors: what rows are multiplied with, so many rows with each, one after the other; none
+            where they stay as they are.
     """
 
     tensor: str
@@ -85,6 +87,7 @@ class WeightSource:
     is_absent: bool = False
     turns: int | None = None
     is_log_of_negative: bool = False
+    factors: tuple[tuple[int, float], ...] = ()
 
 
 class StoredWeights(ABC):

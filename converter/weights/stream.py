@@ -293,7 +293,7 @@ class WeightStream:
                 source,
                 *((0, columns) if is_vector else (start, stop)),
                 buffer=self._floats.of_size((stop - start) * columns),
-                keep_bf16=keep_bf16 and not source.add and not weight.updates,
+                keep_bf16=keep_bf16 and not (source.add or source.factors or weight.updates),
             )
         if source.is_log_of_negative:
             np.negative(np.exp(rows, out=rows), out=rows)

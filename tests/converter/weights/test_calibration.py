@@ -66,10 +66,16 @@ def parameters_of(model: Any) -> dict[str, tuple[Any, WeightSource]]:
 
 def weight(parameter: Any, source: WeightSource) -> np.ndarray:
     """The network's, of what `parameters_of` found."""
-    values: np.ndarray = parameter.numpy() + source.add
+    values: np.ndarray = parameter.numpy() * factors(source, parameter.ndim) + source.add
     if source.turns is not None:
         values = values.reshape(-1, *values.shape[2:])
     return -np.exp(values) if source.is_log_of_negative else values
+
+
+def factors(source: WeightSource, axes: int) -> np.ndarray:
+    """What rows are multiplied with."""
+    by_row = [factor for rows, factor in source.factors for _ in range(rows)]
+    return np.asarray(by_row or [1.0], np.float32).reshape(-1, *[1] * (axes - 1))
 
 
 @pytest.mark.parametrize("test_id", TINY_CONFIGS)
@@ -113,7 +119,7 @@ def test_it_is_that_of_transformers_inputs(test_id: str, tmp_path: Path) -> None
     assert matrices - found.keys() - {PER_LAYER_TABLE} == {"embedding"}
     weights = FloatWeights(stored)
     calibrate(family_of(model.config.to_dict()).spec(), weights)
-    has_convolutions = any(".conv." in path for path in parameters)
+    has_convolutions = any(".conv." in path or ".mamba." in path for path in parameters)
     # Of what rounding does, delta nets make more, in some columns.
     share = 0.9 if any(".delta." in path for path in parameters) else 1
     rounded = TOLERANCE_OF_CONVOLUTIONS if has_convolutions or share < 1 else TOLERANCE
@@ -146,7 +152,11 @@ def test_scaling_leaves_the_network_as_it_is(test_id: str, tmp_path: Path) -> No
         calibrate(spec, weights)
         for path, values in weights.stored.items():
             found, source = parameters[path]
-            found.copy_(torch.from_numpy(values - source.add).reshape(found.shape))
+            found.copy_(
+                torch.from_numpy((values - source.add) / factors(source, values.ndim)).reshape(
+                    found.shape
+                )
+            )
         after = model(tokens).logits
 
     # A layer has up to four places where columns may be scaled, and two in every family.
