@@ -359,6 +359,8 @@ class ModelConverter:
                 before = wanted.get(source.tensor, (0,))[0]
                 wanted[source.tensor] = (max(before, rows), *shapes[path][1:])
         stored = {name: _as_matrix(self.checkpoint.tensors[name].shape) for name in wanted}
+        for name in {source.tensor for source in sources.values() if source.is_flattened}:
+            stored[name] = (math.prod(stored[name]),)
         said_by = "its metadata" if self.checkpoint.format == "gguf" else "config"
         wrong = [
             f"{name} is {list(shape)}, {said_by} says {list(wanted[name])}"

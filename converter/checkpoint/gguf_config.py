@@ -55,7 +55,7 @@ _REPEATED = {
     "rope.dimension_count_swa": "rope.dimension_count",
 }
 # What layers are that have no heads of keys and values, in the words of `layer_types`.
-_WITHOUT_HEADS = {"lfm2": "conv"}
+_WITHOUT_HEADS = {"lfm2": "conv", "granitehybrid": "mamba"}
 # Architectures whose layers may differ in width: `intermediate_size` becomes a list.
 _WITH_WIDTHS = frozenset({"gemma3n", "gemma4"})
 _BIASES = {
@@ -119,6 +119,8 @@ def translate_config(
         if not 1e-6 < scale < 1e6:
             raise keys.wrong("attention.scale", f"is {scale}")
         config["query_pre_attn_scalar"] = scale**-2
+    if keys.arch in ("granitehybrid", "falcon-h1"):
+        config.update(_mamba(keys, tensors, config["hidden_size"]))
     if keys.arch == "qwen35":
         config.update(_delta_net(keys, layers))
     scaling = _rope_scaling(keys, tensors, read_vector, rotary)
@@ -353,6 +355,25 @@ def _sliding_pattern(keys: _Keys, layers: int) -> dict[str, Any]:
         return {"layer_types": [names[bool(is_local)] for is_local in pattern[:layers]]}
     period = keys.number("attention.sliding_window_pattern")
     return {"sliding_window_pattern": period} if period else {}
+
+
+def _mamba(keys: _Keys, tensors: Mapping[str, TensorInfo], hidden: int) -> dict[str, Any]:
+    """Sizes of Mamba2, and what its tensors say."""
+    heads, width = keys.count("ssm.time_step_rank"), keys.count("ssm.inner_size")
+    config: dict[str, Any] = {
+        "mamba_d_conv": keys.count("ssm.conv_kernel"),
+        "mamba_d_state": keys.count("ssm.state_size"),
+        "mamba_n_groups": keys.count("ssm.group_count"),
+        "mamba_n_heads": heads,
+        "mamba_d_head": max(1, width // heads),
+        "mamba_conv_bias": any(name.endswith("ssm_conv1d.bias") for name in tensors),
+    }
+    if keys.arch == "falcon-h1":
+        has_norm = any(name.endswith("ssm_norm.weight") for name in tensors)
+        return config | {"mamba_d_ssm": width, "mamba_rms_norm": has_norm}
+    if width % hidden:
+        raise keys.wrong("ssm.inner_size", f"is {width}, no multiple of {hidden}")
+    return config | {"mamba_expand": width // hidden}
 
 
 def _delta_net(keys: _Keys, layers: int) -> dict[str, Any]:

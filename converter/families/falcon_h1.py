@@ -28,7 +28,7 @@ class FalconH1(Mamba2Keys, Family):
     names: ClassVar[Names] = with_names(
         NAMES,
         *MAMBA_NAMES,
-        ("layers.{i}.mlp.norm", "layers.{i}.pre_ff_layernorm.weight", "blk.{i}.ffn_norm.weight"),
+        ("layers.{i}.mlp.norm", "layers.{i}.pre_ff_layernorm.weight", "blk.{i}.ffn_norm|blk.{i}.ffn_norm.weight"),
         ("layers.{i}.mlp.gate", "layers.{i}.feed_forward.gate_proj.weight", "blk.{i}.ffn_gate.weight"),
         ("layers.{i}.mlp.up", "layers.{i}.feed_forward.up_proj.weight", "blk.{i}.ffn_up.weight"),
         ("layers.{i}.mlp.down", "layers.{i}.feed_forward.down_proj.weight", "blk.{i}.ffn_down.weight"),
@@ -93,10 +93,8 @@ class FalconH1(Mamba2Keys, Family):
 
     def source_of(self, path: str, tensor: str, fmt: str) -> WeightSource:
         """A factor on a matrix's input or output is one on its rows; a GGUF's rows have it already."""
-        if fmt == "gguf":
-            return WeightSource(tensor)
-        if path.endswith(".mamba.decay"):
-            return WeightSource(tensor, is_log_of_negative=True)
+        if (found := self.mamba_source(path, tensor, fmt)) or fmt == "gguf":
+            return found or WeightSource(tensor)
         part = path.partition(".")[2].partition(".")[2]
         of_input, of_output = self._factors().get(part.removesuffix(".bias"), (1.0, ()))
         if not part.endswith(".bias"):

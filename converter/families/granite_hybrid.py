@@ -78,6 +78,4 @@ class GraniteHybrid(Mamba2Keys, Granite):
         return self.layers_of(kinds, by_kind)
 
     def source_of(self, path: str, tensor: str, fmt: str) -> WeightSource:
-        if fmt == "safetensors" and path.endswith(".mamba.decay"):
-            return WeightSource(tensor, is_log_of_negative=True)
-        return super().source_of(path, tensor, fmt)
+        return self.mamba_source(path, tensor, fmt) or super().source_of(path, tensor, fmt)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from converter.decoder import Activation, Mamba2, Norm
 from converter.errors import SourceError, UnsupportedError
-from converter.families.tensors import Names
+from converter.families.tensors import Names, WeightSource
 
 MAMBA_NAMES: Names = (
     ("layers.{i}.mamba.norm", "layers.{i}.input_layernorm.weight", "blk.{i}.attn_norm.weight"),
@@ -57,6 +57,14 @@ class Mamba2Keys:
                 math.inf if value == {"__float__": "Infinity"} else value for value in limits
             ]
         return resolved
+
+    @staticmethod
+    def mamba_source(path: str, tensor: str, fmt: str) -> WeightSource | None:
+        """How a weight is stored that is not stored as it is; None of others."""
+        part = path.partition(".mamba.")[2]
+        if fmt == "gguf" and part in ("decay", "skip", "out_norm"):
+            return WeightSource(tensor, is_flattened=True)
+        return WeightSource(tensor, is_log_of_negative=True) if part == "decay" else None
 
     def mamba(
         self,

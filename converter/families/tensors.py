@@ -78,6 +78,7 @@ class WeightSource:
         is_log_of_negative: values v are stored as log(-v).
         factors: what rows are multiplied with, so many rows with each, one after the other; none
             where they stay as they are.
+        is_flattened: it is a vector, and its tensor may be a matrix with the same values.
     """
 
     tensor: str
@@ -88,6 +89,7 @@ class WeightSource:
     turns: int | None = None
     is_log_of_negative: bool = False
     factors: tuple[tuple[int, float], ...] = ()
+    is_flattened: bool = False
 
 
 class StoredWeights(ABC):

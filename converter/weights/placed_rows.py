@@ -33,6 +33,10 @@ def read_placed(
     """
     if source.turns is not None:
         return _in_turn(checkpoint, tensor, source.turns, source.first_row > 0, start, stop, buffer)
+    if source.is_flattened:
+        shape = checkpoint.tensors[tensor].shape
+        rows = checkpoint.read_rows(tensor, 0, 1 if len(shape) == 1 else shape[0])
+        return rows.reshape(1, -1)[:, start:stop]
     first, last = source.first_row + start, source.first_row + stop
     is_vector = len(checkpoint.tensors[tensor].shape) == 1
     if is_vector:

@@ -12,7 +12,7 @@ import pytest
 
 from converter.base import ModelConverter
 from converter.checkpoint.safetensors import open_folder
-from converter.decoder import GatedDeltaNet
+from converter.decoder import GatedDeltaNet, Mamba2
 from converter.litertlm.inspection import read_bundle
 from converter.options import PREFILL_LADDER, ConvertOptions
 from converter.registry import FAMILIES, family_of
@@ -162,11 +162,13 @@ def test_caches_about_as_long_as_the_windows(
 def test_what_the_engine_takes_back_is_still_seen(checkpoint: Case, tmp_path: Path) -> None:
     """It rewinds over thoughts; a ring has more slots than its window for this.
 
-    Of a delta net nothing can be taken back: after thoughts `run` begins anew.
+    Of a memory nothing can be taken back: after thoughts `run` begins anew.
     """
     folder, tokens, expected = checkpoint
     layers = family_of(json.loads((folder / "config.json").read_text())).spec().layers
-    remembers = any(isinstance(layer.mixer, GatedDeltaNet) for layer in layers)
+    remembers = any(
+        isinstance(mixer, GatedDeltaNet | Mamba2) for layer in layers for mixer in layer.mixers
+    )
     _convert(folder, tmp_path / "m", Target.CPU, CACHE_LENGTH)
     runner = GraphRunner(tmp_path / "m")
     position = _prefill(runner, tokens, 0, (256,))
