@@ -87,12 +87,14 @@ _QWEN35: dict[str, Any] = {
 
 _MAMBA: dict[str, Any] = {
     **_PLAIN,
+    "mamba_chunk_size": 32,  # of 256 tokens transformers makes a product of six axes
     "mamba_n_heads": 8,
     "mamba_d_state": 12,
     "rms_norm_eps": 1e-4,
 }
 _FALCON_H1: dict[str, Any] = {
     **_SMALL,
+    "mamba_chunk_size": 32,
     "mamba_n_heads": 6,
     "mamba_d_ssm": 96,
     "mamba_d_state": 12,

@@ -21,11 +21,11 @@ from tests.tiny_models import TINY_CONFIGS, make_model, random_model, text_logit
 TOKENS = np.random.default_rng(5).integers(0, 256, 64).tolist()
 # What the config of a test says, and llama.cpp has no key for.
 NOT_IN_A_GGUF = {
-    "exaone4-full", "falcon_h1-norm-first-biases", "granitemoehybrid-mamba-groups", "gemma3", "gemma3_text-linear", "gemma3_text-yarn-llama3", "gemma3n",
-    "gemma3n_text-widths", "gemma4", "gemma4_unified", "helium",
-    "lfm2-biases-untied", "llama-gelu-dynamic", "llama-rope-linear", "llama-rope-llama3",
-    "llama-rope-longrope", "ministral", "qwen2-rope-yarn", "qwen2-window", "qwen3-tied-bias",
-    "qwen3_5", "qwen3_5_text-biases-tied",
+    "exaone4-full", "falcon_h1-norm-first-biases", "gemma3", "gemma3_text-linear",
+    "gemma3_text-yarn-llama3", "gemma3n", "gemma3n_text-widths", "gemma4", "gemma4_unified",
+    "granitemoehybrid-mamba-groups", "helium", "lfm2-biases-untied", "llama-gelu-dynamic",
+    "llama-rope-linear", "llama-rope-llama3", "llama-rope-longrope", "ministral",
+    "qwen2-rope-yarn", "qwen2-window", "qwen3-tied-bias", "qwen3_5", "qwen3_5_text-biases-tied",
     "smollm3-window", "vaultgemma", "vaultgemma-full",
 }  # fmt: skip
 # Larger models around a text part, which a GGUF holds alone.

@@ -12,6 +12,7 @@ from converter.decoder import (
     Attention,
     DecoderSpec,
     GatedDeltaNet,
+    Mamba2,
     NormKind,
     Placement,
     Rope,
@@ -28,8 +29,8 @@ PLAIN: dict[str, Any] = {
     "windows": set(), "nope": [], "score_scale": None, "score_softcap": None, "qk_norm": None,
     "position_scale": None, "embedding_scale": None, "residual_scale": None, "logits_scale": None,
     "logits_softcap": None, "norm": NormKind.RMS, "placement": Placement.BEFORE, "biases": "",
-    "activation": Activation.SILU, "gate": True, "convs": {}, "deltas": {}, "output_gate": False,
-    "value_norm": False,
+    "activation": Activation.SILU, "gate": True, "convs": {}, "deltas": {}, "mambas": {},
+    "output_gate": False, "value_norm": False,
     "shared": 0, "keys_are_values": 0, "heads": None, "widths": None, "cutoffs": 0,
     "per_layer": None, "layer_scales": False, "streams": 1, "laurel": None,
 }  # fmt: skip
@@ -46,7 +47,7 @@ def described(spec: DecoderSpec) -> dict[str, Any]:
     mixers = list(attention.values())
     windows = [mixer.sliding_window for mixer in mixers]
     ropes = {mixer.sliding_window: mixer.rope for mixer in mixers if mixer.rope}
-    main = ropes.get(None) or next(iter(ropes.values()))
+    main = ropes.get(None) or next(iter(ropes.values()), None)
     mixer, feed_forward = mixers[0], spec.layers[0].feed_forward
     given = spec.per_layer_input
     heads = {(m.num_heads, m.num_kv_heads, m.head_dim) for m in mixers}
@@ -54,11 +55,11 @@ def described(spec: DecoderSpec) -> dict[str, Any]:
     head_bias = ("head",) if spec.head_bias else ()
     said = {
         "parameters": sum(math.prod(shape) for _, shape in spec.weight_shapes()),
-        "rotated": main.width or mixer.head_dim,
-        "theta": main.theta,
-        "stretch": round(main.factors[-1], 3),
-        "attention_factor": round(main.attention_factor, 4),
-        "long": main.longer and (main.positions, main.longer.factors[-1]),
+        "rotated": main and (main.width or mixer.head_dim),
+        "theta": main and main.theta,
+        "stretch": round(main.factors[-1], 3) if main else 1.0,
+        "attention_factor": round(main.attention_factor, 4) if main else 1.0,
+        "long": main and main.longer and (main.positions, main.longer.factors[-1]),
         "local": _theta_and_stretch([rope for rope in ropes.values() if rope != main]),
         "windows": windows if len(set(windows)) > 1 else set(windows) - {None},
         "nope": [i for i, mixer in attention.items() if mixer.rope is None],
@@ -81,6 +82,12 @@ def described(spec: DecoderSpec) -> dict[str, Any]:
             i: (m.num_key_heads, m.num_value_heads, m.key_dim, m.value_dim, m.kernel)
             for i, m in by_layer.items()
             if isinstance(m, GatedDeltaNet)
+        },
+        "mambas": {
+            i: (m.num_heads, m.head_dim, m.groups, m.state_dim, m.kernel)
+            for i, layer in enumerate(spec.layers)
+            for m in layer.mixers
+            if isinstance(m, Mamba2)
         },
         "output_gate": mixer.is_gated,
         "tied": spec.tied_head,
@@ -220,8 +227,10 @@ REFUSED: dict[str, dict[str, Any]] = {
     "zai-org/glm-4-9b-chat-hf": {"partial_rotary_factor": 0.01},
     "zai-org/GLM-4-9B-0414": {"partial_rotary_factor": 1.5},
     "ibm-granite/granite-3.3-2b-instruct": {"per_layer_config": {"0": {"num_key_value_heads": 1}}},
-    "ibm-granite/granite-4.0-1b": {"layer_types": ["mamba"] * 40},
+    "ibm-granite/granite-4.0-1b": {"layer_types": ["moe"] * 40},
     "ibm-granite/granite-4.0-350m": {"num_local_experts": 62},
+    "ibm-granite/granite-4.0-h-350m": {"mamba_d_conv": 1},
+    "tiiuae/Falcon-H1-0.5B-Instruct": {"ssm_multipliers": [1.0] * 4},
     "kyutai/helium-1-preview-2b": {"hidden_act": "relu"},
     "tencent/Hunyuan-0.5B-Instruct": {"rope_scaling": {"type": "xdrope"}},
     "LiquidAI/LFM2-1.2B": {"conv_L_cache": 1},
