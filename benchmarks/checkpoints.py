@@ -149,11 +149,13 @@ def make_checkpoint(shape: str, folder: Path, tokenizer: Path, seed: int = 0) ->
     names = {row[0]: row[1].split("|")[0] for row in family.names}
     stored: dict[str, tuple[int, ...]] = {}
     for path, dims in family.spec().weight_shapes():
-        parts = path.split(".")
+        parts = path.removesuffix(".bias").split(".")
         if len(parts) > 1 and parts[1].isdigit():
             name = names[".".join([parts[0], "{i}", *parts[2:]])].replace("{i}", parts[1])
         else:
             name = names[path]
+        if path.endswith(".bias"):
+            name = f"{name.removesuffix('.weight')}.bias"
         # Weights of one tensor stand in it one below the other.
         stored[name] = (stored.get(name, (0,))[0] + dims[0], *dims[1:])
     tensors = [(f"model.{name}", dims) for name, dims in stored.items()]

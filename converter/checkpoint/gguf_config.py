@@ -275,6 +275,8 @@ def _kv_heads(keys: _Keys, layers: int, heads: int, layer_types: Sequence[str]) 
     key = "attention.head_count_kv"
     counts, other = keys.get(key), _WITHOUT_HEADS.get(keys.arch)
     by_kind = keys.arch == "gemma4" and layer_types
+    if other and not isinstance(counts, np.ndarray):
+        counts = np.full(layers, keys.count(key, heads))
     if not isinstance(counts, np.ndarray) or not (other or by_kind):
         return {"num_key_value_heads": keys.count(key, heads)}
     if len(counts) != layers or counts.min() < 0:

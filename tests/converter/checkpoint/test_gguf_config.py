@@ -172,6 +172,30 @@ def test_longrope_tensors_are_told(file: Path) -> None:
     assert "rope_factors_short.weight" in str(refused(alone))
 
 
+@pytest.mark.parametrize(
+    ("arch", "keys", "why"),
+    [
+        ("falcon-h1", {}, "metadata key 'falcon-h1.ssm.time_step_rank' is missing"),
+        (
+            "granitehybrid",
+            {"ssm.inner_size": 96},
+            "metadata key 'granitehybrid.ssm.inner_size' is 96, no multiple of 64",
+        ),
+        (
+            "granitehybrid",
+            {"ssm.inner_size": 128, "ssm.conv_kernel": 0},
+            "metadata key 'granitehybrid.ssm.conv_kernel' is 0, not a positive whole number",
+        ),
+    ],
+)
+def test_sizes_of_a_state_space_model(
+    file: Path, arch: str, keys: dict[str, Any], why: str
+) -> None:
+    sizes = {"conv_kernel": 4, "state_size": 8, "group_count": 1, "time_step_rank": 4}
+    said = {f"ssm.{key}": value for key, value in sizes.items()} if keys else {}
+    assert refused(write_gguf(file, {**said, **keys}, arch=arch)).why == why
+
+
 def test_gemma_s_attention_scale_is_a_query_scalar(file: Path) -> None:
     got = config(file, {"attention.scale": 0.0625}, arch="gemma3")
     assert got["query_pre_attn_scalar"] == 256.0
