@@ -11,7 +11,7 @@ import pytest
 
 from converter.base import ModelConverter
 from converter.checkpoint.gguf import open_gguf
-from converter.errors import LiteRTLMError
+from converter.errors import LiteRTLMError, UnsupportedError
 from converter.options import ConvertOptions
 from converter.registry import FAMILIES
 from runner.interpreter import GraphRunner
@@ -88,6 +88,15 @@ def test_layers_that_predict_a_token_more_are_left_out(
         path = write_model(model, tmp_path / "wrong.gguf", keys | wrong)
         with pytest.raises(LiteRTLMError, match=next(iter(wrong))), open_gguf(path):
             pass
+
+
+def test_half_a_head_rotated_is_another_model_s(tmp_path: Path) -> None:
+    """Bamba is called granitehybrid, too."""
+    keys = {"rope.dimension_count": 8}
+    path = write_model(make_model("granitemoehybrid-mamba"), tmp_path / "tiny.gguf", keys)
+    with pytest.raises(UnsupportedError) as caught, open_gguf(path) as checkpoint:
+        ModelConverter(checkpoint, "tiny", ConvertOptions(cache_length=64)).plan()
+    assert "rope.dimension_count=0.5" in str(caught.value)
 
 
 def test_every_family_that_llama_cpp_knows_is_written() -> None:
