@@ -152,6 +152,7 @@ def test_unsupported_architecture_lists_the_supported_ones() -> None:
         ),
         ({"model_type": "minicpm3", "kv_lora_rank": 256}, "its attention caches a latent (MLA)"),
         ({"model_type": "lfm3"}, "transformers does not have it yet"),
+        ({"model_type": "bamba"}, "transformers 5 rotates whole heads"),
         ({"model_type": "jamba"}, "its layers keep another state than keys and values"),
         ({"model_type": "qwen3_next", "text_config": {}}, "its layers keep another state"),
         ({"model_type": "t5", "is_encoder_decoder": True}, "no decoder that writes text"),
