@@ -518,7 +518,8 @@ _GRANITE_H: dict[str, Any] = {
     "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 10000, "tie_word_embeddings": True,
     "vocab_size": 100352,
 }  # fmt: skip
-# The factors of 1B are those of H-Tiny, which is as wide; Micro is as in its model card's table.
+# No registry has these files: the factors of 1B are those of H-Tiny, which is as wide; Micro's are
+# from memory. What is held is that the values are read, not that IBM chose them.
 _GRANITE_HYBRID: dict[str, Published] = {
     "ibm-granite/granite-4.0-h-350m": (
         {
