@@ -56,6 +56,7 @@ _MAY_BE_ZERO = (
     "altup_active_idx",
     "hidden_size_per_layer_input",
     "max_window_layers",
+    "num_dense_layers",
     "num_kv_shared_layers",
 )
 _SAYS_NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
@@ -64,7 +65,7 @@ _SAYS_NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
 _MOST = {
     "vocab_size": 1 << 24, "hidden_size": 1 << 20, "intermediate_size": 1 << 22,
     "num_hidden_layers": 10_000, "num_attention_heads": 1 << 14, "num_key_value_heads": 1 << 14,
-    "head_dim": 1 << 16,
+    "head_dim": 1 << 16, "num_experts": 1 << 12, "num_local_experts": 1 << 12,
 }  # fmt: skip
 
 
@@ -204,7 +205,7 @@ class Family(StoredWeights):
             UnsupportedError: they make sense but are not supported.
         """
         for key, most in _MOST.items():
-            value = getattr(self, key)
+            value = getattr(self, key, None)
             if value is not None and value > most:
                 raise SourceError(
                     f"{self.name} config",

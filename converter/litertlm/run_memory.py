@@ -23,7 +23,8 @@ class RunMemory:
             `fp16`) are packed as float32; every signature holds a float32 copy of those that were
             int8, and of a table that it looks tokens up in.
         kv_cache_bytes: the KV cache at its full length; it is held from the beginning.
-        scratch_bytes: what the longest signature computes with at the same moment, at most.
+        scratch_bytes: what the longest signature computes with at the same moment, at most; and the
+            results of all experts, each of which has memory of its own for them.
         total_bytes: their sum.
     """
 
@@ -53,6 +54,7 @@ def run_memory(root: Any, weights_bytes: int) -> RunMemory:
             copies += nbytes * is_copied
         cache = max(cache, graphs.states(signature))
     scratch = max((graphs.peak(number) for number in graphs.extremes()), default=0)
+    scratch += max((graphs.of_experts(number) for number in graphs.extremes()), default=0)
     weights = weights_bytes + sum(packed.values()) + copies
     return RunMemory(weights, cache, scratch, weights + cache + scratch)
 
@@ -70,6 +72,7 @@ class _Graphs:
         self._operators = [max(code.BuiltinCode(), code.DeprecatedBuiltinCode()) for code in codes]
         names = schema.BuiltinOperator
         self._dequantize, self._if = names.DEQUANTIZE, names.IF
+        self._product = names.FULLY_CONNECTED
         self._lookups = (names.EMBEDDING_LOOKUP, names.GATHER)
         self._peaks: dict[int, int | None] = {}
 
@@ -150,6 +153,23 @@ class _Graphs:
         self._peaks[number] = peak
         return peak
 
+    def of_experts(self, number: int) -> int:
+        """Bytes of the results of branches that multiply by weights, each body counted once."""
+        subgraph = self._root.Subgraphs(number)
+        operators = [subgraph.Operators(i) for i in range(subgraph.OperatorsLength())]
+        bodies = {
+            self._options(operator).ThenSubgraphIndex()
+            for operator in operators
+            if self._operators[operator.OpcodeIndex()] == self._if
+        }
+        total = 0
+        for body in map(self._root.Subgraphs, bodies):
+            inside = (body.Operators(i).OpcodeIndex() for i in range(body.OperatorsLength()))
+            if any(self._operators[code] == self._product for code in inside):
+                results = map(body.Tensors, _numbers(body.OutputsAsNumpy()))
+                total += sum(self._nbytes(tensor) for tensor in results)
+        return total
+
     def _is_weight(self, operator: Any, subgraph: Any) -> bool:
         """Whether it widens a weight, which is counted with the weights."""
         is_dequantize = self._operators[operator.OpcodeIndex()] == self._dequantize
@@ -158,10 +178,15 @@ class _Graphs:
     def _branches(self, operator: Any) -> int:
         if self._operators[operator.OpcodeIndex()] != self._if:
             return 0
-        options, table = self._schema.IfOptions(), operator.BuiltinOptions()
-        options.Init(table.Bytes, table.Pos)
+        options = self._options(operator)
         branches = (options.ThenSubgraphIndex(), options.ElseSubgraphIndex())
         return max(self.peak(number) for number in branches)
+
+    def _options(self, operator: Any) -> Any:
+        """Those of an IF."""
+        options, table = self._schema.IfOptions(), operator.BuiltinOptions()
+        options.Init(table.Bytes, table.Pos)
+        return options
 
     def _count(self, tensor: Any) -> int:
         return math.prod(_numbers(tensor.ShapeAsNumpy()))
