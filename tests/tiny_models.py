@@ -265,6 +265,21 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "mamba_n_heads": 8,
         },
     ),
+    "granitemoehybrid-experts": (
+        "granitemoehybrid",
+        {
+            **_PLAIN,
+            "intermediate_size": 32,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 64,
+            "layer_types": ["attention"] * 2,
+            "position_embedding_type": "rope",
+            "attention_multiplier": 0.3,
+            "residual_multiplier": 0.5,
+            "mamba_n_heads": 8,
+        },
+    ),
     "granitemoehybrid-nope": (
         "granitemoehybrid",
         {

@@ -19,6 +19,7 @@ from converter.decoder import (
     Activation,
     Attention,
     DecoderSpec,
+    Experts,
     FeedForward,
     LayerSpec,
     Norm,
@@ -57,6 +58,8 @@ _MAY_BE_ZERO = (
     "hidden_size_per_layer_input",
     "max_window_layers",
     "num_dense_layers",
+    "num_experts_per_tok",
+    "num_local_experts",
     "num_kv_shared_layers",
 )
 _SAYS_NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
@@ -270,7 +273,7 @@ class Family(StoredWeights):
 
     def layer(self, rope: Rope | None, sliding_window: int | None = None) -> LayerSpec:
         """A layer with this rotary embedding and window."""
-        return LayerSpec(self.attention(rope, sliding_window), self.feed_forward())
+        return LayerSpec(self.attention(rope, sliding_window), self.block())
 
     def attention(self, rope: Rope | None, sliding_window: int | None) -> Attention:
         """The mixer of a layer."""
@@ -284,8 +287,12 @@ class Family(StoredWeights):
             biases=self._biases_among(ATTENTION_PROJECTIONS),
         )
 
+    def block(self) -> FeedForward | Experts:
+        """What follows the mixer of a layer."""
+        return self.feed_forward()
+
     def feed_forward(self) -> FeedForward:
-        """The feed-forward block of a layer."""
+        """A feed-forward block; where there are experts, one of them."""
         return FeedForward(
             self.intermediate_size,
             self.activations[self.hidden_act],

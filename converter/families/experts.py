@@ -46,12 +46,12 @@ def experts_of(family: str, expert: FeedForward, count: int, active: int, **word
     """The words of `Experts`, checked.
 
     Raises:
-        SourceError: a token takes more experts than there are.
+        SourceError: a token takes no experts, or more than there are.
     """
-    if active > count:
+    if not 1 <= active <= count:
         raise SourceError(
             f"{family} config",
-            f"num_experts_per_tok={active} is more than the {count} experts that there are",
+            f"num_experts_per_tok={active} is not 1 to {count}, the experts that there are",
             "check config.json",
         )
     return Experts(expert, count, active, **words)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from converter.decoder import LayerSpec, Rope
+from converter.decoder import Experts
 from converter.families.experts import OF_MLP, OF_TRAINING, experts_of
 from converter.families.granite import Granite
 from converter.families.tensors import NAMES, Names, with_names
@@ -44,7 +43,6 @@ class GraniteMoe(Granite):
         # transformers reads no such key.
         return super().resolve_aliases({k: v for k, v in config.items() if k != "mlp_bias"})
 
-    def layer(self, rope: Rope | None, sliding_window: int | None = None) -> LayerSpec:
-        plain, count = super().layer(rope, sliding_window), self.num_local_experts
-        experts = experts_of(self.name, self.feed_forward(), count, self.num_experts_per_tok)
-        return dataclasses.replace(plain, feed_forward=experts)
+    def block(self) -> Experts:
+        count, active = self.num_local_experts, self.num_experts_per_tok
+        return experts_of(self.name, self.feed_forward(), count, active)

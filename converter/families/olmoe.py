@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from converter.decoder import ATTENTION_PROJECTIONS, Attention, LayerSpec, QKNorm, Rope
+from converter.decoder import ATTENTION_PROJECTIONS, Attention, Experts, QKNorm, Rope
 from converter.families.base import Family
 from converter.families.experts import OF_MLP, OF_TRAINING, experts_of, with_num_experts
 from converter.families.tensors import NAMES, Names, with_names
@@ -47,15 +47,14 @@ class Olmoe(Family):
         plain = super().attention(rope, sliding_window)
         return dataclasses.replace(plain, qk_norm=QKNorm(self.norm(), is_full_width=True))
 
-    def layer(self, rope: Rope | None, sliding_window: int | None = None) -> LayerSpec:
-        experts = experts_of(
+    def block(self) -> Experts:
+        return experts_of(
             self.name,
             self.feed_forward(),
             self.num_experts,
             self.num_experts_per_tok,
             renormalises=self.norm_topk_prob,
         )
-        return dataclasses.replace(super().layer(rope, sliding_window), feed_forward=experts)
 
     def biases(self) -> tuple[str, ...]:
         return ATTENTION_PROJECTIONS if self.attention_bias else ()

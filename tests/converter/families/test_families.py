@@ -117,9 +117,12 @@ def test_configs_that_make_no_sense_are_refused(changes: dict[str, Any], message
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("changes", [{"num_experts_per_tok": 65}, {"num_local_experts": 7}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_experts_per_tok": 65}, {"num_local_experts": 7}, {"num_experts_per_tok": 0}],
+)
 def test_a_token_takes_no_more_experts_than_there_are(changes: dict[str, Any]) -> None:
-    with pytest.raises(SourceError, match=r"is more than the (64|7) experts that there are"):
+    with pytest.raises(SourceError, match=r"is not 1 to (64|7), the experts"):
         family_of({"model_type": "olmoe", **changes})
 
 

@@ -22,7 +22,7 @@ TOKENS = np.random.default_rng(5).integers(0, 256, 64).tolist()
 # What the config of a test says, and llama.cpp has no key for.
 NOT_IN_A_GGUF = {
     "exaone4-full", "gemma3", "gemma3_text-linear", "gemma3_text-yarn-llama3", "gemma3n",
-    "gemma3n_text-widths", "gemma4", "gemma4_unified", "helium",
+    "gemma3n_text-widths", "gemma4", "gemma4_unified", "granitemoehybrid-experts", "helium",
     "lfm2-biases-untied", "lfm2_moe-without-bias", "llama-gelu-dynamic", "llama-rope-linear",
     "llama-rope-llama3", "llama-rope-longrope", "ministral", "olmoe-renormalised-bias",
     "qwen2-rope-yarn", "qwen2-window", "qwen3-tied-bias", "qwen3_moe-some",

@@ -247,7 +247,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "zai-org/GLM-4-9B-0414": {"partial_rotary_factor": 1.5},
     "ibm-granite/granite-3.3-2b-instruct": {"per_layer_config": {"0": {"num_key_value_heads": 1}}},
     "ibm-granite/granite-4.0-1b": {"layer_types": ["mamba"] * 40},
-    "ibm-granite/granite-4.0-350m": {"num_local_experts": 62},
+    "ibm-granite/granite-4.0-350m": {"hidden_act": "relu"},
     "kyutai/helium-1-preview-2b": {"hidden_act": "relu"},
     "tencent/Hunyuan-0.5B-Instruct": {"rope_scaling": {"type": "xdrope"}},
     "LiquidAI/LFM2-1.2B": {"conv_L_cache": 1},
