@@ -49,12 +49,14 @@ def run_memory(root: Any, weights_bytes: int) -> RunMemory:
     copies = cache = 0
     for index in range(root.SignatureDefsLength()):
         signature = root.SignatureDefs(index)
-        for buffer, nbytes, is_copied in graphs.widened(signature.SubgraphIndex()):
-            packed[buffer] = nbytes
-            copies += nbytes * is_copied
+        number = signature.SubgraphIndex()
+        for part in (number, *graphs.experts(number)):
+            for buffer, nbytes, is_copied in graphs.widened(part):
+                packed[buffer] = nbytes
+                copies += nbytes * is_copied
         cache = max(cache, graphs.states(signature))
     scratch = max((graphs.peak(number) for number in graphs.extremes()), default=0)
-    scratch += max((graphs.of_experts(number) for number in graphs.extremes()), default=0)
+    scratch += max((graphs.results_of_experts(number) for number in graphs.extremes()), default=0)
     weights = weights_bytes + sum(packed.values()) + copies
     return RunMemory(weights, cache, scratch, weights + cache + scratch)
 
@@ -153,22 +155,28 @@ class _Graphs:
         self._peaks[number] = peak
         return peak
 
-    def of_experts(self, number: int) -> int:
-        """Bytes of the results of branches that multiply by weights, each body counted once."""
+    def experts(self, number: int) -> set[int]:
+        """Branches of a subgraph that multiply by weights of their own, each body once."""
         subgraph = self._root.Subgraphs(number)
-        operators = [subgraph.Operators(i) for i in range(subgraph.OperatorsLength())]
         bodies = {
             self._options(operator).ThenSubgraphIndex()
-            for operator in operators
+            for operator in map(subgraph.Operators, range(subgraph.OperatorsLength()))
             if self._operators[operator.OpcodeIndex()] == self._if
         }
-        total = 0
-        for body in map(self._root.Subgraphs, bodies):
-            inside = (body.Operators(i).OpcodeIndex() for i in range(body.OperatorsLength()))
-            if any(self._operators[code] == self._product for code in inside):
-                results = map(body.Tensors, _numbers(body.OutputsAsNumpy()))
-                total += sum(self._nbytes(tensor) for tensor in results)
-        return total
+        return {body for body in bodies if self._has_product(self._root.Subgraphs(body))}
+
+    def results_of_experts(self, number: int) -> int:
+        """Bytes of what they hand on, of which each has its own."""
+        results = (
+            body.Tensors(i)
+            for body in map(self._root.Subgraphs, self.experts(number))
+            for i in _numbers(body.OutputsAsNumpy())
+        )
+        return sum(map(self._nbytes, results))
+
+    def _has_product(self, subgraph: Any) -> bool:
+        operators = map(subgraph.Operators, range(subgraph.OperatorsLength()))
+        return any(self._operators[o.OpcodeIndex()] == self._product for o in operators)
 
     def _is_weight(self, operator: Any, subgraph: Any) -> bool:
         """Whether it widens a weight, which is counted with the weights."""

@@ -116,6 +116,18 @@ def test_weights_that_are_widened_are_held_as_float32(tmp_path: Path) -> None:
     assert widened - plain == pytest.approx(4 * (packed + copies), rel=0.001)  # but for the graph
 
 
+def test_weights_of_experts_that_are_widened_are_held_as_float32(tmp_path: Path) -> None:
+    make_checkpoint("granitemoe", tmp_path / "moe")
+    config = TINY_CONFIGS["granitemoe"][1]
+    hidden, experts = config["hidden_size"], config["num_local_experts"]
+    in_layer = experts * 3 * hidden * config["intermediate_size"]
+    rest = plan_of(tmp_path / "moe", quantize="int8,ffn=dynamic_int8").weights_bytes
+    widened = plan_of(tmp_path / "moe", quantize="int8").weights_bytes
+    packed = decode = config["num_hidden_layers"] * in_layer
+    copies = decode + len(LENGTHS) * (decode - in_layer)  # a prefill ends before the last
+    assert widened - rest == pytest.approx(4 * (packed + copies), rel=0.01)
+
+
 _ANONYMOUS = """
 import sys
 from pathlib import Path
