@@ -380,6 +380,55 @@ class FeedForward:
         yield from _matrix_shapes(f"{block}.down", (hidden, self.width), self.biases)
 
 
+class Router(StrEnum):
+    """How a router's logits become the weights of experts."""
+
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Feed-forward blocks of which every token takes a few: sum_e weight_e expert_e(x) + shared(x).
+
+    Scores are softmax(router(x)) or its sigmoid; the `active` largest of them, plus a bias where
+    there is one for choosing, are taken. Renormalised, the softmax of all is that of those taken.
+
+    Attributes:
+        expert: each of them.
+        count: how many there are.
+        active: how many a token takes.
+        router: how scores are made.
+        renormalises: weights are scores divided by their sum, plus `epsilon`.
+        scale: factor on the weights.
+        router_bias: whether the router has a bias.
+        choice_bias: whether one is added to scores that are compared, though not to weights.
+        shared: a block that every token takes; None for none.
+    """
+
+    expert: FeedForward
+    count: int
+    active: int
+    router: Router = Router.SOFTMAX
+    renormalises: bool = True
+    epsilon: float = 0.0
+    scale: float = 1.0
+    router_bias: bool = False
+    choice_bias: bool = False
+    shared: FeedForward | None = None
+
+    def weight_shapes(self, block: str, hidden: int) -> Shapes:
+        """Of what lies between the norms of its block."""
+        biases = ("router",) if self.router_bias else ()
+        yield from _matrix_shapes(f"{block}.router", (self.count, hidden), biases)
+        if self.choice_bias:
+            yield f"{block}.choice", (self.count,)
+        if self.shared is not None:
+            yield from self.shared.weight_shapes(f"{block}.shared", hidden)
+        for e in range(self.count):
+            yield from self.expert.weight_shapes(f"{block}.experts.{e}", hidden)
+
+
 @dataclass(frozen=True)
 class LayerSpec:
     """One layer.
@@ -389,7 +438,7 @@ class LayerSpec:
     """
 
     mixer: Mixer
-    feed_forward: FeedForward
+    feed_forward: FeedForward | Experts
     beside: Mixer | None = None
 
     @property

@@ -163,14 +163,52 @@ def _xielu_keys(state: Tensors) -> Keys:
 
 def _granite_hybrid_split(config: Any, state: Tensors) -> Tensors:
     split: Tensors = {}
-    for name, value in _mamba_split(config, state).items():
-        name = name.replace("shared_mlp.output_linear", "mlp.down_proj")
+    block = "mlp.shared_expert" if config.num_local_experts else "mlp"
+    for name, value in _granite_moe_split(config, _mamba_split(config, state)).items():
+        name = name.replace("shared_mlp.output_linear", f"{block}.down_proj")
         if "shared_mlp.input_linear" not in name:
             split[name] = value
             continue
         for part, half in zip(("gate", "up"), np.split(value, 2), strict=True):
-            split[name.replace("shared_mlp.input_linear", f"mlp.{part}_proj")] = half
+            split[name.replace("shared_mlp.input_linear", f"{block}.{part}_proj")] = half
     return split
+
+
+def _experts_keys(config: Any) -> Keys:
+    return {
+        "expert_count": config.num_experts,
+        "expert_used_count": config.num_experts_per_tok,
+        "expert_feed_forward_length": getattr(config, "moe_intermediate_size", None),
+    }
+
+
+def _experts_split(_: Any, state: Tensors) -> Tensors:
+    """Gates and ups in tensors of their own."""
+    split: Tensors = {}
+    for name, value in state.items():
+        if name.endswith("experts.gate_up_proj"):
+            for part, half in zip(("gate", "up"), np.split(value, 2, axis=1), strict=True):
+                split[name.replace("gate_up_proj", f"{part}_proj.weight")] = half
+        else:
+            split[f"{name}.weight" if name.endswith("experts.down_proj") else name] = value
+    return split
+
+
+def _granite_moe_keys(config: Any) -> Keys:
+    return {
+        **_granite_keys(config),
+        "expert_count": config.num_local_experts,
+        "expert_used_count": config.num_experts_per_tok,
+    }
+
+
+def _granite_moe_split(config: Any, state: Tensors) -> Tensors:
+    return {
+        name.replace("block_sparse_moe.experts", "mlp.experts").replace(
+            "router.weight", "router.layer.weight"
+        ): value
+        for name, value in _experts_split(config, state).items()
+    }
 
 
 def _granite_hybrid_keys(config: Any) -> Keys:
@@ -182,10 +220,14 @@ def _granite_hybrid_keys(config: Any) -> Keys:
                 0 if kind == "linear_attention" else heads for kind in config.layer_types
             ]
         }
+    shared = config.shared_intermediate_size
+    if config.num_local_experts:
+        widths = {**_granite_moe_keys(config), "expert_shared_feed_forward_length": shared}
+    else:
+        widths = {**_granite_keys(config), "feed_forward_length": shared}
     return {
         **mamba,
-        **_granite_keys(config),
-        "feed_forward_length": config.shared_intermediate_size,
+        **widths,
         "rope.scaling.finetuned": config.position_embedding_type == "rope",
     }
 
@@ -268,6 +310,26 @@ def _lfm2_keys(config: Any) -> Keys:
 def _lfm2_split(_: Any, state: Tensors) -> Tensors:
     return {
         n: value[:, 0] if n.endswith("conv.conv.weight") else value for n, value in state.items()
+    }
+
+
+def _lfm2_moe_keys(config: Any) -> Keys:
+    kinds, heads = config.layer_types, config.num_key_value_heads
+    return {
+        **_experts_keys(config),
+        "shortconv.l_cache": config.conv_L_cache,
+        "attention.layer_norm_rms_epsilon": config.norm_eps,
+        "attention.head_count_kv": [heads if kind == "full_attention" else 0 for kind in kinds],
+        "leading_dense_block_count": config.num_dense_layers,
+        "expert_gating_func": 2,
+    }
+
+
+def _lfm2_moe_split(config: Any, state: Tensors) -> Tensors:
+    split = _lfm2_split(config, _experts_split(config, state))
+    return {
+        f"{name}.bias" if name.endswith("expert_bias") else name: value
+        for name, value in split.items()
     }
 
 
@@ -404,6 +466,7 @@ WRITTEN: dict[str, Written] = {
         "gemma4", _gemma4_keys, split=_with_weight, change=_gemma4_factors
     ),
     "granite": Written("granite", _granite_keys, permutes=True),
+    "granitemoe": Written("granitemoe", _granite_moe_keys, permutes=True, split=_granite_moe_split),
     "granitemoehybrid": Written(
         lambda c: "granitehybrid" if "linear_attention" in c.layer_types else "granite",
         _granite_hybrid_keys,
@@ -413,17 +476,20 @@ WRITTEN: dict[str, Written] = {
     "internlm3": Written("llama", permutes=True),
     "jais2": Written("jais2"),
     "lfm2": Written("lfm2", _lfm2_keys, split=_lfm2_split),
+    "lfm2_moe": Written("lfm2moe", _lfm2_moe_keys, split=_lfm2_moe_split),
     "llama": Written("llama", permutes=True),
     "minicpm": Written("minicpm", _minicpm_keys, permutes=True),
     "mistral": Written("llama", permutes=True),
     "nemotron": Written("nemotron", change=_gemma_norms),
     "olmo2": Written("olmo2"),
     "olmo3": Written("olmo2", _olmo3_keys),
+    "olmoe": Written("olmoe", _experts_keys, split=_experts_split),
     "phi": Written("phi2"),
     "phi3": Written("phi3", _phi3_keys, change=_phi3_factors),
     "qwen2": Written("qwen2"),
     "qwen3": Written("qwen3"),
     "qwen3_5_text": Written("qwen35", _qwen35_keys, split=_qwen35_split),
+    "qwen3_moe": Written("qwen3moe", _experts_keys, split=_experts_split),
     "seed_oss": Written("seed_oss"),
     "smollm3": Written("smollm3", permutes=True),
     "stablelm": Written(

@@ -13,6 +13,7 @@ from converter.decoder import (
     Activation,
     Attention,
     DecoderSpec,
+    Experts,
     FeedForward,
     GatedDeltaNet,
     LayerSpec,
@@ -22,6 +23,7 @@ from converter.decoder import (
     NormKind,
     Placement,
     Rope,
+    Router,
     ShortConv,
 )
 
@@ -290,7 +292,9 @@ class _Decoder:
         x = x if mixer.rope is None else _rotate(mixer.rope, x)
         return self.norm(path, norm.norm, x) if norm is not None and norm.after_rope else x
 
-    def feed(self, block: str, mlp: FeedForward, x: np.ndarray) -> np.ndarray:
+    def feed(self, block: str, mlp: FeedForward | Experts, x: np.ndarray) -> np.ndarray:
+        if isinstance(mlp, Experts):
+            return np.stack([self.route(block, mlp, row) for row in x])
         up = self.project(block, "up", mlp.biases, x)
         if mlp.is_gated:
             gate = self.project(block, "gate", mlp.biases, x)
@@ -301,6 +305,20 @@ class _Decoder:
         else:
             up = self.activate(block, mlp.activation, up)
         return self.project(block, "down", mlp.biases, up)
+
+    def route(self, block: str, mlp: Experts, x: np.ndarray) -> np.ndarray:
+        """One token through those experts that it takes."""
+        score = self.project(block, "router", ("router",) if mlp.router_bias else (), x)
+        is_sigmoid = mlp.router is Router.SIGMOID
+        score = 1 / (1 + np.exp(-score)) if is_sigmoid else np.exp(score) / np.exp(score).sum()
+        order = score + (self.weights[f"{block}.choice"] if mlp.choice_bias else 0)
+        chosen = np.argsort(order)[::-1][: mlp.active]
+        share = score[chosen] * mlp.scale
+        if mlp.renormalises:
+            share = share / (score[chosen].sum() + mlp.epsilon)
+        made = [self.feed(f"{block}.experts.{e}", mlp.expert, x) for e in chosen]
+        total = share @ np.stack(made)
+        return total if mlp.shared is None else total + self.feed(f"{block}.shared", mlp.shared, x)
 
     def activate(self, block: str, activation: Activation, x: np.ndarray) -> np.ndarray:
         if activation is Activation.SILU:

@@ -1399,8 +1399,81 @@ _QWEN35: dict[str, Published] = {
     ),
 }  # fmt: skip
 
+_LFM2_MOE_ATTENTION = [2, 6, 10, 14, 18, 21]
+_EXPERTS: dict[str, Published] = {
+    "ibm-granite/granite-3.1-1b-a400m-instruct": (
+        {
+            "model_type": "granitemoe", "attention_bias": False, "attention_multiplier": 0.015625,
+            "embedding_multiplier": 12.0, "hidden_act": "silu", "hidden_size": 1024,
+            "intermediate_size": 512, "logits_scaling": 6.0, "max_position_embeddings": 131072,
+            "num_attention_heads": 16, "num_experts_per_tok": 8, "num_hidden_layers": 24,
+            "num_key_value_heads": 8, "num_local_experts": 32, "output_router_logits": False,
+            "residual_multiplier": 0.22, "rms_norm_eps": 1e-06, "rope_scaling": None,
+            "rope_theta": 1500000.0, "router_aux_loss_coef": 0.0, "tie_word_embeddings": True,
+            "vocab_size": 49155,
+        },
+        {
+            "parameters": 1_334_628_352, "rotated": 64, "theta": 1_500_000, "embedding_scale": 12,
+            "score_scale": 0.015625, "residual_scale": 0.22, "logits_scale": 1 / 6, "tied": True,
+            "experts": (24, 8, 32, 512, "renormalised softmax"),
+        },
+    ),
+    "LiquidAI/LFM2-8B-A1B": (
+        {
+            "model_type": "lfm2_moe", "conv_L_cache": 3, "conv_bias": False, "hidden_size": 2048,
+            "intermediate_size": 7168,
+            "layer_types": [
+                "full_attention" if i in _LFM2_MOE_ATTENTION else "conv" for i in range(24)
+            ],
+            "max_position_embeddings": 128000, "moe_intermediate_size": 1792, "norm_eps": 1e-05,
+            "norm_topk_prob": True, "num_attention_heads": 32, "num_dense_layers": 2,
+            "num_experts": 32, "num_experts_per_tok": 4, "num_hidden_layers": 24,
+            "num_key_value_heads": 8, "rope_theta": 1000000.0, "routed_scaling_factor": 1.0,
+            "use_expert_bias": True, "vocab_size": 65536,
+        },
+        {
+            "parameters": 8_339_930_560, "rotated": 64, "theta": 1_000_000, "qk_norm": "per head",
+            "convs": {i: 3 for i in range(24) if i not in _LFM2_MOE_ATTENTION}, "tied": True,
+            "widths": {7168, 1792},
+            "experts": (22, 4, 32, 1792, "renormalised sigmoid, chosen with a bias"),
+        },
+    ),
+    "allenai/OLMoE-1B-7B-0924-Instruct": (
+        {
+            "model_type": "olmoe", "attention_bias": False, "clip_qkv": None, "hidden_act": "silu",
+            "hidden_size": 2048, "intermediate_size": 1024, "max_position_embeddings": 4096,
+            "norm_topk_prob": False, "num_attention_heads": 16, "num_experts": 64,
+            "num_experts_per_tok": 8, "num_hidden_layers": 16, "num_key_value_heads": 16,
+            "output_router_logits": False, "rms_norm_eps": 1e-05, "rope_scaling": None,
+            "rope_theta": 10000.0, "router_aux_loss_coef": 0.01, "tie_word_embeddings": False,
+            "vocab_size": 50304,
+        },
+        {
+            "parameters": 6_919_161_856, "rotated": 128, "theta": 10_000, "qk_norm": "full width",
+            "experts": (16, 8, 64, 1024, "softmax"),
+        },
+    ),
+    "Qwen/Qwen3-30B-A3B": (
+        {
+            "model_type": "qwen3_moe", "attention_bias": False, "decoder_sparse_step": 1,
+            "head_dim": 128, "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 6144,
+            "max_position_embeddings": 40960, "max_window_layers": 48, "mlp_only_layers": [],
+            "moe_intermediate_size": 768, "norm_topk_prob": True, "num_attention_heads": 32,
+            "num_experts": 128, "num_experts_per_tok": 8, "num_hidden_layers": 48,
+            "num_key_value_heads": 4, "output_router_logits": False, "rms_norm_eps": 1e-06,
+            "rope_scaling": None, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001,
+            "sliding_window": None, "tie_word_embeddings": False, "use_sliding_window": False,
+            "vocab_size": 151936,
+        },
+        {
+            "parameters": 30_532_122_624, "rotated": 128, "theta": 1_000_000,
+            "qk_norm": "per head", "experts": (48, 8, 128, 768, "renormalised softmax"),
+        },
+    ),
+}  # fmt: skip
+
 PUBLISHED: dict[str, Published] = {
     **_LLAMA, **_LFM2, **_QWEN, **_QWEN35, **_GEMMA, **_GEMMA4, **_MISTRAL, **_GRANITE,
-    **_GRANITE_HYBRID, **_FALCON_H1, **_PHI,
+    **_GRANITE_HYBRID, **_FALCON_H1, **_PHI, **_EXPERTS,
     **_OTHERS,
 }  # fmt: skip

@@ -74,6 +74,16 @@ _GEMMA3N: dict[str, Any] = {
 _PLAIN = {key: value for key, value in _SMALL.items() if key != "head_dim"}
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
 _PHI = {**_PLAIN, **_TOKENS}
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2}
+_LFM2_MOE = {
+    **_PLAIN,
+    **_EXPERTS,
+    **_TOKENS,
+    "num_hidden_layers": 3,
+    "moe_intermediate_size": 32,
+    "num_dense_layers": 1,
+    "layer_types": ["conv", "full_attention", "conv"],
+}
 
 _QWEN35: dict[str, Any] = {
     **_SMALL,
@@ -254,11 +264,38 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "glm4": ("glm4", {**_SMALL, **_TOKENS, "tie_word_embeddings": True}),
+    "granitemoe": (
+        "granitemoe",
+        {
+            **_PLAIN,
+            "intermediate_size": 32,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "attention_multiplier": 0.3,
+            "residual_multiplier": 0.5,
+            "tie_word_embeddings": True,
+        },
+    ),
     "granitemoehybrid": (
         "granitemoehybrid",
         {
             **_PLAIN,
             "num_local_experts": 0,
+            "shared_intermediate_size": 64,
+            "layer_types": ["attention"] * 2,
+            "position_embedding_type": "rope",
+            "attention_multiplier": 0.3,
+            "residual_multiplier": 0.5,
+            "mamba_n_heads": 8,
+        },
+    ),
+    "granitemoehybrid-experts": (
+        "granitemoehybrid",
+        {
+            **_PLAIN,
+            "intermediate_size": 32,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
             "shared_intermediate_size": 64,
             "layer_types": ["attention"] * 2,
             "position_embedding_type": "rope",
@@ -277,6 +314,49 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "attention_multiplier": 0.3,
             "tie_word_embeddings": True,
             "mamba_n_heads": 8,
+        },
+    ),
+    "olmoe": ("olmoe", {**_PLAIN, **_EXPERTS, **_TOKENS}),
+    "olmoe-renormalised-bias": (
+        "olmoe",
+        {
+            **_PLAIN,
+            **_EXPERTS,
+            **_TOKENS,
+            "norm_topk_prob": True,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "lfm2_moe": ("lfm2_moe", {**_LFM2_MOE}),
+    "lfm2_moe-without-bias": (
+        "lfm2_moe",
+        {
+            **_LFM2_MOE,
+            "num_dense_layers": 0,
+            "use_expert_bias": False,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.5,
+            "conv_bias": True,
+        },
+    ),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {**_SMALL, **_EXPERTS, "moe_intermediate_size": 32, "norm_topk_prob": True},
+    ),
+    "qwen3_moe-some": (
+        "qwen3_moe",
+        {
+            **_SMALL,
+            **_EXPERTS,
+            "moe_intermediate_size": 32,
+            "num_hidden_layers": 4,
+            "decoder_sparse_step": 2,
+            "mlp_only_layers": [3],
+            "use_sliding_window": True,
+            "sliding_window": 50,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
         },
     ),
     "hunyuan_v1_dense": (
@@ -442,6 +522,20 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "granitemoehybrid-mamba-experts": (
+        "granitemoehybrid",
+        {
+            **_MAMBA,
+            "num_hidden_layers": 3,
+            "intermediate_size": 32,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 64,
+            "layer_types": ["mamba", "attention", "mamba"],
+            "attention_multiplier": 0.3,
+            "tie_word_embeddings": True,
+        },
+    ),
     "granitemoehybrid-mamba-groups": (
         "granitemoehybrid",
         {
@@ -539,6 +633,13 @@ def _gemma3n(values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 # Families whose code is in their repositories, or needs more than is here: the same network in the
 # words of transformers.
 OWN_CODE = {"gemma3n": _gemma3n, "internlm3": _internlm3, "minicpm": _minicpm}
+
+
+WITH_EXPERTS = {
+    test_id
+    for test_id, (_, values) in TINY_CONFIGS.items()
+    if values.get("num_local_experts") or values.get("num_experts")
+}
 
 
 def settle_torch() -> None:

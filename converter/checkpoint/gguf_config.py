@@ -28,6 +28,8 @@ _OPTIONAL_KEYS = {
     "residual_scale": "residual_multiplier",
     "embedding_scale": "embedding_multiplier",
     "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
     "shortconv.l_cache": "conv_L_cache",
     "rope.freq_base": "rope_theta",
     "use_parallel_residual": "use_parallel_residual",
@@ -42,10 +44,9 @@ _YARN_KEYS = {
 # pooled, what a mixture of experts does (its `expert_count` is refused).
 _WITHOUT_EFFECT = {
     "vocab_size", "tensor_data_layout", "pooling_type", "rope.scaling.finetuned",
-    "expert_used_count", "expert_feed_forward_length",
     "expert_shared_feed_forward_length", "expert_shared_count", "expert_weights_scale",
     "expert_weights_norm", "expert_gating_func", "expert_group_count", "expert_group_used_count",
-    "leading_dense_block_count", "interleave_moe_layer_step", "moe_every_n_layers",
+    "interleave_moe_layer_step", "moe_every_n_layers",
 }  # fmt: skip
 # Without effect where they say what another key says.
 _REPEATED = {
@@ -55,7 +56,7 @@ _REPEATED = {
     "rope.dimension_count_swa": "rope.dimension_count",
 }
 # What layers are that have no heads of keys and values, in the words of `layer_types`.
-_WITHOUT_HEADS = {"lfm2": "conv", "granitehybrid": "mamba"}
+_WITHOUT_HEADS = {"lfm2": "conv", "lfm2moe": "conv", "granitehybrid": "mamba"}
 # Architectures whose layers may differ in width: `intermediate_size` becomes a list.
 _WITH_WIDTHS = frozenset({"gemma3n", "gemma4"})
 _BIASES = {
@@ -107,6 +108,18 @@ def translate_config(
     config.update(_kv_heads(keys, layers, heads, config.get("layer_types", ())))
     if keys.arch in _WITH_WIDTHS:
         config.update(_per_layer_gemma(keys, tensors, layers))
+    if keys.arch == "lfm2moe":
+        config["num_dense_layers"] = keys.number("leading_dense_block_count", 0)
+        config["use_expert_bias"] = any(name.endswith("exp_probs_b.bias") for name in tensors)
+    if keys.arch == "granitehybrid":
+        # Of a feed-forward block it says the width where experts have theirs.
+        config["num_experts"] = keys.number("expert_count", 0)
+        width = (
+            "expert_shared_feed_forward_length" if config["num_experts"] else "feed_forward_length"
+        )
+        config["shared_intermediate_size"] = keys.count(width)
+    if keys.arch == "qwen3moe":  # there is no key for it
+        config["norm_topk_prob"] = True
     for key, name in _OPTIONAL_KEYS.items():
         if name not in config and (value := keys.number(key)):
             config[name] = value

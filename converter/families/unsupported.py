@@ -40,7 +40,9 @@ def why_unsupported(model_type: str, config: Mapping[str, Any]) -> str:
     config = {**(text if isinstance(text, dict) else {}), **config}
     for key in _EXPERT_COUNTS:
         if isinstance(config.get(key), int) and config[key] > 1:
-            return f"its feed-forward blocks are {config[key]} experts, which are not supported"
+            return (
+                f"its feed-forward blocks are {config[key]} experts, a kind that is not supported"
+            )
     if any(config.get(key) for key in _LATENTS):
         return "its attention caches a latent (MLA), which is not supported"
     if config.get("is_encoder_decoder") or _NO_DECODER.search(model_type):

@@ -18,7 +18,6 @@ from converter.decoder import (
     PER_LAYER_TABLE,
     Attention,
     DecoderSpec,
-    FeedForward,
     GatedDeltaNet,
     LayerSpec,
     Mamba2,
@@ -31,6 +30,7 @@ from converter.tflite.attention import make_softcap
 from converter.tflite.attention_layers import AttentionLayers
 from converter.tflite.blocks import Blocks, WeightOf, at
 from converter.tflite.delta_net import DeltaNetLayers
+from converter.tflite.feed_forward import make_feed_forward
 from converter.tflite.graph import DType, Model, Tensor
 from converter.tflite.kv_cache import Call, Target, cache_shape
 from converter.tflite.mamba2 import Mamba2Layers
@@ -209,13 +209,14 @@ class _DecoderGraph:
         self.write(index, layer, fed)
         update = self.mix(index, layer, fed)
         if self.spec.placement is Placement.PARALLEL:
-            fed = self.make_mlp(mlp, layer.feed_forward, fed)
+            fed = make_feed_forward(self.blocks, mlp, layer.feed_forward, fed)
             update = g.make_add(f"layers.{index}/parallel", update, fed)
             return self.make_residual(f"layers.{index}", x, update)
         x = self.make_residual(block, x, self.make_post_norm(block, update))
         if self.spec.laurel_rank is not None:
             x = self.add_laurel(f"layers.{index}.laurel", x, fed)
-        update = self.make_mlp(mlp, layer.feed_forward, self.make_pre_norm(mlp, x))
+        fed = self.make_pre_norm(mlp, x)
+        update = make_feed_forward(self.blocks, mlp, layer.feed_forward, fed)
         return self.make_residual(mlp, x, self.make_post_norm(mlp, update))
 
     def add_laurel(self, block: str, x: Tensor, fed: Tensor) -> Tensor:
@@ -284,32 +285,6 @@ class _DecoderGraph:
         return blocks.make_norm(f"{name}/post_norm", update, f"{block}.post_norm", norm)
 
     # Blocks ---------------------------------------------------------------------------------------
-
-    def make_mlp(self, block: str, feed_forward: FeedForward, x: Tensor) -> Tensor:
-        """down(activation(gate(x)) * up(x)), or without a gate; (N, hidden) -> (N, hidden)."""
-        name, biases, blocks = at(block), feed_forward.biases, self.blocks
-        up = None
-        if feed_forward.is_gated:
-            gate = blocks.make_part(block, "gate", biases, x)
-            up = blocks.make_part(block, "up", biases, x)
-            if feed_forward.cutoff is not None:
-                gate = self.make_cutoff(f"{name}/cutoff", gate, feed_forward.cutoff)
-        else:
-            gate = blocks.make_part(block, "up", biases, x)
-        product = blocks.make_activation(block, feed_forward.activation, gate)
-        if up is not None:
-            product = self.graph.make_mul(f"{name}/gated", product, up)
-        return blocks.make_part(block, "down", biases, product)
-
-    def make_cutoff(self, name: str, x: Tensor, cutoff: float) -> Tensor:
-        """What rises above most of its row; see `FeedForward.cutoff`."""
-        g = self.graph
-        centred = g.make_sub(f"{name}/centred", x, g.make_mean(f"{name}/mean", x))
-        square = g.make_mul(f"{name}/square", centred, centred)
-        deviation = g.make_sqrt(f"{name}/deviation", g.make_mean(f"{name}/variance", square))
-        level = g.make_mul(f"{name}/level", deviation, g.constant(f"{name}/factor", cutoff))
-        above = g.make_sub(f"{name}/above", centred, level)
-        return g.make_maximum(name, above, g.constant("cutoff/zero", 0.0))
 
     def make_pre_norm(self, block: str, x: Tensor) -> Tensor:
         """What a block is fed with."""

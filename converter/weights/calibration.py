@@ -34,6 +34,7 @@ from converter.decoder import (
     AltUp,
     Attention,
     DecoderSpec,
+    Experts,
     FeedForward,
     GatedDeltaNet,
     LayerSpec,
@@ -43,6 +44,7 @@ from converter.decoder import (
     NormKind,
     PerLayerInput,
     Placement,
+    Router,
     ShortConv,
 )
 from converter.kernels import INT8_MAX
@@ -176,8 +178,13 @@ class _Calibration:
 
     # A block's parts ------------------------------------------------------------------------------
 
-    def first_matrices(self, block: str, part: Mixer | FeedForward) -> list[str]:
-        """The matrices that a block's input meets."""
+    def first_matrices(self, block: str, part: Mixer | FeedForward | Experts) -> list[str]:
+        """The matrices that a block's input meets, but for a router, which is not rounded."""
+        if isinstance(part, Experts):
+            blocks = {f"{block}.experts.{e}": part.expert for e in range(part.count)}
+            if part.shared is not None:
+                blocks[f"{block}.shared"] = part.shared
+            return [path for b, mlp in blocks.items() for path in self.first_matrices(b, mlp)]
         if isinstance(part, FeedForward):
             names = ["gate", "up"] if part.is_gated else ["up"]
         elif isinstance(part, ShortConv):
@@ -361,10 +368,12 @@ class _Calibration:
         return total
 
     def feed(
-        self, block: str, feed_forward: FeedForward, y: np.ndarray, inputs: Inputs
+        self, block: str, feed_forward: FeedForward | Experts, y: np.ndarray, inputs: Inputs
     ) -> np.ndarray:
         """The feed-forward block."""
         weights = self.weights
+        if isinstance(feed_forward, Experts):
+            return self.route(block, feed_forward, y, inputs)
         gate, up, down = (f"{block}.{part}" for part in MLP_PROJECTIONS)
         if feed_forward.is_gated:
             gates, ups = weights.multiply(inputs, y, gate, up)
@@ -385,6 +394,30 @@ class _Calibration:
                 weights.divide(f"{up}.bias", inputs.factors)
         [product] = weights.multiply(inputs, y, down)
         return self.projected(down, feed_forward, product)
+
+    def route(self, block: str, experts: Experts, y: np.ndarray, inputs: Inputs) -> np.ndarray:
+        """Experts, each with the tokens that take it; what none takes is stored as it is.
+
+        Columns of all of them are scaled alike, as all have the same inputs.
+        """
+        router = f"{block}.router"
+        logits = y @ self.weights.table(router).T
+        if experts.router_bias:
+            logits = logits + self.weights.vector(f"{router}.bias")
+        self.weights.store(inputs, router)
+        shares = _shares(experts, logits, self.weights, f"{block}.choice")
+        total = np.zeros_like(y)
+        if experts.shared is not None:
+            total += self.feed(f"{block}.shared", experts.shared, y, inputs)
+        for e in range(experts.count):
+            path, own = f"{block}.experts.{e}", np.flatnonzero(shares[:, e])
+            if len(own):
+                made = self.feed(path, experts.expert, y[own], inputs)
+                total[own] += shares[own, e : e + 1] * made
+            else:
+                self.weights.store(inputs, *self.first_matrices(path, experts.expert))
+                self.weights.store(Inputs(), f"{path}.down")
+        return total
 
     def per_layer_update(self, index: int, given: PerLayerInput, x: np.ndarray) -> np.ndarray:
         """What a layer makes of its part of the second embedding."""
@@ -491,6 +524,21 @@ class _Streams:
 
     def multiply(self, block: str, part: str, x: np.ndarray) -> list[np.ndarray]:
         return self.weights.multiply(_inputs(x), x, f"{block}.{part}")
+
+
+def _shares(experts: Experts, logits: np.ndarray, weights: Weights, choice: str) -> np.ndarray:
+    """The weight of every expert for every token, 0 where it is not taken: see `Experts`."""
+    if experts.router is Router.SIGMOID:
+        scores = 1 / (1 + np.exp(-logits))
+    else:
+        scores = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        scores /= scores.sum(axis=-1, keepdims=True)
+    compared = scores + weights.vector(choice) if experts.choice_bias else logits
+    least = np.sort(compared, axis=-1)[:, -experts.active, None]
+    shares: np.ndarray = scores * (compared >= least)
+    if experts.renormalises:
+        shares = shares / (shares.sum(axis=-1, keepdims=True) + np.float32(experts.epsilon))
+    return shares * np.float32(experts.scale)
 
 
 def _as_long(x: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -123,7 +123,8 @@ def test_sampling_is_what_generation_config_said(file: Path) -> None:
         ({"use_parallel_residual": True}, {"use_parallel_residual": True}),
         # What says nothing.
         ({"new_key": 0, "use_alibi": False, "new_list": [0, 0], "new_name": "", "scale": 0.0}, {}),
-        ({"attention.causal": True, "pooling_type": 3, "expert_used_count": 2}, {}),
+        ({"attention.causal": True, "pooling_type": 3}, {}),
+        ({"expert_used_count": 2}, {"num_experts_per_tok": 2}),
         ({"embedding_length_out": 64, "nextn_predict_layers": 0}, {}),
         ({"rope.scaling.yarn_log_multiplier": 0.1, "rope.scaling.yarn_beta_fast": 32.0}, {}),
         ({"rope.scaling.attn_factor": 1.0, "rope.scaling.original_context_length": 512}, {}),
@@ -284,7 +285,7 @@ def test_other_architectures_are_refused_before_anything_else(file: Path, arch: 
     assert error.why == "not a supported architecture"
     assert arch in error.what
     experts = refused(write_gguf(file, {"expert_count": 60}, arch="qwen2moe"))
-    assert experts.why == "its feed-forward blocks are 60 experts, which are not supported"
+    assert experts.why == "its feed-forward blocks are 60 experts, a kind that is not supported"
 
 
 def test_keys_and_values_of_different_size(file: Path) -> None:

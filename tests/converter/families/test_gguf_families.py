@@ -23,9 +23,10 @@ TOKENS = np.random.default_rng(5).integers(0, 256, 64).tolist()
 NOT_IN_A_GGUF = {
     "exaone4-full", "falcon_h1-norm-first-biases", "gemma3", "gemma3_text-linear",
     "gemma3_text-yarn-llama3", "gemma3n", "gemma3n_text-widths", "gemma4", "gemma4_unified",
-    "granitemoehybrid-mamba-groups", "helium", "lfm2-biases-untied", "llama-gelu-dynamic",
-    "llama-rope-linear", "llama-rope-llama3", "llama-rope-longrope", "ministral",
-    "qwen2-rope-yarn", "qwen2-window", "qwen3-tied-bias", "qwen3_5", "qwen3_5_text-biases-tied",
+    "granitemoehybrid-experts", "granitemoehybrid-mamba-groups", "helium", "lfm2-biases-untied",
+    "lfm2_moe-without-bias", "llama-gelu-dynamic", "llama-rope-linear", "llama-rope-llama3",
+    "llama-rope-longrope", "ministral", "olmoe-renormalised-bias", "qwen2-rope-yarn",
+    "qwen2-window", "qwen3-tied-bias", "qwen3_moe-some", "qwen3_5", "qwen3_5_text-biases-tied",
     "smollm3-window", "vaultgemma", "vaultgemma-full",
 }  # fmt: skip
 # Larger models around a text part, which a GGUF holds alone.
