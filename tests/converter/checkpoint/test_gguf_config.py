@@ -118,13 +118,15 @@ def test_sampling_is_what_generation_config_said(file: Path) -> None:
         ({"attention.scale": 0.015625}, {"attention_multiplier": 0.015625}),
         ({"attn_logit_softcapping": 50.0}, {"attn_logit_softcapping": 50.0}),
         ({"final_logit_softcapping": 30.0}, {"final_logit_softcapping": 30.0}),
-        ({"expert_count": 8}, {"num_experts": 8}),
+        (
+            {"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 64},
+            {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
+        ),
         ({"expert_count": 0}, {}),
         ({"use_parallel_residual": True}, {"use_parallel_residual": True}),
         # What says nothing.
         ({"new_key": 0, "use_alibi": False, "new_list": [0, 0], "new_name": "", "scale": 0.0}, {}),
-        ({"attention.causal": True, "pooling_type": 3}, {}),
-        ({"expert_used_count": 2}, {"num_experts_per_tok": 2}),
+        ({"attention.causal": True, "pooling_type": 3, "expert_shared_count": 2}, {}),
         ({"embedding_length_out": 64, "nextn_predict_layers": 0}, {}),
         ({"rope.scaling.yarn_log_multiplier": 0.1, "rope.scaling.yarn_beta_fast": 32.0}, {}),
         ({"rope.scaling.attn_factor": 1.0, "rope.scaling.original_context_length": 512}, {}),
