@@ -505,10 +505,15 @@ class _Streams:
     def layer(self, index: int, layer: LayerSpec, x: np.ndarray) -> np.ndarray:
         spec, active, block = self.calibration.spec, self.altup.active, f"layers.{index}.altup"
         count = self.altup.streams
-        [factors] = self.multiply(block, "predict", self.routed(block, x[active]))
+        seen = self.router_inputs(block, x[active])
+        routed = np.tanh(seen @ self.weights.table(f"{block}.router").T)
+        [factors] = self.multiply(block, "predict", routed)
         x = x + np.einsum("njk,knh->jnh", factors.reshape(-1, count, count), x)
         made = self.calibration.blocks(index, layer, x[active])
-        [factors] = self.multiply(block, "correct", self.routed(block, made))
+        # The router meets both, and is stored by what is known of both.
+        both = np.concatenate([seen, self.router_inputs(block, made)])
+        [routed] = self.multiply(block, "router", both)
+        [factors] = self.multiply(block, "correct", np.tanh(routed[len(seen) :]))
         x = x + (1 + factors.T[:, :, None]) * (made - x[active])
         if spec.per_layer_input is not None:
             seen = x[active]
@@ -517,10 +522,8 @@ class _Streams:
             x[1:] += self.calibration.per_layer_update(index, spec.per_layer_input, seen)
         return x
 
-    def routed(self, block: str, x: np.ndarray) -> np.ndarray:
-        normed = self.calibration.normed(f"{block}.router_norm", x) / np.float32(x.shape[1])
-        [routed] = self.multiply(block, "router", normed)
-        return np.tanh(routed)
+    def router_inputs(self, block: str, x: np.ndarray) -> np.ndarray:
+        return self.calibration.normed(f"{block}.router_norm", x) / np.float32(x.shape[1])
 
     def multiply(self, block: str, part: str, x: np.ndarray) -> list[np.ndarray]:
         return self.weights.multiply(_inputs(x), x, f"{block}.{part}")

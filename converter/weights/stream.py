@@ -216,6 +216,7 @@ class WeightStream:
 
     def _tasks(self, path: str, inputs: Inputs, wanted: Wanted | None = None) -> list[Task]:
         weight = self._weights[path]
+        assert path not in self._sent, f"{path} would be stored twice"
         self._sent.add(path)
         if self._watch is not None:
             self._watch(path, inputs)

@@ -102,10 +102,14 @@ def test_it_is_that_of_transformers_inputs(test_id: str, tmp_path: Path) -> None
     write_tokenizer(tmp_path)
 
     expected: dict[str, np.ndarray] = {}
+    powers: dict[str, list[np.ndarray]] = {}
 
     def keep(tensor: str) -> Any:
         def hook(_module: Any, inputs: Any) -> None:
-            power = (inputs[0] ** 2).reshape(-1, inputs[0].shape[-1]).mean(dim=0).numpy()
+            powers.setdefault(tensor, []).append(
+                (inputs[0] ** 2).reshape(-1, inputs[0].shape[-1]).mean(dim=0).numpy()
+            )
+            power = np.mean(powers[tensor], axis=0)  # of all its calls
             expected[tensor] = (power / power.mean() + 0.1) / 1.1
 
         return hook
@@ -151,8 +155,10 @@ def test_it_is_that_of_transformers_inputs(test_id: str, tmp_path: Path) -> None
     is_rough = any(
         part in path for path in parameters for part in (".conv.", ".experts.", ".mamba.")
     )
-    # Of what rounding does, delta nets make more, in some columns.
-    share = 0.9 if any(".delta." in path or ".experts." in path for path in parameters) else 1
+    # Of what rounding does, delta nets make more, in some columns; so does a token that takes
+    # another expert in an earlier layer.
+    is_rougher = any(part in path for path in parameters for part in (".delta.", ".experts."))
+    share = 0.9 if is_rougher else 1
     rounded = TOLERANCE_OF_SOME if is_rough or share < 1 else TOLERANCE
     for path, inputs in found.items():
         values = expected[parameters[path][1].tensor + of_expert(path)]
