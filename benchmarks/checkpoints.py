@@ -42,6 +42,22 @@ _QWEN35: dict[str, Any] = {
     "tie_word_embeddings": True,
     "eos_token_id": 151645,  # of Qwen3's tokenizer
 }
+_GRANITE: dict[str, Any] = {
+    "attention_multiplier": 0.015625,
+    "embedding_multiplier": 12.0,
+    "hidden_size": 1024,
+    "logits_scaling": 6.0,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 8,
+    "residual_multiplier": 0.22,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1500000.0,
+    "tie_word_embeddings": True,
+    "vocab_size": 49155,
+    "eos_token_id": 0,
+}
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-tiny": {
         **_QWEN3,
@@ -68,6 +84,30 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "qwen3.5-0.8b": {**_QWEN35, "hidden_size": 1024, "intermediate_size": 3584},
     "qwen3.5-2b": {**_QWEN35, "hidden_size": 2048, "intermediate_size": 6144},
+    "granite4-h-1b": {
+        "architectures": ["GraniteMoeHybridForCausalLM"],
+        "model_type": "granitemoehybrid",
+        "vocab_size": 151936,  # of Qwen3's tokenizer; its own has 100352
+        "hidden_size": 1536,
+        "shared_intermediate_size": 4096,
+        "num_hidden_layers": 40,
+        "layer_types": [*["mamba"] * 5, *(["attention"] + ["mamba"] * 9) * 3, "attention"]
+        + ["mamba"] * 4,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+        "num_local_experts": 0,
+        "attention_multiplier": 0.0078125,
+        "embedding_multiplier": 12,
+        "logits_scaling": 6,
+        "residual_multiplier": 0.22,
+        "mamba_n_heads": 48,
+        "mamba_d_head": 64,
+        "mamba_d_state": 128,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "eos_token_id": 151645,
+    },
     "gemma4-e2b": {
         "architectures": ["Gemma4ForConditionalGeneration"],
         "model_type": "gemma4",
@@ -87,6 +127,21 @@ SHAPES: dict[str, dict[str, Any]] = {
             "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 7,
         },
     },
+    "granite-3.1-1b-a400m": {
+        **_GRANITE,
+        "architectures": ["GraniteMoeForCausalLM"],
+        "model_type": "granitemoe",
+        "intermediate_size": 512,
+        "num_local_experts": 32,
+        "num_experts_per_tok": 8,
+    },
+    # As wide as the experts that a token takes.
+    "granite-400m-dense": {
+        **_GRANITE,
+        "architectures": ["GraniteForCausalLM"],
+        "model_type": "granite",
+        "intermediate_size": 4096,
+    },
     "lfm2-1.2b": {
         "architectures": ["Lfm2ForCausalLM"],
         "model_type": "lfm2",
@@ -101,8 +156,13 @@ SHAPES: dict[str, dict[str, Any]] = {
         "eos_token_id": 7,
     },
 }
-# The real tokenizer beside it; Qwen3's where none is named.
-TOKENIZERS = {"gemma4-e2b": "gemma3-tokenizer"}
+# The real tokenizer beside it; Qwen3's where none is named; one of bytes where all are too large.
+BYTES = "bytes"
+TOKENIZERS = {
+    "gemma4-e2b": "gemma3-tokenizer",
+    "granite-3.1-1b-a400m": BYTES,
+    "granite-400m-dense": BYTES,
+}
 _BLOCK_VALUES = 1 << 22
 _SHARD_BYTES = 4 << 30
 
@@ -122,14 +182,9 @@ def make_checkpoint(shape: str, folder: Path, tokenizer: Path, seed: int = 0) ->
     config = SHAPES[shape]
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     family = family_of(config)
-    names = {row[0]: row[1].split("|")[0] for row in family.names}
     stored: dict[str, tuple[int, ...]] = {}
     for path, dims in family.spec().weight_shapes():
-        parts = path.split(".")
-        if len(parts) > 1 and parts[1].isdigit():
-            name = names[".".join([parts[0], "{i}", *parts[2:]])].replace("{i}", parts[1])
-        else:
-            name = names[path]
+        name = family.stored_name(path, "safetensors")
         # Weights of one tensor stand in it one below the other.
         stored[name] = (stored.get(name, (0,))[0] + dims[0], *dims[1:])
     tensors = [(f"model.{name}", dims) for name, dims in stored.items()]
@@ -137,9 +192,12 @@ def make_checkpoint(shape: str, folder: Path, tokenizer: Path, seed: int = 0) ->
     random = np.random.default_rng(seed).standard_normal(_BLOCK_VALUES, np.float32) * 0.02
     block = (random.view(np.uint32) >> 16).astype(np.uint16).tobytes()
     shards: list[list[tuple[str, tuple[int, ...]]]] = [[]]
+    size = 0
     for tensor in tensors:
-        if sum(_nbytes(dims) for _, dims in shards[-1]) + _nbytes(tensor[1]) > _SHARD_BYTES:
+        size += _nbytes(tensor[1])
+        if size > _SHARD_BYTES:
             shards.append([])
+            size = _nbytes(tensor[1])
         shards[-1].append(tensor)
     if len(shards) == 1:
         _write_shard(folder / "model.safetensors", shards[0], block)

@@ -25,7 +25,6 @@ from gguf.quants import dequantize, quantize
 
 from benchmarks.measure import commit, guarded, machine, note, run
 from benchmarks.run import MODELS
-from benchmarks.sources import name_of
 from converter.base import ModelConverter
 from converter.checkpoint.safetensors import open_folder
 from converter.options import ConvertOptions
@@ -106,7 +105,7 @@ def measure(folder: Path) -> dict[str, dict[str, float]]:
     random, kept = {}, {}
     for path, found in inputs.items():
         if path.startswith("layers.") and found.importance is not None:
-            name = f"model.{name_of(plan.family, path, 1)}".removesuffix(".weight")
+            name = f"model.{plan.family.stored_name(path, 'safetensors')}".removesuffix(".weight")
             assert found.factors is not None
             random[name], kept[name] = found.importance * found.factors**2, found.factors
     whole = {name: model.get_submodule(name).weight.data for name in [*random, _HEAD]}

@@ -23,14 +23,14 @@ from typing import Any
 import gguf
 import numpy as np
 
-from benchmarks.checkpoints import SHAPES, TOKENIZERS, make_checkpoint
+from benchmarks.checkpoints import BYTES, SHAPES, TOKENIZERS, make_checkpoint
 from converter.checkpoint.gguf import GGUFCheckpoint, open_gguf
 from converter.checkpoint.safetensors import open_folder
-from converter.families.base import Family
 from converter.registry import family_of
 from converter.text.gguf_tokenizer import rebuild_tokenizer
 from converter.weights.placed_rows import halves_from_pairs
 from tests.conftest import real_model
+from tests.tiny_models import write_tokenizer as write_small_tokenizer
 
 # What Hugging Face's config.json says of this model; a GGUF says less.
 GEMMA3_270M: dict[str, Any] = {
@@ -102,7 +102,7 @@ def widen_gguf(source: Path, config: dict[str, Any], tokenizer: Path, folder: Pa
         for path, stored in sources.items():
             shape = checkpoint.tensors[stored.tensor].shape
             end = position + 2 * int(np.prod(shape))
-            header[f"model.{name_of(family, path, 1)}"] = {
+            header[f"model.{family.stored_name(path, 'safetensors')}"] = {
                 "dtype": "BF16",
                 "shape": list(shape),
                 "data_offsets": [position, end],
@@ -163,7 +163,7 @@ def write_gguf(folder: Path, file: Path) -> None:
             width = 2 if len(shape) > 1 else 4
             kind = gguf.GGMLQuantizationType.BF16 if width == 2 else gguf.GGMLQuantizationType.F32
             writer.add_tensor_info(
-                name_of(family, path, 2),
+                family.stored_name(path, "gguf"),
                 shape,
                 np.dtype(np.float16 if width == 2 else np.float32),
                 width * int(np.prod(shape)),
@@ -184,15 +184,6 @@ def write_gguf(folder: Path, file: Path) -> None:
         writer.close()
 
 
-def name_of(family: Family, path: str, column: int) -> str:
-    """A weight's name in safetensors (column 1) or in a GGUF (column 2)."""
-    table = {row[0]: row[column] for row in family.names}
-    parts = path.split(".")
-    if parts[0] != "layers":
-        return table[path]
-    return table[".".join(["layers", "{i}", *parts[2:]])].replace("{i}", parts[1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
@@ -208,8 +199,11 @@ def main() -> None:
     other.add_argument("file", type=Path)
     args = parser.parse_args()
     if args.kind == "shape":
-        beside = real_model(TOKENIZERS.get(args.shape, "qwen3-tokenizer"))
-        make_checkpoint(args.shape, args.folder, beside)
+        with tempfile.TemporaryDirectory() as small:
+            write_small_tokenizer(Path(small))
+            named = TOKENIZERS.get(args.shape, "qwen3-tokenizer")
+            beside = Path(small) if named == BYTES else real_model(named)
+            make_checkpoint(args.shape, args.folder, beside)
     elif args.kind == "gemma3-270m":
         model = real_model("gemma3-270m-q4_k_m.gguf")
         widen_gguf(model, GEMMA3_270M, real_model("gemma3-tokenizer"), args.folder)

@@ -90,7 +90,8 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
         "--prefill-seq-len",
         metavar="N",
         help="longest prefill signature, with the ladder 8, 16, 32, 64, 128, 256, 512, 1024 up to "
-        "it; or a comma list, taken as it is; no primes above 10 (default: 1024)",
+        "it; or a comma list, taken as it is; no primes above 10 (default: 1024; "
+        "with experts, two lengths that memory has room for)",
     )
     parser.add_argument(
         "--kv-cache-max-len",

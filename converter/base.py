@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter.checkpoint.base import Checkpoint
-from converter.decoder import DecoderSpec
-from converter.errors import OptionError, SourceError
+from converter.decoder import DecoderSpec, Experts
+from converter.errors import OptionError, SourceError, UnsupportedError
 from converter.families.base import Family
 from converter.families.matching import OTHER_GGUF, grouped, listed
 from converter.families.tensors import WeightSource
@@ -34,7 +34,12 @@ from converter.litertlm.bundle import (
 )
 from converter.litertlm.metadata import LlmMetadataResult, build_llm_metadata
 from converter.litertlm.sampling import checked_sampling
-from converter.options import DEFAULT_CACHE_LENGTH, ConvertOptions, is_placeholder
+from converter.options import (
+    DEFAULT_CACHE_LENGTH,
+    ConvertOptions,
+    is_placeholder,
+    ladder_of,
+)
 from converter.output.atomic_file import AtomicFile, Seal
 from converter.registry import family_of
 from converter.text import background
@@ -43,7 +48,7 @@ from converter.text.tokenizer import load_tokenizer
 from converter.tflite.decoder_graph import build_decoder
 from converter.tflite.kv_cache import Target
 from converter.tflite.state import StateBuffer
-from converter.tflite.writer import Layout, write
+from converter.tflite.writer import MOST_TABLES, Layout, write
 from converter.version import __version__
 from converter.weights.lora import merged_updates
 from converter.weights.quantization import (
@@ -169,7 +174,6 @@ class ModelConverter:
         stated = family_of(self.checkpoint.config, self.checkpoint.format)
         family = settle_head(stated, self.checkpoint)
         cache_length = self._cache_length(family)
-        lengths = self._prefill_lengths(cache_length)
         tensors = list(self.checkpoint.tensors)
         sources = family.weight_sources(tensors, self.checkpoint.format)
         found = _found(family.left_out(tensors, sources.values()), sources)
@@ -183,6 +187,14 @@ class ModelConverter:
             family = untied(family)
             sources["head"] = sources["embedding"]
         spec = family.spec().for_context(cache_length)
+        has_experts = any(isinstance(layer.feed_forward, Experts) for layer in spec.layers)
+        if has_experts and self.options.target is Target.GPU:
+            raise UnsupportedError(
+                self.name,
+                "its experts stand behind branches, which a GPU does not take",
+                "convert it for the CPU: --target cpu",
+            )
+        lengths = self._prefill_lengths(cache_length, spec)
         quantization = parse_quantization(
             self.options.quantize or default_scheme(spec, self.options.target)
         )
@@ -202,6 +214,12 @@ class ModelConverter:
             model = write(decoder.model)
             states = decoder.states
             del decoder
+        if model.tables > MOST_TABLES:
+            raise OptionError(
+                f"--prefill-seq-len {','.join(map(str, lengths))}",
+                f"the graph has {model.tables} tables, and the runtime loads at most {MOST_TABLES}",
+                "choose fewer lengths, or shorter ones",
+            )
 
         def text_for(network_nbytes: int) -> Text:
             return self._lay_out(network_nbytes, family, quantization, states, found, *describe())
@@ -326,9 +344,12 @@ class ModelConverter:
             )
         return wanted
 
-    def _prefill_lengths(self, cache_length: int) -> tuple[int, ...]:
-        named = f"--prefill-seq-len {','.join(map(str, self.options.prefill_lengths))}"
-        lengths = tuple(n for n in self.options.prefill_lengths if n <= cache_length)
+    def _prefill_lengths(self, cache_length: int, spec: DecoderSpec) -> tuple[int, ...]:
+        wanted = self.options.prefill_lengths
+        if wanted is None:
+            wanted = ladder_of(spec)
+        named = f"--prefill-seq-len {','.join(map(str, wanted))}"
+        lengths = tuple(n for n in wanted if n <= cache_length)
         if not lengths:
             raise OptionError(
                 named,
@@ -359,6 +380,8 @@ class ModelConverter:
                 before = wanted.get(source.tensor, (0,))[0]
                 wanted[source.tensor] = (max(before, rows), *shapes[path][1:])
         stored = {name: _as_matrix(self.checkpoint.tensors[name].shape) for name in wanted}
+        for name in {source.tensor for source in sources.values() if source.is_flattened}:
+            stored[name] = (math.prod(stored[name]),)
         said_by = "its metadata" if self.checkpoint.format == "gguf" else "config"
         wrong = [
             f"{name} is {list(shape)}, {said_by} says {list(wanted[name])}"

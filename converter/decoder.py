@@ -7,6 +7,7 @@ information between tokens, and a feed-forward block, which works on each token 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -282,8 +283,73 @@ class GatedDeltaNet:
         yield f"{block}.o", (hidden, values)
 
 
+@dataclass(frozen=True)
+class Mamba2:
+    """A state space model whose memory is one matrix per head, which forgets as a whole.
+
+    Of each token: x, B, C = activation(conv(xbc(x))), a causal convolution along the tokens,
+    channel by channel; x is (heads, head_dim), B and C are (groups, state_dim), each for as many
+    heads that lie side by side; and a step t = softplus(dt(x) + step), within `step_limits`. Then
+    for the memory M of each head, (head_dim, state_dim):
+
+        M = exp(t decay) M + t x B^T;  output M C + skip x
+
+    and o(norm(output * silu(gate(x)))). Source: Dao and Gu, 2024 (arXiv:2405.21060).
+
+    Attributes:
+        groups: of B and of C.
+        kernel: tokens that the convolution sees, itself included.
+        activation: of what comes out of it.
+        norm: of the gated output; None for none.
+        norm_groups: parts of a row that are normalised each by itself.
+        gates_last: the output is normalised first, then gated.
+        biases: the parts (gate, xbc, dt, conv, o) that have one.
+        step_limits: the least and the largest step.
+    """
+
+    block: ClassVar[str] = "mamba"
+
+    num_heads: int
+    head_dim: int
+    groups: int
+    state_dim: int
+    kernel: int
+    activation: Activation = Activation.SILU
+    norm: Norm | None = None
+    norm_groups: int = 1
+    gates_last: bool = False
+    biases: tuple[str, ...] = ("conv",)
+    step_limits: tuple[float, float] = (0.0, math.inf)
+
+    @property
+    def width(self) -> int:
+        """Of all heads together."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Of x, B and C."""
+        return self.width, self.groups * self.state_dim, self.groups * self.state_dim
+
+    def weight_shapes(self, block: str, hidden: int) -> Shapes:
+        """Of what lies between the norms of its block."""
+        channels = sum(self.widths)
+        yield from _matrix_shapes(f"{block}.gate", (self.width, hidden), self.biases)
+        yield from _matrix_shapes(f"{block}.xbc", (channels, hidden), self.biases)
+        yield from _matrix_shapes(f"{block}.dt", (self.num_heads, hidden), self.biases)
+        yield f"{block}.conv", (channels, 1, self.kernel)
+        if "conv" in self.biases:
+            yield f"{block}.conv.bias", (channels,)
+        yield f"{block}.step", (self.num_heads,)
+        yield f"{block}.decay", (self.num_heads,)
+        yield f"{block}.skip", (self.num_heads,)
+        if self.norm is not None:
+            yield from self.norm.weight_shapes(f"{block}.out_norm", self.width)
+        yield from _matrix_shapes(f"{block}.o", (hidden, self.width), self.biases)
+
+
 # What moves information between tokens.
-Mixer = Attention | ShortConv | GatedDeltaNet
+Mixer = Attention | ShortConv | GatedDeltaNet | Mamba2
 
 
 @dataclass(frozen=True)
@@ -314,12 +380,71 @@ class FeedForward:
         yield from _matrix_shapes(f"{block}.down", (hidden, self.width), self.biases)
 
 
+class Router(StrEnum):
+    """How a router's logits become the weights of experts."""
+
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Feed-forward blocks of which every token takes a few: sum_e weight_e expert_e(x) + shared(x).
+
+    Scores are softmax(router(x)) or its sigmoid; the `active` largest of them, plus a bias where
+    there is one for choosing, are taken. Renormalised, the softmax of all is that of those taken.
+
+    Attributes:
+        expert: each of them.
+        count: how many there are.
+        active: how many a token takes.
+        router: how scores are made.
+        renormalises: weights are scores divided by their sum, plus `epsilon`.
+        scale: factor on the weights.
+        router_bias: whether the router has a bias.
+        choice_bias: whether one is added to scores that are compared, though not to weights.
+        shared: a block that every token takes; None for none.
+    """
+
+    expert: FeedForward
+    count: int
+    active: int
+    router: Router = Router.SOFTMAX
+    renormalises: bool = True
+    epsilon: float = 0.0
+    scale: float = 1.0
+    router_bias: bool = False
+    choice_bias: bool = False
+    shared: FeedForward | None = None
+
+    def weight_shapes(self, block: str, hidden: int) -> Shapes:
+        """Of what lies between the norms of its block."""
+        biases = ("router",) if self.router_bias else ()
+        yield from _matrix_shapes(f"{block}.router", (self.count, hidden), biases)
+        if self.choice_bias:
+            yield f"{block}.choice", (self.count,)
+        if self.shared is not None:
+            yield from self.shared.weight_shapes(f"{block}.shared", hidden)
+        for e in range(self.count):
+            yield from self.expert.weight_shapes(f"{block}.experts.{e}", hidden)
+
+
 @dataclass(frozen=True)
 class LayerSpec:
-    """One layer."""
+    """One layer.
+
+    Attributes:
+        beside: a mixer of another kind, fed with the same; what both make is added.
+    """
 
     mixer: Mixer
-    feed_forward: FeedForward
+    feed_forward: FeedForward | Experts
+    beside: Mixer | None = None
+
+    @property
+    def mixers(self) -> tuple[Mixer, ...]:
+        """Both, where there are two."""
+        return (self.mixer,) if self.beside is None else (self.mixer, self.beside)
 
 
 @dataclass(frozen=True)
@@ -372,7 +497,7 @@ class AltUp:
 
 
 # Matrices that stay in float32: a few values, on which much depends.
-EXACT_MATRICES = frozenset({"router", "predict", "correct", "alpha", "beta"})
+EXACT_MATRICES = frozenset({"router", "predict", "correct", "alpha", "beta", "dt"})
 
 
 @dataclass(frozen=True)
@@ -441,7 +566,8 @@ class DecoderSpec:
                 yield from self.altup.weight_shapes(f"layers.{i}.altup", hidden)
             if placement.has_pre_norms:
                 yield from self.norm.weight_shapes(f"{mixer}.norm", hidden)
-            yield from layer.mixer.weight_shapes(mixer, hidden)
+            for part in layer.mixers:
+                yield from part.weight_shapes(f"layers.{i}.{part.block}", hidden)
             if placement.has_post_norms:
                 yield from self.norm.weight_shapes(f"{mixer}.post_norm", hidden)
             if self.laurel_rank is not None:

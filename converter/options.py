@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from converter.decoder import DecoderSpec, Experts
 from converter.errors import OptionError
 from converter.text.named_templates import chat_template_of
 from converter.tflite.kv_cache import Target
@@ -18,6 +19,11 @@ from converter.weights.quantization import Clip
 # The engine takes the longest that fits into what is left of a prompt, again and again, and pads
 # the last: with no rung between 8 and 64, 62 tokens were eight calls.
 PREFILL_LADDER = (8, 16, 32, 64, 128, 256, 512, 1024)
+# Of a model with experts, every length has a branch for each of them in each layer, which the
+# runtime loads one by one and gives memory for its rows, twice. So there are two lengths, and the
+# longer one is what so many bytes have room for.
+_LONGEST_OF_EXPERTS = 128
+_ROWS_OF_EXPERTS = 1 << 30
 DEFAULT_CACHE_LENGTH = 1280
 _LARGEST_TEMPLATE = 1 << 20  # bytes; published ones are below 30,000
 
@@ -33,6 +39,17 @@ class ChatTemplate:
 
     text: str
     file: str | None = None
+
+
+def ladder_of(spec: DecoderSpec) -> tuple[int, ...]:
+    """The prefill lengths that suit a network."""
+    blocks = (layer.feed_forward for layer in spec.layers)
+    experts = sum(block.count for block in blocks if isinstance(block, Experts))
+    if not experts:
+        return PREFILL_LADDER
+    room = _ROWS_OF_EXPERTS // (experts * spec.hidden_size * 2 * 4)
+    longest = [n for n in PREFILL_LADDER if n <= min(room, _LONGEST_OF_EXPERTS)]
+    return tuple(sorted({PREFILL_LADDER[0], *longest[-1:]}))
 
 
 def is_placeholder(size: int) -> bool:
@@ -52,7 +69,7 @@ class ConvertOptions:
         quantize: name of a scheme, and rules for parts (`parse_quantization`); None for the scheme
             that suits the model's size and the target (`default_scheme`).
         clip: how the scales of int4 blocks are chosen.
-        prefill_lengths: tokens per prefill signature, ascending.
+        prefill_lengths: tokens per prefill signature, ascending; None for what suits the model.
         cache_length: slots in the KV cache; None for the default, or the model's own limit where
             that is lower.
         target: what the graph is made for.
@@ -63,7 +80,7 @@ class ConvertOptions:
 
     quantize: str | None = None
     clip: Clip = Clip.MSE
-    prefill_lengths: Sequence[int] = PREFILL_LADDER
+    prefill_lengths: Sequence[int] | None = None
     cache_length: int | None = None
     target: Target = Target.CPU
     lora: Sequence[WeightedAdapter] = ()

@@ -15,6 +15,7 @@ from converter.families.base import Family
 from converter.families.cohere2 import Cohere, Cohere2
 from converter.families.ernie4_5 import Ernie45
 from converter.families.exaone4 import Exaone4
+from converter.families.falcon_h1 import FalconH1
 from converter.families.gemma import Gemma
 from converter.families.gemma2 import Gemma2
 from converter.families.gemma3 import Gemma3
@@ -23,11 +24,13 @@ from converter.families.gemma4 import Gemma4, Gemma4Unified
 from converter.families.glm import Glm, Glm4
 from converter.families.granite import Granite
 from converter.families.granite_hybrid import GraniteHybrid
+from converter.families.granite_moe import GraniteMoe
 from converter.families.helium import Helium
 from converter.families.hunyuan_v1_dense import HunyuanV1Dense
 from converter.families.internlm3 import InternLM3
 from converter.families.jais2 import Jais2
 from converter.families.lfm2 import Lfm2
+from converter.families.lfm2_moe import Lfm2Moe
 from converter.families.llama import Llama
 from converter.families.matching import OTHER_GGUF
 from converter.families.minicpm import MiniCPM
@@ -37,11 +40,13 @@ from converter.families.mistral import Mistral
 from converter.families.nemotron import Nemotron
 from converter.families.olmo2 import Olmo2
 from converter.families.olmo3 import Olmo3
+from converter.families.olmoe import Olmoe
 from converter.families.phi import Phi
 from converter.families.phi3 import Phi3
 from converter.families.qwen2 import Qwen2
 from converter.families.qwen3 import Qwen3
 from converter.families.qwen3_5 import Qwen35
+from converter.families.qwen3_moe import Qwen3Moe
 from converter.families.seed_oss import SeedOss
 from converter.families.smollm3 import SmolLM3
 from converter.families.stablelm import StableLM
@@ -56,6 +61,7 @@ FAMILIES: dict[str, type[Family]] = {
     "cohere2": Cohere2,
     "ernie4_5": Ernie45,
     "exaone4": Exaone4,
+    "falcon_h1": FalconH1,
     "gemma": Gemma,
     "gemma2": Gemma2,
     "gemma3": Gemma3,
@@ -69,12 +75,14 @@ FAMILIES: dict[str, type[Family]] = {
     "glm": Glm,
     "glm4": Glm4,
     "granite": Granite,
+    "granitemoe": GraniteMoe,
     "granitemoehybrid": GraniteHybrid,
     "helium": Helium,
     "hunyuan_v1_dense": HunyuanV1Dense,
     "internlm3": InternLM3,
     "jais2": Jais2,
     "lfm2": Lfm2,
+    "lfm2_moe": Lfm2Moe,
     "llama": Llama,
     "minicpm": MiniCPM,
     "ministral": Ministral,
@@ -83,12 +91,14 @@ FAMILIES: dict[str, type[Family]] = {
     "nemotron": Nemotron,
     "olmo2": Olmo2,
     "olmo3": Olmo3,
+    "olmoe": Olmoe,
     "phi": Phi,
     "phi3": Phi3,
     "qwen2": Qwen2,
     "qwen3": Qwen3,
     "qwen3_5": Qwen35,
     "qwen3_5_text": Qwen35,
+    "qwen3_moe": Qwen3Moe,
     "seed_oss": SeedOss,
     "smollm3": SmolLM3,
     "stablelm": StableLM,
@@ -100,10 +110,14 @@ FAMILIES: dict[str, type[Family]] = {
 ARCHITECTURES: dict[str, str] = {
     "chatglm": "glm",
     "command-r": "cohere",
+    "falcon-h1": "falcon_h1",
+    "granitehybrid": "granitemoehybrid",
     "hunyuan-dense": "hunyuan_v1_dense",
+    "lfm2moe": "lfm2_moe",
     "mistral3": "ministral3",
     "phi2": "phi",
     "qwen35": "qwen3_5",
+    "qwen3moe": "qwen3_moe",
 }
 # The one of these that has windows is another family.
 _WITH_WINDOWS = {"olmo2": "olmo3"}

@@ -1274,8 +1274,30 @@ _QWEN35_FROM_4B = _QWEN35.replace(
     """is false %}{{- '<think>\n\n</think>\n\n' }}
     {%- else %}{{- '<think>\n' }}""",
 )
+_FALCON_H1 = """{{bos_token}}
+{%- if tools %}
+    {{- '<|im_start|>system\n' }}
+    {%- if messages[0].role == 'system' %}
+        {{- messages[0].content + '\n\n' }}
+    {%- endif %}
+    {{- "You may call these.\n<tools>\n" }}
+    {%- for tool in tools %}[{{- tool | tojson }}]{%- endfor %}
+    {{- "\n</tools>\nReturn <tool_call>\n{'arguments': <args-dict>}\n</tool_call>\n" }}
+{%- else %}
+    {%- if messages[0].role == 'system' %}
+        {{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}
+    {%- endif %}
+{%- endif %}{% for message in messages %}{%- if message.role != 'system' %}
+{{- '<|im_start|>' + message['role'] + '
+' + message['content'] + '<|im_end|>' + '
+'}}{%- endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant
+' }}{% endif %}"""
 
 FAMILY_TEMPLATES = {
+    "Falcon-H1": Template("falcon_h1", _FALCON_H1, "<|begin_of_text|>", "<|end_of_text|>"),
+    "Falcon-H1 Tiny": Template(
+        "falcon_h1", "{{bos_token}}" + _CHATML, "<|begin_of_text|>", "<|end_of_text|>"
+    ),
     "LFM2": Template("lfm2", _LFM2, "<|startoftext|>", "<|im_end|>"),
     "LFM2.5": Template("lfm2", _LFM25, "<|startoftext|>", "<|im_end|>", "A cat.", tools=True),
     "Qwen3.5 up to 2B": Template("qwen3_5", _QWEN35, None, "<|im_end|>", "A cat.", tools=True),

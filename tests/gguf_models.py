@@ -28,18 +28,21 @@ class Written:
     """What llama.cpp's converter does to a family.
 
     Attributes:
-        arch: `general.architecture`.
+        arch: `general.architecture`, or what tells it by the config.
         keys: of a transformers config, beside those that all have.
         permutes: rows of q and k become pairs of neighbours.
         split: what is done to the tensors before they get their names in the GGUF.
         change: anything else that is done to the tensors, which are under their names in the GGUF.
     """
 
-    arch: str
+    arch: str | Callable[[Any], str]
     keys: Callable[[Any], Keys] = lambda _: {}
     permutes: bool = False
     split: Callable[[Any, Tensors], Tensors] = lambda _, tensors: tensors
     change: Callable[[Any, Tensors], Tensors] = lambda _, tensors: tensors
+
+    def architecture(self, config: Any) -> str:
+        return self.arch if isinstance(self.arch, str) else self.arch(config)
 
 
 def _gemma_norms(_: Any, tensors: Tensors) -> Tensors:
@@ -160,22 +163,125 @@ def _xielu_keys(state: Tensors) -> Keys:
 
 def _granite_hybrid_split(config: Any, state: Tensors) -> Tensors:
     split: Tensors = {}
-    for name, value in state.items():
-        name = name.replace("shared_mlp.output_linear", "mlp.down_proj")
+    block = "mlp.shared_expert" if config.num_local_experts else "mlp"
+    for name, value in _granite_moe_split(config, _mamba_split(config, state)).items():
+        name = name.replace("shared_mlp.output_linear", f"{block}.down_proj")
         if "shared_mlp.input_linear" not in name:
             split[name] = value
             continue
         for part, half in zip(("gate", "up"), np.split(value, 2), strict=True):
-            split[name.replace("shared_mlp.input_linear", f"mlp.{part}_proj")] = half
+            split[name.replace("shared_mlp.input_linear", f"{block}.{part}_proj")] = half
     return split
 
 
-def _granite_hybrid_keys(config: Any) -> Keys:
+def _experts_keys(config: Any) -> Keys:
+    return {
+        "expert_count": config.num_experts,
+        "expert_used_count": config.num_experts_per_tok,
+        "expert_feed_forward_length": getattr(config, "moe_intermediate_size", None),
+    }
+
+
+def _experts_split(_: Any, state: Tensors) -> Tensors:
+    """Gates and ups in tensors of their own."""
+    split: Tensors = {}
+    for name, value in state.items():
+        if name.endswith("experts.gate_up_proj"):
+            for part, half in zip(("gate", "up"), np.split(value, 2, axis=1), strict=True):
+                split[name.replace("gate_up_proj", f"{part}_proj.weight")] = half
+        else:
+            split[f"{name}.weight" if name.endswith("experts.down_proj") else name] = value
+    return split
+
+
+def _granite_moe_keys(config: Any) -> Keys:
     return {
         **_granite_keys(config),
-        "feed_forward_length": config.shared_intermediate_size,
+        "expert_count": config.num_local_experts,
+        "expert_used_count": config.num_experts_per_tok,
+    }
+
+
+def _granite_moe_split(config: Any, state: Tensors) -> Tensors:
+    return {
+        name.replace("block_sparse_moe.experts", "mlp.experts").replace(
+            "router.weight", "router.layer.weight"
+        ): value
+        for name, value in _experts_split(config, state).items()
+    }
+
+
+def _granite_hybrid_keys(config: Any) -> Keys:
+    mamba: Keys = {}
+    if "linear_attention" in config.layer_types:
+        heads = config.num_key_value_heads
+        mamba = _mamba_keys(config) | {
+            "attention.head_count_kv": [
+                0 if kind == "linear_attention" else heads for kind in config.layer_types
+            ]
+        }
+    shared = config.shared_intermediate_size
+    if config.num_local_experts:
+        widths = {**_granite_moe_keys(config), "expert_shared_feed_forward_length": shared}
+    else:
+        widths = {**_granite_keys(config), "feed_forward_length": shared}
+    return {
+        **mamba,
+        **widths,
         "rope.scaling.finetuned": config.position_embedding_type == "rope",
     }
+
+
+def _mamba_keys(config: Any) -> Keys:
+    return {
+        "ssm.conv_kernel": config.mamba_d_conv,
+        "ssm.state_size": config.mamba_d_state,
+        "ssm.group_count": config.mamba_n_groups,
+        "ssm.time_step_rank": config.mamba_n_heads,
+        "ssm.inner_size": config.mamba_n_heads * config.mamba_d_head,
+    }
+
+
+def _mamba_split(config: Any, state: Tensors) -> Tensors:
+    """Decays worked out, a convolution without its middle axis, vectors as matrices."""
+    split: Tensors = {}
+    for name, value in state.items():
+        part = name.partition(".mamba.")[2]
+        if part == "A_log":
+            value = -np.exp(value)[:, None]
+        elif part == "D":
+            value = value[:, None]
+        elif part == "norm.weight":
+            value = value.reshape(config.mamba_n_groups, -1)
+        elif part == "conv1d.weight":
+            value = value[:, 0]
+        split[name.replace("dt_bias", "dt_proj.bias")] = value
+    return split
+
+
+def _falcon_h1_split(config: Any, state: Tensors) -> Tensors:
+    """Factors are in the matrices."""
+    fed, told = config.attention_in_multiplier, config.ssm_in_multiplier
+    width = config.mamba_n_heads * config.mamba_d_head
+    groups = config.mamba_n_groups * config.mamba_d_state
+    rows = [width, width, groups, groups, config.mamba_n_heads]
+    factors = {
+        "embed_tokens": config.embedding_multiplier,
+        "lm_head": config.lm_head_multiplier,
+        "q_proj": fed,
+        "k_proj": fed * config.key_multiplier,
+        "v_proj": fed,
+        ".o_proj": config.attention_out_multiplier,
+        "gate_proj": config.mlp_multipliers[0],
+        "down_proj": config.mlp_multipliers[1],
+        "out_proj": config.ssm_out_multiplier,
+        "in_proj": told * np.repeat(np.float32(config.ssm_multipliers), rows)[:, None],
+    }
+    split: Tensors = {}
+    for name, value in _mamba_split(config, state).items():
+        factor = next((factors[part] for part in factors if part in name), 1)
+        split[name] = np.float32(factor) * value
+    return split
 
 
 def _olmo3_keys(config: Any) -> Keys:
@@ -204,6 +310,26 @@ def _lfm2_keys(config: Any) -> Keys:
 def _lfm2_split(_: Any, state: Tensors) -> Tensors:
     return {
         n: value[:, 0] if n.endswith("conv.conv.weight") else value for n, value in state.items()
+    }
+
+
+def _lfm2_moe_keys(config: Any) -> Keys:
+    kinds, heads = config.layer_types, config.num_key_value_heads
+    return {
+        **_experts_keys(config),
+        "shortconv.l_cache": config.conv_L_cache,
+        "attention.layer_norm_rms_epsilon": config.norm_eps,
+        "attention.head_count_kv": [heads if kind == "full_attention" else 0 for kind in kinds],
+        "leading_dense_block_count": config.num_dense_layers,
+        "expert_gating_func": 2,
+    }
+
+
+def _lfm2_moe_split(config: Any, state: Tensors) -> Tensors:
+    split = _lfm2_split(config, _experts_split(config, state))
+    return {
+        f"{name}.bias" if name.endswith("expert_bias") else name: value
+        for name, value in split.items()
     }
 
 
@@ -330,6 +456,7 @@ WRITTEN: dict[str, Written] = {
     "glm4": Written("glm4"),
     "hunyuan_v1_dense": Written("hunyuan-dense", _hunyuan_keys),
     "ministral3": Written("mistral3", _ministral3_keys, permutes=True),
+    "falcon_h1": Written("falcon-h1", _mamba_keys, split=_falcon_h1_split),
     "gemma": Written("gemma", change=_gemma_norms),
     "gemma2": Written("gemma2", _gemma2_keys, change=_gemma_norms),
     "gemma3_text": Written("gemma3", _gemma3_keys, change=_gemma_norms),
@@ -339,23 +466,30 @@ WRITTEN: dict[str, Written] = {
         "gemma4", _gemma4_keys, split=_with_weight, change=_gemma4_factors
     ),
     "granite": Written("granite", _granite_keys, permutes=True),
+    "granitemoe": Written("granitemoe", _granite_moe_keys, permutes=True, split=_granite_moe_split),
     "granitemoehybrid": Written(
-        "granite", _granite_hybrid_keys, permutes=True, split=_granite_hybrid_split
+        lambda c: "granitehybrid" if "linear_attention" in c.layer_types else "granite",
+        _granite_hybrid_keys,
+        permutes=True,
+        split=_granite_hybrid_split,
     ),
     "internlm3": Written("llama", permutes=True),
     "jais2": Written("jais2"),
     "lfm2": Written("lfm2", _lfm2_keys, split=_lfm2_split),
+    "lfm2_moe": Written("lfm2moe", _lfm2_moe_keys, split=_lfm2_moe_split),
     "llama": Written("llama", permutes=True),
     "minicpm": Written("minicpm", _minicpm_keys, permutes=True),
     "mistral": Written("llama", permutes=True),
     "nemotron": Written("nemotron", change=_gemma_norms),
     "olmo2": Written("olmo2"),
     "olmo3": Written("olmo2", _olmo3_keys),
+    "olmoe": Written("olmoe", _experts_keys, split=_experts_split),
     "phi": Written("phi2"),
     "phi3": Written("phi3", _phi3_keys, change=_phi3_factors),
     "qwen2": Written("qwen2"),
     "qwen3": Written("qwen3"),
     "qwen3_5_text": Written("qwen35", _qwen35_keys, split=_qwen35_split),
+    "qwen3_moe": Written("qwen3moe", _experts_keys, split=_experts_split),
     "seed_oss": Written("seed_oss"),
     "smollm3": Written("smollm3", permutes=True),
     "stablelm": Written(
@@ -376,7 +510,8 @@ def write_model(
     """
     config = model.config
     written = WRITTEN[model_type or config.model_type]
-    [arch] = [a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == written.arch]
+    called = written.architecture(config)
+    [arch] = [a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == called]
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     tensors: Tensors = {}
     state = {name: value.float().numpy() for name, value in model.state_dict().items()}
@@ -391,7 +526,7 @@ def write_model(
     tensors = written.change(config, tensors)
     said = _common_keys(config) | written.keys(config) | _xielu_keys(state) | (keys or {})
     drop = tuple(key for key, value in said.items() if value is None)
-    return write_gguf(path, said, tensors, written.arch, drop)
+    return write_gguf(path, said, tensors, called, drop)
 
 
 def write_adapter(
@@ -404,7 +539,8 @@ def write_adapter(
         alpha: the adapter's.
     """
     written = WRITTEN[config.model_type]
-    [arch] = [a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == written.arch]
+    called = written.architecture(config)
+    [arch] = [a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == called]
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     tensors: Tensors = {}
     for name, value in load_file(folder / "adapter_model.safetensors").items():
@@ -423,7 +559,7 @@ def write_adapter(
     # What write_gguf says of a model, an adapter leaves out.
     drop = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count",
             "attention.layer_norm_rms_epsilon", "context_length")  # fmt: skip
-    return write_gguf(path, said | (keys or {}), tensors, written.arch, drop)
+    return write_gguf(path, said | (keys or {}), tensors, called, drop)
 
 
 def permuted(value: np.ndarray, config: Any) -> np.ndarray:

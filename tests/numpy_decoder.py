@@ -13,14 +13,17 @@ from converter.decoder import (
     Activation,
     Attention,
     DecoderSpec,
+    Experts,
     FeedForward,
     GatedDeltaNet,
     LayerSpec,
+    Mamba2,
     Mixer,
     Norm,
     NormKind,
     Placement,
     Rope,
+    Router,
     ShortConv,
 )
 
@@ -65,10 +68,10 @@ class _Decoder:
         block, mlp = f"layers.{i}.{layer.mixer.block}", f"layers.{i}.mlp"
         if spec.placement is Placement.PARALLEL:
             fed = self.norm(f"{block}.norm", spec.norm, x)
-            update = self.mix(i, layer.mixer, fed) + self.feed(mlp, layer.feed_forward, fed)
+            update = self.mix(i, layer, fed) + self.feed(mlp, layer.feed_forward, fed)
             return x + share * update
         fed = self.before(block, x)
-        x = x + share * self.after(block, self.mix(i, layer.mixer, fed))
+        x = x + share * self.after(block, self.mix(i, layer, fed))
         if spec.laurel_rank is not None:
             low = self.project(f"layers.{i}.laurel", "left", (), fed)
             update = self.project(f"layers.{i}.laurel", "right", (), low)
@@ -155,7 +158,13 @@ class _Decoder:
         x = x @ self.weights[f"{block}.{part}"].T
         return x + self.weights[f"{block}.{part}.bias"] if part in biases else x
 
-    def mix(self, index: int, mixer: Mixer, x: np.ndarray) -> np.ndarray:
+    def mix(self, index: int, layer: LayerSpec, x: np.ndarray) -> np.ndarray:
+        made = self.mix_one(index, layer.mixer, x)
+        return made if layer.beside is None else made + self.mix_one(index, layer.beside, x)
+
+    def mix_one(self, index: int, mixer: Mixer, x: np.ndarray) -> np.ndarray:
+        if isinstance(mixer, Mamba2):
+            return self.scan(f"layers.{index}.mamba", mixer, x)
         if isinstance(mixer, ShortConv):
             return self.convolve(f"layers.{index}.conv", mixer, x)
         if isinstance(mixer, GatedDeltaNet):
@@ -174,13 +183,48 @@ class _Decoder:
         )
         return self.project(block, "out", mixer.biases, c * (sums.T + bias))
 
+    def shift(self, block: str, seen: np.ndarray, bias: np.ndarray | int) -> np.ndarray:
+        """A causal convolution along the tokens, channel by channel."""
+        taps, n = self.weights[f"{block}.conv"][:, 0], len(seen)
+        mixed = np.zeros_like(seen)
+        for ago in range(min(taps.shape[1], n)):
+            mixed[ago:] += seen[: n - ago] * taps[:, -1 - ago]
+        return mixed + bias
+
+    def scan(self, block: str, mixer: Mamba2, x: np.ndarray) -> np.ndarray:
+        """A state space model, token by token and head by head."""
+        n, weights = len(x), self.weights
+        bias = weights[f"{block}.conv.bias"] if "conv" in mixer.biases else 0
+        mixed = self.shift(block, self.project(block, "xbc", mixer.biases, x), bias)
+        mixed = self.activate(block, mixer.activation, mixed)
+        values, b, c = np.split(mixed, np.cumsum(mixer.widths)[:2], axis=1)
+        values = values.reshape(n, mixer.num_heads, -1)
+        b, c = (part.reshape(n, mixer.groups, -1) for part in (b, c))
+        dt = self.project(block, "dt", mixer.biases, x) + weights[f"{block}.step"]
+        step = np.clip(np.log1p(np.exp(dt)), *mixer.step_limits)
+        out = values * weights[f"{block}.skip"][:, None]
+        for head in range(mixer.num_heads):
+            of = head // (mixer.num_heads // mixer.groups)
+            memory = np.zeros((mixer.head_dim, mixer.state_dim))
+            for i in range(n):
+                memory = memory * np.exp(step[i, head] * weights[f"{block}.decay"][head])
+                memory += step[i, head] * np.outer(values[i, head], b[i, of])
+                out[i, head] += memory @ c[i, of]
+        out = out.reshape(n, -1)
+        silu = Activation.SILU
+        gate = self.activate(block, silu, self.project(block, "gate", mixer.biases, x))
+        out = out if mixer.gates_last else out * gate
+        if mixer.norm is not None:
+            parts = out.reshape(n, mixer.norm_groups, -1)
+            size = np.sqrt((parts**2).mean(-1, keepdims=True) + mixer.norm.epsilon)
+            out = (parts / size).reshape(n, -1) * weights[f"{block}.out_norm"]
+        out = out * gate if mixer.gates_last else out
+        return self.project(block, "o", mixer.biases, out)
+
     def remember(self, block: str, mixer: GatedDeltaNet, x: np.ndarray) -> np.ndarray:
         """The gated delta rule, token by token and head by head."""
         n, silu, weights = len(x), Activation.SILU, self.weights
-        seen = self.project(block, "qkv", (), x)
-        mixed = np.zeros_like(seen)
-        for ago in range(min(mixer.kernel, n)):
-            mixed[ago:] += seen[: n - ago] * weights[f"{block}.conv"][:, 0, -1 - ago]
+        mixed = self.shift(block, self.project(block, "qkv", (), x), 0)
         mixed = self.activate(block, silu, mixed)
         keys = mixer.num_key_heads * mixer.key_dim
         q, k = (
@@ -248,7 +292,9 @@ class _Decoder:
         x = x if mixer.rope is None else _rotate(mixer.rope, x)
         return self.norm(path, norm.norm, x) if norm is not None and norm.after_rope else x
 
-    def feed(self, block: str, mlp: FeedForward, x: np.ndarray) -> np.ndarray:
+    def feed(self, block: str, mlp: FeedForward | Experts, x: np.ndarray) -> np.ndarray:
+        if isinstance(mlp, Experts):
+            return np.stack([self.route(block, mlp, row) for row in x])
         up = self.project(block, "up", mlp.biases, x)
         if mlp.is_gated:
             gate = self.project(block, "gate", mlp.biases, x)
@@ -259,6 +305,20 @@ class _Decoder:
         else:
             up = self.activate(block, mlp.activation, up)
         return self.project(block, "down", mlp.biases, up)
+
+    def route(self, block: str, mlp: Experts, x: np.ndarray) -> np.ndarray:
+        """One token through those experts that it takes."""
+        score = self.project(block, "router", ("router",) if mlp.router_bias else (), x)
+        is_sigmoid = mlp.router is Router.SIGMOID
+        score = 1 / (1 + np.exp(-score)) if is_sigmoid else np.exp(score) / np.exp(score).sum()
+        order = score + (self.weights[f"{block}.choice"] if mlp.choice_bias else 0)
+        chosen = np.argsort(order)[::-1][: mlp.active]
+        share = score[chosen] * mlp.scale
+        if mlp.renormalises:
+            share = share / (score[chosen].sum() + mlp.epsilon)
+        made = [self.feed(f"{block}.experts.{e}", mlp.expert, x) for e in chosen]
+        total = share @ np.stack(made)
+        return total if mlp.shared is None else total + self.feed(f"{block}.shared", mlp.shared, x)
 
     def activate(self, block: str, activation: Activation, x: np.ndarray) -> np.ndarray:
         if activation is Activation.SILU:

@@ -503,6 +503,122 @@ _GRANITE: dict[str, Published] = {
     ),
 }  # fmt: skip
 
+
+def _h(layers: int, *attention: int) -> list[str]:
+    """Mamba layers but for these."""
+    return ["attention" if i in attention else "mamba" for i in range(layers)]
+
+
+_GRANITE_H: dict[str, Any] = {
+    "model_type": "granitemoehybrid", "attention_bias": False, "embedding_multiplier": 12,
+    "hidden_act": "silu", "mamba_chunk_size": 256, "mamba_conv_bias": True, "mamba_d_conv": 4,
+    "mamba_d_state": 128, "mamba_expand": 2, "mamba_n_groups": 1, "mamba_proj_bias": False,
+    "max_position_embeddings": 131072, "normalization_function": "rmsnorm",
+    "num_experts_per_tok": 0, "num_local_experts": 0, "position_embedding_type": "nope",
+    "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 10000, "tie_word_embeddings": True,
+    "vocab_size": 100352,
+}  # fmt: skip
+# No registry has these files: the factors of 1B are those of H-Tiny, which is as wide; Micro's are
+# from memory. What is held is that the values are read, not that IBM chose them.
+_GRANITE_HYBRID: dict[str, Published] = {
+    "ibm-granite/granite-4.0-h-350m": (
+        {
+            **_GRANITE_H, "attention_multiplier": 0.015625, "hidden_size": 768,
+            "intermediate_size": 2048, "layer_types": _h(32, 10, 13, 17, 27), "logits_scaling": 3,
+            "mamba_d_head": 32, "mamba_n_heads": 48, "max_position_embeddings": 32768,
+            "num_attention_heads": 12, "num_hidden_layers": 32, "num_key_value_heads": 4,
+            "residual_multiplier": 0.246, "shared_intermediate_size": 2048,
+        },
+        {
+            "parameters": 340_332_224, "nope": [10, 13, 17, 27], "rotated": None, "theta": None,
+            "score_scale": 0.015625, "embedding_scale": 12, "residual_scale": 0.246,
+            "logits_scale": 1 / 3, "tied": True,
+            "mambas": {i: (48, 32, 1, 128, 4) for i in range(32) if i not in (10, 13, 17, 27)},
+        },
+    ),
+    "ibm-granite/granite-4.0-h-1b": (
+        {
+            **_GRANITE_H, "attention_multiplier": 0.0078125, "hidden_size": 1536,
+            "intermediate_size": 4096, "layer_types": _h(40, 5, 15, 25, 35), "logits_scaling": 6,
+            "mamba_d_head": 64, "mamba_n_heads": 48, "num_attention_heads": 12,
+            "num_hidden_layers": 40, "num_key_value_heads": 4, "residual_multiplier": 0.22,
+            "shared_intermediate_size": 4096,
+        },
+        {
+            "parameters": 1_461_538_368, "nope": [5, 15, 25, 35], "rotated": None, "theta": None,
+            "score_scale": 0.0078125, "embedding_scale": 12, "residual_scale": 0.22,
+            "logits_scale": 1 / 6, "tied": True,
+            "mambas": {i: (48, 64, 1, 128, 4) for i in range(40) if i % 10 != 5},
+        },
+    ),
+    "ibm-granite/granite-4.0-h-micro": (
+        {
+            **_GRANITE_H, "attention_multiplier": 0.015625, "hidden_size": 2048,
+            "intermediate_size": 8192, "layer_types": _h(40, 5, 15, 25, 35), "logits_scaling": 8,
+            "mamba_d_head": 64, "mamba_n_heads": 64, "num_attention_heads": 32,
+            "num_hidden_layers": 40, "num_key_value_heads": 8, "residual_multiplier": 0.22,
+            "shared_intermediate_size": 8192,
+        },
+        {
+            "parameters": 3_191_396_096, "nope": [5, 15, 25, 35], "rotated": None, "theta": None,
+            "score_scale": 0.015625, "embedding_scale": 12, "residual_scale": 0.22,
+            "logits_scale": 0.125, "tied": True,
+            "mambas": {i: (64, 64, 1, 128, 4) for i in range(40) if i % 10 != 5},
+        },
+    ),
+}  # fmt: skip
+
+_FALCON_H1: dict[str, Published] = {
+    "tiiuae/Falcon-H1-0.5B-Instruct": (
+        {
+            "model_type": "falcon_h1", "attention_bias": False, "attention_in_multiplier": 1.0,
+            "attention_out_multiplier": 0.9375, "attn_layer_indices": None,
+            "embedding_multiplier": 5.656854249492381, "head_dim": 64, "hidden_act": "silu",
+            "hidden_size": 1024, "intermediate_size": 2048, "key_multiplier": 0.39062499999999994,
+            "lm_head_multiplier": 0.0390625, "mamba_chunk_size": 128, "mamba_conv_bias": True,
+            "mamba_d_conv": 4, "mamba_d_head": 64, "mamba_d_ssm": 1536, "mamba_d_state": 128,
+            "mamba_expand": 2, "mamba_n_groups": 1, "mamba_n_heads": 24,
+            "mamba_norm_before_gate": False, "mamba_proj_bias": False, "mamba_rms_norm": False,
+            "mamba_use_mlp": True, "max_position_embeddings": 16384, "mlp_bias": False,
+            "mlp_multipliers": [0.8838834764831844, 0.5859375], "num_attention_heads": 8,
+            "num_hidden_layers": 36, "num_key_value_heads": 2, "projectors_bias": False,
+            "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 100000000000.0,
+            "ssm_in_multiplier": 1.25,
+            "ssm_multipliers": [
+                0.3535533905932738, 0.25, 0.3535533905932738, 0.5, 0.3535533905932738,
+            ],
+            "ssm_out_multiplier": 0.23570226039551587, "tie_word_embeddings": False,
+            "vocab_size": 32784,
+        },
+        {
+            "parameters": 521_411_104, "rotated": 64, "theta": 1e11,
+            "embedding_scale": 5.656854249492381,
+            "logits_scale": 0.0390625, "mambas": dict.fromkeys(range(36), (24, 64, 1, 128, 4)),
+        },
+    ),
+    "tiiuae/Falcon-H1-Tiny-90M-Instruct": (
+        {
+            "model_type": "falcon_h1", "attention_in_multiplier": 1.0,
+            "attention_out_multiplier": 1.0, "embedding_multiplier": 0.11083984375, "head_dim": 64,
+            "hidden_act": "silu", "hidden_size": 512, "intermediate_size": 768,
+            "key_multiplier": 1.0, "lm_head_multiplier": 0.078125, "mamba_conv_bias": True,
+            "mamba_d_conv": 4, "mamba_d_head": 32, "mamba_d_ssm": 768, "mamba_d_state": 64,
+            "mamba_expand": 2, "mamba_n_groups": 1, "mamba_n_heads": 24,
+            "mamba_norm_before_gate": False, "mamba_proj_bias": False, "mamba_rms_norm": False,
+            "max_position_embeddings": 262144, "num_attention_heads": 8, "num_hidden_layers": 24,
+            "num_key_value_heads": 2, "projectors_bias": False, "rms_norm_eps": 1e-05,
+            "rope_theta": 100000000000.0, "ssm_in_multiplier": 1.0, "ssm_out_multiplier": 1.0,
+            "tie_word_embeddings": True, "vocab_size": 32768,
+        },
+        {
+            "parameters": 91_131_072, "rotated": 64, "theta": 1e11,
+            "embedding_scale": 0.11083984375,
+            "logits_scale": 0.078125, "tied": True,
+            "mambas": dict.fromkeys(range(24), (24, 32, 1, 64, 4)),
+        },
+    ),
+}  # fmt: skip
+
 _PHI: dict[str, Published] = {
     "microsoft/phi-2": (
         {
@@ -1283,7 +1399,81 @@ _QWEN35: dict[str, Published] = {
     ),
 }  # fmt: skip
 
+_LFM2_MOE_ATTENTION = [2, 6, 10, 14, 18, 21]
+_EXPERTS: dict[str, Published] = {
+    "ibm-granite/granite-3.1-1b-a400m-instruct": (
+        {
+            "model_type": "granitemoe", "attention_bias": False, "attention_multiplier": 0.015625,
+            "embedding_multiplier": 12.0, "hidden_act": "silu", "hidden_size": 1024,
+            "intermediate_size": 512, "logits_scaling": 6.0, "max_position_embeddings": 131072,
+            "num_attention_heads": 16, "num_experts_per_tok": 8, "num_hidden_layers": 24,
+            "num_key_value_heads": 8, "num_local_experts": 32, "output_router_logits": False,
+            "residual_multiplier": 0.22, "rms_norm_eps": 1e-06, "rope_scaling": None,
+            "rope_theta": 1500000.0, "router_aux_loss_coef": 0.0, "tie_word_embeddings": True,
+            "vocab_size": 49155,
+        },
+        {
+            "parameters": 1_334_628_352, "rotated": 64, "theta": 1_500_000, "embedding_scale": 12,
+            "score_scale": 0.015625, "residual_scale": 0.22, "logits_scale": 1 / 6, "tied": True,
+            "experts": (24, 8, 32, 512, "renormalised softmax"),
+        },
+    ),
+    "LiquidAI/LFM2-8B-A1B": (
+        {
+            "model_type": "lfm2_moe", "conv_L_cache": 3, "conv_bias": False, "hidden_size": 2048,
+            "intermediate_size": 7168,
+            "layer_types": [
+                "full_attention" if i in _LFM2_MOE_ATTENTION else "conv" for i in range(24)
+            ],
+            "max_position_embeddings": 128000, "moe_intermediate_size": 1792, "norm_eps": 1e-05,
+            "norm_topk_prob": True, "num_attention_heads": 32, "num_dense_layers": 2,
+            "num_experts": 32, "num_experts_per_tok": 4, "num_hidden_layers": 24,
+            "num_key_value_heads": 8, "rope_theta": 1000000.0, "routed_scaling_factor": 1.0,
+            "use_expert_bias": True, "vocab_size": 65536,
+        },
+        {
+            "parameters": 8_339_930_560, "rotated": 64, "theta": 1_000_000, "qk_norm": "per head",
+            "convs": {i: 3 for i in range(24) if i not in _LFM2_MOE_ATTENTION}, "tied": True,
+            "widths": {7168, 1792},
+            "experts": (22, 4, 32, 1792, "renormalised sigmoid, chosen with a bias"),
+        },
+    ),
+    "allenai/OLMoE-1B-7B-0924-Instruct": (
+        {
+            "model_type": "olmoe", "attention_bias": False, "clip_qkv": None, "hidden_act": "silu",
+            "hidden_size": 2048, "intermediate_size": 1024, "max_position_embeddings": 4096,
+            "norm_topk_prob": False, "num_attention_heads": 16, "num_experts": 64,
+            "num_experts_per_tok": 8, "num_hidden_layers": 16, "num_key_value_heads": 16,
+            "output_router_logits": False, "rms_norm_eps": 1e-05, "rope_scaling": None,
+            "rope_theta": 10000.0, "router_aux_loss_coef": 0.01, "tie_word_embeddings": False,
+            "vocab_size": 50304,
+        },
+        {
+            "parameters": 6_919_161_856, "rotated": 128, "theta": 10_000, "qk_norm": "full width",
+            "experts": (16, 8, 64, 1024, "softmax"),
+        },
+    ),
+    "Qwen/Qwen3-30B-A3B": (
+        {
+            "model_type": "qwen3_moe", "attention_bias": False, "decoder_sparse_step": 1,
+            "head_dim": 128, "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 6144,
+            "max_position_embeddings": 40960, "max_window_layers": 48, "mlp_only_layers": [],
+            "moe_intermediate_size": 768, "norm_topk_prob": True, "num_attention_heads": 32,
+            "num_experts": 128, "num_experts_per_tok": 8, "num_hidden_layers": 48,
+            "num_key_value_heads": 4, "output_router_logits": False, "rms_norm_eps": 1e-06,
+            "rope_scaling": None, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001,
+            "sliding_window": None, "tie_word_embeddings": False, "use_sliding_window": False,
+            "vocab_size": 151936,
+        },
+        {
+            "parameters": 30_532_122_624, "rotated": 128, "theta": 1_000_000,
+            "qk_norm": "per head", "experts": (48, 8, 128, 768, "renormalised softmax"),
+        },
+    ),
+}  # fmt: skip
+
 PUBLISHED: dict[str, Published] = {
-    **_LLAMA, **_LFM2, **_QWEN, **_QWEN35, **_GEMMA, **_GEMMA4, **_MISTRAL, **_GRANITE, **_PHI,
+    **_LLAMA, **_LFM2, **_QWEN, **_QWEN35, **_GEMMA, **_GEMMA4, **_MISTRAL, **_GRANITE,
+    **_GRANITE_HYBRID, **_FALCON_H1, **_PHI, **_EXPERTS,
     **_OTHERS,
 }  # fmt: skip

@@ -74,6 +74,16 @@ _GEMMA3N: dict[str, Any] = {
 _PLAIN = {key: value for key, value in _SMALL.items() if key != "head_dim"}
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
 _PHI = {**_PLAIN, **_TOKENS}
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2}
+_LFM2_MOE = {
+    **_PLAIN,
+    **_EXPERTS,
+    **_TOKENS,
+    "num_hidden_layers": 3,
+    "moe_intermediate_size": 32,
+    "num_dense_layers": 1,
+    "layer_types": ["conv", "full_attention", "conv"],
+}
 
 _QWEN35: dict[str, Any] = {
     **_SMALL,
@@ -83,6 +93,30 @@ _QWEN35: dict[str, Any] = {
     "linear_key_head_dim": 12,
     "linear_value_head_dim": 16,
     "rms_norm_eps": 1e-4,  # what a memory says may be near to nothing, and is normalised
+}
+
+_MAMBA: dict[str, Any] = {
+    **_PLAIN,
+    "mamba_chunk_size": 32,  # of 256 tokens transformers makes a product of six axes
+    "mamba_n_heads": 8,
+    "mamba_d_state": 12,
+    "rms_norm_eps": 1e-4,
+}
+_FALCON_H1: dict[str, Any] = {
+    **_SMALL,
+    "mamba_chunk_size": 32,
+    "mamba_n_heads": 6,
+    "mamba_d_ssm": 96,
+    "mamba_d_state": 12,
+    "embedding_multiplier": 1.5,
+    "lm_head_multiplier": 0.6,
+    "attention_in_multiplier": 1.2,
+    "attention_out_multiplier": 0.9,
+    "key_multiplier": 0.4,
+    "ssm_in_multiplier": 1.25,
+    "ssm_out_multiplier": 0.6,
+    "ssm_multipliers": [0.4, 0.7, 0.8, 1.3, 0.9],
+    "mlp_multipliers": [0.9, 0.6],
 }
 
 # Test id -> (model_type, what differs from transformers' defaults). Between them: tied and untied
@@ -230,11 +264,38 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "glm4": ("glm4", {**_SMALL, **_TOKENS, "tie_word_embeddings": True}),
+    "granitemoe": (
+        "granitemoe",
+        {
+            **_PLAIN,
+            "intermediate_size": 32,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "attention_multiplier": 0.3,
+            "residual_multiplier": 0.5,
+            "tie_word_embeddings": True,
+        },
+    ),
     "granitemoehybrid": (
         "granitemoehybrid",
         {
             **_PLAIN,
             "num_local_experts": 0,
+            "shared_intermediate_size": 64,
+            "layer_types": ["attention"] * 2,
+            "position_embedding_type": "rope",
+            "attention_multiplier": 0.3,
+            "residual_multiplier": 0.5,
+            "mamba_n_heads": 8,
+        },
+    ),
+    "granitemoehybrid-experts": (
+        "granitemoehybrid",
+        {
+            **_PLAIN,
+            "intermediate_size": 32,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
             "shared_intermediate_size": 64,
             "layer_types": ["attention"] * 2,
             "position_embedding_type": "rope",
@@ -253,6 +314,49 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "attention_multiplier": 0.3,
             "tie_word_embeddings": True,
             "mamba_n_heads": 8,
+        },
+    ),
+    "olmoe": ("olmoe", {**_PLAIN, **_EXPERTS, **_TOKENS}),
+    "olmoe-renormalised-bias": (
+        "olmoe",
+        {
+            **_PLAIN,
+            **_EXPERTS,
+            **_TOKENS,
+            "norm_topk_prob": True,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "lfm2_moe": ("lfm2_moe", {**_LFM2_MOE}),
+    "lfm2_moe-without-bias": (
+        "lfm2_moe",
+        {
+            **_LFM2_MOE,
+            "num_dense_layers": 0,
+            "use_expert_bias": False,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.5,
+            "conv_bias": True,
+        },
+    ),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {**_SMALL, **_EXPERTS, "moe_intermediate_size": 32, "norm_topk_prob": True},
+    ),
+    "qwen3_moe-some": (
+        "qwen3_moe",
+        {
+            **_SMALL,
+            **_EXPERTS,
+            "moe_intermediate_size": 32,
+            "num_hidden_layers": 4,
+            "decoder_sparse_step": 2,
+            "mlp_only_layers": [3],
+            "use_sliding_window": True,
+            "sliding_window": 50,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
         },
     ),
     "hunyuan_v1_dense": (
@@ -404,6 +508,82 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma4_unified",
         {"text_config": {**_GEMMA4_UNIFIED, "model_type": "gemma4_unified_text"}},
     ),
+    "granitemoehybrid-mamba": (
+        "granitemoehybrid",
+        {
+            **_MAMBA,
+            "num_hidden_layers": 3,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 96,
+            "layer_types": ["mamba", "attention", "mamba"],
+            "embedding_multiplier": 2.0,
+            "attention_multiplier": 0.3,
+            "logits_scaling": 1.5,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "granitemoehybrid-mamba-experts": (
+        "granitemoehybrid",
+        {
+            **_MAMBA,
+            "num_hidden_layers": 3,
+            "intermediate_size": 32,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 64,
+            "layer_types": ["mamba", "attention", "mamba"],
+            "attention_multiplier": 0.3,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "granitemoehybrid-mamba-groups": (
+        "granitemoehybrid",
+        {
+            **_MAMBA,
+            "num_hidden_layers": 3,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 64,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "position_embedding_type": "rope",
+            "residual_multiplier": 0.5,
+            "mamba_n_groups": 2,
+            "mamba_d_conv": 2,
+            "mamba_expand": 3,
+            "mamba_conv_bias": False,
+            "mamba_proj_bias": True,
+            "attention_bias": True,
+            "time_step_limit": [0.2, 1.5],
+        },
+    ),
+    "falcon_h1": ("falcon_h1", {**_FALCON_H1}),
+    "falcon_h1-norm-tied": (
+        "falcon_h1",
+        {
+            **_FALCON_H1,
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+            "mamba_n_groups": 2,
+            "mamba_d_ssm": None,
+            "mamba_n_heads": 8,
+            "lm_head_multiplier": 1.5,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "falcon_h1-norm-first-biases": (
+        "falcon_h1",
+        {
+            **_FALCON_H1,
+            "mamba_rms_norm": True,
+            "mamba_n_groups": 3,
+            "mamba_d_conv": 3,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "mamba_proj_bias": True,
+            "projectors_bias": True,
+            "mamba_conv_bias": False,
+            "time_step_limit": [0.1, 2.0],
+        },
+    ),
     "qwen3_5_text": ("qwen3_5_text", {**_QWEN35}),
     "qwen3_5_text-biases-tied": (
         "qwen3_5_text",
@@ -453,6 +633,13 @@ def _gemma3n(values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 # Families whose code is in their repositories, or needs more than is here: the same network in the
 # words of transformers.
 OWN_CODE = {"gemma3n": _gemma3n, "internlm3": _internlm3, "minicpm": _minicpm}
+
+
+WITH_EXPERTS = {
+    test_id
+    for test_id, (_, values) in TINY_CONFIGS.items()
+    if values.get("num_local_experts") or values.get("num_experts")
+}
 
 
 def settle_torch() -> None:

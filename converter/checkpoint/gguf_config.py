@@ -28,6 +28,8 @@ _OPTIONAL_KEYS = {
     "residual_scale": "residual_multiplier",
     "embedding_scale": "embedding_multiplier",
     "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
     "shortconv.l_cache": "conv_L_cache",
     "rope.freq_base": "rope_theta",
     "use_parallel_residual": "use_parallel_residual",
@@ -42,10 +44,9 @@ _YARN_KEYS = {
 # pooled, what a mixture of experts does (its `expert_count` is refused).
 _WITHOUT_EFFECT = {
     "vocab_size", "tensor_data_layout", "pooling_type", "rope.scaling.finetuned",
-    "expert_used_count", "expert_feed_forward_length",
     "expert_shared_feed_forward_length", "expert_shared_count", "expert_weights_scale",
     "expert_weights_norm", "expert_gating_func", "expert_group_count", "expert_group_used_count",
-    "leading_dense_block_count", "interleave_moe_layer_step", "moe_every_n_layers",
+    "interleave_moe_layer_step", "moe_every_n_layers",
 }  # fmt: skip
 # Without effect where they say what another key says.
 _REPEATED = {
@@ -55,7 +56,7 @@ _REPEATED = {
     "rope.dimension_count_swa": "rope.dimension_count",
 }
 # What layers are that have no heads of keys and values, in the words of `layer_types`.
-_WITHOUT_HEADS = {"lfm2": "conv"}
+_WITHOUT_HEADS = {"lfm2": "conv", "lfm2moe": "conv", "granitehybrid": "mamba"}
 # Architectures whose layers may differ in width: `intermediate_size` becomes a list.
 _WITH_WIDTHS = frozenset({"gemma3n", "gemma4"})
 _BIASES = {
@@ -107,6 +108,18 @@ def translate_config(
     config.update(_kv_heads(keys, layers, heads, config.get("layer_types", ())))
     if keys.arch in _WITH_WIDTHS:
         config.update(_per_layer_gemma(keys, tensors, layers))
+    if keys.arch == "lfm2moe":
+        config["num_dense_layers"] = keys.number("leading_dense_block_count", 0)
+        config["use_expert_bias"] = any(name.endswith("exp_probs_b.bias") for name in tensors)
+    if keys.arch == "granitehybrid":
+        # Of a feed-forward block it says the width where experts have theirs.
+        config["num_experts"] = keys.number("expert_count", 0)
+        width = (
+            "expert_shared_feed_forward_length" if config["num_experts"] else "feed_forward_length"
+        )
+        config["shared_intermediate_size"] = keys.count(width)
+    if keys.arch == "qwen3moe":  # there is no key for it
+        config["norm_topk_prob"] = True
     for key, name in _OPTIONAL_KEYS.items():
         if name not in config and (value := keys.number(key)):
             config[name] = value
@@ -119,6 +132,8 @@ def translate_config(
         if not 1e-6 < scale < 1e6:
             raise keys.wrong("attention.scale", f"is {scale}")
         config["query_pre_attn_scalar"] = scale**-2
+    if keys.arch in ("granitehybrid", "falcon-h1"):
+        config.update(_mamba(keys, tensors, config["hidden_size"]))
     if keys.arch == "qwen35":
         config.update(_delta_net(keys, layers))
     scaling = _rope_scaling(keys, tensors, read_vector, rotary)
@@ -273,6 +288,8 @@ def _kv_heads(keys: _Keys, layers: int, heads: int, layer_types: Sequence[str]) 
     key = "attention.head_count_kv"
     counts, other = keys.get(key), _WITHOUT_HEADS.get(keys.arch)
     by_kind = keys.arch == "gemma4" and layer_types
+    if other and not isinstance(counts, np.ndarray):
+        counts = np.full(layers, keys.count(key, heads))
     if not isinstance(counts, np.ndarray) or not (other or by_kind):
         return {"num_key_value_heads": keys.count(key, heads)}
     if len(counts) != layers or counts.min() < 0:
@@ -353,6 +370,25 @@ def _sliding_pattern(keys: _Keys, layers: int) -> dict[str, Any]:
         return {"layer_types": [names[bool(is_local)] for is_local in pattern[:layers]]}
     period = keys.number("attention.sliding_window_pattern")
     return {"sliding_window_pattern": period} if period else {}
+
+
+def _mamba(keys: _Keys, tensors: Mapping[str, TensorInfo], hidden: int) -> dict[str, Any]:
+    """Sizes of Mamba2, and what its tensors say."""
+    heads, width = keys.count("ssm.time_step_rank"), keys.count("ssm.inner_size")
+    config: dict[str, Any] = {
+        "mamba_d_conv": keys.count("ssm.conv_kernel"),
+        "mamba_d_state": keys.count("ssm.state_size"),
+        "mamba_n_groups": keys.count("ssm.group_count"),
+        "mamba_n_heads": heads,
+        "mamba_d_head": max(1, width // heads),
+        "mamba_conv_bias": any(name.endswith("ssm_conv1d.bias") for name in tensors),
+    }
+    if keys.arch == "falcon-h1":
+        has_norm = any(name.endswith("ssm_norm.weight") for name in tensors)
+        return config | {"mamba_d_ssm": width, "mamba_rms_norm": has_norm}
+    if width % hidden:
+        raise keys.wrong("ssm.inner_size", f"is {width}, no multiple of {hidden}")
+    return config | {"mamba_expand": width // hidden}
 
 
 def _delta_net(keys: _Keys, layers: int) -> dict[str, Any]:

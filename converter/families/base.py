@@ -19,6 +19,7 @@ from converter.decoder import (
     Activation,
     Attention,
     DecoderSpec,
+    Experts,
     FeedForward,
     LayerSpec,
     Norm,
@@ -56,6 +57,9 @@ _MAY_BE_ZERO = (
     "altup_active_idx",
     "hidden_size_per_layer_input",
     "max_window_layers",
+    "num_dense_layers",
+    "num_experts_per_tok",
+    "num_local_experts",
     "num_kv_shared_layers",
 )
 _SAYS_NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
@@ -64,7 +68,7 @@ _SAYS_NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
 _MOST = {
     "vocab_size": 1 << 24, "hidden_size": 1 << 20, "intermediate_size": 1 << 22,
     "num_hidden_layers": 10_000, "num_attention_heads": 1 << 14, "num_key_value_heads": 1 << 14,
-    "head_dim": 1 << 16,
+    "head_dim": 1 << 16, "num_experts": 1 << 12, "num_local_experts": 1 << 12,
 }  # fmt: skip
 
 
@@ -204,7 +208,7 @@ class Family(StoredWeights):
             UnsupportedError: they make sense but are not supported.
         """
         for key, most in _MOST.items():
-            value = getattr(self, key)
+            value = getattr(self, key, None)
             if value is not None and value > most:
                 raise SourceError(
                     f"{self.name} config",
@@ -269,7 +273,7 @@ class Family(StoredWeights):
 
     def layer(self, rope: Rope | None, sliding_window: int | None = None) -> LayerSpec:
         """A layer with this rotary embedding and window."""
-        return LayerSpec(self.attention(rope, sliding_window), self.feed_forward())
+        return LayerSpec(self.attention(rope, sliding_window), self.block())
 
     def attention(self, rope: Rope | None, sliding_window: int | None) -> Attention:
         """The mixer of a layer."""
@@ -283,8 +287,12 @@ class Family(StoredWeights):
             biases=self._biases_among(ATTENTION_PROJECTIONS),
         )
 
+    def block(self) -> FeedForward | Experts:
+        """What follows the mixer of a layer."""
+        return self.feed_forward()
+
     def feed_forward(self) -> FeedForward:
-        """The feed-forward block of a layer."""
+        """A feed-forward block; where there are experts, one of them."""
         return FeedForward(
             self.intermediate_size,
             self.activations[self.hidden_act],

@@ -76,6 +76,9 @@ class WeightSource:
         turns: blocks of so many rows come in turn with those of the other weight in the tensor,
             the first one's first; `first_row` is 0 in that one alone.
         is_log_of_negative: values v are stored as log(-v).
+        factors: what rows are multiplied with, so many rows with each, one after the other; none
+            where they stay as they are.
+        is_flattened: it is a vector, and its tensor may be a matrix with the same values.
     """
 
     tensor: str
@@ -85,6 +88,8 @@ class WeightSource:
     is_absent: bool = False
     turns: int | None = None
     is_log_of_negative: bool = False
+    factors: tuple[tuple[int, float], ...] = ()
+    is_flattened: bool = False
 
 
 class StoredWeights(ABC):
@@ -187,6 +192,10 @@ class StoredWeights(ABC):
             rows[names[path]] += shape[0]
         return sources
 
+    def stored_name(self, path: str, fmt: str) -> str:
+        """What a weight's tensor is called, where there is a choice by the first of its names."""
+        return _name_of(path, self._table(fmt), ())
+
     def _table(self, fmt: str) -> dict[str, tuple[str, ...]]:
         """Path pattern -> the names that it may have in a checkpoint of this format."""
         column = 2 if fmt == "gguf" else 1
@@ -221,13 +230,17 @@ class StoredWeights(ABC):
 def _name_of(path: str, table: Mapping[str, Sequence[str]], available: Collection[str]) -> str:
     """`layers.3.mlp.up` -> the table's name for `layers.{i}.mlp.up` with 3 in it.
 
-    The first that is available; the first where none is.
+    An expert's number is `{e}`: `layers.3.mlp.experts.7.up`. The first that is available; the first where none is.
     """
-    parts = path.split(".")
-    has_number = len(parts) > 1 and parts[1].isdigit()
-    pattern = ".".join([parts[0], "{i}", *parts[2:]]) if has_number else path
+    parts, numbers = path.split("."), {}
+    for place, at in (("{i}", 1), ("{e}", 4)):
+        if at < len(parts) and parts[at].isdigit():
+            numbers[place], parts[at] = parts[at], place
+    pattern = ".".join(parts)
     bias = pattern.removesuffix(".bias")
-    names = [name.replace("{i}", parts[1]) if "{i}" in name else name for name in table[bias]]
+    names = list(table[bias])
+    for place, number in numbers.items():
+        names = [name.replace(place, number) for name in names]
     if bias != pattern:
         names = [f"{name.removesuffix('.weight')}.bias" for name in names]
     return next((name for name in names if name in available), names[0])

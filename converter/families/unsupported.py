@@ -18,11 +18,14 @@ _EXPERT_COUNTS = (
 _LATENTS = ("kv_lora_rank", "attention.kv_lora_rank")
 # Names, in either spelling, of networks whose layers keep something else than keys and values.
 _WITH_STATE = re.compile(
-    r"mamba|rwkv|jamba|bamba|zamba|recurrent|qwen3_?5|qwen3_?next|falcon[_-]h1|nemotron_h|"
+    r"mamba|rwkv|jamba|zamba|recurrent|qwen3_?5|qwen3_?next|nemotron_h|"
     r"hybrid|xlstm|^minimax|plamo2"
 )  # fmt: skip
-# Those that no release of transformers has, whose numbers ours could be held against.
-_UNPUBLISHED = ("lfm3",)
+# Those of which no release of transformers has numbers that ours could be held against.
+_UNPROVED = {
+    "bamba": "transformers 5 rotates whole heads, and it was trained with half of each rotated",
+    "lfm3": "transformers does not have it yet, and numbers are proved against its",
+}
 # Keys of encoders, and of models that write something else than text.
 _NO_DECODER = re.compile(r"bert|t5|bart|whisper|clip|wav2vec|electra|marian|pegasus|siglip|vit")
 
@@ -37,13 +40,15 @@ def why_unsupported(model_type: str, config: Mapping[str, Any]) -> str:
     config = {**(text if isinstance(text, dict) else {}), **config}
     for key in _EXPERT_COUNTS:
         if isinstance(config.get(key), int) and config[key] > 1:
-            return f"its feed-forward blocks are {config[key]} experts, which are not supported"
+            return (
+                f"its feed-forward blocks are {config[key]} experts, a kind that is not supported"
+            )
     if any(config.get(key) for key in _LATENTS):
         return "its attention caches a latent (MLA), which is not supported"
     if config.get("is_encoder_decoder") or _NO_DECODER.search(model_type):
         return "no decoder that writes text, which is all that the runtime runs"
-    if model_type in _UNPUBLISHED:
-        return "transformers does not have it yet, and numbers are proved against its"
+    if model_type in _UNPROVED:
+        return _UNPROVED[model_type]
     if _WITH_STATE.search(model_type):
         return "its layers keep another state than keys and values, which is not supported yet"
     if isinstance(text, dict) and "vision_config" in config:

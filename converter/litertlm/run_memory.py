@@ -23,7 +23,8 @@ class RunMemory:
             `fp16`) are packed as float32; every signature holds a float32 copy of those that were
             int8, and of a table that it looks tokens up in.
         kv_cache_bytes: the KV cache at its full length; it is held from the beginning.
-        scratch_bytes: what the longest signature computes with at the same moment, at most.
+        scratch_bytes: what the longest signature computes with at the same moment, at most; and the
+            results of all experts, each of which has memory of its own for them.
         total_bytes: their sum.
     """
 
@@ -48,11 +49,14 @@ def run_memory(root: Any, weights_bytes: int) -> RunMemory:
     copies = cache = 0
     for index in range(root.SignatureDefsLength()):
         signature = root.SignatureDefs(index)
-        for buffer, nbytes, is_copied in graphs.widened(signature.SubgraphIndex()):
-            packed[buffer] = nbytes
-            copies += nbytes * is_copied
+        number = signature.SubgraphIndex()
+        for part in (number, *graphs.experts(number)):
+            for buffer, nbytes, is_copied in graphs.widened(part):
+                packed[buffer] = nbytes
+                copies += nbytes * is_copied
         cache = max(cache, graphs.states(signature))
     scratch = max((graphs.peak(number) for number in graphs.extremes()), default=0)
+    scratch += max((graphs.results_of_experts(number) for number in graphs.extremes()), default=0)
     weights = weights_bytes + sum(packed.values()) + copies
     return RunMemory(weights, cache, scratch, weights + cache + scratch)
 
@@ -70,6 +74,7 @@ class _Graphs:
         self._operators = [max(code.BuiltinCode(), code.DeprecatedBuiltinCode()) for code in codes]
         names = schema.BuiltinOperator
         self._dequantize, self._if = names.DEQUANTIZE, names.IF
+        self._product = names.FULLY_CONNECTED
         self._lookups = (names.EMBEDDING_LOOKUP, names.GATHER)
         self._peaks: dict[int, int | None] = {}
 
@@ -150,6 +155,29 @@ class _Graphs:
         self._peaks[number] = peak
         return peak
 
+    def experts(self, number: int) -> set[int]:
+        """Branches of a subgraph that multiply by weights of their own, each body once."""
+        subgraph = self._root.Subgraphs(number)
+        bodies = {
+            self._options(operator).ThenSubgraphIndex()
+            for operator in map(subgraph.Operators, range(subgraph.OperatorsLength()))
+            if self._operators[operator.OpcodeIndex()] == self._if
+        }
+        return {body for body in bodies if self._has_product(self._root.Subgraphs(body))}
+
+    def results_of_experts(self, number: int) -> int:
+        """Bytes of what they hand on, of which each has its own."""
+        results = (
+            body.Tensors(i)
+            for body in map(self._root.Subgraphs, self.experts(number))
+            for i in _numbers(body.OutputsAsNumpy())
+        )
+        return sum(map(self._nbytes, results))
+
+    def _has_product(self, subgraph: Any) -> bool:
+        operators = map(subgraph.Operators, range(subgraph.OperatorsLength()))
+        return any(self._operators[o.OpcodeIndex()] == self._product for o in operators)
+
     def _is_weight(self, operator: Any, subgraph: Any) -> bool:
         """Whether it widens a weight, which is counted with the weights."""
         is_dequantize = self._operators[operator.OpcodeIndex()] == self._dequantize
@@ -158,10 +186,15 @@ class _Graphs:
     def _branches(self, operator: Any) -> int:
         if self._operators[operator.OpcodeIndex()] != self._if:
             return 0
-        options, table = self._schema.IfOptions(), operator.BuiltinOptions()
-        options.Init(table.Bytes, table.Pos)
+        options = self._options(operator)
         branches = (options.ThenSubgraphIndex(), options.ElseSubgraphIndex())
         return max(self.peak(number) for number in branches)
+
+    def _options(self, operator: Any) -> Any:
+        """Those of an IF."""
+        options, table = self._schema.IfOptions(), operator.BuiltinOptions()
+        options.Init(table.Bytes, table.Pos)
+        return options
 
     def _count(self, tensor: Any) -> int:
         return math.prod(_numbers(tensor.ShapeAsNumpy()))

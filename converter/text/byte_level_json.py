@@ -10,7 +10,7 @@ from converter.text.tokenizer_json import added_token
 
 # How transformers' classes cut text, where no tokenizer.json says it. These architectures have one
 # class, whatever tokenizer_config.json names.
-_OF_MODEL_TYPE = {"qwen2": "qwen2", "qwen3": "qwen2"}
+_OF_MODEL_TYPE = {"qwen2": "qwen2", "qwen3": "qwen2", "qwen3_moe": "qwen2"}
 _OF_CLASS = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2", "CodeGenTokenizer": "gpt-2"}
 
 

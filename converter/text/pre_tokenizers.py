@@ -258,7 +258,7 @@ _KNOWN_IDS = {
     (_DEEPSEEK_START, 128000): "llama-bpe",
     (_DEEPSEEK_START, 151646): "deepseek-r1-qwen",
 }
-_KNOWN_ARCHITECTURES = {"qwen2": "qwen2", "qwen3": "qwen2"}
+_KNOWN_ARCHITECTURES = {"qwen2": "qwen2", "qwen3": "qwen2", "qwen3moe": "qwen2"}
 
 
 def guess_pre_tokenizer(architecture: str, tokens: Sequence[str]) -> str | None:

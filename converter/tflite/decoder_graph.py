@@ -18,9 +18,9 @@ from converter.decoder import (
     PER_LAYER_TABLE,
     Attention,
     DecoderSpec,
-    FeedForward,
     GatedDeltaNet,
     LayerSpec,
+    Mamba2,
     PerLayerInput,
     Placement,
     ShortConv,
@@ -30,8 +30,10 @@ from converter.tflite.attention import make_softcap
 from converter.tflite.attention_layers import AttentionLayers
 from converter.tflite.blocks import Blocks, WeightOf, at
 from converter.tflite.delta_net import DeltaNetLayers
+from converter.tflite.feed_forward import make_feed_forward
 from converter.tflite.graph import DType, Model, Tensor
 from converter.tflite.kv_cache import Call, Target, cache_shape
+from converter.tflite.mamba2 import Mamba2Layers
 from converter.tflite.short_conv import ShortConvLayers
 from converter.tflite.state import StateBuffer
 
@@ -119,10 +121,11 @@ class _DecoderGraph:
         if spec.altup is not None:
             self.altup = AltUpStreams(self.blocks, spec.altup, spec.norm)
         self.ids = g.make_reshape("embedding/ids", tokens, (n,))
-        mixers = {i: layer.mixer for i, layer in enumerate(spec.layers)}
-        attention = {i: mixer for i, mixer in mixers.items() if isinstance(mixer, Attention)}
-        convs = {i: mixer for i, mixer in mixers.items() if isinstance(mixer, ShortConv)}
-        delta = {i: mixer for i, mixer in mixers.items() if isinstance(mixer, GatedDeltaNet)}
+        mixers = [(i, mixer) for i, layer in enumerate(spec.layers) for mixer in layer.mixers]
+        attention = {i: mixer for i, mixer in mixers if isinstance(mixer, Attention)}
+        convs = {i: mixer for i, mixer in mixers if isinstance(mixer, ShortConv)}
+        delta = {i: mixer for i, mixer in mixers if isinstance(mixer, GatedDeltaNet)}
+        mamba = {i: mixer for i, mixer in mixers if isinstance(mixer, Mamba2)}
         shapes = {
             i: cache_shape(mixer.sliding_window, cache_length, target, rings)
             for i, mixer in attention.items()
@@ -131,12 +134,11 @@ class _DecoderGraph:
             Attention: AttentionLayers(self.blocks, attention, shapes, target),
             ShortConv: ShortConvLayers(self.blocks, convs, spec.hidden_size),
             GatedDeltaNet: DeltaNetLayers(self.blocks, delta),
+            Mamba2: Mamba2Layers(self.blocks, mamba),
         }
-        by_layer = [
-            self.mixers[type(layer.mixer)].add_states(i) for i, layer in enumerate(spec.layers)
-        ]
-        self.states = tuple(state for states in by_layer for state in states)
-        self.last_writer = max(i for i, states in enumerate(by_layer) if states)
+        added = [(i, self.mixers[type(mixer)].add_states(i)) for i, mixer in mixers]
+        self.states = tuple(state for _, states in added for state in states)
+        self.last_writer = max(i for i, states in added if states)
 
     def build_prefill(self) -> None:
         """A prefill is done when the last state is written."""
@@ -205,15 +207,16 @@ class _DecoderGraph:
         g, block, mlp = self.graph, mixer_path(index, layer), f"layers.{index}.mlp"
         fed = self.make_pre_norm(block, x)
         self.write(index, layer, fed)
-        update = self.mixers[type(layer.mixer)].mix(index, block, fed)
+        update = self.mix(index, layer, fed)
         if self.spec.placement is Placement.PARALLEL:
-            fed = self.make_mlp(mlp, layer.feed_forward, fed)
+            fed = make_feed_forward(self.blocks, mlp, layer.feed_forward, fed)
             update = g.make_add(f"layers.{index}/parallel", update, fed)
             return self.make_residual(f"layers.{index}", x, update)
         x = self.make_residual(block, x, self.make_post_norm(block, update))
         if self.spec.laurel_rank is not None:
             x = self.add_laurel(f"layers.{index}.laurel", x, fed)
-        update = self.make_mlp(mlp, layer.feed_forward, self.make_pre_norm(mlp, x))
+        fed = self.make_pre_norm(mlp, x)
+        update = make_feed_forward(self.blocks, mlp, layer.feed_forward, fed)
         return self.make_residual(mlp, x, self.make_post_norm(mlp, update))
 
     def add_laurel(self, block: str, x: Tensor, fed: Tensor) -> Tensor:
@@ -228,7 +231,16 @@ class _DecoderGraph:
 
     def write(self, index: int, layer: LayerSpec, fed: Tensor) -> None:
         """Bring a layer's states up to date."""
-        self.mixers[type(layer.mixer)].write(index, mixer_path(index, layer), fed)
+        for mixer in layer.mixers:
+            self.mixers[type(mixer)].write(index, f"layers.{index}.{mixer.block}", fed)
+
+    def mix(self, index: int, layer: LayerSpec, fed: Tensor) -> Tensor:
+        """What a layer's mixers make of their input, (N, hidden) -> the same."""
+        made = [
+            self.mixers[type(mixer)].mix(index, f"layers.{index}.{mixer.block}", fed)
+            for mixer in layer.mixers
+        ]
+        return made[0] if len(made) == 1 else self.graph.make_add(f"layers.{index}/both", *made)
 
     # Embeddings -----------------------------------------------------------------------------------
 
@@ -273,32 +285,6 @@ class _DecoderGraph:
         return blocks.make_norm(f"{name}/post_norm", update, f"{block}.post_norm", norm)
 
     # Blocks ---------------------------------------------------------------------------------------
-
-    def make_mlp(self, block: str, feed_forward: FeedForward, x: Tensor) -> Tensor:
-        """down(activation(gate(x)) * up(x)), or without a gate; (N, hidden) -> (N, hidden)."""
-        name, biases, blocks = at(block), feed_forward.biases, self.blocks
-        up = None
-        if feed_forward.is_gated:
-            gate = blocks.make_part(block, "gate", biases, x)
-            up = blocks.make_part(block, "up", biases, x)
-            if feed_forward.cutoff is not None:
-                gate = self.make_cutoff(f"{name}/cutoff", gate, feed_forward.cutoff)
-        else:
-            gate = blocks.make_part(block, "up", biases, x)
-        product = blocks.make_activation(block, feed_forward.activation, gate)
-        if up is not None:
-            product = self.graph.make_mul(f"{name}/gated", product, up)
-        return blocks.make_part(block, "down", biases, product)
-
-    def make_cutoff(self, name: str, x: Tensor, cutoff: float) -> Tensor:
-        """What rises above most of its row; see `FeedForward.cutoff`."""
-        g = self.graph
-        centred = g.make_sub(f"{name}/centred", x, g.make_mean(f"{name}/mean", x))
-        square = g.make_mul(f"{name}/square", centred, centred)
-        deviation = g.make_sqrt(f"{name}/deviation", g.make_mean(f"{name}/variance", square))
-        level = g.make_mul(f"{name}/level", deviation, g.constant(f"{name}/factor", cutoff))
-        above = g.make_sub(f"{name}/above", centred, level)
-        return g.make_maximum(name, above, g.constant("cutoff/zero", 0.0))
 
     def make_pre_norm(self, block: str, x: Tensor) -> Tensor:
         """What a block is fed with."""

@@ -2,16 +2,8 @@
 
     x -> qkv -> convolution along the tokens -> memory -> norm, gate -> o
 
-A layer keeps two things between calls, and both are right only if no token is left out or comes
-twice: the last columns that the convolution sees, and the memory. The engine sees to neither:
-
-* It zeroes them once, when it is created. So they count as zero where a call begins at position 0.
-* It pads a prefill's end. Rows of padding neither decay a memory nor add to it (g = beta = 0), and
-  the convolution's last columns are those of real tokens.
-* Where it takes tokens back it takes nothing out of them: that is the runner's part.
-
-On a CPU a state's output lies over its input. Whatever reads the old one must come before, so all
-that does feeds the one op that writes the new one.
+What it keeps between calls, and how that stays right: `recurrence`. Rows of padding neither decay a
+memory nor add to it: g = beta = 0.
 """
 
 from __future__ import annotations
@@ -23,11 +15,19 @@ import numpy as np
 
 from converter.decoder import Activation, GatedDeltaNet
 from converter.tflite.blocks import Blocks, at
-from converter.tflite.graph import DType, Graph, Tensor
-from converter.tflite.state import StateBuffer, StateKind
+from converter.tflite.graph import Graph, Tensor
+from converter.tflite.recurrence import (
+    CHUNK,
+    Recurrence,
+    columns_state,
+    make_joined,
+    make_lower,
+    make_softplus,
+    make_sums,
+    memory_state,
+)
+from converter.tflite.state import StateBuffer
 
-# Tokens that are taken at once. transformers takes as many: sums of decays are rounded alike.
-CHUNK = 64
 _EPSILON = 1e-6  # of the lengths of q and k
 
 
@@ -57,40 +57,23 @@ class DeltaNetLayers:
             mixers: by the layer's number.
         """
         self.blocks = blocks
-        self.graph = g = blocks.graph
-        self.length = n = blocks.length
+        self.graph = blocks.graph
+        self.length = blocks.length
         self.mixers = mixers
         self.inputs: dict[int, tuple[Tensor, Tensor]] = {}
         self.outputs: dict[int, Tensor] = {}
         if not mixers:
             return
-        first, last = blocks.call.first, blocks.call.last
-        goes_on = g.make_minimum("delta/goes_on", first, g.constant("delta/one", [1]))
-        # 0.0 where a conversation begins, else 1.0.
-        self.keep = g.make_cast("delta/keep", goes_on, DType.FLOAT32)
-        if n > 1:
-            tokens = g.make_sub("delta/tokens", last, first)  # one less than there are
-            rows = g.constant("delta/rows", np.arange(n, dtype=np.int32))
-            is_token = g.make_greater_equal("delta/is_token", tokens, rows)
-            real = g.make_cast("delta/real", is_token, DType.FLOAT32)
-            self.real = g.make_reshape("delta/real/column", real, (n, 1))
-            self.newest = {
-                kernel: g.make_add(
-                    f"delta/newest_{kernel}",
-                    tokens,
-                    g.constant(f"delta/next_{kernel}", np.arange(1, kernel, dtype=np.int32)),
-                )
-                for kernel in {mixer.kernel for mixer in mixers.values()}
-            }
+        self.recurrence = Recurrence(blocks, "delta", (m.kernel for m in mixers.values()))
 
     def add_states(self, index: int) -> tuple[StateBuffer, ...]:
         """Declare a layer's columns, (1, kernel - 1, channels), and its memory, (1, H, k, v)."""
         mixer = self.mixers[index]
-        columns = 1, mixer.kernel - 1, sum(mixer.widths)
-        memory = 1, mixer.num_value_heads, mixer.key_dim, mixer.value_dim
         states = (
-            StateBuffer(f"kv_cache_c_{index}", columns, StateKind.RECURRENT, 1, columns[1]),
-            StateBuffer(f"kv_cache_r_{index}", memory, StateKind.RECURRENT, 2, memory[2]),
+            columns_state(index, mixer.kernel, sum(mixer.widths)),
+            memory_state(
+                f"kv_cache_r_{index}", mixer.num_value_heads, mixer.key_dim, mixer.value_dim
+            ),
         )
         self.inputs[index] = states[0].add_to(self.graph), states[1].add_to(self.graph)
         return states
@@ -99,7 +82,9 @@ class DeltaNetLayers:
         """Bring a layer's states up to date with what it is fed with, (N, hidden)."""
         name, mixer, g, n = at(block), self.mixers[index], self.graph, self.length
         columns, memory = self.inputs[index]
-        mixed = self.make_convolution(index, block, mixer, x, columns)
+        new = self.blocks.make_part(block, "qkv", (), x)
+        mixed, last = self.recurrence.make_convolution(block, Activation.SILU, False, new, columns)
+        g.add_output(f"kv_cache_c_{index}", last)
         decay, beta = self.make_gates(block, mixer, x)
         parts, begin = [], 0
         for part, width in zip("qkv", mixer.widths, strict=True):
@@ -107,10 +92,12 @@ class DeltaNetLayers:
             begin += width
         if n == 1:
             heads = self.make_heads(name, mixer, (*parts, decay, beta), 0, 1, 1)
-            decayed = g.make_mul(f"{name}/decayed", g.make_exp(f"{name}/exp", heads.g), self.keep)
+            decayed = g.make_mul(
+                f"{name}/decayed", g.make_exp(f"{name}/exp", heads.g), self.recurrence.keep
+            )
             out, memory = make_step(g, name, heads, decayed, memory)
         else:
-            memory = g.make_mul(f"{name}/memory", memory, self.keep)
+            memory = g.make_mul(f"{name}/memory", memory, self.recurrence.keep)
             outs, whole = [], n // CHUNK
             for start, count, size in ((0, whole, CHUNK), (whole * CHUNK, 1, n % CHUNK)):
                 if count and size:
@@ -140,54 +127,19 @@ class DeltaNetLayers:
 
     # Before the memory ----------------------------------------------------------------------------
 
-    def make_convolution(
-        self, index: int, block: str, mixer: GatedDeltaNet, x: Tensor, columns: Tensor
-    ) -> Tensor:
-        """silu(conv(qkv(x))), (N, channels); and the columns that the next call sees."""
-        g, name, n, kernel = self.graph, at(block), self.length, mixer.kernel
-        new = self.blocks.make_part(block, "qkv", (), x)
-        channels = new.shape[1]
-        old = g.make_reshape(f"{name}/columns", columns, (kernel - 1, channels))
-        old = g.make_mul(f"{name}/columns/kept", old, self.keep)
-        seen = g.make_concatenation(f"{name}/seen", (old, new), axis=0)
-        if n == 1:
-            last = g.make_slice(f"{name}/last", seen, (1, 0), (kernel - 1, channels))
-        else:
-            last = g.make_gather(f"{name}/last", seen, self.newest[kernel], axis=0)
-        last = g.make_reshape(f"{name}/last/columns", last, columns.shape)
-        g.add_output(f"kv_cache_c_{index}", last)
-        taps = g.make_transpose(f"{name}/taps", self.blocks.weight(f"{block}.conv"), (2, 1, 0))
-        taps = g.make_reshape(f"{name}/taps/rows", taps, (kernel, channels))
-        total = None
-        for i in range(kernel):
-            tap = g.make_slice(f"{name}/tap_{i}", taps, (i, 0), (1, channels))
-            row = g.make_slice(f"{name}/seen_{i}", seen, (i, 0), (n, channels))
-            part = g.make_mul(f"{name}/conv_{i}", row, tap)
-            total = part if total is None else g.make_add(f"{name}/sum_{i}", total, part)
-        assert total is not None
-        return self.blocks.make_activation(f"{block}.conv", Activation.SILU, total)
-
     def make_gates(self, block: str, mixer: GatedDeltaNet, x: Tensor) -> tuple[Tensor, Tensor]:
         """The logarithm of the decay and the strength of every token, both (N, H)."""
         g, name, blocks = self.graph, at(block), self.blocks
         beta = g.make_logistic(f"{name}/strength", blocks.make_part(block, "beta", (), x))
         step = blocks.weight(f"{block}.step")
         step = g.make_add(f"{name}/step", blocks.make_part(block, "alpha", (), x), step)
-        # softplus(x) = max(x, 0) + log(1 + exp(-|x|)), which overflows nowhere
-        zero, one = g.constant("delta/nothing", 0.0), g.constant("delta/whole", 1.0)
-        size = g.make_minimum(f"{name}/size", step, g.make_neg(f"{name}/minus", step))
-        size = g.make_add(f"{name}/above_one", g.make_exp(f"{name}/size/exp", size), one)
-        soft = g.make_add(
-            f"{name}/softplus",
-            g.make_maximum(f"{name}/positive", step, zero),
-            g.make_log(f"{name}/log", size),
-        )
+        soft = make_softplus(g, name, step)
         decay = g.make_mul(f"{name}/g", soft, blocks.weight(f"{block}.decay"))
         if self.length == 1:
             return decay, beta
         return (
-            g.make_mul(f"{name}/g/real", decay, self.real),
-            g.make_mul(f"{name}/strength/real", beta, self.real),
+            g.make_mul(f"{name}/g/real", decay, self.recurrence.real),
+            g.make_mul(f"{name}/strength/real", beta, self.recurrence.real),
         )
 
     def make_heads(
@@ -280,13 +232,9 @@ def make_chunks(g: Graph, name: str, heads: Heads, memory: Tensor) -> tuple[Tens
     q, k, v, decay, beta = heads
     count, num, size, width = v.shape
     keys = k.shape[3]
-    lower = np.tril(np.ones((size, size), np.float32))
-    flat = g.make_reshape(f"{name}/g/flat", decay, (count * num, size))
-    total = g.make_fully_connected(
-        f"{name}/total/flat", flat, g.constant(f"delta/lower_{size}", lower)
-    )
+    total = make_sums(g, f"{name}/g", g.make_reshape(f"{name}/g/row", decay, (count, num, size)))
     row = g.make_reshape(f"{name}/total/row", total, (count, num, 1, size))
-    total = g.make_reshape(f"{name}/total", total, (count, num, size, 1))
+    total = g.make_reshape(f"{name}/total/column", total, (count, num, size, 1))
     # Above the diagonal differences are positive and large; they are not to become infinite.
     between = g.make_sub(f"{name}/between", total, row)
     between = g.make_minimum(f"{name}/between/past", between, g.constant("delta/nothing", 0.0))
@@ -312,7 +260,7 @@ def make_chunks(g: Graph, name: str, heads: Heads, memory: Tensor) -> tuple[Tens
         f"{name}/looks", (of_k, g.make_mul(f"{name}/q/grown", q, grown)), axis=2
     )
     seen = g.make_mul(f"{name}/qk/past", g.make_batch_matmul(f"{name}/qk", q, k), between)
-    seen = g.make_mul(f"{name}/seen", seen, g.constant(f"delta/lower_{size}", lower))
+    seen = g.make_mul(f"{name}/seen", seen, make_lower(g, size))
     end = g.make_slice(f"{name}/end", total, (0, 0, size - 1, 0), (count, num, 1, 1))
     left = g.make_exp(f"{name}/left/exp", g.make_sub(f"{name}/left", end, total))
     written = g.make_mul(f"{name}/k/left", k, left)
@@ -337,12 +285,7 @@ def make_chunks(g: Graph, name: str, heads: Heads, memory: Tensor) -> tuple[Tens
         kept = g.make_mul(f"{of}/kept", memory, one("end", end))
         added = g.make_batch_matmul(f"{of}/added", one("written", written), new, transposed=False)
         memory = g.make_add(f"{of}/memory", kept, added)
-    while len(outs) > 1:  # the delegate takes four at most
-        outs = [
-            g.make_concatenation(f"{name}/outs_{len(outs)}_{i}", outs[i : i + 4], axis=0)
-            for i in range(0, len(outs), 4)
-        ]
-    return outs[0], memory
+    return make_joined(g, f"{name}/outs", outs), memory
 
 
 def make_inverse(g: Graph, name: str, a: Tensor) -> Tensor:

@@ -108,6 +108,7 @@ class Graph:
 
     def __init__(self, model: Model, name: str, is_signature: bool = True) -> None:
         self.name = name
+        self.number = len(model.graphs)
         self.is_signature = is_signature
         # Weakly, as the model holds its graphs: in a circle they would stay in memory for long.
         self._model: Model = weakref.proxy(model)
@@ -322,6 +323,21 @@ class Graph:
         shape = (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
         return self._make("GATHER", name, (x, indices), shape, x.dtype, Axis=axis)
 
+    def make_scatter(self, name: str, places: Tensor, rows: Tensor, shape: Sequence[int]) -> Tensor:
+        """Zeros, (n, width), and in them `rows`, (m, width), at `places`, (m, 1)."""
+        full = self.constant(f"{name}/shape", shape)
+        return self._make("SCATTER_ND", name, (places, rows, full), shape, rows.dtype)
+
+    def make_top_k(self, name: str, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k largest of the last axis, and their indices there, int32; the largest first."""
+        count = self.constant(f"{name}/k", np.asarray(k, np.int32))
+        shape = (*x.shape[:-1], k)
+        values = self._tensor(name, shape, x.dtype)
+        indices = self._tensor(f"{name}/indices", shape, DType.INT32)
+        inputs, outputs = (x.index, count.index), (values.index, indices.index)
+        self.ops.append(Op("TOPK_V2", inputs, outputs, ()))
+        return values, indices
+
     def make_greater_equal(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         """Whether a >= b, with broadcasting."""
         shape = _broadcast(a.shape, b.shape)
@@ -368,15 +384,14 @@ class Graph:
         runtime hands the inputs over without copying them.
         """
         [result] = then.outputs.values()
-        graphs = self._model.graphs
         return self._make(
             "IF",
             name,
             (condition, *inputs),
             result.shape,
             result.dtype,
-            ThenSubgraphIndex=graphs.index(then),
-            ElseSubgraphIndex=graphs.index(otherwise),
+            ThenSubgraphIndex=then.number,
+            ElseSubgraphIndex=otherwise.number,
         )
 
 

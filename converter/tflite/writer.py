@@ -28,6 +28,8 @@ from ai_edge_litert import schema_py_generated as schema
 from converter.tflite.graph import Declared, Graph, Model, Op, Tensor, Weight
 
 WEIGHT_ALIGNMENT = 64  # bytes; what XNNPACK and memory mapping like best, and a multiple of 16
+# flatbuffers' verifier takes a file with more for a malicious one.
+MOST_TABLES = 1_000_000
 _CONSTANT_ALIGNMENT = 16  # bytes; the runtime requires it of data inside the flatbuffer
 
 # Operator -> its options table; None where the operator has none.
@@ -62,6 +64,7 @@ _OPTIONS: dict[str, str | None] = {
     "ROUND": None,
     "RSQRT": None,
     "SQRT": None,
+    "SCATTER_ND": "ScatterNdOptions",
     "SELECT_V2": "SelectV2Options",
     "SIN": None,
     "SLICE": "SliceOptions",
@@ -69,6 +72,7 @@ _OPTIONS: dict[str, str | None] = {
     "SUB": "SubOptions",
     "SUM": "ReducerOptions",
     "TANH": None,
+    "TOPK_V2": "TopKV2Options",
     "TRANSPOSE": "TransposeOptions",
 }
 # An old reader takes this number for "the operator is in the newer field" (schema.fbs).
@@ -83,11 +87,13 @@ class Layout:
         flatbuffer: the bytes before the weights; writable, so that scales can be filled in.
         offsets: weight name -> byte offset of its data from the start of the model.
         nbytes: size of the whole model, flatbuffer and weights.
+        tables: how many the runtime counts when it verifies the flatbuffer, at most `MOST_TABLES`.
     """
 
     flatbuffer: bytearray
     offsets: dict[str, int]
     nbytes: int
+    tables: int
     _scale_places: dict[str, tuple[int, int]]
 
     def scales(self, name: str) -> np.ndarray:
@@ -99,6 +105,17 @@ class Layout:
 def write(model: Model) -> Layout:
     """Write the flatbuffer and fix the place of every weight."""
     return _Packer(model).pack()
+
+
+def count_tables(model: Model) -> int:
+    """Tables as a verifier meets them: what is referred to from several places, several times."""
+    count = 1 + len(model.buffers) + len(_OPTIONS)
+    for graph in model.graphs:
+        tensors = len(graph.tensors) + sum(2 for tensor in graph.tensors if tensor.weight)
+        options = sum(_OPTIONS[op.operator] is not None for op in graph.ops)
+        count += 1 + tensors + len(graph.ops) + options
+        count += 1 + len(graph.inputs) + len(graph.outputs) if graph.is_signature else 0
+    return count
 
 
 class _Record:
@@ -197,7 +214,7 @@ class _Packer:
             name: (end_of_tables - place + 4, self._model.weights[name].shape[0])
             for name, place in self._scales.items()
         }
-        return Layout(flatbuffer, offsets, position, scales)
+        return Layout(flatbuffer, offsets, position, count_tables(self._model), scales)
 
     # Objects of the format ---------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ change a bit of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -34,14 +34,17 @@ from converter.decoder import (
     AltUp,
     Attention,
     DecoderSpec,
+    Experts,
     FeedForward,
     GatedDeltaNet,
     LayerSpec,
+    Mamba2,
     Mixer,
     Norm,
     NormKind,
     PerLayerInput,
     Placement,
+    Router,
     ShortConv,
 )
 from converter.kernels import INT8_MAX
@@ -108,7 +111,8 @@ class _Calibration:
         # Tokens up to each.
         self.seen = np.arange(1, TOKENS + 1, dtype=np.float32)[:, None]
         # The values that later layers look at, by the layer that made them.
-        attention = [m for layer in spec.layers if isinstance(m := layer.mixer, Attention)]
+        mixers = [mixer for layer in spec.layers for mixer in layer.mixers]
+        attention = [mixer for mixer in mixers if isinstance(mixer, Attention)]
         self.lent = {mixer.cache_of for mixer in attention} - {None}
         self.values: dict[int, np.ndarray] = {}
 
@@ -148,7 +152,11 @@ class _Calibration:
         """A layer's mixer and feed-forward block."""
         spec, laurel = self.spec, f"layers.{index}.laurel"
         block, mlp = f"layers.{index}.{layer.mixer.block}", f"layers.{index}.mlp"
-        first = self.first_matrices(block, layer.mixer)
+        first = [
+            path
+            for mixer in layer.mixers
+            for path in self.first_matrices(f"layers.{index}.{mixer.block}", mixer)
+        ]
         if spec.laurel_rank is not None:
             first.append(f"{laurel}.left")
         if spec.placement is Placement.PARALLEL:
@@ -156,6 +164,8 @@ class _Calibration:
         # What is also added to the residual stream stays as it is.
         y, inputs = self.fed(block, x, first, may_scale=spec.laurel_rank is None)
         update = self.mix(index, layer.mixer, y, inputs)
+        if layer.beside is not None:
+            update = update + self.mix(index, layer.beside, y, inputs)
         if spec.placement is Placement.PARALLEL:
             return self.add(x, update + self.feed(mlp, layer.feed_forward, y, inputs))
         x = self.add(x, self.after(block, update))
@@ -168,14 +178,21 @@ class _Calibration:
 
     # A block's parts ------------------------------------------------------------------------------
 
-    def first_matrices(self, block: str, part: Mixer | FeedForward) -> list[str]:
-        """The matrices that a block's input meets."""
+    def first_matrices(self, block: str, part: Mixer | FeedForward | Experts) -> list[str]:
+        """The matrices that a block's input meets, but for a router, which is not rounded."""
+        if isinstance(part, Experts):
+            blocks = {f"{block}.experts.{e}": part.expert for e in range(part.count)}
+            if part.shared is not None:
+                blocks[f"{block}.shared"] = part.shared
+            return [path for b, mlp in blocks.items() for path in self.first_matrices(b, mlp)]
         if isinstance(part, FeedForward):
             names = ["gate", "up"] if part.is_gated else ["up"]
         elif isinstance(part, ShortConv):
             names = ["b", "c", "x"]
         elif isinstance(part, GatedDeltaNet):
             names = ["qkv", "z", "beta", "alpha"]
+        elif isinstance(part, Mamba2):
+            names = ["gate", "xbc", "dt"]
         else:
             names = ["q"]
             if part.cache_of is None:
@@ -204,6 +221,8 @@ class _Calibration:
             return self.convolve(f"layers.{index}.conv", mixer, y, inputs)
         if isinstance(mixer, GatedDeltaNet):
             return self.remember(f"layers.{index}.delta", mixer, y, inputs)
+        if isinstance(mixer, Mamba2):
+            return self.scan(f"layers.{index}.mamba", mixer, y, inputs)
         return self.attend(index, mixer, y, inputs)
 
     def convolve(self, block: str, mixer: ShortConv, y: np.ndarray, inputs: Inputs) -> np.ndarray:
@@ -276,10 +295,7 @@ class _Calibration:
         weights, o = self.weights, f"{block}.o"
         parts = (f"{block}.{part}" for part in ("qkv", "z", "beta", "alpha"))
         qkv, z, strength, alpha = weights.multiply(inputs, y, *parts)
-        taps = weights.table(f"{block}.conv")
-        seen = np.concatenate([np.zeros((mixer.kernel - 1, len(taps)), np.float32), qkv])
-        mixed = sum(seen[i : i + TOKENS] * taps[:, i] for i in range(mixer.kernel))
-        mixed = _activate(Activation.SILU, mixed)
+        mixed = _activate(Activation.SILU, self.shifted(block, qkv))
         q, k, v = np.split(mixed, np.cumsum(mixer.widths)[:2], axis=1)
         q, k = (_unit(x.reshape(TOKENS, mixer.num_key_heads, -1)) for x in (q, k))
         q *= np.float32(mixer.key_dim**-0.5)
@@ -302,11 +318,62 @@ class _Calibration:
         [product] = weights.multiply(_inputs(out), out, o)
         return product
 
+    def scan(self, block: str, mixer: Mamba2, y: np.ndarray, inputs: Inputs) -> np.ndarray:
+        """The state space model, as `Mamba2` says."""
+        weights, o = self.weights, f"{block}.o"
+        paths = [f"{block}.{part}" for part in ("gate", "xbc", "dt")]
+        gate, xbc, dt = (
+            self.projected(path, mixer, product)
+            for path, product in zip(paths, weights.multiply(inputs, y, *paths), strict=True)
+        )
+        mixed = self.projected(f"{block}.conv", mixer, self.shifted(block, xbc))
+        mixed = _activate(mixer.activation, mixed)
+        x, b, c = np.split(mixed, np.cumsum(mixer.widths)[:2], axis=1)
+        x = x.reshape(TOKENS, mixer.num_heads, mixer.head_dim)
+        per_group = mixer.num_heads // mixer.groups
+        b, c = (part.reshape(TOKENS, mixer.groups, -1).repeat(per_group, axis=1) for part in (b, c))
+        step = np.logaddexp(0, dt + weights.vector(f"{block}.step"))
+        step = np.clip(step, *mixer.step_limits).astype(np.float32)
+        decay = np.exp(step * weights.vector(f"{block}.decay"))[:, :, None, None]
+        memory = np.zeros((mixer.num_heads, mixer.head_dim, mixer.state_dim), np.float32)
+        out = x * weights.vector(f"{block}.skip")[:, None]
+        for i in range(TOKENS):
+            memory = memory * decay[i] + (step[i][:, None] * x[i])[:, :, None] * b[i][:, None]
+            out[i] += np.einsum("hps,hs->hp", memory, c[i])
+        out, gate = out.reshape(TOKENS, -1), _activate(Activation.SILU, gate)
+        if mixer.gates_last:
+            out = self.normed_in_parts(block, mixer, out) * gate
+        else:
+            out = self.normed_in_parts(block, mixer, out * gate)
+        # What a norm's weight makes of a column, that of `o` may make up for.
+        inputs = _inputs(out, mixer.norm is not None and weights.may_scale(o))
+        if mixer.norm is not None:
+            weights.divide(f"{block}.out_norm", inputs.factors)
+        [product] = weights.multiply(inputs, out, o)
+        return self.projected(o, mixer, product)
+
+    def normed_in_parts(self, block: str, mixer: Mamba2, x: np.ndarray) -> np.ndarray:
+        if mixer.norm is None:
+            return x
+        parts = x.reshape(TOKENS, mixer.norm_groups, -1)
+        normed = self.normed(block, parts, replace(mixer.norm, has_weight=False))
+        return normed.reshape(x.shape) * self.weights.vector(f"{block}.out_norm")
+
+    def shifted(self, block: str, x: np.ndarray) -> np.ndarray:
+        """A causal convolution along the tokens, channel by channel."""
+        taps = self.weights.table(f"{block}.conv")
+        kernel = taps.shape[1]
+        seen = np.concatenate([np.zeros((kernel - 1, len(taps)), np.float32), x])
+        total: np.ndarray = sum(seen[i : i + TOKENS] * taps[:, i] for i in range(kernel))
+        return total
+
     def feed(
-        self, block: str, feed_forward: FeedForward, y: np.ndarray, inputs: Inputs
+        self, block: str, feed_forward: FeedForward | Experts, y: np.ndarray, inputs: Inputs
     ) -> np.ndarray:
         """The feed-forward block."""
         weights = self.weights
+        if isinstance(feed_forward, Experts):
+            return self.route(block, feed_forward, y, inputs)
         gate, up, down = (f"{block}.{part}" for part in MLP_PROJECTIONS)
         if feed_forward.is_gated:
             gates, ups = weights.multiply(inputs, y, gate, up)
@@ -327,6 +394,30 @@ class _Calibration:
                 weights.divide(f"{up}.bias", inputs.factors)
         [product] = weights.multiply(inputs, y, down)
         return self.projected(down, feed_forward, product)
+
+    def route(self, block: str, experts: Experts, y: np.ndarray, inputs: Inputs) -> np.ndarray:
+        """Experts, each with the tokens that take it; what none takes is stored as it is.
+
+        Columns of all of them are scaled alike, as all have the same inputs.
+        """
+        router = f"{block}.router"
+        logits = y @ self.weights.table(router).T
+        if experts.router_bias:
+            logits = logits + self.weights.vector(f"{router}.bias")
+        self.weights.store(inputs, router)
+        shares = _shares(experts, logits, self.weights, f"{block}.choice")
+        total = np.zeros_like(y)
+        if experts.shared is not None:
+            total += self.feed(f"{block}.shared", experts.shared, y, inputs)
+        for e in range(experts.count):
+            path, own = f"{block}.experts.{e}", np.flatnonzero(shares[:, e])
+            if len(own):
+                made = self.feed(path, experts.expert, y[own], inputs)
+                total[own] += shares[own, e : e + 1] * made
+            else:
+                self.weights.store(inputs, *self.first_matrices(path, experts.expert))
+                self.weights.store(Inputs(), f"{path}.down")
+        return total
 
     def per_layer_update(self, index: int, given: PerLayerInput, x: np.ndarray) -> np.ndarray:
         """What a layer makes of its part of the second embedding."""
@@ -353,7 +444,7 @@ class _Calibration:
     # Pieces ---------------------------------------------------------------------------------------
 
     def projected(
-        self, path: str, part: Attention | ShortConv | FeedForward, product: np.ndarray
+        self, path: str, part: Attention | ShortConv | Mamba2 | FeedForward, product: np.ndarray
     ) -> np.ndarray:
         """A product with its bias."""
         if path.rpartition(".")[2] not in part.biases:
@@ -414,10 +505,15 @@ class _Streams:
     def layer(self, index: int, layer: LayerSpec, x: np.ndarray) -> np.ndarray:
         spec, active, block = self.calibration.spec, self.altup.active, f"layers.{index}.altup"
         count = self.altup.streams
-        [factors] = self.multiply(block, "predict", self.routed(block, x[active]))
+        seen = self.router_inputs(block, x[active])
+        routed = np.tanh(seen @ self.weights.table(f"{block}.router").T)
+        [factors] = self.multiply(block, "predict", routed)
         x = x + np.einsum("njk,knh->jnh", factors.reshape(-1, count, count), x)
         made = self.calibration.blocks(index, layer, x[active])
-        [factors] = self.multiply(block, "correct", self.routed(block, made))
+        # The router meets both, and is stored by what is known of both.
+        both = np.concatenate([seen, self.router_inputs(block, made)])
+        [routed] = self.multiply(block, "router", both)
+        [factors] = self.multiply(block, "correct", np.tanh(routed[len(seen) :]))
         x = x + (1 + factors.T[:, :, None]) * (made - x[active])
         if spec.per_layer_input is not None:
             seen = x[active]
@@ -426,13 +522,26 @@ class _Streams:
             x[1:] += self.calibration.per_layer_update(index, spec.per_layer_input, seen)
         return x
 
-    def routed(self, block: str, x: np.ndarray) -> np.ndarray:
-        normed = self.calibration.normed(f"{block}.router_norm", x) / np.float32(x.shape[1])
-        [routed] = self.multiply(block, "router", normed)
-        return np.tanh(routed)
+    def router_inputs(self, block: str, x: np.ndarray) -> np.ndarray:
+        return self.calibration.normed(f"{block}.router_norm", x) / np.float32(x.shape[1])
 
     def multiply(self, block: str, part: str, x: np.ndarray) -> list[np.ndarray]:
         return self.weights.multiply(_inputs(x), x, f"{block}.{part}")
+
+
+def _shares(experts: Experts, logits: np.ndarray, weights: Weights, choice: str) -> np.ndarray:
+    """The weight of every expert for every token, 0 where it is not taken: see `Experts`."""
+    if experts.router is Router.SIGMOID:
+        scores = 1 / (1 + np.exp(-logits))
+    else:
+        scores = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        scores /= scores.sum(axis=-1, keepdims=True)
+    compared = scores + weights.vector(choice) if experts.choice_bias else logits
+    least = np.sort(compared, axis=-1)[:, -experts.active, None]
+    shares: np.ndarray = scores * (compared >= least)
+    if experts.renormalises:
+        shares = shares / (shares.sum(axis=-1, keepdims=True) + np.float32(experts.epsilon))
+    return shares * np.float32(experts.scale)
 
 
 def _as_long(x: np.ndarray, other: np.ndarray) -> np.ndarray:

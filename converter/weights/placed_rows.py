@@ -23,7 +23,8 @@ def read_placed(
 ) -> np.ndarray:
     """Rows `start:stop` as the network has them, `(stop - start, columns)`.
 
-    Of a tensor of one dimension they are its values: `(1, stop - start)`. Nothing is added.
+    Of a tensor of one dimension they are its values: `(1, stop - start)`. They are multiplied with
+    the source's factors; nothing is added.
 
     Args:
         tensor: one that is laid out as `source` says, whatever tensor that names.
@@ -32,12 +33,22 @@ def read_placed(
     """
     if source.turns is not None:
         return _in_turn(checkpoint, tensor, source.turns, source.first_row > 0, start, stop, buffer)
+    if source.is_flattened:
+        shape = checkpoint.tensors[tensor].shape
+        rows = checkpoint.read_rows(tensor, 0, 1 if len(shape) == 1 else shape[0])
+        return rows.reshape(1, -1)[:, start:stop]
     first, last = source.first_row + start, source.first_row + stop
-    if len(checkpoint.tensors[tensor].shape) == 1:
+    is_vector = len(checkpoint.tensors[tensor].shape) == 1
+    if is_vector:
         rows = checkpoint.read_rows(tensor, 0, 1, buffer=buffer)[:, first:last]
     else:
         rows = checkpoint.read_rows(tensor, first, last, buffer=buffer, keep_bf16=keep_bf16)
-    return halves_from_pairs(rows, *source.interleaved) if source.interleaved else rows
+    rows = halves_from_pairs(rows, *source.interleaved) if source.interleaved else rows
+    if source.factors:
+        counts, factors = zip(*source.factors, strict=True)
+        by_row = np.repeat(np.asarray(factors, np.float32), counts)[start:stop]
+        rows = rows * (by_row if is_vector else by_row[:, None])
+    return rows
 
 
 def _in_turn(

@@ -35,6 +35,9 @@ from converter.weights.workers import Task, Workers
 # with so few the threads spend their time handing Python's lock to each other.
 BLOCK_VALUES = 1 << 20
 
+# `multiply_int8` takes its left side's rows so many at a time.
+_ROWS_OF_KERNEL = 4
+
 Progress = Callable[[int], None]
 # Told each weight's path, and what is known of its inputs when it is stored.
 Watch = Callable[[str, Inputs], None]
@@ -176,6 +179,8 @@ class WeightStream:
                 self._workers.do_later(self._tasks(path, inputs))
 
     def multiply(self, inputs: Inputs, x: np.ndarray, *paths: str) -> list[np.ndarray]:
+        count = len(x)
+        x = np.pad(x, ((0, -count % _ROWS_OF_KERNEL), (0, 0)))
         integers, scales = to_integers(x, inputs.factors)
         products, tasks = [], []
         for path in paths:
@@ -183,7 +188,7 @@ class WeightStream:
             products.append(product)
             tasks += self._tasks(path, inputs, Wanted(integers, scales, product))
         self._workers.do(tasks)
-        return products
+        return [product[:count] for product in products]
 
     def divide(self, path: str, factors: np.ndarray | None) -> None:
         weight = self._weights[path]
@@ -211,6 +216,7 @@ class WeightStream:
 
     def _tasks(self, path: str, inputs: Inputs, wanted: Wanted | None = None) -> list[Task]:
         weight = self._weights[path]
+        assert path not in self._sent, f"{path} would be stored twice"
         self._sent.add(path)
         if self._watch is not None:
             self._watch(path, inputs)
@@ -293,7 +299,7 @@ class WeightStream:
                 source,
                 *((0, columns) if is_vector else (start, stop)),
                 buffer=self._floats.of_size((stop - start) * columns),
-                keep_bf16=keep_bf16 and not source.add and not weight.updates,
+                keep_bf16=keep_bf16 and not (source.add or source.factors or weight.updates),
             )
         if source.is_log_of_negative:
             np.negative(np.exp(rows, out=rows), out=rows)

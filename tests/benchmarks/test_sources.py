@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.checkpoints import SHAPES, make_checkpoint
-from benchmarks.sources import GEMMA3_270M, SMOLLM2_135M, bfloat16, name_of, widen_gguf, write_gguf
+from benchmarks.sources import GEMMA3_270M, SMOLLM2_135M, bfloat16, widen_gguf, write_gguf
 from converter.checkpoint.gguf import open_gguf
 from converter.checkpoint.safetensors import open_folder
 from converter.registry import family_of
@@ -48,8 +48,8 @@ def test_a_shape_as_gguf_holds_the_same_weights(tmp_path: Path, tokenizer: Path)
         assert len(gguf.tensors) == len(folder.tensors)
         for path, shape in family.spec().weight_shapes():
             rows = shape[0] if len(shape) > 1 else 1
-            ours = folder.read_rows(f"model.{name_of(family, path, 1)}", 0, rows)
-            theirs = gguf.read_rows(name_of(family, path, 2), 0, rows)
+            ours = folder.read_rows(f"model.{family.stored_name(path, 'safetensors')}", 0, rows)
+            theirs = gguf.read_rows(family.stored_name(path, "gguf"), 0, rows)
             np.testing.assert_array_equal(ours, theirs, err_msg=path)
 
 
@@ -58,7 +58,7 @@ def test_gemma_there_and_back_is_the_same(tmp_path: Path, tokenizer: Path) -> No
     family = family_of(GEMMA_TINY)
     rng = np.random.default_rng(0)
     tensors = {
-        name_of(family, path, 2): 1 + rng.integers(-64, 64, shape).astype(np.float32) / 128
+        family.stored_name(path, "gguf"): 1 + rng.integers(-64, 64, shape).astype(np.float32) / 128
         for path, shape in family.spec().weight_shapes()
     }
     from tests.gguf_files import write_gguf as write_small_gguf

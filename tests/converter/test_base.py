@@ -23,11 +23,13 @@ from cli.obtain import open_checkpoint
 from converter.base import ModelConverter, Plan
 from converter.errors import LiteRTLMError, OptionError, SourceError, UnsupportedError
 from converter.litertlm.inspection import read_bundle
-from converter.options import ChatTemplate, ConvertOptions
+from converter.options import PREFILL_LADDER, ChatTemplate, ConvertOptions, ladder_of
 from converter.output.atomic_file import AtomicFile
+from converter.registry import family_of
 from converter.tflite.kv_cache import Target
 from converter.weights.quantization import SCHEMES, Clip
 from runner.interpreter import GraphRunner
+from tests.published_configs import PUBLISHED
 from tests.small_tokenizers import SMALL_BPE
 from tests.stored_weights import stored_matrix
 from tests.tiny_models import make_checkpoint
@@ -547,6 +549,44 @@ def test_prefill_lengths_beyond_the_cache_are_dropped(llama: Path, tmp_path: Pat
     convert(llama, tmp_path / "m", cache_length=64, prefill_lengths=(8, 64, 65, 1024))
     names = [signature.name for signature in read_bundle(tmp_path / "m").model.signatures]
     assert names == ["prefill_8", "prefill_64", "decode"]
+
+
+@pytest.mark.parametrize(
+    ("model", "lengths"),
+    [
+        ("meta-llama/Llama-3.2-1B-Instruct", PREFILL_LADDER),
+        ("ibm-granite/granite-3.1-1b-a400m-instruct", (8, 128)),
+        ("LiquidAI/LFM2-8B-A1B", (8, 64)),
+        ("Qwen/Qwen3-30B-A3B", (8,)),
+    ],
+)
+def test_experts_have_as_many_prefill_lengths_as_memory_has_room_for(
+    model: str, lengths: tuple[int, ...]
+) -> None:
+    assert ladder_of(family_of(PUBLISHED[model][0]).spec()) == lengths
+
+
+def test_experts_are_not_for_gpus(tmp_path: Path) -> None:
+    make_checkpoint("granitemoe", tmp_path / "moe")
+    error = refusal(tmp_path / "moe", tmp_path / "out" / "m", target=Target.GPU)
+    assert isinstance(error, UnsupportedError)
+    assert "its experts stand behind branches, which a GPU does not take" in str(error)
+
+
+def test_more_branches_than_the_runtime_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its verifier has a limit, which 128 experts in 48 layers meet with two lengths."""
+    make_checkpoint("granitemoe", tmp_path / "moe")
+    options = {"prefill_lengths": (8, 64), "cache_length": 64}
+    tables = plan_of(tmp_path / "moe", quantize="fp32", **options).model.tables
+    monkeypatch.setattr("converter.base.MOST_TABLES", tables - 1)
+    error = refusal(tmp_path / "moe", tmp_path / "out" / "m", **options)
+    assert isinstance(error, OptionError)
+    assert str(error) == (
+        f"--prefill-seq-len 8,64, the graph has {tables} tables, and the runtime loads at most "
+        f"{tables - 1}, choose fewer lengths, or shorter ones"
+    )
 
 
 def test_all_prefill_lengths_beyond_the_cache(llama: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from runner.engine import Model
 from tests.edited_bundle import edited_bundle
 from tests.tiny_models import TINY_CONFIGS, random_model, write_tokenizer
 
-MODELS = ["lfm2", "lfm2-biases-untied"]
+MODELS = ["lfm2", "lfm2-biases-untied", "lfm2_moe"]
 QUESTIONS = ["What is the capital of France?", "Is it? " * 30, "And of Spain?"]
 _CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"

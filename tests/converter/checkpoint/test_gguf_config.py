@@ -118,12 +118,15 @@ def test_sampling_is_what_generation_config_said(file: Path) -> None:
         ({"attention.scale": 0.015625}, {"attention_multiplier": 0.015625}),
         ({"attn_logit_softcapping": 50.0}, {"attn_logit_softcapping": 50.0}),
         ({"final_logit_softcapping": 30.0}, {"final_logit_softcapping": 30.0}),
-        ({"expert_count": 8}, {"num_experts": 8}),
+        (
+            {"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 64},
+            {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
+        ),
         ({"expert_count": 0}, {}),
         ({"use_parallel_residual": True}, {"use_parallel_residual": True}),
         # What says nothing.
         ({"new_key": 0, "use_alibi": False, "new_list": [0, 0], "new_name": "", "scale": 0.0}, {}),
-        ({"attention.causal": True, "pooling_type": 3, "expert_used_count": 2}, {}),
+        ({"attention.causal": True, "pooling_type": 3, "expert_shared_count": 2}, {}),
         ({"embedding_length_out": 64, "nextn_predict_layers": 0}, {}),
         ({"rope.scaling.yarn_log_multiplier": 0.1, "rope.scaling.yarn_beta_fast": 32.0}, {}),
         ({"rope.scaling.attn_factor": 1.0, "rope.scaling.original_context_length": 512}, {}),
@@ -170,6 +173,30 @@ def test_longrope_tensors_are_told(file: Path) -> None:
     }
     alone = write_gguf(file.with_name("alone.gguf"), tensors=tensors_of_a_model(**long))
     assert "rope_factors_short.weight" in str(refused(alone))
+
+
+@pytest.mark.parametrize(
+    ("arch", "keys", "why"),
+    [
+        ("falcon-h1", {}, "metadata key 'falcon-h1.ssm.time_step_rank' is missing"),
+        (
+            "granitehybrid",
+            {"ssm.inner_size": 96},
+            "metadata key 'granitehybrid.ssm.inner_size' is 96, no multiple of 64",
+        ),
+        (
+            "granitehybrid",
+            {"ssm.inner_size": 128, "ssm.conv_kernel": 0},
+            "metadata key 'granitehybrid.ssm.conv_kernel' is 0, not a positive whole number",
+        ),
+    ],
+)
+def test_sizes_of_a_state_space_model(
+    file: Path, arch: str, keys: dict[str, Any], why: str
+) -> None:
+    sizes = {"conv_kernel": 4, "state_size": 8, "group_count": 1, "time_step_rank": 4}
+    said = {f"ssm.{key}": value for key, value in sizes.items()} if keys else {}
+    assert refused(write_gguf(file, {**said, **keys}, arch=arch)).why == why
 
 
 def test_gemma_s_attention_scale_is_a_query_scalar(file: Path) -> None:
@@ -260,7 +287,7 @@ def test_other_architectures_are_refused_before_anything_else(file: Path, arch: 
     assert error.why == "not a supported architecture"
     assert arch in error.what
     experts = refused(write_gguf(file, {"expert_count": 60}, arch="qwen2moe"))
-    assert experts.why == "its feed-forward blocks are 60 experts, which are not supported"
+    assert experts.why == "its feed-forward blocks are 60 experts, a kind that is not supported"
 
 
 def test_keys_and_values_of_different_size(file: Path) -> None:

@@ -41,6 +41,7 @@ _ELSEWHERE = {
     "head_dim", "rope_theta", "rope_scaling", "rope_local_base_freq", "sliding_window_pattern",
     "is_causal", "partial_rotary_factor", "per_layer_config", "block_ff_dim", "tie_embedding",
     "full_attention_interval",
+    "num_local_experts",
 }  # fmt: skip
 
 
@@ -54,9 +55,8 @@ def test_no_other_key_is_read(model_type: str) -> None:
 @pytest.mark.parametrize("model_type", [name for name in MODEL_TYPES if name not in WRAPPERS])
 def test_what_is_left_out_has_the_default_of_transformers(model_type: str) -> None:
     theirs = {field.name: field.default for field in dataclasses.fields(config_class(model_type))}
-    for theirs_name, name in FAMILIES[model_type].aliases.items():
-        if theirs_name in theirs:
-            theirs[name] = theirs[theirs_name]
+    aliases = FAMILIES[model_type].aliases
+    theirs |= {aliases[name]: theirs[name] for name in aliases if name in theirs}
     for field in dataclasses.fields(FAMILIES[model_type]):
         if field.default is not dataclasses.MISSING and field.name in theirs:
             # None stands for what is worked out: a head's width, a GGUF's unstated scalar.

@@ -117,6 +117,15 @@ def test_configs_that_make_no_sense_are_refused(changes: dict[str, Any], message
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_experts_per_tok": 65}, {"num_local_experts": 7}, {"num_experts_per_tok": 0}],
+)
+def test_a_token_takes_no_more_experts_than_there_are(changes: dict[str, Any]) -> None:
+    with pytest.raises(SourceError, match=r"is not 1 to (64|7), the experts"):
+        family_of({"model_type": "olmoe", **changes})
+
+
 def test_layer_types_name_every_layer() -> None:
     with pytest.raises(SourceError, match="layer_types names 1 layers, num_hidden_layers says 28"):
         family_of({**QWEN3_06B, "layer_types": ["full_attention"]})
@@ -143,8 +152,8 @@ def test_unsupported_architecture_lists_the_supported_ones() -> None:
     ("config", "why"),
     [
         (
-            {"model_type": "qwen3_moe", "num_experts": 128},
-            "its feed-forward blocks are 128 experts",
+            {"model_type": "qwen2_moe", "num_experts": 60},
+            "its feed-forward blocks are 60 experts, a kind that is not supported",
         ),
         (
             {"model_type": "mixtral", "num_local_experts": 8},
@@ -152,6 +161,7 @@ def test_unsupported_architecture_lists_the_supported_ones() -> None:
         ),
         ({"model_type": "minicpm3", "kv_lora_rank": 256}, "its attention caches a latent (MLA)"),
         ({"model_type": "lfm3"}, "transformers does not have it yet"),
+        ({"model_type": "bamba"}, "transformers 5 rotates whole heads"),
         ({"model_type": "jamba"}, "its layers keep another state than keys and values"),
         ({"model_type": "qwen3_next", "text_config": {}}, "its layers keep another state"),
         ({"model_type": "t5", "is_encoder_decoder": True}, "no decoder that writes text"),

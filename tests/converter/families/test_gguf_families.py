@@ -11,7 +11,7 @@ import pytest
 
 from converter.base import ModelConverter
 from converter.checkpoint.gguf import open_gguf
-from converter.errors import LiteRTLMError
+from converter.errors import LiteRTLMError, UnsupportedError
 from converter.options import ConvertOptions
 from converter.registry import FAMILIES
 from runner.interpreter import GraphRunner
@@ -21,11 +21,12 @@ from tests.tiny_models import TINY_CONFIGS, make_model, random_model, text_logit
 TOKENS = np.random.default_rng(5).integers(0, 256, 64).tolist()
 # What the config of a test says, and llama.cpp has no key for.
 NOT_IN_A_GGUF = {
-    "exaone4-full", "gemma3", "gemma3_text-linear", "gemma3_text-yarn-llama3", "gemma3n",
-    "gemma3n_text-widths", "gemma4", "gemma4_unified", "helium",
-    "lfm2-biases-untied", "llama-gelu-dynamic", "llama-rope-linear", "llama-rope-llama3",
-    "llama-rope-longrope", "ministral", "qwen2-rope-yarn", "qwen2-window", "qwen3-tied-bias",
-    "qwen3_5", "qwen3_5_text-biases-tied",
+    "exaone4-full", "falcon_h1-norm-first-biases", "gemma3", "gemma3_text-linear",
+    "gemma3_text-yarn-llama3", "gemma3n", "gemma3n_text-widths", "gemma4", "gemma4_unified",
+    "granitemoehybrid-experts", "granitemoehybrid-mamba-groups", "helium", "lfm2-biases-untied",
+    "lfm2_moe-without-bias", "llama-gelu-dynamic", "llama-rope-linear", "llama-rope-llama3",
+    "llama-rope-longrope", "ministral", "olmoe-renormalised-bias", "qwen2-rope-yarn",
+    "qwen2-window", "qwen3-tied-bias", "qwen3_moe-some", "qwen3_5", "qwen3_5_text-biases-tied",
     "smollm3-window", "vaultgemma", "vaultgemma-full",
 }  # fmt: skip
 # Larger models around a text part, which a GGUF holds alone.
@@ -88,6 +89,15 @@ def test_layers_that_predict_a_token_more_are_left_out(
         path = write_model(model, tmp_path / "wrong.gguf", keys | wrong)
         with pytest.raises(LiteRTLMError, match=next(iter(wrong))), open_gguf(path):
             pass
+
+
+def test_half_a_head_rotated_is_another_model_s(tmp_path: Path) -> None:
+    """Bamba is called granitehybrid, too."""
+    keys = {"rope.dimension_count": 8}
+    path = write_model(make_model("granitemoehybrid-mamba"), tmp_path / "tiny.gguf", keys)
+    with pytest.raises(UnsupportedError) as caught, open_gguf(path) as checkpoint:
+        ModelConverter(checkpoint, "tiny", ConvertOptions(cache_length=64)).plan()
+    assert "rope.dimension_count=0.5" in str(caught.value)
 
 
 def test_every_family_that_llama_cpp_knows_is_written() -> None:

@@ -11,7 +11,10 @@ from converter.decoder import (
     Activation,
     Attention,
     DecoderSpec,
+    Experts,
+    FeedForward,
     GatedDeltaNet,
+    Mamba2,
     NormKind,
     Placement,
     Rope,
@@ -28,10 +31,11 @@ PLAIN: dict[str, Any] = {
     "windows": set(), "nope": [], "score_scale": None, "score_softcap": None, "qk_norm": None,
     "position_scale": None, "embedding_scale": None, "residual_scale": None, "logits_scale": None,
     "logits_softcap": None, "norm": NormKind.RMS, "placement": Placement.BEFORE, "biases": "",
-    "activation": Activation.SILU, "gate": True, "convs": {}, "deltas": {}, "output_gate": False,
-    "value_norm": False,
+    "activation": Activation.SILU, "gate": True, "convs": {}, "deltas": {}, "mambas": {},
+    "output_gate": False, "value_norm": False,
     "shared": 0, "keys_are_values": 0, "heads": None, "widths": None, "cutoffs": 0,
     "per_layer": None, "layer_scales": False, "streams": 1, "laurel": None,
+    "experts": None,
 }  # fmt: skip
 
 
@@ -46,19 +50,20 @@ def described(spec: DecoderSpec) -> dict[str, Any]:
     mixers = list(attention.values())
     windows = [mixer.sliding_window for mixer in mixers]
     ropes = {mixer.sliding_window: mixer.rope for mixer in mixers if mixer.rope}
-    main = ropes.get(None) or next(iter(ropes.values()))
-    mixer, feed_forward = mixers[0], spec.layers[0].feed_forward
+    main = ropes.get(None) or next(iter(ropes.values()), None)
+    blocks = [_dense(layer.feed_forward) for layer in spec.layers]
+    mixer, feed_forward = mixers[0], blocks[0]
     given = spec.per_layer_input
     heads = {(m.num_heads, m.num_kv_heads, m.head_dim) for m in mixers}
-    widths = {layer.feed_forward.width for layer in spec.layers}
+    widths = {block.width for block in blocks}
     head_bias = ("head",) if spec.head_bias else ()
     said = {
         "parameters": sum(math.prod(shape) for _, shape in spec.weight_shapes()),
-        "rotated": main.width or mixer.head_dim,
-        "theta": main.theta,
-        "stretch": round(main.factors[-1], 3),
-        "attention_factor": round(main.attention_factor, 4),
-        "long": main.longer and (main.positions, main.longer.factors[-1]),
+        "rotated": main and (main.width or mixer.head_dim),
+        "theta": main and main.theta,
+        "stretch": round(main.factors[-1], 3) if main else 1.0,
+        "attention_factor": round(main.attention_factor, 4) if main else 1.0,
+        "long": main and main.longer and (main.positions, main.longer.factors[-1]),
         "local": _theta_and_stretch([rope for rope in ropes.values() if rope != main]),
         "windows": windows if len(set(windows)) > 1 else set(windows) - {None},
         "nope": [i for i, mixer in attention.items() if mixer.rope is None],
@@ -82,6 +87,12 @@ def described(spec: DecoderSpec) -> dict[str, Any]:
             for i, m in by_layer.items()
             if isinstance(m, GatedDeltaNet)
         },
+        "mambas": {
+            i: (m.num_heads, m.head_dim, m.groups, m.state_dim, m.kernel)
+            for i, layer in enumerate(spec.layers)
+            for m in layer.mixers
+            if isinstance(m, Mamba2)
+        },
         "output_gate": mixer.is_gated,
         "tied": spec.tied_head,
         "value_norm": mixer.value_norm is not None,
@@ -89,17 +100,35 @@ def described(spec: DecoderSpec) -> dict[str, Any]:
         "keys_are_values": sum(m.keys_are_values for m in mixers),
         "heads": heads if len(heads) > 1 else None,
         "widths": widths if len(widths) > 1 else None,
-        "cutoffs": sum(layer.feed_forward.cutoff is not None for layer in spec.layers),
+        "cutoffs": sum(block.cutoff is not None for block in blocks),
         "per_layer": given and (given.width, given.rows),
         "layer_scales": spec.has_layer_scales,
         "streams": spec.altup.streams if spec.altup else 1,
         "laurel": spec.laurel_rank,
+        "experts": _experts(spec),
     }
     return {key: value for key, value in said.items() if key not in PLAIN or value != PLAIN[key]}
 
 
 def _theta_and_stretch(ropes: list[Rope]) -> tuple[float, float] | None:
     return (ropes[0].theta, ropes[0].factors[-1]) if ropes else None
+
+
+def _dense(block: FeedForward | Experts) -> FeedForward:
+    """A block, or one of its experts."""
+    return block.expert if isinstance(block, Experts) else block
+
+
+def _experts(spec: DecoderSpec) -> tuple[int, int, int, int, str] | None:
+    """In how many layers they are, how many of how many are taken, how wide, and by what."""
+    found = [b for layer in spec.layers if isinstance(b := layer.feed_forward, Experts)]
+    if not found:
+        return None
+    [experts] = set(found)
+    assert (experts.scale, experts.shared, experts.router_bias) == (1, None, False)
+    how = ("renormalised " if experts.renormalises else "") + experts.router
+    how += ", chosen with a bias" if experts.choice_bias else ""
+    return len(found), experts.active, experts.count, experts.expert.width, how
 
 
 def _qk_norm(mixer: Attention) -> str | None:
@@ -203,6 +232,10 @@ def test_a_length_may_be_written_as_a_float() -> None:
 
 # One value for every family, and what it lacks most often.
 REFUSED: dict[str, dict[str, Any]] = {
+    "ibm-granite/granite-3.1-1b-a400m-instruct": {"hidden_act": "relu"},
+    "LiquidAI/LFM2-8B-A1B": {"conv_L_cache": 1},
+    "allenai/OLMoE-1B-7B-0924-Instruct": {"clip_qkv": 8.0},
+    "Qwen/Qwen3-30B-A3B": {"hidden_act": "relu"},
     "swiss-ai/Apertus-8B-Instruct-2509": {"hidden_act": "relu"},
     "arcee-ai/AFM-4.5B": {"hidden_act": "relu"},
     "CohereLabs/aya-23-8B": {"use_qk_norm": True},
@@ -220,8 +253,10 @@ REFUSED: dict[str, dict[str, Any]] = {
     "zai-org/glm-4-9b-chat-hf": {"partial_rotary_factor": 0.01},
     "zai-org/GLM-4-9B-0414": {"partial_rotary_factor": 1.5},
     "ibm-granite/granite-3.3-2b-instruct": {"per_layer_config": {"0": {"num_key_value_heads": 1}}},
-    "ibm-granite/granite-4.0-1b": {"layer_types": ["mamba"] * 40},
-    "ibm-granite/granite-4.0-350m": {"num_local_experts": 62},
+    "ibm-granite/granite-4.0-1b": {"layer_types": ["moe"] * 40},
+    "ibm-granite/granite-4.0-350m": {"hidden_act": "relu"},
+    "ibm-granite/granite-4.0-h-350m": {"mamba_d_conv": 1},
+    "tiiuae/Falcon-H1-0.5B-Instruct": {"ssm_multipliers": [1.0] * 4},
     "kyutai/helium-1-preview-2b": {"hidden_act": "relu"},
     "tencent/Hunyuan-0.5B-Instruct": {"rope_scaling": {"type": "xdrope"}},
     "LiquidAI/LFM2-1.2B": {"conv_L_cache": 1},

@@ -13,7 +13,7 @@ from converter.base import ModelConverter
 from converter.litertlm.inspection import read_bundle, summarise
 from converter.litertlm.run_memory import RunMemory
 from converter.options import ConvertOptions
-from converter.tflite.graph import DType, Graph, Model, Tensor
+from converter.tflite.graph import DType, Graph, Model, Tensor, Weight
 from converter.tflite.kv_cache import Target
 from converter.tflite.writer import write
 from tests.tiny_models import TINY_CONFIGS, make_checkpoint
@@ -67,6 +67,29 @@ def test_scratch_of_a_branch_is_that_of_the_larger_one() -> None:
     assert needs(model).scratch_bytes == 2 * 400 + 400 + 1
 
 
+def test_every_expert_has_room_for_its_result() -> None:
+    model = Model("test")
+    graph = model.add_graph("decode")
+    x = graph.add_input("tokens", (1, 100), DType.FLOAT32)
+    flag = graph.make_cast("flag", graph.constant("one", [1]), DType.BOOL)
+
+    def body(name: str) -> Graph:
+        inner = model.add_body(name)
+        value = inner.add_input("x", (1, 100), DType.FLOAT32)
+        if name != "none":
+            weight = inner.weight(Weight(name, (100, 100), DType.FLOAT32))
+            value = inner.make_fully_connected("y", value, weight)
+        inner.add_output("y", value)
+        return inner
+
+    otherwise, total = body("none"), x
+    for name in ("first", "second"):
+        total = graph.make_if(f"if_{name}", flag, body(name), otherwise, (total,))
+    graph.add_output("logits", graph.make_neg("out", total))
+    # The flag, what both branches hand on at once, and the results of two experts.
+    assert needs(model).scratch_bytes == 1 + 2 * 400 + 2 * 400
+
+
 @pytest.mark.parametrize("target", Target)
 def test_the_cache_is_that_of_the_spec(tmp_path: Path, target: Target) -> None:
     make_checkpoint("llama", tmp_path / "llama")
@@ -91,6 +114,18 @@ def test_weights_that_are_widened_are_held_as_float32(tmp_path: Path) -> None:
     prefill = layers - beside_cache  # its last layer stops when the cache is written
     copies = decode + len(LENGTHS) * prefill
     assert widened - plain == pytest.approx(4 * (packed + copies), rel=0.001)  # but for the graph
+
+
+def test_weights_of_experts_that_are_widened_are_held_as_float32(tmp_path: Path) -> None:
+    make_checkpoint("granitemoe", tmp_path / "moe")
+    config = TINY_CONFIGS["granitemoe"][1]
+    hidden, experts = config["hidden_size"], config["num_local_experts"]
+    in_layer = experts * 3 * hidden * config["intermediate_size"]
+    rest = plan_of(tmp_path / "moe", quantize="int8,ffn=dynamic_int8").weights_bytes
+    widened = plan_of(tmp_path / "moe", quantize="int8").weights_bytes
+    packed = decode = config["num_hidden_layers"] * in_layer
+    copies = decode + len(LENGTHS) * (decode - in_layer)  # a prefill ends before the last
+    assert widened - rest == pytest.approx(4 * (packed + copies), rel=0.01)
 
 
 _ANONYMOUS = """

@@ -362,6 +362,7 @@ def test_more_cuts(tmp_path: Path, pre: str, expected: str) -> None:
     ("arch", "tokens", "name"),
     [
         ("qwen2", {}, "qwen2"),
+        ("qwen3moe", {}, "qwen2"),
         ("llama", {}, "default"),
         ("llama", {300: "<|begin_of_text|>"}, "default"),
         ("llama", {128000: "<|begin_of_text|>"}, "llama-bpe"),

@@ -115,6 +115,7 @@ def parts(tmp_path: Path) -> Path:
         ("qwen2", "Qwen2TokenizerFast"),
         ("qwen2", "GPT2Tokenizer"),
         ("qwen2", None),
+        ("qwen3_moe", None),
     ],
 )
 def test_a_vocabulary_in_parts(

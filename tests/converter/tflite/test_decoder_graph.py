@@ -12,13 +12,13 @@ import pytest
 
 from converter.base import ModelConverter
 from converter.checkpoint.safetensors import open_folder
-from converter.decoder import GatedDeltaNet
+from converter.decoder import GatedDeltaNet, Mamba2
 from converter.litertlm.inspection import read_bundle
 from converter.options import PREFILL_LADDER, ConvertOptions
 from converter.registry import FAMILIES, family_of
 from converter.tflite.kv_cache import REWIND, RING_SLACK, CacheShape, Target, cache_shape
 from runner.interpreter import GraphRunner
-from tests.tiny_models import TINY_CONFIGS, make_checkpoint, text_logits
+from tests.tiny_models import TINY_CONFIGS, WITH_EXPERTS, make_checkpoint, text_logits
 
 TOLERANCE = 1e-3  # of logits whose standard deviation is about 1
 CACHE_LENGTH = 1280
@@ -28,7 +28,32 @@ DECODE_STEPS = 16
 Case = tuple[Path, list[int], np.ndarray]
 
 
-@pytest.fixture(scope="module", params=TINY_CONFIGS)
+# Experts are not for GPUs.
+PAIRS = [
+    (test_id, target)
+    for test_id in TINY_CONFIGS
+    for target in Target
+    if target is Target.CPU or test_id not in WITH_EXPERTS
+]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every tiny model, on every target where a test is about one."""
+    if {"checkpoint", "target"} <= {*metafunc.fixturenames}:
+        ids = [f"{test_id}-{target}" for test_id, target in PAIRS]
+        fixtures = ("checkpoint", "target")
+        metafunc.parametrize(fixtures, PAIRS, indirect=True, ids=ids, scope="module")
+    elif "checkpoint" in metafunc.fixturenames:
+        metafunc.parametrize("checkpoint", TINY_CONFIGS, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def target(request: pytest.FixtureRequest) -> Target:
+    found: Target = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
 def checkpoint(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[int], np.ndarray]:
@@ -46,14 +71,12 @@ def _convert(folder: Path, bundle: Path, target: Target, cache_length: int) -> N
         ModelConverter(opened, "tiny", options).convert(bundle)
 
 
-@pytest.fixture(scope="module", params=Target)
-def case(
-    request: pytest.FixtureRequest, checkpoint: Case, tmp_path_factory: pytest.TempPathFactory
-) -> Case:
+@pytest.fixture(scope="module")
+def case(target: Target, checkpoint: Case, tmp_path_factory: pytest.TempPathFactory) -> Case:
     """(bundle, tokens, transformers' logits of every position)."""
     folder, tokens, expected = checkpoint
     bundle = tmp_path_factory.mktemp("bundle") / "model.litertlm"
-    _convert(folder, bundle, request.param, CACHE_LENGTH)
+    _convert(folder, bundle, target, CACHE_LENGTH)
     return bundle, tokens, expected
 
 
@@ -90,13 +113,16 @@ def test_logits_have_a_scale_of_one(case: Case) -> None:
 def test_prefill_then_decode(case: Case, length: int) -> None:
     bundle, tokens, expected = case
     runner = GraphRunner(bundle)
-    runner.prefill(length, tokens[:length])
-    _compare(runner, tokens, length, expected)
+    _compare(runner, tokens, _prefill(runner, tokens, 0, [length]), expected)
 
 
 def _prefill(runner: GraphRunner, tokens: list[int], start: int, chunks: Sequence[int]) -> int:
-    """Feed chunks, each padded to the shortest signature that holds it; the next position."""
-    for count in chunks:
+    """Feed chunks, each padded to the shortest signature that holds it; the next position.
+
+    What no signature holds is fed in pieces.
+    """
+    longest = runner.prefill_lengths[-1]
+    for count in (min(longest, n - at) for n in chunks for at in range(0, n, longest)):
         length = min(n for n in runner.prefill_lengths if n >= count)
         runner.prefill(length, tokens[start : start + count], start=start)
         start += count
@@ -162,11 +188,13 @@ def test_caches_about_as_long_as_the_windows(
 def test_what_the_engine_takes_back_is_still_seen(checkpoint: Case, tmp_path: Path) -> None:
     """It rewinds over thoughts; a ring has more slots than its window for this.
 
-    Of a delta net nothing can be taken back: after thoughts `run` begins anew.
+    Of a memory nothing can be taken back: after thoughts `run` begins anew.
     """
     folder, tokens, expected = checkpoint
     layers = family_of(json.loads((folder / "config.json").read_text())).spec().layers
-    remembers = any(isinstance(layer.mixer, GatedDeltaNet) for layer in layers)
+    remembers = any(
+        isinstance(mixer, GatedDeltaNet | Mamba2) for layer in layers for mixer in layer.mixers
+    )
     _convert(folder, tmp_path / "m", Target.CPU, CACHE_LENGTH)
     runner = GraphRunner(tmp_path / "m")
     position = _prefill(runner, tokens, 0, (256,))
@@ -222,11 +250,11 @@ def test_so_many_columns_that_a_prefill_takes_them_by_pieces(tmp_path: Path, tes
     _compare(runner, tokens, position, expected)
 
 
-@pytest.mark.parametrize(("target", "masks"), [(Target.CPU, 0), (Target.GPU, 1)])
 def test_a_mask_is_asked_for_where_it_is_needed(
-    checkpoint: Case, tmp_path: Path, target: Target, masks: int
+    checkpoint: Case, tmp_path: Path, target: Target
 ) -> None:
     """The runtime would fill it for every slot, used or not."""
+    masks = 1 if target is Target.GPU else 0
     _convert(checkpoint[0], tmp_path / "m", target, CACHE_LENGTH)
     for signature in read_bundle(tmp_path / "m").model.signatures:
         assert [t.name for t in signature.inputs].count("mask") == masks

@@ -22,9 +22,11 @@ from converter.decoder import (
     AltUp,
     Attention,
     DecoderSpec,
+    Experts,
     FeedForward,
     GatedDeltaNet,
     LayerSpec,
+    Mamba2,
     Mixer,
     Norm,
     NormKind,
@@ -33,6 +35,7 @@ from converter.decoder import (
     PositionScale,
     QKNorm,
     Rope,
+    Router,
     ShortConv,
 )
 from converter.families.llama import Llama
@@ -82,6 +85,10 @@ def mlp(**switches: Any) -> DecoderSpec:
     return spec_of(*alike(mlp=replace(MLP, **switches)))
 
 
+def experts(**switches: Any) -> DecoderSpec:
+    return spec_of(*(LayerSpec(ATTENTION, replace(EXPERTS, **switches)),) * 2)
+
+
 def whole(**switches: Any) -> DecoderSpec:
     return spec_of(*alike(), **switches)
 
@@ -89,12 +96,16 @@ def whole(**switches: Any) -> DecoderSpec:
 LAYER_NORM = Norm(NormKind.LAYER, 1e-5, has_bias=True)
 OTHER = replace(ATTENTION, num_heads=6, num_kv_heads=3, head_dim=12)
 WIDE = replace(MLP, width=80)
+EXPERTS = Experts(replace(MLP, width=24), count=6, active=2)
 CONV = ShortConv(3)
 LENDER = replace(ATTENTION, rope=Rope(100.0))
 
 DELTA = GatedDeltaNet(
     num_key_heads=2, num_value_heads=4, key_dim=8, value_dim=12, kernel=4, norm=RMS
 )
+
+MAMBA = Mamba2(num_heads=4, head_dim=12, groups=2, state_dim=8, kernel=4, norm=RMS)
+BESIDE = LayerSpec(ATTENTION, MLP, beside=MAMBA)
 
 PER_LAYER = PerLayerInput(12, VOCABULARY, Activation.GELU_TANH)
 
@@ -184,6 +195,25 @@ WORDS: dict[str, DecoderSpec] = {
     "delta net of parallel blocks": spec_of(
         LayerSpec(DELTA, MLP), LayerSpec(ATTENTION, MLP), placement=Placement.PARALLEL
     ),
+    # State space model
+    "mamba": mixers(MAMBA, ATTENTION),
+    "mamba of one group, with no bias": mixers(*[replace(MAMBA, groups=1, biases=())] * 2),
+    "mamba with every bias": mixers(replace(MAMBA, biases=("gate", "xbc", "dt", "conv", "o"))),
+    "mamba gated before its norm or without one": mixers(
+        replace(MAMBA, gates_last=True), replace(MAMBA, norm=None), replace(MAMBA, norm_groups=4)
+    ),
+    "mambas that differ": mixers(
+        replace(MAMBA, kernel=2, num_heads=2, groups=2, activation=Activation.GELU),
+        ATTENTION,
+        replace(MAMBA, head_dim=8, state_dim=20, gates_last=True, norm_groups=2),
+    ),
+    "mamba with steps in limits": mixers(replace(MAMBA, step_limits=(0.4, 0.9))),
+    "mamba of parallel blocks": replace(mixers(MAMBA, ATTENTION), placement=Placement.PARALLEL),
+    "attention beside mamba": spec_of(BESIDE, BESIDE),
+    "attention beside mamba, then alone": spec_of(
+        BESIDE, LayerSpec(ATTENTION, MLP), placement=Placement.BOTH
+    ),
+    "mamba beside delta net": spec_of(LayerSpec(DELTA, MLP), BESIDE),
     # Feed-forward
     "mlp biases": mlp(biases=("gate", "up", "down")),
     "some mlp biases": mlp(biases=("down",)),
@@ -196,6 +226,26 @@ WORDS: dict[str, DecoderSpec] = {
     "no gate, biases": mlp(is_gated=False, activation=Activation.GELU, biases=("up", "down")),
     "no gate, relu2": mlp(is_gated=False, activation=Activation.RELU2),
     "no gate, xielu": mlp(is_gated=False, activation=Activation.XIELU),
+    # Experts
+    "experts": experts(),
+    "one expert": experts(active=1, renormalises=False),
+    "all experts": experts(active=6),
+    "experts not renormalised": experts(renormalises=False),
+    "experts renormalised with an epsilon": experts(router=Router.SIGMOID, epsilon=0.3),
+    "sigmoid router": experts(router=Router.SIGMOID),
+    "sigmoid router with a bias for choosing": experts(router=Router.SIGMOID, choice_bias=True),
+    "softmax router with a bias for choosing": experts(choice_bias=True),
+    "router with bias": experts(router_bias=True),
+    "experts scaled": experts(scale=0.4),
+    "experts without gate": experts(expert=replace(MLP, is_gated=False)),
+    "shared expert": experts(shared=WIDE),
+    "experts after a dense layer": spec_of(
+        LayerSpec(ATTENTION, MLP), LayerSpec(CONV, EXPERTS), LayerSpec(ATTENTION, EXPERTS)
+    ),
+    "experts of parallel blocks": replace(
+        experts(), placement=Placement.PARALLEL, residual_scale=0.3
+    ),
+    "experts, norms after": replace(experts(), placement=Placement.AFTER),
     # Beside the blocks
     "per-layer input": whole(per_layer_input=PER_LAYER, embedding_scale=3.0),
     "per-layer input of fewer tokens": whole(per_layer_input=replace(PER_LAYER, rows=60)),
@@ -378,6 +428,16 @@ def test_more_columns_than_are_taken_at_once(switches: dict[str, Any], tmp_path:
     runner = run(spec, weights, tmp_path / "m", cache_length=2600, lengths=(8, 1024))
     prefills = [(1024, 1024), (1024, 1024), (1024, 400)]
     compare(runner, tokens, prefills, logits(spec, weights, tokens))
+
+
+@pytest.mark.parametrize("word", ["experts", "sigmoid router with a bias for choosing"])
+def test_more_tokens_than_an_expert_takes_at_once(word: str, tmp_path: Path) -> None:
+    """All tokens may take the same experts, or nearly none of them."""
+    spec = WORDS[word]
+    weights = random_weights(spec)
+    tokens = [7] * 80 + some_tokens(20)
+    runner = run(spec, weights, tmp_path / "m", lengths=(8, 80))
+    compare(runner, tokens, [(80, 80), (8, 8)], logits(spec, weights, tokens))
 
 
 STATES = ["short convolutions and attention", "short convolutions of other lengths"]

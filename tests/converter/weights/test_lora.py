@@ -141,6 +141,11 @@ def assert_logits(bundle: Path, tokens: list[int], expected: Any) -> None:
         ("lfm2-biases-untied", {"target_modules": ["in_proj", "w1"], "use_dora": True}),
         ("lfm2-biases-untied", {"target_modules": ["in_proj"], "bias": "all"}),
         ("lfm2", {"target_modules": ["q_proj"], "modules_to_save": ["conv.conv"]}),
+        # Matrices whose rows are multiplied with factors.
+        ("falcon_h1", {"target_modules": ["q_proj", "o_proj", "in_proj", "gate_proj"]}),
+        ("falcon_h1-norm-first-biases", {"target_modules": ["in_proj", "k_proj"], "bias": "all"}),
+        ("falcon_h1", {"target_modules": ["in_proj", "down_proj"], "use_dora": True}),
+        ("granitemoehybrid-mamba-groups", {"target_modules": "all-linear", "bias": "all"}),
         # What a run started from, where that leaves the base as it is.
         ("llama", {"init_lora_weights": "gaussian"}),
         ("llama", {"init_lora_weights": "orthogonal"}),

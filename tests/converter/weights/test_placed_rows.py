@@ -1,4 +1,4 @@
-"""Rows out of a tensor that holds them in turn with others."""
+"""Rows out of a tensor that holds them in turn with others, to be multiplied, or as a matrix."""
 
 from __future__ import annotations
 
@@ -37,6 +37,34 @@ def test_blocks_in_turn(
     np.testing.assert_array_equal(rows, expected)
     np.testing.assert_array_equal(vector, expected[None, :, 0])
     assert buffer is None or np.shares_memory(rows, buffer)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 9), (2, 6), (5, 9)])
+def test_rows_times_factors(tmp_path: Path, start: int, stop: int) -> None:
+    """Those of a fused matrix, each group by its own; a bias has what its rows have."""
+    values = np.arange(1, 1 + 12 * COLUMNS, dtype=np.float32).reshape(12, COLUMNS)
+    biases = np.ascontiguousarray(values[:, 0])
+    save_file({"fused": values, "fused.bias": biases}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    source = WeightSource("fused", first_row=3, factors=((4, 0.5), (5, 3.0)))
+    expected = (values[3:] * np.float32([0.5] * 4 + [3.0] * 5)[:, None])[start:stop]
+    with open_folder(tmp_path) as checkpoint:
+        np.testing.assert_array_equal(
+            read_placed(checkpoint, "fused", source, start, stop), expected
+        )
+        vector = read_placed(checkpoint, "fused.bias", source, start, stop)
+    np.testing.assert_array_equal(vector, expected[None, :, 0])
+
+
+@pytest.mark.parametrize("shape", [(12,), (12, 1), (3, 4)])
+def test_a_vector_that_is_stored_as_a_matrix(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    values = np.arange(12, dtype=np.float32)
+    save_file({"norm": values.reshape(shape)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    with open_folder(tmp_path) as checkpoint:
+        source = WeightSource("norm", is_flattened=True)
+        vector = read_placed(checkpoint, "norm", source, 0, 12)
+    np.testing.assert_array_equal(vector, values[None])
 
 
 def test_an_adapter_of_the_other_format_has_value_heads_in_another_order() -> None:

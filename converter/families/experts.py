@@ -1,0 +1,57 @@
+"""What families with experts have in common: names of tensors, and what is checked of their number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from converter.decoder import Experts, FeedForward
+from converter.errors import SourceError
+from converter.families.tensors import Names
+
+# An expert's matrices may be tensors of their own, or stand in one of all experts: in a GGUF, and
+# in what transformers holds. Gate and up of an expert may stand in one tensor, too.
+_ALL = "layers.{i}.mlp.experts"
+OF_MLP: Names = (
+    ("layers.{i}.mlp.router", "layers.{i}.mlp.gate.weight", "blk.{i}.ffn_gate_inp.weight"),
+    (
+        f"{_ALL}.{{e}}.gate",
+        f"{_ALL}.{{e}}.gate_proj.weight|{_ALL}.gate_up_proj",
+        "blk.{i}.ffn_gate_exps.weight",
+    ),
+    (
+        f"{_ALL}.{{e}}.up",
+        f"{_ALL}.{{e}}.up_proj.weight|{_ALL}.gate_up_proj",
+        "blk.{i}.ffn_up_exps.weight",
+    ),
+    (
+        f"{_ALL}.{{e}}.down",
+        f"{_ALL}.{{e}}.down_proj.weight|{_ALL}.down_proj",
+        "blk.{i}.ffn_down_exps.weight",
+    ),
+)
+
+
+# Keys of training.
+OF_TRAINING = frozenset({"output_router_logits", "router_aux_loss_coef"})
+
+
+def with_num_experts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config that says `num_experts`, where transformers takes `num_local_experts` as well."""
+    renamed = {"num_local_experts": "num_experts"}
+    return {renamed.get(key, key): value for key, value in config.items()}
+
+
+def experts_of(family: str, expert: FeedForward, count: int, active: int, **words: Any) -> Experts:
+    """The words of `Experts`, checked.
+
+    Raises:
+        SourceError: a token takes no experts, or more than there are.
+    """
+    if not 1 <= active <= count:
+        raise SourceError(
+            f"{family} config",
+            f"num_experts_per_tok={active} is not 1 to {count}, the experts that there are",
+            "check config.json",
+        )
+    return Experts(expert, count, active, **words)
