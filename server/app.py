@@ -268,7 +268,8 @@ class Service:
                 raise
             yield reply.broken(as_request_error(error))
         finally:
-            self._write_log(request, status, note)
+            if has_begun or status == 200:  # what is refused before is an answer like others
+                self._write_log(request, status, note)
 
     async def _say(
         self, engine: EngineProcess, asked: Asked, index: int, note: Note

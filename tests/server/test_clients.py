@@ -308,23 +308,6 @@ def test_llm(served: Served, tmp_path: Path) -> None:
     assert PARIS in ended.stdout, ended.stderr
 
 
-def test_instructor(served: Served) -> None:
-    import instructor
-    import openai
-
-    client = instructor.from_openai(
-        openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
-    )
-    person = client.chat.completions.create(
-        model=served.model,
-        messages=asked("Ada is 36 years old."),
-        response_model=Person,
-        temperature=0,
-        max_tokens=80,
-    )
-    assert isinstance(person, Person)
-
-
 def test_langchain(served: Served) -> None:
     from langchain_openai import ChatOpenAI
 
