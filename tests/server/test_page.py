@@ -205,9 +205,9 @@ def test_an_answer_that_a_reload_interrupts_is_kept(served: Served, opened: Open
     page = opened(served)
     expect(page.locator("#model")).to_be_enabled()
     send(page, "Write a very long story about a ship.")
-    expect(page.locator("#rate")).to_contain_text("tokens/s")
+    expect(page.locator("article.assistant .text").last).to_have_text(re.compile(r".{20}"))
     page.reload()
-    assert len(answered(page)) > 10
+    assert len(answered(page)) >= 20
     expect(page.locator(".end")).to_have_text("This answer was interrupted.")
 
 
