@@ -116,7 +116,7 @@ class SafetensorsCheckpoint(StoredCheckpoint):
     ) -> np.ndarray:
         """Read rows `start:stop` as float32, `(stop - start, columns)`; see `Checkpoint.read_rows`.
 
-        A tensor of more than two dimensions has its first as rows and the others as columns.
+        A tensor of more than two dimensions has its last as columns and the others as rows.
 
         Raises:
             SourceError: the file ended early or changed, or its disk reports an error.

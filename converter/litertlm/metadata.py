@@ -80,7 +80,7 @@ def build_llm_metadata(
         templates=templates,
         bos_token=tokenizer.bos_token,
         eos_token=tokenizer.eos_token,
-        has_channel=any(channel.is_reasoning_channel for channel in message.channels),
+        has_channel=any(_holds_thoughts(channel) for channel in message.channels),
         fix=template_fix,
     )
     if tokenizer.starts_with_blank and report.source_template is not None:
@@ -289,12 +289,17 @@ def _set_sampler(sampler: Any, config: dict[str, Any]) -> None:
             setattr(sampler, field, config[key])
 
 
+def _holds_thoughts(channel: Any) -> bool:
+    """By its name: Qwen3.5's is not called a reasoning channel."""
+    return bool(channel.channel_name == "thought")
+
+
 def _drop_unseen_channels(message: Any, source: str) -> None:
     """A family's thoughts are claimed only where this model's template knows their marks."""
     channels = [
         channel
         for channel in message.channels
-        if not channel.is_reasoning_channel
+        if not _holds_thoughts(channel)
         or channel.start.strip() in source
         or channel.end.strip() in source
     ]
@@ -306,7 +311,7 @@ def _keep_what_the_template_shows(message: Any, report: TemplateReport) -> None:
     """Switchable thoughts and tools too are claimed only where this model's template has them."""
     for channel in message.channels:
         # Where a prompt ends inside a thought, the runtime looks there for the mark as it is here.
-        if channel.is_reasoning_channel and report.opens_thought:
+        if _holds_thoughts(channel) and report.opens_thought:
             channel.start = report.opens_thought
     if not (message.supports_thinking and report.thinking):
         message.ClearField("supports_thinking")

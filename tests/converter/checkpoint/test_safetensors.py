@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import os
 import random
 import shutil
@@ -80,7 +81,7 @@ def test_all_four_types_are_read_exactly(model: Path) -> None:
         assert set(checkpoint.tensors) == set(tensors)
         for name, tensor in tensors.items():
             assert checkpoint.tensors[name].shape == tuple(tensor.shape)
-            rows = tensor.shape[0] if tensor.dim() > 1 else 1
+            rows = math.prod(tensor.shape[:-1])
             expected = tensor.float().reshape(rows, -1 if tensor.numel() else 5).numpy()
             for start, stop in {(0, rows), (0, rows // 2), (rows // 2, rows), (rows, rows)}:
                 found = checkpoint.read_rows(name, start, stop)

@@ -121,7 +121,7 @@ def test_the_channel_has_the_marks_of_the_template(
     message = build_llm_metadata(base, tokenizer, 64, family).message
     [channel] = message.channels
     assert (channel.start, channel.end) == (shape.opens or own.start, own.end)
-    assert channel.is_reasoning_channel
+    assert channel.is_reasoning_channel == own.is_reasoning_channel
     assert message.supports_thinking == shape.switch
 
 
