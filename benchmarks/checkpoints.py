@@ -162,6 +162,7 @@ TOKENIZERS = {
     "gemma4-e2b": "gemma3-tokenizer",
     "granite-3.1-1b-a400m": BYTES,
     "granite-400m-dense": BYTES,
+    "lfm2-1.2b": BYTES,
 }
 _BLOCK_VALUES = 1 << 22
 _SHARD_BYTES = 4 << 30
