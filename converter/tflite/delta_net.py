@@ -18,7 +18,7 @@ from converter.tflite.blocks import Blocks, at
 from converter.tflite.graph import Graph, Tensor
 from converter.tflite.recurrence import (
     CHUNK,
-    Recurrence,
+    RecurrentLayers,
     columns_state,
     make_joined,
     make_lower,
@@ -48,35 +48,22 @@ class Heads(NamedTuple):
     beta: Tensor
 
 
-class DeltaNetLayers:
-    """The delta-net layers of one signature; what several of them share is made once."""
+class DeltaNetLayers(RecurrentLayers[GatedDeltaNet]):
+    """The delta-net layers of one signature."""
 
     def __init__(self, blocks: Blocks, mixers: Mapping[int, GatedDeltaNet]) -> None:
-        """
-        Args:
-            mixers: by the layer's number.
-        """
-        self.blocks = blocks
-        self.graph = blocks.graph
-        self.length = blocks.length
-        self.mixers = mixers
-        self.inputs: dict[int, tuple[Tensor, Tensor]] = {}
-        self.outputs: dict[int, Tensor] = {}
-        if not mixers:
-            return
-        self.recurrence = Recurrence(blocks, "delta", (m.kernel for m in mixers.values()))
+        super().__init__(blocks, "delta", mixers)
 
     def add_states(self, index: int) -> tuple[StateBuffer, ...]:
         """Declare a layer's columns, (1, kernel - 1, channels), and its memory, (1, H, k, v)."""
         mixer = self.mixers[index]
-        states = (
+        return self.declare(
+            index,
             columns_state(index, mixer.kernel, sum(mixer.widths)),
             memory_state(
                 f"kv_cache_r_{index}", mixer.num_value_heads, mixer.key_dim, mixer.value_dim
             ),
         )
-        self.inputs[index] = states[0].add_to(self.graph), states[1].add_to(self.graph)
-        return states
 
     def write(self, index: int, block: str, x: Tensor) -> None:
         """Bring a layer's states up to date with what it is fed with, (N, hidden)."""
@@ -86,10 +73,7 @@ class DeltaNetLayers:
         mixed, last = self.recurrence.make_convolution(block, Activation.SILU, False, new, columns)
         g.add_output(f"kv_cache_c_{index}", last)
         decay, beta = self.make_gates(block, mixer, x)
-        parts, begin = [], 0
-        for part, width in zip("qkv", mixer.widths, strict=True):
-            parts.append(g.make_slice(f"{name}/{part}", mixed, (0, begin), (n, width)))
-            begin += width
+        parts = self.split(name, mixed, "qkv", mixer.widths)
         if n == 1:
             heads = self.make_heads(name, mixer, (*parts, decay, beta), 0, 1, 1)
             decayed = g.make_mul(

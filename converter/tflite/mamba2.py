@@ -21,7 +21,7 @@ from converter.tflite.blocks import Blocks, at
 from converter.tflite.graph import Graph, Tensor
 from converter.tflite.recurrence import (
     CHUNK,
-    Recurrence,
+    RecurrentLayers,
     columns_state,
     make_joined,
     make_lower,
@@ -47,33 +47,20 @@ class Tokens(NamedTuple):
     g: Tensor
 
 
-class Mamba2Layers:
-    """The Mamba2 layers of one signature; what several of them share is made once."""
+class Mamba2Layers(RecurrentLayers[Mamba2]):
+    """The Mamba2 layers of one signature."""
 
     def __init__(self, blocks: Blocks, mixers: Mapping[int, Mamba2]) -> None:
-        """
-        Args:
-            mixers: by the layer's number.
-        """
-        self.blocks = blocks
-        self.graph = blocks.graph
-        self.length = blocks.length
-        self.mixers = mixers
-        self.inputs: dict[int, tuple[Tensor, Tensor]] = {}
-        self.outputs: dict[int, Tensor] = {}
-        if not mixers:
-            return
-        self.recurrence = Recurrence(blocks, "mamba", (m.kernel for m in mixers.values()))
+        super().__init__(blocks, "mamba", mixers)
 
     def add_states(self, index: int) -> tuple[StateBuffer, ...]:
         """Declare a layer's columns, (1, kernel - 1, channels), and its memory, (1, H, P, S)."""
         mixer = self.mixers[index]
-        states = (
+        return self.declare(
+            index,
             columns_state(index, mixer.kernel, sum(mixer.widths)),
             memory_state(f"kv_cache_s_{index}", mixer.num_heads, mixer.head_dim, mixer.state_dim),
         )
-        self.inputs[index] = states[0].add_to(self.graph), states[1].add_to(self.graph)
-        return states
 
     def write(self, index: int, block: str, x: Tensor) -> None:
         """Bring a layer's states up to date with what it is fed with, (N, hidden)."""
@@ -84,10 +71,7 @@ class Mamba2Layers:
             block, mixer.activation, "conv" in mixer.biases, new, columns
         )
         g.add_output(f"kv_cache_c_{index}", last)
-        parts, begin = [], 0
-        for part, width in zip("xbc", mixer.widths, strict=True):
-            parts.append(g.make_slice(f"{name}/{part}", mixed, (0, begin), (n, width)))
-            begin += width
+        parts = self.split(name, mixed, "xbc", mixer.widths)
         values, b, c = parts
         step = self.make_steps(block, mixer, x)
         decay = g.make_mul(f"{name}/g", step, self.blocks.weight(f"{block}.decay"))

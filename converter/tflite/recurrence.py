@@ -16,7 +16,8 @@ that does feeds the one op that writes the new one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -98,6 +99,54 @@ class Recurrence:
             bias = self.blocks.weight(f"{block}.conv.bias")
             total = g.make_add(f"{name}/conv/biased", total, bias)
         return self.blocks.make_activation(f"{block}.conv", activation, total), last
+
+
+class Remembering(Protocol):
+    """What every mixer with a memory has: how many tokens its convolution sees."""
+
+    @property
+    def kernel(self) -> int: ...
+
+
+M = TypeVar("M", bound=Remembering)
+
+
+class RecurrentLayers(Generic[M]):
+    """The layers of one kind in one signature; what several of them share is made once.
+
+    Attributes:
+        inputs: each layer's columns and memory as the last call left them, by its number.
+        outputs: what each layer says, by its number.
+    """
+
+    def __init__(self, blocks: Blocks, name: str, mixers: Mapping[int, M]) -> None:
+        """
+        Args:
+            name: of the kind.
+            mixers: by the layer's number.
+        """
+        self.blocks = blocks
+        self.graph = blocks.graph
+        self.length = blocks.length
+        self.mixers = mixers
+        self.inputs: dict[int, tuple[Tensor, Tensor]] = {}
+        self.outputs: dict[int, Tensor] = {}
+        if mixers:
+            self.recurrence = Recurrence(blocks, name, (m.kernel for m in mixers.values()))
+
+    def declare(self, index: int, *states: StateBuffer) -> tuple[StateBuffer, ...]:
+        """A layer's columns and its memory become inputs of the signature."""
+        columns, memory = states
+        self.inputs[index] = columns.add_to(self.graph), memory.add_to(self.graph)
+        return states
+
+    def split(self, name: str, mixed: Tensor, parts: str, widths: Sequence[int]) -> list[Tensor]:
+        """Columns of what a convolution gives, (N, channels), one tensor for each part."""
+        begins = [sum(widths[:i]) for i in range(len(widths))]
+        return [
+            self.graph.make_slice(f"{name}/{part}", mixed, (0, begin), (self.length, width))
+            for part, begin, width in zip(parts, begins, widths, strict=True)
+        ]
 
 
 def columns_state(index: int, kernel: int, channels: int) -> StateBuffer:
