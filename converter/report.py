@@ -21,10 +21,10 @@ from converter.weights.stream import BLOCK_VALUES, PlannedWeight
 
 # What a conversion keeps in memory, in bytes, as peaks of whole processes were measured (Linux
 # x86-64, Python 3.11, tiny to 0.6B). Nothing of it follows the number of parameters.
-_BASE = 54_000_000  # the interpreter and the libraries that every conversion imports
+_BASE = 56_000_000  # the interpreter and the libraries that every conversion imports
 _PER_VALUE = 11  # of a thread's block: as stored 2, float32 4, reordered 4, packed 1
 _PER_FLATBUFFER_BYTE = 2  # its builder, and the result
-_PER_LAYER = 70_000  # of one signature: its tensors and operators as Python objects
+_PER_TABLE = 290  # of the graph: its tensors and operators as Python objects
 # Of a tokenizer, as it is proved: Gemma 3's tokenizer.json taken apart, its pieces from a GGUF.
 _PER_TOKENIZER_BYTE = {HF_KIND: 4, SENTENCEPIECE_KIND: 18}
 
@@ -162,12 +162,11 @@ def _kind(path: str) -> str:
 
 def _memory(plan: Plan, threads: int) -> int:
     """About the most memory that carrying out the plan takes, its helper process included."""
-    signatures = len(plan.prefill_lengths) + 1
     block = min(BLOCK_VALUES, max(math.prod(weight.shape) for weight in plan.weights))
     return (
         _BASE
         + _PER_FLATBUFFER_BYTE * len(plan.model.flatbuffer)
-        + _PER_LAYER * len(plan.spec.layers) * signatures
+        + _PER_TABLE * plan.model.tables
         + _tokenizer_memory(plan)
         + _PER_VALUE * block * threads
     )
