@@ -34,7 +34,7 @@ _BACKENDS = {
 }
 _HUB = "https://huggingface.co"
 _DOCS = "https://ai.google.dev/edge/litert-lm"
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#|~&!])")
+_SPECIAL = re.compile(r"([\\`*_\[\]<>#|~&])")
 _LINK = re.compile(r"https?://[^\s<>()\"\\]+")
 
 
@@ -200,8 +200,8 @@ def _measured(figures: Figures) -> list[str]:
             f"{_plain(figures.against)} in float over {figures.positions} positions",
             "Same likeliest token": f"{figures.top1_agreement:.1%} of them",
         }
-    where = f"Measured on {figures.date} by litert-lm-cli on {_plain(figures.machine)}, with "
-    return [f"{where}{_plain(figures.versions)}; the best of three runs.", _table(rows)]
+    where = f"Measured on {_plain(figures.date)}, on {_plain(figures.machine)}, with "
+    return [f"{where}{_plain(figures.versions)}. Speeds are the best of three runs.", _table(rows)]
 
 
 def _how_to_run(bundle: Bundle, repo_id: str) -> list[str]:
@@ -215,8 +215,8 @@ def _how_to_run(bundle: Bundle, repo_id: str) -> list[str]:
         "" if is_chat(bundle) else " It is a base model, which completes texts and does not chat."
     )
     return [
-        f"What is said of phones and browsers follows [Google's documentation]({_DOCS}), and was not "
-        f"tried with this file.{chat}",
+        f"What is said of phones and browsers follows [Google's documentation]({_DOCS}), and was "
+        f"not tried with this file.{chat}",
         "### Desktop",
         _code(
             "sh",
@@ -335,7 +335,7 @@ def _code(language: str, *lines: str) -> str:
 
 def _verbatim(text: str) -> str:
     """Text from strangers' files between backticks, in a table too."""
-    return f"`{_line(text).replace('`', "'").replace('|', '/')}`"
+    return "`" + _line(text).replace("`", "'").replace("|", "/") + "`"
 
 
 def _plain(text: str) -> str:

@@ -18,7 +18,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import (
     BadRequestError,
@@ -111,7 +110,7 @@ def upload(
             )
         except LiteRTLMError:
             raise
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, RuntimeError) as error:
+        except Exception as error:
             # The client's own errors would show signed addresses in a traceback.
             raise _explain(error, request) from None
     url = f"{endpoint}/{repo_id}" + ("" if revision is None else f"/tree/{revision}")
@@ -189,5 +188,12 @@ def _explain(error: Exception, request: hub_errors.Request) -> LiteRTLMError:
         return SourceError(what, f"{endpoint} answered HTTP {status}", "check HF_ENDPOINT")
     if status is not None:
         return SourceError(what, f"{endpoint} answered HTTP {status}", again)
-    why, fix = hub_errors.network_trouble(error, request) or (f"{type(error).__name__}", None)
-    return SourceError(what, why, fix or again)
+    if (trouble := hub_errors.network_trouble(error, request)) is not None:
+        why, fix = trouble
+        return SourceError(what, why, fix or again)
+    if isinstance(error, OSError) and error.errno is not None:
+        why = (error.strerror or os.strerror(error.errno)).lower()
+        return SourceError(what, why, "check the disk, and run this again")
+    name = type(error).__name__
+    why = f"{endpoint} does not answer like a Hugging Face hub ({name})"
+    return SourceError(what, why, "check HF_ENDPOINT")
