@@ -13,8 +13,8 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,11 @@ from huggingface_hub.errors import (
     HFValidationError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+)
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
 )
 
 from converter.checkpoint import hub_errors, hub_network
@@ -87,6 +92,7 @@ def upload(
             for name in package.files
         }
         operations = [_addition(package, name, file) for name, file in files.items()]
+        stack.enter_context(_without_bars())
         noted = stack.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
@@ -116,6 +122,18 @@ def upload(
     url = f"{endpoint}/{repo_id}" + ("" if revision is None else f"/tree/{revision}")
     notes = (str(each.message).strip() for each in noted if each.category is UserWarning)
     return Uploaded(url, done.oid, tuple(notes))
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Let the client show no progress of its own."""
+    were_shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_shown:
+            enable_progress_bars()
 
 
 class _SentFile(io.BufferedReader):

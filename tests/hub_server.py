@@ -168,7 +168,8 @@ class _Handler(UploadHandler):
         if not (self.hub.root / repo_id).is_dir() or (repo_id in self.hub.private and not may_read):
             # The hub does not tell strangers whether a model exists.
             return self._fail(404 if may_read else 401, "RepoNotFound")
-        if revision not in (None, "main", self.hub.commit(repo_id)):
+        is_branch = revision is None or self.hub.tree(repo_id, revision).is_dir()
+        if not is_branch and revision != self.hub.commit(repo_id):
             return self._fail(404, "RevisionNotFound")
         if api:
             return self._list(repo_id)

@@ -22,6 +22,7 @@ _TEXTS = re.compile(
     re.IGNORECASE,
 )
 _FRONT = re.compile(r"---[ \t]*\r?\n(.*?)\r?\n---", re.DOTALL)
+_LONGEST_FRONT = 1 << 16  # characters
 _CARD_KEYS = ("license", "license_name", "license_link")
 _GGUF_KEYS = ("general.license", "general.license.name", "general.license.link")
 _GGUF_HEAD = 1 << 16  # bytes: what a GGUF says of itself stands before its vocabulary
@@ -129,7 +130,7 @@ def _gguf_keys(path: Path) -> dict[str, Any]:
 def _front_matter(text: str) -> dict[str, Any]:
     import yaml
 
-    match = _FRONT.match(text)
+    match = _FRONT.match(text[:_LONGEST_FRONT])
     if match is None:
         return {}
     try:
