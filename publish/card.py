@@ -34,7 +34,8 @@ _BACKENDS = {
 }
 _HUB = "https://huggingface.co"
 _DOCS = "https://ai.google.dev/edge/litert-lm"
-_SPECIAL = re.compile(r"([\\`*_\[\]<>#|~&])")
+# Of underscores, those that are not within a word.
+_SPECIAL = re.compile(r"([\\`*\[\]<>#|~&]|(?<![^\W_])_|_(?![^\W_]))")
 _LINK = re.compile(r"https?://[^\s<>()\"\\]+")
 
 

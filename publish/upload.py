@@ -120,7 +120,7 @@ def upload(
             # The client's own errors would show signed addresses in a traceback.
             raise _explain(error, request) from None
     url = f"{endpoint}/{repo_id}" + ("" if revision is None else f"/tree/{revision}")
-    notes = (str(each.message).strip() for each in noted if each.category is UserWarning)
+    notes = (" ".join(str(each.message).split()) for each in noted if each.category is UserWarning)
     return Uploaded(url, done.oid, tuple(notes))
 
 

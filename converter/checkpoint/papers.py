@@ -1,7 +1,7 @@
 """What a model's publisher says beside the weights: its licence, and what it was made of.
 
 On the hub that stands in the front matter of README.md (huggingface.co/docs/hub/model-cards) and in
-texts of their own; a GGUF has keys for it (`general.license`, in ggml's docs/gguf.md). It changes
+texts of their own; a GGUF has keys for it (`general.*`, in ggml's docs/gguf.md). It changes
 nothing in a conversion, so whatever cannot be read is taken as not said.
 """
 
@@ -25,6 +25,8 @@ _FRONT = re.compile(r"---[ \t]*\r?\n(.*?)\r?\n---", re.DOTALL)
 _LONGEST_FRONT = 1 << 16  # characters
 _CARD_KEYS = ("license", "license_name", "license_link")
 _GGUF_KEYS = ("general.license", "general.license.name", "general.license.link")
+_REPO_URL = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)")
+_MOST_BASES = 16
 _GGUF_HEAD = 1 << 16  # bytes: what a GGUF says of itself stands before its vocabulary
 
 
@@ -74,9 +76,12 @@ def read_papers(files: Sequence[Path], of_folder: bool) -> Papers:
             base_model=_strings(front.get("base_model")),
             texts={name: text for name, text in read.items() if text is not None},
         )
+    keys = _gguf_keys(files[0])
     if not found.license:
-        said = _licence(_gguf_keys(files[0]), _GGUF_KEYS, "the GGUF's metadata")
+        said = _licence(keys, _GGUF_KEYS, "the GGUF's metadata")
         found = replace(said, base_model=found.base_model, texts=found.texts)
+    if not found.base_model:
+        found = replace(found, base_model=_base_models(keys))
     return found
 
 
@@ -103,6 +108,12 @@ def _licence(said: Mapping[str, Any], keys: tuple[str, str, str], place: str) ->
     return Papers(
         license, next(iter(name), None), next(iter(link), None), place if license else None
     )
+
+
+def _base_models(keys: Mapping[str, Any]) -> tuple[str, ...]:
+    """Ids of what a GGUF says that its model was made of."""
+    urls = (str(keys.get(f"general.base_model.{i}.repo_url", "")) for i in range(_MOST_BASES))
+    return tuple(match[1] for url in urls if (match := _REPO_URL.fullmatch(url)))
 
 
 def _papers_in(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import re
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cli.main import EXIT_FAILURE, EXIT_USAGE, main
+from cli.main import EXIT_FAILURE, EXIT_USAGE, build_parser, main
 from converter.errors import LiteRTLMError, OutputError, SourceError
 from converter.litertlm.inspection import Bundle, read_bundle
 from converter.receipt import read_receipt
@@ -99,7 +100,7 @@ def test_the_card(output: Path, tmp_path: Path) -> None:
         "| Weights there | F32 |",
         "| Quantization | `dynamic_int8_a16`: int8 weights, ",
         "| Context | 256 tokens, prompt and answer together |",
-        "tiny states `other`, tiny\\_license ([text](<LICENSE>)) in README.md. "
+        "tiny states `other`, tiny_license ([text](<LICENSE>)) in README.md. "
         "With it came [LICENSE](<LICENSE>).",
         "litert-lm-cli run ORG/NAME\n",
         "litert-lm run --from-huggingface-repo=ORG/NAME tiny.litertlm ",
@@ -188,7 +189,7 @@ def test_an_adapter_brings_its_own_licence(
 
 
 def test_nothing_that_a_stranger_wrote_is_markup(output: Path, tmp_path: Path) -> None:
-    evil = "x|y](http://evil) <script>\n# head `code`"
+    evil = "x|y](http://evil) <script>\n# head `code` _so_ a_b"
 
     def change(receipt: dict[str, Any]) -> None:
         receipt["source"]["model"] = evil
@@ -197,7 +198,7 @@ def test_nothing_that_a_stranger_wrote_is_markup(output: Path, tmp_path: Path) -
     said = card(rewrite(output, change))
     text = re.sub(r"(?<!\\)`[^`\n]*`", "", said.split("---\n", 2)[2])  # without what is verbatim
     assert text.count("evil") > 3
-    for markup in (r"\]\(http://evil", "<script", "`code", "# head", r"\|y"):
+    for markup in (r"\]\(http://evil", "<script", "`code", "# head", r"\|y", "_so", "_ a"):
         assert re.search(rf"(?<!\\){markup}", text) is None
     assert front_matter(tmp_path / "out")["license_name"] == evil
 
@@ -376,3 +377,16 @@ def test_errors_are_one_line(
     assert printed.out == ""
     assert message in printed.err
     assert printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["package", "upload"])
+def test_the_page_names_every_option(command: str) -> None:
+    page = Path(__file__).parents[2].joinpath("docs/publishing.md").read_text("utf-8")
+    known = options_of("convert")  # which README_MODELS.md has
+    assert [name for name in options_of(command) - known if f"`{name}" not in page] == []
+
+
+def options_of(command: str) -> set[str]:
+    actions = build_parser()._actions
+    [commands] = (a for a in actions if isinstance(a, argparse._SubParsersAction))
+    return {name for action in commands.choices[command]._actions for name in action.option_strings}

@@ -12,7 +12,8 @@ import pytest
 
 from cli.main import EXIT_FAILURE, EXIT_USAGE, main
 from converter.receipt import read_receipt
-from publish.package import MANIFEST, write_package
+from publish.package import MANIFEST, fill_in, open_package, write_package
+from publish.upload import Uploaded, upload
 from tests.hub_server import HubServer
 
 
@@ -79,17 +80,24 @@ def test_once_more_sends_nothing(
 def test_an_edited_text_goes_as_it_is(
     hub: HubServer, package: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (package / "README.md").write_text("---\nlicense: mit\n---\nMy card of ORG/NAME.\n")
+    (package / "README.md").write_text("My card of ORG/NAME.\n")
     assert main(["upload", "me/tiny", str(package)]) == 0
-    assert "README.md was edited since it was packaged" in capsys.readouterr().err
-    sent = (hub.root / "me/tiny/README.md").read_text()
-    assert sent == "---\nlicense: mit\n---\nMy card of me/tiny.\n"
+    error = capsys.readouterr().err
+    assert "README.md was edited since it was packaged" in error
+    assert "empty or missing yaml metadata" in error  # what the hub says of it
+    assert (hub.root / "me/tiny/README.md").read_text() == "My card of me/tiny.\n"
 
 
-def test_a_connection_that_breaks_is_tried_again(hub: HubServer, package: Path) -> None:
+def test_a_connection_that_breaks_is_tried_again_and_nothing_told_twice(
+    hub: HubServer, package: Path
+) -> None:
     hub.cut_uploads = [1000, 50_000]
-    assert main(["upload", "me/tiny", str(package), "--quiet"]) == 0
+    told: list[int] = []
+    done = upload(fill_in(open_package(package), "me/tiny"), "me/tiny", progress=told.append)
+    assert done == Uploaded(f"{hub.url}/me/tiny", hub.commit("me/tiny"), ())
     assert files_in(hub.root / "me/tiny") == files_in(package)
+    assert sum(told) == sum(len(content) for content in files_in(package).values())
+    assert min(told) > 0
 
 
 @pytest.mark.parametrize("is_multipart", [True, False])

@@ -76,10 +76,12 @@ def test_a_gguf_says_it_by_its_keys(tmp_path: Path) -> None:
         ":general.license": "other",
         ":general.license.name": "gemma",
         ":general.license.link": "https://a.b",
+        ":general.base_model.0.repo_url": "https://huggingface.co/org/base",
+        ":general.base_model.1.repo_url": "https://example.com/org/other",
     }
     path = tmp_path / "m.gguf"
     write_gguf(path, keys, tensors_of_a_model())
-    stated = Papers(("other",), "gemma", "https://a.b", "the GGUF's metadata")
+    stated = Papers(("other",), "gemma", "https://a.b", "the GGUF's metadata", ("org/base",))
     folder(tmp_path, "---\nbase_model: org/a\n---", LICENSE="Do.")
     assert read_papers([path], False) == stated
     both = read_papers([path], True)
