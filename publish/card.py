@@ -20,7 +20,7 @@ from publish.figures import Figures
 from publish.gallery import FILE, accelerators, is_chat, sampling
 from publish.names import is_repo_id
 
-FLOATS = ("fp32", "fp16")
+_FLOATS = ("fp32", "fp16")
 _LAYOUTS = {
     ("cpu",): "for CPUs: what is read of the KV cache follows what is in use",
     ("gpu", "cpu"): "for GPUs; CPUs run it more slowly",
@@ -90,18 +90,20 @@ def _front_matter(receipt: Mapping[str, Any]) -> str:
     import yaml
 
     front: dict[str, Any] = {}
+    adapters = _adapters(receipt)
+    entries = (receipt["source"], *adapters)
     papers = _papers(receipt["source"])
-    if papers.license:
-        front["license"] = _one_or_all([_identifier(text) for text in papers.license])
-        if front["license"] == "other":
+    stated = [_identifier(text) for each in entries for text in _papers(each).license]
+    if stated:
+        front["license"] = _one_or_all(list(dict.fromkeys(stated)))
+        if "other" in stated and papers.license:
             front["license_name"] = papers.license_name or papers.license[0]
         if _may_link(papers):
             front["license_link"] = papers.license_link
-    adapters = _adapters(receipt)
-    ids = [found for each in (receipt["source"], *adapters) if (found := _id_of(each))]
+    ids = [found for each in entries if (found := _id_of(each))]
     if ids or papers.base_model:
         front["base_model"] = _one_or_all(ids or list(papers.base_model))
-    if ids and not adapters and _scheme(receipt) not in (None, *FLOATS):
+    if ids and not adapters and _scheme(receipt) not in (None, *_FLOATS):
         front["base_model_relation"] = "quantized"
     front |= {
         "library_name": "litert-lm",
@@ -134,10 +136,11 @@ def _facts(bundle: Bundle, receipt: Mapping[str, Any], sha256: str) -> dict[str,
     if (scheme := _scheme(receipt)) is not None:
         summary = f": {SCHEMES[scheme].summary}" if scheme in SCHEMES else ""
         facts["Quantization"] = f"{_verbatim(scheme)}{summary}"
+    tokens = bundle.metadata.max_num_tokens
     memory = bundle.model.run_memory.total_bytes / 1e6
     facts |= {
         "Layout": _LAYOUTS[tuple(accelerators(bundle))],
-        "Context": f"{bundle.metadata.max_num_tokens} tokens, prompt and answer together",
+        "Context": f"{tokens} tokens, prompt and answer together" if tokens else "not stated",
         "Memory": f"{memory:,.0f} MB beside the engine, reckoned from the graph",
         "Chat template": _plain(str(bundle.system.get("chat template", "in the file"))),
         "Sampling": ", ".join(_settings(bundle)) or "not stated",
@@ -171,7 +174,7 @@ def _licences(receipt: Mapping[str, Any]) -> list[str]:
                 said += f", {_plain(papers.license_name)}"
             if papers.license_link and _may_link(papers):
                 said += f" ([text](<{papers.license_link}>))"
-            line = f"{where} {said} in {papers.stated_in}."
+            line = f"{where} {said} in {_plain(str(papers.stated_in))}."
         elif "papers" not in each:
             line = f"What {where} states was not noted when it was converted."
         else:
@@ -211,7 +214,8 @@ def _how_to_run(bundle: Bundle, repo_id: str) -> list[str]:
     kotlin, swift = _BACKENDS[best]
     values = [best.upper()] if best else []
     values += _settings(bundle)
-    values.append(f"at most {bundle.metadata.max_num_tokens} tokens")
+    if tokens := bundle.metadata.max_num_tokens:
+        values.append(f"at most {tokens} tokens")
     chat = (
         "" if is_chat(bundle) else " It is a base model, which completes texts and does not chat."
     )
@@ -227,7 +231,7 @@ def _how_to_run(bundle: Bundle, repo_id: str) -> list[str]:
         ),
         "### Android",
         "Google AI Edge Gallery: Model Manager, **+**, From Hugging Face, "
-        f"`{_HUB}/{repo_id}`; in the dialog {', '.join(values)}. "
+        f"`{_HUB}/{repo_id}`{'; in the dialog ' if values else ''}{', '.join(values)}. "
         f"[{FILE}](<{FILE}>) says the same for the app's list of models "
         f"(`adb push {FILE} /data/local/tmp/model_allowlist_test.json`). In an app of yours:",
         _code(
@@ -250,7 +254,7 @@ def _how_to_run(bundle: Bundle, repo_id: str) -> list[str]:
         ),
         "### Web",
         f"LiteRT-LM's [web API]({_DOCS}/js) (`@litert-lm/core`) is an early preview, for models "
-        "that were made for it; this file was not.",
+        "that were made for it.",
     ]
 
 

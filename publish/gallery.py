@@ -27,9 +27,11 @@ def allowlist(bundle: Bundle, repo_id: str, description: str) -> dict[str, Any]:
         "commitHash": "main",
         "description": description,
         "sizeInBytes": bundle.nbytes,
-        "defaultConfig": {**sampling(bundle), "maxTokens": bundle.metadata.max_num_tokens},
+        "defaultConfig": sampling(bundle),
         "taskTypes": ["llm_chat", "llm_prompt_lab"] if is_chat(bundle) else ["llm_prompt_lab"],
     }
+    if tokens := bundle.metadata.max_num_tokens:
+        model["defaultConfig"]["maxTokens"] = tokens
     if found := accelerators(bundle):
         model["defaultConfig"]["accelerators"] = ",".join(found)
     if is_chat(bundle) and bundle.metadata.supports_thinking:
@@ -43,7 +45,7 @@ def is_chat(bundle: Bundle) -> bool:
     return not str(bundle.system.get("chat template", "")).startswith("none")
 
 
-def sampling(bundle: Bundle) -> dict[str, int | float]:
+def sampling(bundle: Bundle) -> dict[str, Any]:
     """How the bundle says that it is sampled, in the app's words, as far as it says it."""
     said = bundle.metadata.sampler_params
     if said.type in (said.TYPE_UNSPECIFIED, said.GREEDY):

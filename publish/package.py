@@ -16,7 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from converter.checkpoint.files import is_plain_name
 from converter.checkpoint.papers import CARD
 from converter.errors import OptionError, OutputError, SourceError
 from converter.litertlm.inspection import read_bundle
-from converter.output.atomic_file import AtomicFile, link_or_copy
+from converter.output.atomic_file import AtomicFile, link_or_copy, unfinished
 from converter.receipt import differences, read_receipt, receipt_path
 from publish import gallery
 from publish.card import card, description, texts_of
@@ -97,13 +98,14 @@ def write_package(
     for each in texts_of(receipt):
         texts |= each
 
-    _write_manifest(folder, dict.fromkeys([*before, output.name, *texts]))
-    link_or_copy(output, folder / output.name, lambda _: lambda: None)
-    for file, text in texts.items():
-        sums[file] = _write(folder / file, text)
-    for file in before - sums.keys():
-        (folder / file).unlink(missing_ok=True)
-    _write_manifest(folder, sums)
+    with _option_named():
+        _write_manifest(folder, dict.fromkeys([*before, output.name, *texts]))
+        link_or_copy(output, folder / output.name, lambda _: lambda: None)
+        for file, text in texts.items():
+            sums[file] = _write(folder / file, text)
+        for file in before - sums.keys():
+            (folder / file).unlink(missing_ok=True)
+        _write_manifest(folder, sums)
     return Package(folder, sums)
 
 
@@ -131,12 +133,17 @@ def open_package(folder: Path) -> Package:
 
 
 def edited_texts(package: Package) -> list[str]:
-    """Names of texts that are not as they were written; whoever uploads them may have edited them.
+    """Names of texts that are there, but not as they were written: somebody edited them.
 
     Raises:
         SourceError: one cannot be read.
     """
-    return [name for name in package.texts if _sum_of(package.folder / name) != package.files[name]]
+    return [
+        name
+        for name in package.texts
+        if (package.folder / name).exists()
+        and _sum_of(package.folder / name) != package.files[name]
+    ]
 
 
 def fill_in(package: Package, repo_id: str) -> Package:
@@ -147,28 +154,30 @@ def fill_in(package: Package, repo_id: str) -> Package:
         OutputError: they cannot be written.
     """
     sums = dict(package.files)
-    for name in (CARD, gallery.FILE):
+    for name in (gallery.FILE, CARD):
         path = package.folder / name
         try:
             text = path.read_bytes().decode()
         except (OSError, UnicodeDecodeError) as error:
             raise SourceError(str(path), "it cannot be read as UTF-8", "save it again") from error
-        if PLACEHOLDER in text:
+        filled = text.replace(PLACEHOLDER, repo_id)
+        if name == gallery.FILE:
+            _require_repo(path, filled, repo_id)
+        if filled != text:
             was_ours = _sum_of(path) == sums[name]
-            written = _write(path, text.replace(PLACEHOLDER, repo_id))
+            written = _write(path, filled)
             if was_ours:
                 sums[name] = written
     if sums != package.files:
         _write_manifest(package.folder, sums)
-    _require_repo(package.folder / gallery.FILE, repo_id)
     return Package(package.folder, sums)
 
 
-def _require_repo(path: Path, repo_id: str) -> None:
+def _require_repo(path: Path, text: str, repo_id: str) -> None:
     """Raise OptionError where the Gallery would be sent to another repository."""
     try:
-        named = [model["modelId"] for model in json.loads(path.read_bytes())["models"]]
-    except (OSError, ValueError, LookupError, TypeError):
+        named = [model["modelId"] for model in json.loads(text)["models"]]
+    except (ValueError, LookupError, TypeError):
         named = []
     if named != [repo_id]:
         raise OptionError(
@@ -222,20 +231,29 @@ def _names_in(folder: Path, force: bool) -> set[str]:
         why = (error.strerror or str(error)).lower()
         raise OutputError(str(folder), why, "choose another folder with --to") from error
     known = _read_manifest(folder) if is_package(folder) else {}
+    there -= {unfinished(folder / name).name for name in (MANIFEST, *known)}  # of a killed run
     if foreign := sorted(there - known.keys()):
         raise OutputError(
             str(folder),
             f"it holds {foreign[0]}, which is not of a package",
             "choose another folder with --to",
         )
-    if not force and None not in known.values():
-        sums = {name: value for name, value in known.items() if value is not None and name in there}
-        package = Package(folder, sums)
-        if edited := [name for name in package.texts if _sum_of(folder / name) != sums[name]]:
-            raise OutputError(
-                str(folder / edited[0]), "it was edited", "add --force to write it anew"
-            )
+    sums = {name: value for name, value in known.items() if value is not None}
+    if not force and sums == known:  # an interrupted one has texts of both
+        for name in edited_texts(Package(folder, sums)):
+            raise OutputError(str(folder / name), "it was edited", "add --force to write it anew")
     return there
+
+
+@contextmanager
+def _option_named() -> Iterator[None]:
+    """A file that cannot be written is helped by this command's option, not by convert's."""
+    try:
+        yield
+    except OutputError as error:
+        raise type(error)(
+            error.what, error.why, error.fix.replace("--output-dir", "--to")
+        ) from error
 
 
 def _sum_of(path: Path) -> Sum:
