@@ -60,60 +60,79 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from runner.engine import Model
-    from runner.evaluation import (
-        TEXT,
-        compared_tokens,
-        measure_divergence,
-        measure_perplexity,
-        sample,
-    )
+    from runner.evaluation import TEXT
 
     if args.engine == "torch" and not args.against:
         raise OptionError("--engine torch", "has no effect without --against", "name the source")
     text = _read(args.text or TEXT)
-    if not args.file.is_file():
-        raise SourceError(str(args.file), "there is no such file", "convert a model first")
+    against = None
+    if args.against:
+        against = Request(
+            args.against, revision=args.revision, offline=args.offline, quiet=args.quiet, asks=True
+        )
+    found = measure(args.file, text, against, args.engine, args.threads, args.quiet)
+    if args.json:
+        import json
+
+        print(json.dumps(_as_json(*found)))
+    else:
+        print("\n".join(_lines(args, *found)))
+
+
+def measure(
+    file: Path,
+    text: str,
+    against: Request | None,
+    engine: str = "direct",
+    threads: int | None = None,
+    quiet: bool = False,
+) -> tuple[Perplexity, Sample, Divergence | None]:
+    """What a `.litertlm` file makes of a text, and how far it is from another model in float.
+
+    Args:
+        against: the other model; None compares with nothing.
+        engine: what runs that.
+
+    Raises:
+        LiteRTLMError: see `converter.errors`.
+    """
+    from runner.engine import Model
+    from runner.evaluation import compared_tokens, measure_divergence, measure_perplexity, sample
+
+    if not file.is_file():
+        raise SourceError(str(file), "there is no such file", "convert a model first")
     with ExitStack() as stack:
         # First of all, as this is what may be refused.
-        reference = _reference(args, stack) if args.against else None
-        with Model(args.file, threads=args.threads, benchmark=True) as model:
-            perplexity = measure_perplexity(model, text, _progress("scoring", args))
+        reference = _reference(against, engine, stack) if against else None
+        with Model(file, threads=threads, benchmark=True) as model:
+            perplexity = measure_perplexity(model, text, _progress("scoring", quiet))
             said = sample(model, text)
             tokens = compared_tokens(model, text)
         divergence = None
         if reference is not None:
             tokens, logits = reference(tokens)
-            progress = _progress("comparing", args)
-            divergence = measure_divergence(args.file, logits, tokens, progress)
-    if args.json:
-        import json
-
-        print(json.dumps(_as_json(perplexity, said, divergence)))
-    else:
-        print("\n".join(_lines(args, perplexity, said, divergence)))
+            progress = _progress("comparing", quiet)
+            divergence = measure_divergence(file, logits, tokens, progress)
+    return perplexity, said, divergence
 
 
-def _reference(args: argparse.Namespace, stack: ExitStack) -> Reference:
+def _reference(request: Request, engine: str, stack: ExitStack) -> Reference:
     """What says the source's logits; its files are gone when `stack` is left."""
     from cli.obtain import in_float, require_reference, source_checkpoint
     from converter.output.scratch import scratch_folder
 
     folder = stack.enter_context(scratch_folder("litert-lm-eval-"))
-    request = Request(
-        args.against, revision=args.revision, offline=args.offline, quiet=args.quiet, asks=True
-    )
-    if args.engine == "torch":
+    if engine == "torch":
         from cli.progress import stage_progress
         from converter.torch.reference import check_can_run, next_token_logits
 
         require_reference(request)
         checkpoint = stack.enter_context(source_checkpoint(request))
-        check_can_run(checkpoint, args.against)
+        check_can_run(checkpoint, request.model)
 
         def by_transformers(tokens: list[int]) -> tuple[list[int], Iterable[np.ndarray]]:
-            with stage_progress(args.quiet) as tell:
-                return tokens, next_token_logits(checkpoint, args.against, tokens, folder, tell)
+            with stage_progress(request.quiet) as tell:
+                return tokens, next_token_logits(checkpoint, request.model, tokens, folder, tell)
 
         return by_transformers
 
@@ -168,11 +187,11 @@ def _lines(
     return lines
 
 
-def _progress(what: str, args: argparse.Namespace) -> Any:
+def _progress(what: str, quiet: bool) -> Any:
     """Tells of every step on a terminal, in one line."""
 
     def tell(done: int, everything: int) -> None:
-        if not args.quiet and sys.stderr.isatty():
+        if not quiet and sys.stderr.isatty():
             end = "\r" if done + 1 < everything else "\r\033[K"
             print(f"{what} {done + 1}/{everything}", end=end, file=sys.stderr, flush=True)
 

@@ -205,7 +205,7 @@ def try_out(output: Path) -> str:
     """
     from dataclasses import asdict
 
-    from converter.receipt import add_check, receipt_path
+    from converter.receipt import add_to_receipt, receipt_path
     from runner.check import check, require
     from runner.engine import Model
     from runner.evaluation import TEXT
@@ -213,7 +213,7 @@ def try_out(output: Path) -> str:
     with Model(output) as model:
         found = check(model, TEXT.read_text(encoding="utf-8"))
     if receipt_path(output).is_file():
-        add_check(output, asdict(found))
+        add_to_receipt(output, check=asdict(found))
     return require(output, found)
 
 

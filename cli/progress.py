@@ -15,12 +15,16 @@ _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
 
 @contextmanager
 def byte_progress(
-    total: int, quiet: bool, listener: Callable[[int, int], None] | None = None
+    total: int,
+    quiet: bool,
+    listener: Callable[[int, int], None] | None = None,
+    what: str = "Converting",
 ) -> Iterator[Callable[[int], None]]:
     """Report work on `total` bytes: call what is yielded with the bytes of each finished piece.
 
     Args:
         listener: is told `(done, total)` instead of anybody at stderr, `quiet` or not.
+        what: the work, in a bar's title.
     """
     if listener is not None:
         done = 0
@@ -37,7 +41,7 @@ def byte_progress(
         from converter.checkpoint.progress import byte_bars
 
         with byte_bars(transient=True) as bars:
-            task = bars.add_task("Converting", total=total)
+            task = bars.add_task(what, total=total)
             yield lambda count: bars.advance(task, count)
     else:
         yield Lines(total).advance

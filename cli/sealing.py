@@ -50,20 +50,29 @@ class Sealing:
             files: the model's; those of its adapters are known.
         """
         groups = [files, *(adapter_files(adapter.path) for adapter, _ in self._adapters)]
+        origins = (self._origin, *(origin for _, origin in self._adapters))
         self._states = file_states([file for group in groups for file in group])
-        self._hashes = background.start(
-            lambda: [receipt.hash_files(group) for group in groups],
-            self._origin.model,
-            is_bounded=False,
-        )
+
+        def read() -> list[dict[str, Any]]:
+            from converter.checkpoint.papers import read_papers
+
+            return [
+                asdict(origin)
+                | {
+                    "files": receipt.hash_files(group),
+                    # Beside a GGUF of the user's may lie anything.
+                    "papers": read_papers(group, of_folder=origin.kind != "gguf").as_json(),
+                }
+                for origin, group in zip(origins, groups, strict=True)
+            ]
+
+        self._read = background.start(read, self._origin.model, is_bounded=False)
         self._versions = receipt.versions()
         if self._expected is None:
             return
-        origins = (self._origin, *(origin for _, origin in self._adapters))
         adapters = (self._expected.get("options") or {}).get("adapters", [])
-        said = [entry["files"] for entry in (self._expected["source"], *adapters)]
-        for origin, before, now in zip(origins, said, self._hashes(), strict=True):
-            _require_same(origin.model, before, now)
+        for before, now in zip((self._expected["source"], *adapters), self._read(), strict=True):
+            _require_same(now["model"], before["files"], now["files"])
 
     def of_conversion(self, converter: ModelConverter, plan: Plan) -> Seal:
         """What is called with the complete file of a conversion."""
@@ -80,13 +89,13 @@ class Sealing:
     ) -> Callable[[], None]:
         """Of an output that is complete but has no name yet: what must be there before it has."""
         with ThreadPoolExecutor(1) as beside:
-            sources = beside.submit(self._hashes)
+            sources = beside.submit(self._read)
             parts = receipt.hash_parts(finished)
-        files, *of_adapters = sources.result()
+        source, *of_adapters = sources.result()
         if options is not None:
             options["adapters"] = [
-                asdict(origin) | {"weight": adapter.weight, "files": hashes}
-                for (adapter, origin), hashes in zip(self._adapters, of_adapters, strict=True)
+                {**found, "weight": adapter.weight}
+                for (adapter, _), found in zip(self._adapters, of_adapters, strict=True)
             ]
         found: dict[str, Any] = {
             "receipt": receipt.FORMAT,
@@ -95,7 +104,7 @@ class Sealing:
                 "size": finished.stat().st_size,
                 "parts": parts,
             },
-            "source": asdict(self._origin) | {"files": files},
+            "source": source,
             "options": options,
             "plan": plan,
             "versions": self._versions,

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.files import is_plain_name
+from converter.checkpoint.papers import papers_of
 from converter.errors import OutputError, SourceError
 from converter.output.atomic_file import AtomicFile, sweep
 from converter.version import __version__
@@ -162,10 +163,10 @@ def settle(output: Path) -> None:
             pending.unlink()
 
 
-def add_check(output: Path, found: dict[str, Any]) -> None:
-    """Note in a receipt what `--check` found."""
+def add_to_receipt(output: Path, **found: dict[str, Any]) -> None:
+    """Note in a receipt what was found out since: its `check`, its `eval`."""
     path = receipt_path(output)
-    _write(path, read_receipt(path) | {"check": found})
+    _write(path, read_receipt(path) | found)
 
 
 def read_receipt(path: Path) -> dict[str, Any]:
@@ -327,6 +328,8 @@ def _wrong(receipt: Any) -> str | None:
     origins = (receipt["source"], *adapters)
     if not all(isinstance(o.get(key), str | None) for o in origins for key in ("commit", "file")):
         return "a commit or a file's name is no text"
+    if any("papers" in origin and papers_of(origin["papers"]) is None for origin in origins):
+        return "what it says of a licence is damaged"
     wanted: Iterable[tuple[Any, dict[str, type]]] = [
         *((part, {"name": str, "offset": int, "size": int}) for part in receipt["output"]["parts"]),
         *((file, {"name": str, "size": int}) for origin in origins for file in origin["files"]),

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from converter.errors import OptionError
+from runner.conversation import Statistics
 from runner.engine import Model, Sampling
 
-# The beginning of William Morris, News from Nowhere (1890); in the public domain.
+# In the public domain.
+TEXT_TITLE = "William Morris, News from Nowhere (1890)"
 TEXT = Path(__file__).with_name("evaluation_text.txt")
 # Characters of a passage, and of its beginning, which is read and not scored.
 _PASSAGE, _GIVEN = 1600, 160
@@ -26,6 +28,7 @@ _LONGEST_TOKEN = 16
 # Positions over which two bundles are compared.
 _COMPARED = 512
 _GREEDY_TOKENS = 64
+_PROMPT_TOKENS, _RUNS = 512, 3  # whose speed is measured
 _CHAT_PROMPT = "Describe a river in five sentences."
 
 Progress = Callable[[int, int], None]
@@ -162,6 +165,31 @@ def sample(model: Model, text: str) -> Sample:
         repetition(said),
         rates.prefill_rate if rates else 0.0,
         rates.decode_rate if rates else 0.0,
+    )
+
+
+def measure_speed(model: Model, text: str) -> Statistics:
+    """How fast a model reads a prompt and goes on with it: of each the best of some runs.
+
+    What disturbs a shared machine only ever slows it down.
+
+    Raises:
+        EngineError: the engine failed.
+    """
+    limit = min(_PROMPT_TOKENS, (model.context_length or _PROMPT_TOKENS) // 2)
+    prompt = _fitting(model, text, _LONGEST_TOKEN * limit, limit)
+    runs = []
+    for _ in range(_RUNS):
+        conversation = model.completion(sampling=Sampling(temperature=0), max_tokens=_GREEDY_TOKENS)
+        for _piece in conversation.ask(prompt):
+            pass
+        assert conversation.statistics is not None  # the model was loaded to measure
+        runs.append(conversation.statistics)
+    return replace(
+        runs[0],
+        prefill_rate=max(run.prefill_rate for run in runs),
+        decode_rate=max(run.decode_rate for run in runs),
+        first_token_seconds=min(run.first_token_seconds for run in runs),
     )
 
 

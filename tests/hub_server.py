@@ -2,7 +2,8 @@
 
 It serves the folder `root`: `root/{org}/{name}/...` is a model. It speaks what the client asks:
 `/api/models/{id}[/revision/{rev}]`, `/{id}/resolve/{rev}/{file}` with ETag, X-Repo-Commit,
-Content-Length and Range, and the hub's error codes. Faults are attributes that a test sets.
+Content-Length and Range, and the hub's error codes; and it takes uploads (`tests.hub_uploads`).
+Faults are attributes that a test sets.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import re
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.hub_uploads import UploadHandler
 
 LFS_SUFFIXES = (".safetensors", ".gguf", ".litertlm", "tokenizer.json", ".bin")
 
@@ -46,6 +49,13 @@ class HubServer:
         knows_ranges: whether a Range that is asked for is kept to.
         cards: what a model's card says, by its id.
         files_at: another server's address, to which files are redirected, as to the hub's CDN.
+        namespaces: organisations that `token` may write to; None for all.
+        large: what the large file storage holds, by its SHA-256.
+        part_size: larger files are sent to it in parts of so many bytes.
+        cut_uploads: the next such transfers end after so many bytes each, without an answer.
+        fails: the next answers to what is posted, by the path's beginning.
+        received: bytes that came to the large file storage.
+        commits: the names of the files of every commit.
         seen: all requests.
     """
 
@@ -63,6 +73,14 @@ class HubServer:
         self.cards: dict[str, dict[str, object]] = {}
         self.files_at: str | None = None
         self.knows_ranges = True
+        self.namespaces: set[str] | None = None
+        self.large: dict[str, bytes] = {}
+        self.parts: dict[tuple[str, int], bytes] = {}
+        self.part_size = 1 << 30
+        self.cut_uploads: list[int] = []
+        self.fails: dict[str, list[int]] = {}
+        self.received = 0
+        self.commits: list[list[str]] = []
         self.seen: list[Seen] = []
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = _Server(("127.0.0.1", 0), handler)
@@ -100,6 +118,15 @@ class HubServer:
     def listed(self, repo_id: str) -> list[Path]:
         return sorted(path for path in (self.root / repo_id).rglob("*") if path.is_file())
 
+    def tree(self, repo_id: str, revision: str) -> Path:
+        """The folder of a branch's files."""
+        if revision == "main":
+            return self.root / repo_id
+        return self.root.parent / "branches" / repo_id / revision
+
+    def may_write(self, repo_id: str) -> bool:
+        return self.namespaces is None or repo_id.partition("/")[0] in self.namespaces
+
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
@@ -107,14 +134,14 @@ class _Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(UploadHandler):
     protocol_version = "HTTP/1.1"
     hub: HubServer
 
-    def do_HEAD(self) -> None:
+    def do_HEAD(self) -> None:  # noqa: N802 - the server's own name
         self._answer(body=False)
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         self._answer(body=True)
 
     def log_message(self, format: str, *args: object) -> None:
@@ -141,7 +168,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not (self.hub.root / repo_id).is_dir() or (repo_id in self.hub.private and not may_read):
             # The hub does not tell strangers whether a model exists.
             return self._fail(404 if may_read else 401, "RepoNotFound")
-        if revision not in (None, "main", self.hub.commit(repo_id)):
+        is_branch = revision is None or self.hub.tree(repo_id, revision).is_dir()
+        if not is_branch and revision != self.hub.commit(repo_id):
             return self._fail(404, "RevisionNotFound")
         if api:
             return self._list(repo_id)
@@ -176,7 +204,12 @@ class _Handler(BaseHTTPRequestHandler):
                 sha256 = hashlib.sha256(content).hexdigest()
                 entry["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 134}
             siblings.append(entry)
-        listing = {"id": repo_id, "sha": self.hub.commit(repo_id), "siblings": siblings}
+        listing = {
+            "id": repo_id,
+            "sha": self.hub.commit(repo_id),
+            "private": repo_id in self.hub.private,
+            "siblings": siblings,
+        }
         if repo_id in self.hub.cards:
             listing["cardData"] = self.hub.cards[repo_id]
         self._send(200, json.dumps(listing).encode(), {"Content-Type": "application/json"})

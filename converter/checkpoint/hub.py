@@ -149,6 +149,7 @@ def download(
                 names = _complete_names(repository, names, check_config)
             elif kind == "gguf" and check_gguf is not None and not (target / names[0]).exists():
                 check_gguf(f"{repo_id}/{names[0]}", repository.read(names[0], 0, _GGUF_HEAD))
+            names = [*names, *_papers_of(repository)]
             if headers_only:
                 hub_headers.bring_headers(repository, names)
             else:
@@ -178,6 +179,17 @@ def download(
             write_line(f"{endpoint} has too many requests: trying again in {seconds:.0f} s")
         sleep(seconds)
         waited += seconds
+
+
+def _papers_of(repository: Repository) -> list[str]:
+    """Its card and licence, which go wherever the model goes."""
+    from converter.checkpoint.papers import LARGEST, are_papers
+
+    return [
+        name
+        for name in are_papers(repository.files)
+        if (repository.files[name].size or 0) <= LARGEST
+    ]
 
 
 def choose_adapter(repo_id: str, listed: list[str]) -> tuple[str, list[str], list[str]]:

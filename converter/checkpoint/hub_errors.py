@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 from converter.checkpoint.hub_network import ProxyFailed
 from converter.errors import LiteRTLMError, OutputError, SourceError
 
-_LOGIN = "set HF_TOKEN, put a file HF_TOKEN here, or run `hf auth login`"
+LOGIN = "set HF_TOKEN, put a file HF_TOKEN here, or run `hf auth login`"
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,14 @@ def explain(error: Exception, request: Request, near: Sequence[str] = ()) -> Lit
             what,
             f"it is gated: its owner asks you to agree to terms ({used})",
             f"1) open {page} and log in, 2) agree to the terms, 3) wait for the approval (often at "
-            f"once), 4) {'' if request.token_source else _LOGIN + ' and '}run this again",
+            f"once), 4) {'' if request.token_source else LOGIN + ' and '}run this again",
         )
     if isinstance(error, RepositoryNotFoundError):
         return SourceError(
             what,
             f"there is no such model on {request.endpoint}, or it is private (asked {used})",
             f"{f'did you mean {_either(near)}? if not, ' if near else ''}check the spelling; "
-            f"if it is private, {_LOGIN} with an account that may read it",
+            f"if it is private, {LOGIN} with an account that may read it",
         )
     if isinstance(error, RevisionNotFoundError):
         return SourceError(
@@ -107,25 +107,11 @@ def explain(error: Exception, request: Request, near: Sequence[str] = ()) -> Lit
         return SourceError(
             what,
             f"too many requests to {request.endpoint} ({used})",
-            hint if request.token_source else f"{hint}, or {_LOGIN}: the limit is higher",
+            hint if request.token_source else f"{hint}, or {LOGIN}: the limit is higher",
         )
-    if isinstance(error, OfflineModeIsEnabled):
-        return _no_network(what, "HF_HUB_OFFLINE forbids to use the network", "unset it")
-    if isinstance(error, ProxyFailed):
-        said = "".join(c for c in str(error)[:60] if c.isprintable())
-        does = f"does not let the request through ({said})" if error.refused else "does not answer"
-        hint = f"correct {error.proxy.variable} or unset it, or list the host in NO_PROXY"
-        return _no_network(what, f"{error.proxy} {does}", hint)
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return _no_network(
-            what,
-            f"the certificate of {request.endpoint} is signed by nobody that is known here",
-            "if a company's proxy signs it, set SSL_CERT_FILE to the file of its certificates",
-        )
-    if isinstance(error, httpx.TimeoutException):
-        return _no_network(what, f"{request.endpoint} did not answer in time")
-    if isinstance(error, httpx.TransportError):
-        return _no_network(what, f"{request.endpoint} cannot be reached")
+    if (trouble := network_trouble(error, request)) is not None:
+        why, fix = trouble
+        return _no_network(what, why, fix or "run this again later")
     if isinstance(error, (httpx.HTTPError, httpx.InvalidURL)):
         return SourceError(
             what,
@@ -143,16 +129,37 @@ def explain(error: Exception, request: Request, near: Sequence[str] = ()) -> Lit
     )
 
 
+def network_trouble(error: Exception, request: Request) -> tuple[str, str | None] | None:
+    """Why the hub could not be asked, and what helps where that is known; None of other errors."""
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE forbids to use the network", "unset it"
+    if isinstance(error, ProxyFailed):
+        said = "".join(c for c in str(error)[:60] if c.isprintable())
+        does = f"does not let the request through ({said})" if error.refused else "does not answer"
+        hint = f"correct {error.proxy.variable} or unset it, or list the host in NO_PROXY"
+        return f"{error.proxy} {does}", hint
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return (
+            f"the certificate of {request.endpoint} is signed by nobody that is known here",
+            "if a company's proxy signs it, set SSL_CERT_FILE to the file of its certificates",
+        )
+    if isinstance(error, httpx.TimeoutException):
+        return f"{request.endpoint} did not answer in time", None
+    if isinstance(error, httpx.TransportError):
+        return f"{request.endpoint} cannot be reached", None
+    return None
+
+
 def _explain_status(status: int, request: Request, used: str) -> LiteRTLMError:
     what = request.repo_id
     if status == 401 and request.token_source:
         return SourceError(
             what,
             f"the hub does not accept the access token from {request.token_source}",
-            f"make a new one at {request.endpoint}/settings/tokens, then {_LOGIN}",
+            f"make a new one at {request.endpoint}/settings/tokens, then {LOGIN}",
         )
     if status == 401:
-        return SourceError(what, "the hub asks for an access token and none is set", _LOGIN)
+        return SourceError(what, "the hub asks for an access token and none is set", LOGIN)
     if status == 403:
         why = f"the hub forbids to read it ({used})"
         return SourceError(what, why, "use a token with read access to this model")

@@ -20,7 +20,10 @@ from converter.weights.quantization import SCHEMES
 from tests.tiny_models import make_checkpoint
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("run", "serve", "convert", "check", "eval", "inspect", "list", "rm", "verify")
+COMMANDS = (
+    "run", "serve", "convert", "check", "eval", "package", "upload", "inspect", "list", "rm",
+    "verify",
+)  # fmt: skip
 
 
 def program(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:

@@ -81,6 +81,10 @@ def test_only_what_is_needed_is_fetched_and_config_comes_first(
 ) -> None:
     extra = {
         "README.md": b"#",
+        "LICENSE": b"do",
+        "LICENSE.pdf": b"%PDF",
+        "NOTICE.txt": b"\0" * ((1 << 20) + 1),
+        "original/LICENSE": b"x",
         "pytorch_model.bin": b"x" * 9000,
         "consolidated.safetensors": b"x" * 9000,
         "original/consolidated.00.pth": b"x",
@@ -93,7 +97,13 @@ def test_only_what_is_needed_is_fetched_and_config_comes_first(
     assert (result.kind, result.path, result.notes) == ("safetensors", tmp_path / "out", ())
     assert result.commit == hub.commit("org/m")
     assert hub.fetched()[0] == "config.json"
-    expected = {*model(), "generation_config.json", "chat_template.jinja"}
+    expected = {
+        *model(),
+        "generation_config.json",
+        "chat_template.jinja",
+        "README.md",
+        "LICENSE",
+    }
     assert files_in(result.path) == set(hub.fetched()) == expected
     for name in expected:
         assert (result.path / name).read_bytes() == (hub.root / "org/m" / name).read_bytes()
@@ -469,14 +479,14 @@ def test_what_is_not_a_model(names: list[str], kind: type[LiteRTLMError], said: 
     assert said in str(caught.value)
 
 
-def test_an_adapter_is_two_files(
+def test_an_adapter_is_two_files_and_its_papers(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = {"adapter_config.json": b"{}", "adapter_model.safetensors": SAFETENSORS}
     publish(hub, "org/lora", {**adapter, "README.md": b"#", "optimizer.pt": b"x" * 9000})
     result = download("org/lora", tmp_path / "out", quiet=True, is_adapter=True)
     assert (result.kind, result.path) == ("adapter", tmp_path / "out")
-    assert files_in(result.path) == set(adapter)
+    assert files_in(result.path) == {*adapter, "README.md"}
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     again = download("org/lora", tmp_path / "out", quiet=True, is_adapter=True)
     assert again.path == result.path
