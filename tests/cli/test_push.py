@@ -178,8 +178,10 @@ def test_a_device_that_is_unplugged(
     there(phone).parent.mkdir()
     there(phone).write_bytes(b"an older one")
     phone.unplugged_after = 100
-    assert fails(capfd, bundle) == (
-        f"PIXEL:{FOLDER}/{NAME}.part, the copy broke off, check the cable and run this again"
+    said = fails(capfd, bundle)  # adb notices it while it writes, or while it waits for an answer
+    assert re.fullmatch(
+        f"PIXEL:{FOLDER}/{NAME}.part, (the copy broke off|failed to .*), check the cable and .*",
+        said,
     )
     assert names(phone) == [NAME, f"{NAME}.part"]  # nobody could tidy up
     assert there(phone).read_bytes() == b"an older one"
