@@ -45,7 +45,7 @@ def deliver(device: Device, file: Path, path: str, *, program: bool = False, sho
             raise DeviceError(
                 f"{device.serial}:{path}", "it arrived damaged", "try another cable or USB port"
             )
-        # What the engine packed for an older file of this name is no use to this one.
+        # NAME_MTIME_SIZE.xnnpack_cache and the like, which the engine made of an older file.
         mode = f"chmod 755 {part} && " if program else ""
         device.shell(f"{mode}rm -f {quoted}*cache* && mv -f {part} {quoted}")
     except BaseException:

@@ -68,7 +68,6 @@ def _answer(flags: dict[str, str], advanced: bool) -> None:
         engine = litert_lm.Engine(
             flags["model_path"],
             backend=litert_lm.Backend.CPU(thread_count=threads),
-            cache_dir=":nocache",
             enable_benchmark=True,
         )
     except RuntimeError as error:
@@ -105,7 +104,6 @@ def _benchmark(flags: dict[str, str]) -> None:
         backend=litert_lm.Backend.CPU(thread_count=int(flags.get("num_cpu_threads", 2))),
         prefill_tokens=int(flags["benchmark_prefill_tokens"]),
         decode_tokens=int(flags["benchmark_decode_tokens"]),
-        cache_dir=":nocache",
     )
     _log(f"litert_lm_lib.cc:339] {_report(benchmark.run())}")
     os._exit(0)
