@@ -1,8 +1,8 @@
 """How a wheel is made; pyproject.toml has the rest.
 
-In a checkout the packages are `cli`, `converter`, `publish`, `runner` and `server`. Such names may
-not lie in other people's site-packages, so a wheel holds all of them under `litert_lm_cli`, with
-every import of them renamed on the way.
+In a checkout the packages are `cli`, `converter`, `device`, `publish`, `runner` and `server`. Such
+names may not lie in other people's site-packages, so a wheel holds all of them under
+`litert_lm_cli`, with every import of them renamed on the way.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from setuptools.command.editable_wheel import editable_wheel
 
 ROOT = Path(__file__).resolve().parent
 HOME = "litert_lm_cli"
-MOVED = ("cli", "converter", "publish", "runner", "server")
+MOVED = ("cli", "converter", "device", "publish", "runner", "server")
 LIBRARY = f"{HOME}/converter/libkernels.so"
 
 

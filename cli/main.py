@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from cli import check, convert, eval, inspect, list, package, rm, run, serve, upload, verify
+from cli import check, convert, eval, inspect, list, package, push, rm, run, serve, upload, verify
 from converter.errors import LiteRTLMError, OptionError
 from converter.version import __version__
 
-_COMMANDS = (run, serve, convert, check, eval, package, upload, inspect, list, rm, verify)
+_COMMANDS = (run, serve, convert, check, eval, package, upload, push, inspect, list, rm, verify)
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # what a shell reports for a process that SIGINT ended

@@ -35,3 +35,7 @@ class OutputError(LiteRTLMError):
 
 class EngineError(LiteRTLMError):
     """The LiteRT-LM engine refused the model or failed while it ran."""
+
+
+class DeviceError(LiteRTLMError):
+    """An Android device cannot be reached, or did not take what it was given."""

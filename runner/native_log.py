@@ -23,8 +23,8 @@ _GLOG_PREFIX = re.compile(r"^[IWEF]\d{4} [^\]]*\] ")
 _SOURCE_PLACE = re.compile(r":?\s*ERROR: \[[^\]]*\]")
 _HOLLOW = re.compile(r"^Failed to [a-z ]+: [A-Z_]+$")  # it failed, and that is all
 _NO_REASON = re.compile(
-    r"^(INFO: |WARNING: |===|third_party/|@ +0x|0x[0-9a-f]+ |[IW]\d{4} |thread '.*' panicked at |"
-    r"fatal runtime error: failed to initiate panic|$)"
+    r"^(INFO: |WARNING: |===|\*\*\* |third_party/|@ +0x|0x[0-9a-f]+ |[IW]\d{4} |"
+    r"thread '.*' panicked at |fatal runtime error: failed to initiate panic|$)"
 )
 
 

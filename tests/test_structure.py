@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the top. A module belongs to the longest of these names that it begins with.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("litert_lm_cli", "reliability", "cli", "benchmarks"),
-    ("server", "publish"),
+    ("server", "publish", "device"),
     ("converter.report", "converter.check", "converter.torch"),
     ("converter.base",),
     ("runner",),

@@ -21,8 +21,8 @@ from tests.tiny_models import make_checkpoint
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
-    "run", "serve", "convert", "check", "eval", "package", "upload", "inspect", "list", "rm",
-    "verify",
+    "run", "serve", "convert", "check", "eval", "package", "upload", "push", "inspect",
+    "list", "rm", "verify",
 )  # fmt: skip
 
 
