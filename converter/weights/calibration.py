@@ -29,6 +29,7 @@ import numpy as np
 from converter.decoder import (
     MLP_PROJECTIONS,
     PER_LAYER_TABLE,
+    QUICK_GELU_SLOPE,
     XIELU_BETA,
     Activation,
     AltUp,
@@ -381,13 +382,19 @@ class _Calibration:
                 level = gates.mean(axis=-1, keepdims=True)
                 level += np.float32(feed_forward.cutoff) * gates.std(axis=-1, keepdims=True)
                 gates = np.maximum(gates - level, 0)
-            y = self.activated(block, feed_forward, self.projected(gate, feed_forward, gates))
-            y *= self.projected(up, feed_forward, ups)
+            gates = self.projected(gate, feed_forward, gates)
+            ups = self.projected(up, feed_forward, ups)
+            limit = feed_forward.limit
+            if limit is not None:
+                gates, ups = np.minimum(gates, limit), np.clip(ups, -limit, limit)
+            y = self.activated(block, feed_forward, gates)
+            y *= ups + np.float32(feed_forward.up_offset)
             del gates, ups  # the widest that there are
         else:  # what stands inside an activation cannot be scaled
             [ups] = weights.multiply(inputs, y, up)
             y = self.activated(block, feed_forward, self.projected(up, feed_forward, ups))
-        inputs = _inputs(y, feed_forward.is_gated and weights.may_scale(up, down))
+        is_linear = feed_forward.is_linear_in_up
+        inputs = _inputs(y, is_linear and weights.may_scale(up, down))
         if feed_forward.is_gated:
             weights.divide(up, inputs.factors)
             if "up" in feed_forward.biases:
@@ -591,7 +598,10 @@ def _activate(activation: Activation, x: np.ndarray) -> np.ndarray:
             np.maximum(x, 0, out=x)
             x *= x
             return x
-        if activation is not Activation.SILU:  # the two GELUs differ by less than 1e-3
+        if activation in (
+            Activation.GELU,
+            Activation.GELU_TANH,
+        ):  # the two GELUs differ by less than 1e-3
             # 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
             y = np.float32(0.044715) * x
             for _ in range(2):
@@ -604,6 +614,8 @@ def _activate(activation: Activation, x: np.ndarray) -> np.ndarray:
             y *= np.float32(0.5)
             return y
         y = np.negative(x)  # x / (1 + exp(-x))
+        if activation is Activation.QUICK_GELU:
+            y *= np.float32(QUICK_GELU_SLOPE)
         np.exp(y, out=y)
         y += 1
         return np.divide(x, y, out=y)
