@@ -18,7 +18,7 @@ from converter.decoder import (
     Rope,
 )
 from converter.families.base import Family
-from converter.families.experts import OF_TRAINING, experts_of, with_num_experts
+from converter.families.experts import OF_TRAINING, experts_of
 from converter.families.tensors import NAMES, Names, WeightSource, with_names
 
 # Of what transformers calls silu: x sigmoid(1.702 x), with limits that its class fixes.
@@ -31,7 +31,11 @@ class GptOss(Family):
     """Experts with biases and limits, a window in every other layer, a sink in every head."""
 
     name: ClassVar[str] = "gpt_oss"
-    templates: ClassVar[tuple[str, ...]] = ("harmony.jinja",)
+    templates: ClassVar[tuple[str, ...]] = ()  # no other has its channels
+    gguf_aliases: ClassVar[Mapping[str, str]] = {
+        "num_experts": "num_local_experts",
+        "moe_intermediate_size": "intermediate_size",
+    }
     beside: ClassVar[frozenset[str]] = OF_TRAINING
     activations: ClassVar[Mapping[str, Activation]] = {"silu": Activation.QUICK_GELU}
     # `X.weight` has outputs for rows, as MXFP4 stores them; in plain numbers X has them as columns.
@@ -67,16 +71,12 @@ class GptOss(Family):
     attention_bias: bool = True
     sliding_window: int | None = 128
     layer_types: Sequence[str] | None = None
-    num_experts: int = 128
+    num_local_experts: int = 128
     num_experts_per_tok: int = 4
 
     @classmethod
-    def keys(cls) -> frozenset[str]:
-        return super().keys() | {"num_local_experts"}
-
-    @classmethod
     def resolve_aliases(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        resolved = super().resolve_aliases(with_num_experts(config))
+        resolved = super().resolve_aliases(config)
         if not resolved.get("rope_scaling"):
             resolved["rope_scaling"] = {
                 "rope_type": "yarn",
@@ -84,8 +84,9 @@ class GptOss(Family):
                 "beta_fast": 32.0,
                 "beta_slow": 1.0,
                 "original_max_position_embeddings": 4096,
-                "truncate": False,
             }
+        # Said by every config.json; a GGUF has no key for it.
+        resolved["rope_scaling"].setdefault("truncate", False)
         return resolved
 
     def biases(self) -> tuple[str, ...]:
@@ -102,7 +103,7 @@ class GptOss(Family):
         return experts_of(
             self.name,
             self.feed_forward(),
-            self.num_experts,
+            self.num_local_experts,
             self.num_experts_per_tok,
             router_bias=True,
         )

@@ -271,13 +271,17 @@ class _Calibration:
             values = self.values[mixer.cache_of]
         heads = values.reshape(TOKENS, mixer.num_kv_heads, 1, mixer.head_dim)
         context = heads.repeat(groups, axis=2).reshape(TOKENS, -1)
+        if mixer.has_sinks:  # beside scores of 0
+            sinks = np.exp(weights.vector(f"{block}.sinks"))
+            context *= (self.seen / (self.seen + sinks)).repeat(mixer.head_dim, axis=1)
         if mixer.is_gated:
             [gate] = weights.multiply(inputs, y, f"{block}.gate")
             context *= 1 / (1 + np.exp(-self.projected(f"{block}.gate", mixer, gate)))
         is_own = mixer.cache_of is None and index not in self.lent
         is_own &= mixer.value_norm is None and not mixer.keys_are_values
-        # Without a gate, the query heads that a value head feeds have all the same inputs.
-        scaled = is_own and not mixer.is_gated and weights.may_scale(v, o)
+        # Without gates and sinks, query heads that a value head feeds have all the same inputs.
+        is_shared = not mixer.is_gated and not mixer.has_sinks
+        scaled = is_own and is_shared and weights.may_scale(v, o)
         inputs = _inputs(context, scaled)
         if is_own:
             of_values = inputs.factors
