@@ -376,7 +376,7 @@ class ModelConverter:
         wanted: dict[str, tuple[int, ...]] = {}
         for path, source in sources.items():
             if not source.is_absent:  # several weights may share a tensor, one below the other
-                rows = source.first_row + shapes[path][0] * (2 if source.turns else 1)
+                rows = source.end(shapes[path][0])
                 before = wanted.get(source.tensor, (0,))[0]
                 wanted[source.tensor] = (max(before, rows), *shapes[path][1:])
         stored = {name: _as_matrix(self.checkpoint.tensors[name].shape) for name in wanted}

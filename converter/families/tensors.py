@@ -95,6 +95,10 @@ class WeightSource:
     factors: tuple[tuple[int, float], ...] = ()
     is_flattened: bool = False
 
+    def end(self, rows: int) -> int:
+        """The row after the last of a weight with so many rows; of two in turn, of both."""
+        return self.first_row + rows * (1 if self.turns is None else 2)
+
 
 class StoredWeights(ABC):
     """The weights of a network as checkpoints hold them: what of a family is about their tensors."""
