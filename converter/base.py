@@ -376,12 +376,18 @@ class ModelConverter:
         wanted: dict[str, tuple[int, ...]] = {}
         for path, source in sources.items():
             if not source.is_absent:  # several weights may share a tensor, one below the other
-                rows = source.first_row + shapes[path][0]
+                rows = source.end(shapes[path][0])
                 before = wanted.get(source.tensor, (0,))[0]
                 wanted[source.tensor] = (max(before, rows), *shapes[path][1:])
         stored = {name: _as_matrix(self.checkpoint.tensors[name].shape) for name in wanted}
-        for name in {source.tensor for source in sources.values() if source.is_flattened}:
-            stored[name] = (math.prod(stored[name]),)
+        for source in sources.values():
+            if source.is_absent:
+                continue
+            name, shape = source.tensor, self.checkpoint.tensors[source.tensor].shape
+            if source.is_flattened:
+                stored[name] = (math.prod(shape),)
+            elif source.is_transposed and len(shape) == 3:
+                stored[name] = (shape[0] * shape[2], shape[1])
         said_by = "its metadata" if self.checkpoint.format == "gguf" else "config"
         wrong = [
             f"{name} is {list(shape)}, {said_by} says {list(wanted[name])}"

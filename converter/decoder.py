@@ -27,12 +27,14 @@ class Activation(StrEnum):
     SILU = "silu"
     GELU = "gelu"
     GELU_TANH = "gelu_tanh"
+    QUICK_GELU = "quick_gelu"  # x sigmoid(1.702 x)
     RELU2 = "relu2"  # relu(x)^2
     # beta x + a_p x^2 above 0, beta x + a_n (exp(x) - 1 - x) below; a_p = softplus(alpha_p) and
     # a_n = beta + softplus(alpha_n), learned in every layer (arXiv:2411.13010).
     XIELU = "xielu"
 
 
+QUICK_GELU_SLOPE = 1.702
 XIELU_BETA = 0.5
 # The path of what `PerLayerInput` looks up.
 PER_LAYER_TABLE = "per_layer_embedding"
@@ -361,6 +363,9 @@ class FeedForward:
         biases: the projections (gate, up, down) that have one.
         cutoff: gates g become relu(g - mean(g) - cutoff std(g)) before the activation, which leaves
             few of them (Gemma 3n); None where they stay as they are.
+        limit: gates are at most so large, and what they gate is between minus that and that
+            (gpt-oss); None where nothing is cut.
+        up_offset: added to what is gated.
     """
 
     width: int
@@ -368,6 +373,13 @@ class FeedForward:
     is_gated: bool = True
     biases: tuple[str, ...] = ()
     cutoff: float | None = None
+    limit: float | None = None
+    up_offset: float = 0.0
+
+    @property
+    def is_linear_in_up(self) -> bool:
+        """Whether what `up` gives goes as a factor into what `down` is given."""
+        return self.is_gated and self.limit is None and not self.up_offset
 
     def weight_shapes(self, block: str, hidden: int) -> Shapes:
         """Of what lies between the norms of its block."""

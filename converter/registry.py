@@ -22,6 +22,7 @@ from converter.families.gemma3 import Gemma3
 from converter.families.gemma3n import Gemma3n
 from converter.families.gemma4 import Gemma4, Gemma4Unified
 from converter.families.glm import Glm, Glm4
+from converter.families.gpt_oss import GptOss
 from converter.families.granite import Granite
 from converter.families.granite_hybrid import GraniteHybrid
 from converter.families.granite_moe import GraniteMoe
@@ -74,6 +75,7 @@ FAMILIES: dict[str, type[Family]] = {
     "gemma4_unified_text": Gemma4Unified,
     "glm": Glm,
     "glm4": Glm4,
+    "gpt_oss": GptOss,
     "granite": Granite,
     "granitemoe": GraniteMoe,
     "granitemoehybrid": GraniteHybrid,
@@ -111,6 +113,7 @@ ARCHITECTURES: dict[str, str] = {
     "chatglm": "glm",
     "command-r": "cohere",
     "falcon-h1": "falcon_h1",
+    "gpt-oss": "gpt_oss",
     "granitehybrid": "granitemoehybrid",
     "hunyuan-dense": "hunyuan_v1_dense",
     "lfm2moe": "lfm2_moe",

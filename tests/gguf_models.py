@@ -194,6 +194,36 @@ def _experts_split(_: Any, state: Tensors) -> Tensors:
     return split
 
 
+def _gpt_oss_keys(config: Any) -> Keys:
+    rope = config.rope_parameters
+    return {
+        "expert_count": config.num_local_experts,
+        "expert_used_count": config.num_experts_per_tok,
+        "expert_feed_forward_length": config.intermediate_size,
+        "attention.sliding_window": config.sliding_window,
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": rope["factor"],
+        "rope.scaling.original_context_length": rope["original_max_position_embeddings"],
+    }
+
+
+def _gpt_oss_split(_: Any, state: Tensors) -> Tensors:
+    """Gates and ups, which come in turn, in tensors of their own; rows are outputs."""
+    split: Tensors = {}
+    for name, value in state.items():
+        kind = "bias" if name.endswith("_bias") else "weight"
+        name = name.removesuffix("_bias")
+        value = value.swapaxes(-1, -2) if "experts." in name and kind == "weight" else value
+        if name.endswith("gate_up_proj"):
+            for i, part in enumerate(("gate", "up")):
+                split[name.replace("gate_up_proj", f"{part}_proj.{kind}")] = value[:, i::2]
+        elif name.endswith("experts.down_proj"):
+            split[f"{name}.{kind}"] = value
+        else:
+            split[f"{name}.weight" if name.endswith("sinks") else name] = value
+    return split
+
+
 def _granite_moe_keys(config: Any) -> Keys:
     return {
         **_granite_keys(config),
@@ -465,6 +495,7 @@ WRITTEN: dict[str, Written] = {
     "gemma4_unified_text": Written(
         "gemma4", _gemma4_keys, split=_with_weight, change=_gemma4_factors
     ),
+    "gpt_oss": Written("gpt-oss", _gpt_oss_keys, split=_gpt_oss_split),
     "granite": Written("granite", _granite_keys, permutes=True),
     "granitemoe": Written("granitemoe", _granite_moe_keys, permutes=True, split=_granite_moe_split),
     "granitemoehybrid": Written(

@@ -9,6 +9,7 @@ import numpy as np
 
 from converter.decoder import (
     PER_LAYER_TABLE,
+    QUICK_GELU_SLOPE,
     XIELU_BETA,
     Activation,
     Attention,
@@ -301,7 +302,9 @@ class _Decoder:
             if mlp.cutoff is not None:
                 spread = gate.std(-1, keepdims=True)
                 gate = np.maximum(gate - gate.mean(-1, keepdims=True) - mlp.cutoff * spread, 0)
-            up = self.activate(block, mlp.activation, gate) * up
+            if mlp.limit is not None:
+                gate, up = np.minimum(gate, mlp.limit), np.clip(up, -mlp.limit, mlp.limit)
+            up = self.activate(block, mlp.activation, gate) * (up + mlp.up_offset)
         else:
             up = self.activate(block, mlp.activation, up)
         return self.project(block, "down", mlp.biases, up)
@@ -323,6 +326,8 @@ class _Decoder:
     def activate(self, block: str, activation: Activation, x: np.ndarray) -> np.ndarray:
         if activation is Activation.SILU:
             return x / (1 + np.exp(-x))
+        if activation is Activation.QUICK_GELU:
+            return x / (1 + np.exp(-QUICK_GELU_SLOPE * x))
         if activation is Activation.RELU2:
             return np.where(x > 0, x, 0) ** 2
         if activation is Activation.GELU:

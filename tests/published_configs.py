@@ -1453,6 +1453,30 @@ _EXPERTS: dict[str, Published] = {
             "experts": (16, 8, 64, 1024, "softmax"),
         },
     ),
+    "openai/gpt-oss-20b": (
+        {
+            "model_type": "gpt_oss", "attention_bias": True, "experts_per_token": 4, "head_dim": 64,
+            "hidden_act": "silu", "hidden_size": 2880, "initial_context_length": 4096,
+            "intermediate_size": 2880,
+            "layer_types": ["sliding_attention", "full_attention"] * 12,
+            "max_position_embeddings": 131072, "num_attention_heads": 64, "num_experts_per_tok": 4,
+            "num_hidden_layers": 24, "num_key_value_heads": 8, "num_local_experts": 32,
+            "output_router_logits": False, "rms_norm_eps": 1e-05,
+            "rope_scaling": {
+                "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0,
+                "original_max_position_embeddings": 4096, "rope_type": "yarn", "truncate": False,
+            },
+            "rope_theta": 150000, "router_aux_loss_coef": 0.9, "sliding_window": 128,
+            "swiglu_limit": 7.0, "tie_word_embeddings": False, "vocab_size": 201088,
+        },
+        {
+            "parameters": 20_914_757_184, "rotated": 64, "theta": 150_000, "stretch": 32.0,
+            "attention_factor": 1.3466, "windows": [128, None] * 12,
+            "biases": "q k v o gate up down", "activation": "quick_gelu",
+            "experts": (24, 4, 32, 2880, "renormalised softmax, biased"), "sinks": 24,
+            "limit": (7.0, 1.0),
+        },
+    ),
     "Qwen/Qwen3-30B-A3B": (
         {
             "model_type": "qwen3_moe", "attention_bias": False, "decoder_sparse_step": 1,

@@ -359,6 +359,17 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "gpt_oss": (
+        "gpt_oss",
+        {
+            **_SMALL,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "num_hidden_layers": 3,
+            "sliding_window": 40,
+            "rope_parameters": {**_YARN_ROPE, "truncate": False},
+        },
+    ),
     "hunyuan_v1_dense": (
         "hunyuan_v1_dense",
         {

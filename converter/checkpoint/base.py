@@ -105,6 +105,18 @@ class Checkpoint(ABC):
             SourceError: the file ended early or changed while it was read.
         """
 
+    def read_columns(
+        self, name: str, first_row: int, last_row: int, start: int, stop: int
+    ) -> np.ndarray:
+        """Columns `start:stop` of some rows as float32: `(stop - start, last_row - first_row)`.
+
+        For tensors that hold a matrix transposed. A checkpoint that can reads nothing else.
+
+        Raises:
+            SourceError: see `read_rows`.
+        """
+        return self.read_rows(name, first_row, last_row)[:, start:stop].T
+
     @abstractmethod
     def check_unchanged(self) -> None:
         """Make sure that what was read is one state of the files.

@@ -39,7 +39,7 @@ from converter.checkpoint.quantized.methods import (
     refuse_quantized,
     without_quantization,
 )
-from converter.checkpoint.quantized.numbers import NUMPY_TYPES
+from converter.checkpoint.quantized.numbers import NUMPY_TYPES, widened
 from converter.errors import SourceError, UnsupportedError
 from converter.kernels import widen_bf16
 
@@ -154,6 +154,12 @@ class SafetensorsCheckpoint(StoredCheckpoint):
                 flat[:] = stored.view(np.float16 if info.dtype == "F16" else np.float64)
         place.file.check_unchanged()
         return flat.reshape(stop - start, columns)
+
+    def read_columns(
+        self, name: str, first_row: int, last_row: int, start: int, stop: int
+    ) -> np.ndarray:
+        stored = self.read_stored(name, (first_row, last_row), (start, stop))
+        return widened(stored, self.tensors[name].dtype).T
 
     def read_stored(
         self,

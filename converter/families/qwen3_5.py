@@ -139,8 +139,10 @@ class Qwen35(Family):
 
     def source_of(self, path: str, tensor: str, fmt: str) -> WeightSource:
         _, _, part = path.partition(".attention.")
-        if part.removesuffix(".bias") in ("q", "gate"):
-            return WeightSource(tensor, turns=self.attention_head_dim)
+        part = part.removesuffix(".bias")
+        if part in ("q", "gate"):
+            is_second = part == "gate"
+            return WeightSource(tensor, turns=self.attention_head_dim, is_second=is_second)
         # Hugging Face stores a norm's weight less 1, but for that of a delta net's output, and the
         # logarithm of its decay; llama.cpp's converter has worked both out.
         if fmt == "safetensors" and path.endswith("norm") and not path.endswith(".out_norm"):

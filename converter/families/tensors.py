@@ -69,12 +69,14 @@ class WeightSource:
     Attributes:
         tensor: name in the checkpoint.
         add: constant to add to every value (Gemma stores a norm's weight less 1).
-        first_row: where it begins in a tensor that holds several weights.
+        first_row: where it begins in a tensor that holds several weights; of two in turn, where
+            their blocks do.
         interleaved: the first w of every head's d rows are rotated as pairs (0, 1), (2, 3), ... and
             have to be put as two halves; the numbers are d and w. None where rows are in order.
         is_absent: it is a bias that the checkpoint does not hold, and zero.
-        turns: blocks of so many rows come in turn with those of the other weight in the tensor,
-            the first one's first; `first_row` is 0 in that one alone.
+        turns: blocks of so many rows come in turn with those of another weight in the tensor.
+        is_second: of two in turn, whether its blocks come second.
+        is_transposed: the tensor has three dimensions, and what are rows here are its columns.
         is_log_of_negative: values v are stored as log(-v).
         factors: what rows are multiplied with, so many rows with each, one after the other; none
             where they stay as they are.
@@ -87,9 +89,15 @@ class WeightSource:
     interleaved: tuple[int, int] | None = None
     is_absent: bool = False
     turns: int | None = None
+    is_second: bool = False
+    is_transposed: bool = False
     is_log_of_negative: bool = False
     factors: tuple[tuple[int, float], ...] = ()
     is_flattened: bool = False
+
+    def end(self, rows: int) -> int:
+        """The row after the last of a weight with so many rows; of two in turn, of both."""
+        return self.first_row + rows * (1 if self.turns is None else 2)
 
 
 class StoredWeights(ABC):
@@ -188,7 +196,8 @@ class StoredWeights(ABC):
         sources, rows = {}, dict.fromkeys(names.values(), 0)
         for path, shape in self.spec().weight_shapes():
             source = self.source_of(path, names[path], fmt)
-            sources[path] = dataclasses.replace(source, first_row=rows[names[path]])
+            first_row = rows[names[path]] - (shape[0] if source.is_second else 0)
+            sources[path] = dataclasses.replace(source, first_row=first_row)
             rows[names[path]] += shape[0]
         return sources
 
@@ -237,10 +246,11 @@ def _name_of(path: str, table: Mapping[str, Sequence[str]], available: Collectio
         if at < len(parts) and parts[at].isdigit():
             numbers[place], parts[at] = parts[at], place
     pattern = ".".join(parts)
-    bias = pattern.removesuffix(".bias")
-    names = list(table[bias])
+    # A bias is called as its weight, but where the table knows better.
+    weight = pattern if pattern in table else pattern.removesuffix(".bias")
+    names = list(table[weight])
     for place, number in numbers.items():
         names = [name.replace(place, number) for name in names]
-    if bias != pattern:
+    if weight != pattern:
         names = [f"{name.removesuffix('.weight')}.bias" for name in names]
     return next((name for name in names if name in available), names[0])

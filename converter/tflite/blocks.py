@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from converter.decoder import XIELU_BETA, Activation, Norm, NormKind
+from converter.decoder import QUICK_GELU_SLOPE, XIELU_BETA, Activation, Norm, NormKind
 from converter.tflite.graph import Model, Tensor, Weight
 from converter.tflite.kv_cache import Call
 from converter.tflite.two_terms import make_terms, make_two_term_product
@@ -90,6 +90,10 @@ class Blocks:
         g, name = self.graph, at(block)
         if activation is Activation.SILU:
             return g.make_mul(f"{name}/silu", x, g.make_logistic(f"{name}/logistic", x))
+        if activation is Activation.QUICK_GELU:
+            slope = g.constant("quick_gelu/slope", QUICK_GELU_SLOPE)
+            open_ = g.make_logistic(f"{name}/logistic", g.make_mul(f"{name}/steeper", x, slope))
+            return g.make_mul(f"{name}/quick_gelu", x, open_)
         if activation is Activation.RELU2:
             positive = g.make_maximum(f"{name}/relu", x, g.constant("relu/zero", 0.0))
             return g.make_mul(f"{name}/relu2", positive, positive)

@@ -35,12 +35,29 @@ def make_dense(blocks: Blocks, block: str, feed_forward: FeedForward, x: Tensor)
         up = blocks.make_part(block, "up", biases, x)
         if feed_forward.cutoff is not None:
             gate = _make_cutoff(blocks.graph, f"{name}/cutoff", gate, feed_forward.cutoff)
+        gate, up = _make_limited(blocks.graph, name, gate, up, feed_forward)
     else:
         gate = blocks.make_part(block, "up", biases, x)
     product = blocks.make_activation(block, feed_forward.activation, gate)
     if up is not None:
         product = blocks.graph.make_mul(f"{name}/gated", product, up)
     return blocks.make_part(block, "down", biases, product)
+
+
+def _make_limited(
+    g: Graph, name: str, gate: Tensor, up: Tensor, feed_forward: FeedForward
+) -> tuple[Tensor, Tensor]:
+    """See `FeedForward.limit` and `up_offset`."""
+    if feed_forward.limit is not None:
+        most = g.constant("limit/most", feed_forward.limit)
+        least = g.constant("limit/least", -feed_forward.limit)
+        gate = g.make_minimum(f"{name}/gate/limited", gate, most)
+        up = g.make_minimum(f"{name}/up/below", up, most)
+        up = g.make_maximum(f"{name}/up/limited", up, least)
+    if feed_forward.up_offset:
+        offset = g.constant("up/offset", feed_forward.up_offset)
+        up = g.make_add(f"{name}/up/shifted", up, offset)
+    return gate, up
 
 
 def _make_cutoff(g: Graph, name: str, x: Tensor, cutoff: float) -> Tensor:

@@ -29,6 +29,7 @@ import numpy as np
 from converter.decoder import (
     MLP_PROJECTIONS,
     PER_LAYER_TABLE,
+    QUICK_GELU_SLOPE,
     XIELU_BETA,
     Activation,
     AltUp,
@@ -270,13 +271,17 @@ class _Calibration:
             values = self.values[mixer.cache_of]
         heads = values.reshape(TOKENS, mixer.num_kv_heads, 1, mixer.head_dim)
         context = heads.repeat(groups, axis=2).reshape(TOKENS, -1)
+        if mixer.has_sinks:  # beside scores of 0
+            sinks = np.exp(weights.vector(f"{block}.sinks"))
+            context *= (self.seen / (self.seen + sinks)).repeat(mixer.head_dim, axis=1)
         if mixer.is_gated:
             [gate] = weights.multiply(inputs, y, f"{block}.gate")
             context *= 1 / (1 + np.exp(-self.projected(f"{block}.gate", mixer, gate)))
         is_own = mixer.cache_of is None and index not in self.lent
         is_own &= mixer.value_norm is None and not mixer.keys_are_values
-        # Without a gate, the query heads that a value head feeds have all the same inputs.
-        scaled = is_own and not mixer.is_gated and weights.may_scale(v, o)
+        # Without gates and sinks, query heads that a value head feeds have all the same inputs.
+        is_shared = not mixer.is_gated and not mixer.has_sinks
+        scaled = is_own and is_shared and weights.may_scale(v, o)
         inputs = _inputs(context, scaled)
         if is_own:
             of_values = inputs.factors
@@ -381,13 +386,19 @@ class _Calibration:
                 level = gates.mean(axis=-1, keepdims=True)
                 level += np.float32(feed_forward.cutoff) * gates.std(axis=-1, keepdims=True)
                 gates = np.maximum(gates - level, 0)
-            y = self.activated(block, feed_forward, self.projected(gate, feed_forward, gates))
-            y *= self.projected(up, feed_forward, ups)
+            gates = self.projected(gate, feed_forward, gates)
+            ups = self.projected(up, feed_forward, ups)
+            limit = feed_forward.limit
+            if limit is not None:
+                gates, ups = np.minimum(gates, limit), np.clip(ups, -limit, limit)
+            y = self.activated(block, feed_forward, gates)
+            y *= ups + np.float32(feed_forward.up_offset)
             del gates, ups  # the widest that there are
         else:  # what stands inside an activation cannot be scaled
             [ups] = weights.multiply(inputs, y, up)
             y = self.activated(block, feed_forward, self.projected(up, feed_forward, ups))
-        inputs = _inputs(y, feed_forward.is_gated and weights.may_scale(up, down))
+        is_linear = feed_forward.is_linear_in_up
+        inputs = _inputs(y, is_linear and weights.may_scale(up, down))
         if feed_forward.is_gated:
             weights.divide(up, inputs.factors)
             if "up" in feed_forward.biases:
@@ -591,7 +602,10 @@ def _activate(activation: Activation, x: np.ndarray) -> np.ndarray:
             np.maximum(x, 0, out=x)
             x *= x
             return x
-        if activation is not Activation.SILU:  # the two GELUs differ by less than 1e-3
+        if activation in (
+            Activation.GELU,
+            Activation.GELU_TANH,
+        ):  # the two GELUs differ by less than 1e-3
             # 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
             y = np.float32(0.044715) * x
             for _ in range(2):
@@ -604,6 +618,8 @@ def _activate(activation: Activation, x: np.ndarray) -> np.ndarray:
             y *= np.float32(0.5)
             return y
         y = np.negative(x)  # x / (1 + exp(-x))
+        if activation is Activation.QUICK_GELU:
+            y *= np.float32(QUICK_GELU_SLOPE)
         np.exp(y, out=y)
         y += 1
         return np.divide(x, y, out=y)

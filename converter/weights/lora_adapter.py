@@ -214,5 +214,5 @@ def _shapes(family: Family, sources: Mapping[str, WeightSource]) -> dict[str, tu
     weights, found = dict(family.spec().weight_shapes()), dict[str, tuple[int, ...]]()
     for path, source in sources.items():
         rows, *columns = weights[path]
-        found[source.tensor] = (source.first_row + rows, *columns)
+        found[source.tensor] = (source.end(rows), *columns)
     return found

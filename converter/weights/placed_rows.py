@@ -6,6 +6,8 @@ the one (`WeightSource`) puts the other in order, too.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from converter.checkpoint.base import Checkpoint, room_for
@@ -32,46 +34,49 @@ def read_placed(
         buffer, keep_bf16: see `Checkpoint.read_rows`.
     """
     if source.turns is not None:
-        return _in_turn(checkpoint, tensor, source.turns, source.first_row > 0, start, stop, buffer)
-    if source.is_flattened:
-        shape = checkpoint.tensors[tensor].shape
-        rows = checkpoint.read_rows(tensor, 0, 1 if len(shape) == 1 else shape[0])
-        return rows.reshape(1, -1)[:, start:stop]
+        first = source.first_row
+        both = _rows(checkpoint, tensor, source, first + 2 * start, first + 2 * stop)
+        in_turn = (-1, 2, source.turns)
+        columns = 1 if both.shape[0] == 1 else both.shape[1]  # a vector: its values are the rows
+        chosen = both.reshape(*in_turn, columns)[:, int(source.is_second)]
+        room = room_for(chosen.size, buffer)
+        room.reshape(chosen.shape)[:] = chosen
+        return room.reshape(1, -1) if both.shape[0] == 1 else room.reshape(-1, columns)
     first, last = source.first_row + start, source.first_row + stop
-    is_vector = len(checkpoint.tensors[tensor].shape) == 1
-    if is_vector:
-        rows = checkpoint.read_rows(tensor, 0, 1, buffer=buffer)[:, first:last]
-    else:
-        rows = checkpoint.read_rows(tensor, first, last, buffer=buffer, keep_bf16=keep_bf16)
+    rows = _rows(checkpoint, tensor, source, first, last, buffer, keep_bf16)
     rows = halves_from_pairs(rows, *source.interleaved) if source.interleaved else rows
     if source.factors:
         counts, factors = zip(*source.factors, strict=True)
         by_row = np.repeat(np.asarray(factors, np.float32), counts)[start:stop]
-        rows = rows * (by_row if is_vector else by_row[:, None])
+        rows = rows * (by_row if rows.shape[0] == 1 else by_row[:, None])
     return rows
 
 
-def _in_turn(
+def _rows(
     checkpoint: Checkpoint,
     tensor: str,
-    size: int,
-    is_second: bool,
-    start: int,
-    stop: int,
-    buffer: np.ndarray | None,
+    source: WeightSource,
+    first: int,
+    last: int,
+    buffer: np.ndarray | None = None,
+    keep_bf16: bool = False,
 ) -> np.ndarray:
-    """Every other block of `size` rows; see `WeightSource.turns`."""
+    """Rows of the whole tensor, `(last - first, columns)`; of a vector its values, in one row."""
     shape = checkpoint.tensors[tensor].shape
     if len(shape) == 1:
-        blocks = checkpoint.read_rows(tensor, 0, 1).reshape(-1, 2, size)
-        return blocks[:, int(is_second)].reshape(1, -1)[:, start:stop]
-    columns = shape[1]
-    room = room_for((stop - start) * columns, buffer).reshape(-1, columns)
-    for row in range(start, stop, size):
-        first = 2 * row + is_second * size
-        part = room[row - start : row - start + size]
-        part[:] = checkpoint.read_rows(tensor, first, first + size, buffer=part.reshape(-1))
-    return room
+        return checkpoint.read_rows(tensor, 0, 1, buffer=buffer)[:, first:last]
+    if source.is_flattened:
+        rows = checkpoint.read_rows(tensor, 0, math.prod(shape[:-1]))
+        return rows.reshape(1, -1)[:, first:last]
+    if source.is_transposed:
+        # Of a stack, the part that the rows belong to: they never belong to two.
+        _, columns, rows_of_part = shape
+        part, first = divmod(first, rows_of_part)
+        last -= part * rows_of_part
+        room = room_for((last - first) * columns, buffer).reshape(-1, columns)
+        room[:] = checkpoint.read_columns(tensor, part * columns, (part + 1) * columns, first, last)
+        return room
+    return checkpoint.read_rows(tensor, first, last, buffer=buffer, keep_bf16=keep_bf16)
 
 
 def halves_from_pairs(rows: np.ndarray, head_dim: int, width: int) -> np.ndarray:

@@ -72,6 +72,13 @@ class QuantizedCheckpoint(Checkpoint):
             matrix.read(self._checkpoint, start, stop, out)
         return out
 
+    def read_columns(
+        self, name: str, first_row: int, last_row: int, start: int, stop: int
+    ) -> np.ndarray:
+        if name in self._matrices:
+            return super().read_columns(name, first_row, last_row, start, stop)
+        return self._checkpoint.read_columns(name, first_row, last_row, start, stop)
+
     def check_unchanged(self) -> None:
         self._checkpoint.check_unchanged()
 

@@ -1,7 +1,8 @@
 """MXFP4 of gpt-oss: `X_blocks` uint8 `[..., in / 32, 16]` in E2M1, `X_scales` of exponents.
 
 The value of a code times 2 ** (scale - 127); the first code is in the lower half of a byte. Source:
-transformers' `convert_moe_packed_tensors`, which transposes the result; here rows stay outputs.
+transformers' `convert_moe_packed_tensors`, which transposes the result. Here rows stay outputs, as
+in every `.weight`, and that is what the name says: `X.weight`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class MXFP4(Layout):
             raise wrong_shape(stored, weight, scales, f"U8 {list(codes.shape[:-1])}")
         columns = 32 * groups
         return Affine(
-            TensorInfo(weight, (*outer, columns), self.title, codes.nbytes + scales.nbytes),
+            TensorInfo(
+                f"{weight}.weight", (*outer, columns), self.title, codes.nbytes + scales.nbytes
+            ),
             codes=Rows(codes.name, columns, E2M1, pieces=groups),
             scale=Rows(scales.name, groups, E8M0),
             group=32,

@@ -35,7 +35,7 @@ PLAIN: dict[str, Any] = {
     "output_gate": False, "value_norm": False,
     "shared": 0, "keys_are_values": 0, "heads": None, "widths": None, "cutoffs": 0,
     "per_layer": None, "layer_scales": False, "streams": 1, "laurel": None,
-    "experts": None,
+    "experts": None, "sinks": 0, "limit": None,
 }  # fmt: skip
 
 
@@ -106,6 +106,8 @@ def described(spec: DecoderSpec) -> dict[str, Any]:
         "streams": spec.altup.streams if spec.altup else 1,
         "laurel": spec.laurel_rank,
         "experts": _experts(spec),
+        "sinks": sum(m.has_sinks for m in mixers),
+        "limit": feed_forward.limit and (feed_forward.limit, feed_forward.up_offset),
     }
     return {key: value for key, value in said.items() if key not in PLAIN or value != PLAIN[key]}
 
@@ -125,9 +127,10 @@ def _experts(spec: DecoderSpec) -> tuple[int, int, int, int, str] | None:
     if not found:
         return None
     [experts] = set(found)
-    assert (experts.scale, experts.shared, experts.router_bias) == (1, None, False)
+    assert (experts.scale, experts.shared) == (1, None)
     how = ("renormalised " if experts.renormalises else "") + experts.router
     how += ", chosen with a bias" if experts.choice_bias else ""
+    how += ", biased" if experts.router_bias else ""
     return len(found), experts.active, experts.count, experts.expert.width, how
 
 
@@ -235,6 +238,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "ibm-granite/granite-3.1-1b-a400m-instruct": {"hidden_act": "relu"},
     "LiquidAI/LFM2-8B-A1B": {"conv_L_cache": 1},
     "allenai/OLMoE-1B-7B-0924-Instruct": {"clip_qkv": 8.0},
+    "openai/gpt-oss-20b": {"hidden_act": "gelu"},
     "Qwen/Qwen3-30B-A3B": {"hidden_act": "relu"},
     "swiss-ai/Apertus-8B-Instruct-2509": {"hidden_act": "relu"},
     "arcee-ai/AFM-4.5B": {"hidden_act": "relu"},

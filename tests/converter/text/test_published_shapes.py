@@ -571,7 +571,41 @@ _TRANSLATE_GEMMA = """{%- set languages = {
 {%- endif -%}
 """
 
+_HARMONY = """{{- '<|start|>system<|message|>You are ChatGPT.\nCurrent date: ' }}
+{{- strftime_now('%Y-%m-%d') + '\n\n' }}
+{%- if reasoning_effort is not defined %}{%- set reasoning_effort = 'medium' %}{%- endif %}
+{{- 'Reasoning: ' + reasoning_effort + '\n\n# Valid channels: analysis, commentary, final.' }}
+{{- '<|end|>' }}
+{%- if messages[0].role == 'developer' or messages[0].role == 'system' %}
+{%- set developer_message = messages[0].content %}{%- set loop_messages = messages[1:] %}
+{%- else %}{%- set developer_message = '' %}{%- set loop_messages = messages %}{%- endif %}
+{%- if developer_message or tools %}{{- '<|start|>developer<|message|>' }}
+{%- if developer_message %}{{- '# Instructions\n\n' + developer_message + '\n\n' }}{%- endif %}
+{%- if tools %}{{- '# Tools\n\n' + tools | tojson }}{%- endif %}{{- '<|end|>' }}{%- endif %}
+{%- set last_tool_call = namespace(name=none) %}
+{%- for message in loop_messages %}{%- if message.role == 'assistant' %}
+{%- if 'content' in message and '<|channel|>analysis<|message|>' in message.content %}
+{{- raise_exception('channels in the content') }}{%- endif %}
+{%- if 'tool_calls' in message %}{%- set tool_call = message.tool_calls[0] %}
+{%- if tool_call.function %}{%- set tool_call = tool_call.function %}{%- endif %}
+{{- '<|start|>assistant to=functions.' + tool_call.name + '<|channel|>commentary json<|message|>' }}
+{{- tool_call.arguments | tojson + '<|call|>' }}{%- set last_tool_call.name = tool_call.name %}
+{%- elif loop.last and not add_generation_prompt %}
+{%- if 'thinking' in message %}
+{{- '<|start|>assistant<|channel|>analysis<|message|>' + message.thinking + '<|end|>' }}{%- endif %}
+{{- '<|start|>assistant<|channel|>final<|message|>' + message.content + '<|return|>' }}
+{%- else %}{{- '<|start|>assistant<|channel|>final<|message|>' + message.content + '<|end|>' }}
+{%- set last_tool_call.name = none %}{%- endif %}
+{%- elif message.role == 'tool' %}
+{%- if last_tool_call.name is none %}{{- raise_exception('no call before it') }}{%- endif %}
+{{- '<|start|>functions.' + last_tool_call.name + ' to=assistant<|channel|>commentary<|message|>' }}
+{{- message.content | tojson + '<|end|>' }}
+{%- elif message.role == 'user' %}{{- '<|start|>user<|message|>' + message.content + '<|end|>' }}
+{%- endif %}{%- endfor %}{%- if add_generation_prompt %}<|start|>assistant{%- endif %}"""
 SHAPES = {
+    "gpt-oss: channels": Shape(
+        "gpt_oss", _HARMONY, "<|startoftext|>", "<|return|>", tools=True
+    ),
     "Hermes: a template for tools by name": Shape(
         "llama",
         str(join_named({"default": "{{bos_token}}" + _CHATML, "tool_use": _HERMES_TOOLS}, "")),

@@ -53,10 +53,16 @@ def parameters_of(model: Any) -> dict[str, tuple[Any, WeightSource]]:
     sources = family.weight_sources(list(state), "safetensors")
 
     def rows(source: WeightSource, count: int) -> Any:
-        tensor = _rows(state[source.tensor])
+        tensor, first = _rows(state[source.tensor]), source.first_row
+        if source.is_transposed:
+            expert, first = divmod(first, state[source.tensor].shape[-1])
+            tensor = state[source.tensor][expert].T
+        if source.is_flattened:
+            tensor = tensor.flatten()
         if source.turns is None:
-            return tensor[source.first_row :][:count]
-        return tensor.unflatten(0, (-1, 2, source.turns))[:, int(source.first_row > 0)]
+            return tensor[first:][:count]
+        both = tensor[first:][: 2 * count]
+        return both.unflatten(0, (-1, 2, source.turns))[:, int(source.is_second)]
 
     return {
         path: (rows(sources[path], shape[0]), sources[path])
@@ -118,6 +124,12 @@ def test_it_is_that_of_transformers_inputs(test_id: str, tmp_path: Path) -> None
         parts = path.split(".")
         return f".{parts[4]}" if "experts" in parts and parts[-1] == "down" else ""
 
+    def gated(module: Any, x: Any, e: int) -> Any:
+        if hasattr(module, "gate_up_proj_bias"):  # gpt-oss
+            return module._apply_gate(x @ module.gate_up_proj[e] + module.gate_up_proj_bias[e])
+        gate, up = (x @ module.gate_up_proj[e].T).chunk(2, dim=-1)
+        return torch.nn.functional.silu(gate) * up
+
     def keep_of_experts(tensor: str) -> Any:
         """Of the last matrix of each that a token takes; of the others what all have."""
 
@@ -127,9 +139,7 @@ def test_it_is_that_of_transformers_inputs(test_id: str, tmp_path: Path) -> None
             for e in range(len(module.down_proj)):
                 own = x[(chosen == e).any(dim=-1)]
                 if len(own):
-                    gate, up = (own @ module.gate_up_proj[e].T).chunk(2, dim=-1)
-                    y = torch.nn.functional.silu(gate) * up
-                    keep(f"{tensor}.down_proj.{e}")(module, (y,))
+                    keep(f"{tensor}.down_proj.{e}")(module, (gated(module, own, e),))
 
         return hook
 

@@ -30,7 +30,7 @@ def test_blocks_in_turn(
     (tmp_path / "config.json").write_text("{}")
     expected = values.reshape(HEADS, 2, SIZE, COLUMNS)[:, which].reshape(-1, COLUMNS)[start:stop]
     buffer = np.empty(expected.size, np.float32) if has_buffer else None
-    source = WeightSource("both", first_row=which * HEADS * SIZE, turns=SIZE)
+    source = WeightSource("both", turns=SIZE, is_second=bool(which))
     with open_folder(tmp_path) as checkpoint:
         rows = read_placed(checkpoint, "both", source, start, stop, buffer)
         vector = read_placed(checkpoint, "both.bias", source, start, stop)

@@ -293,7 +293,7 @@ def test_experts_of_gpt_oss(tmp_path: Path) -> None:
         for name, tensor in packed.items()
     }
     with open_folder(folder(tmp_path / "m", by("mxfp4"), tensors)) as checkpoint:
-        info = checkpoint.tensors[f"{MODULE}.down_proj"]
+        info = checkpoint.tensors[f"{MODULE}.down_proj.weight"]
         assert (info.shape, info.dtype) == ((3, 10, 64), "MXFP4")
         found = checkpoint.read_rows(info.name, 7, 23)
         np.testing.assert_array_equal(found, expected[7:23])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from cli.obtain import open_checkpoint
 from converter.base import ModelConverter, Plan
@@ -93,6 +95,36 @@ def test_logits_are_those_of_the_dequantised_model(tmp_path: Path, case: str) ->
     assert quantised >= 2 * 4
     found = differences(tmp_path / "out", text_logits(model, TOKENS))
     assert np.abs(found).max() < 1e-3
+
+
+def test_experts_of_gpt_oss_in_mxfp4(tmp_path: Path) -> None:
+    """Rows are outputs there, gates and ups in turn; in plain numbers they are columns."""
+    folder = tmp_path / "m"
+    model = make_checkpoint("gpt_oss", folder)
+    state, stored = model.state_dict(), {}
+    for name, tensor in state.items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            experts, columns, rows = tensor.shape
+            matrix = tensor.transpose(1, 2).reshape(-1, columns).numpy()
+            packed, expected = packers.float4(matrix, 32, ("_blocks", "_scales"))
+            tensor.copy_(torch.from_numpy(expected).view(experts, rows, columns).transpose(1, 2))
+            shape = experts, rows, columns // 32
+            stored[f"{name}_blocks"] = packed["_blocks"].reshape(*shape, 16)
+            stored[f"{name}_scales"] = packed["_scales"].reshape(shape)
+        else:
+            stored[name] = tensor.contiguous()
+    save_file(stored, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **by("mxfp4")}))
+
+    plan = convert(folder, tmp_path / "out", "fp32")
+    assert {weight.stored_as for weight in plan.weights if ".experts." in weight.path} == {
+        "MXFP4",
+        "F32",  # biases
+    }
+    assert np.abs(differences(tmp_path / "out", text_logits(model, TOKENS))).max() < 1e-3
+    plan = convert(folder, tmp_path / "int4", "dynamic_int4")
+    assert {w.format.block for w in plan.weights if w.path.endswith(".down")} == {32}
 
 
 GRIDS: dict[str, tuple[dict[str, Any], Packer, str]] = {
