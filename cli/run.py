@@ -6,13 +6,17 @@ import argparse
 import io
 import sys
 from contextlib import ExitStack
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cli.convert import MODEL_HELP, add_conversion_options
 from cli.limits import LIMITS
 from cli.request import BACKENDS, Request, of_arguments
 from converter.errors import OptionError
 from runner.options import ChatOptions
+
+if TYPE_CHECKING:
+    from runner.tools import Tool
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -35,6 +39,18 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--thinking",
         action=argparse.BooleanOptionalAction,
         help="think before the answer, or not (default: what the model's template does)",
+    )
+    tools = parser.add_argument_group("tools and schemas")
+    tools.add_argument(
+        "--tools",
+        metavar="FILE.py",
+        type=Path,
+        help="the model may call the functions of this file, which is run as your own code; each "
+        "call is shown and asked for",
+    )
+    tools.add_argument("--yes", action="store_true", help="run every call without asking")
+    tools.add_argument(
+        "--schema", metavar="FILE.json", type=Path, help="answer in JSON of this JSON schema alone"
     )
     sampling = parser.add_argument_group("sampling", "what is left out comes from the model's file")
     sampling.add_argument(
@@ -73,6 +89,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     options = of_arguments(ChatOptions, args)
     options.check()
+    tools, json_schema = _read_tools(args), _read_schema(args)
     prompt: str | None = args.prompt
     if prompt is not None and not prompt.strip():
         raise OptionError("--prompt", "is empty", "give it a text")
@@ -89,16 +106,46 @@ def main(args: argparse.Namespace) -> None:
 
     from cli.progress import passing_line
     from runner.chat import BASE_MODEL_NOTE, answer, chat
+    from runner.tools import Toolbox
 
     with ExitStack() as stack:
         with passing_line("Loading the model ...", args.quiet or args.verbose):
             model = stack.enter_context(options.model(path, benchmark=args.stats))
         # Looked up here: while the model is open, sys.stderr is another stream.
         stdout, stderr = sys.stdout, sys.stderr
-        conversation = options.start(model)
+        if json_schema is not None:
+            model.check_schema(args.schema, json_schema)
+        toolbox = Toolbox(tools, sys.stdin, stderr, yes=args.yes) if tools else None
+        conversation = options.start(model, toolbox, json_schema)
         if not args.raw and not model.is_chat and stderr.isatty():
             print(BASE_MODEL_NOTE, file=stderr)
         if prompt is not None:
             answer(conversation, prompt, stdout, stderr, show_statistics=args.stats)
         else:
             chat(conversation, sys.stdin, stdout, stderr, show_statistics=args.stats)
+
+
+def _read_tools(args: argparse.Namespace) -> dict[str, Tool] | None:
+    """What --tools names, before a model is fetched for it."""
+    if args.tools is None:
+        if args.yes:
+            raise OptionError("--yes", "has no effect without --tools", "leave it out")
+        return None
+    if args.raw:
+        raise OptionError(
+            "--tools", "there is no chat template to carry it with --raw", "leave one out"
+        )
+    from runner.tools import load_tools
+
+    return load_tools(args.tools)
+
+
+def _read_schema(args: argparse.Namespace) -> str | None:
+    """What --schema names, before a model is fetched for it."""
+    if args.schema is None:
+        return None
+    if args.thinking:
+        raise OptionError("--schema", "leaves no room for thoughts", "leave out --thinking")
+    from runner.schema import read_schema
+
+    return read_schema(args.schema)

@@ -44,14 +44,21 @@ class AnswerWriter:
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         if error_type is not None and issubclass(error_type, BrokenPipeError):
             return
+        self._end_line()
+
+    def _end_line(self) -> None:
         if self._section == "thought":
             self._stream.write(_RESET if self._is_terminal else _THOUGHT_END.rstrip("\n"))
         if self._section is not None:
             self._stream.write("\n")
         self._stream.flush()
+        self._section, self._held = None, ""
 
     def write(self, piece: Piece) -> None:
-        """Write and flush one piece."""
+        """Write and flush one piece; a call is shown by who runs it, on a line of its own."""
+        if piece.kind == "call":
+            self._end_line()
+            return
         text = piece.text
         if self._is_terminal:
             text = _CONTROL.sub("", text)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from converter.errors import OptionError
 
 if TYPE_CHECKING:
-    from runner.conversation import Conversation
+    from runner.conversation import Conversation, Tools
     from runner.engine import Model
 
 
@@ -64,8 +64,14 @@ class ChatOptions:
             benchmark=benchmark,
         )
 
-    def start(self, model: Model) -> Conversation:
+    def start(
+        self, model: Model, tools: Tools | None = None, json_schema: str | None = None
+    ) -> Conversation:
         """A conversation with a loaded model; one without a chat template continues texts.
+
+        Args:
+            tools: what the model may call.
+            json_schema: what the answers are JSON of.
 
         Raises:
             OptionError: the model cannot do what was asked for.
@@ -73,11 +79,16 @@ class ChatOptions:
         from runner.engine import Sampling
 
         sampling = Sampling(self.temperature, self.top_k, self.top_p, self.seed)
-        if self.raw or (not model.is_chat and self.system is None and not self.thinking):
-            return model.completion(sampling=sampling, max_tokens=self.max_tokens)
+        needs_template = self.system is not None or self.thinking or tools is not None
+        if self.raw or not (model.is_chat or needs_template):
+            return model.completion(
+                sampling=sampling, max_tokens=self.max_tokens, json_schema=json_schema
+            )
         return model.conversation(
             system=self.system,
             sampling=sampling,
             max_tokens=self.max_tokens,
             thinking=self.thinking,
+            tools=tools,
+            json_schema=json_schema,
         )
