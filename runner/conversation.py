@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
 import signal
 import threading
 import time
@@ -19,6 +20,11 @@ from runner import schema
 Finish = Literal["stop", "length", "context", "cancelled"]
 Message = dict[str, Any]  # as the engine takes them: role, content, tool_calls
 MOST_ROUNDS = 16  # of calls before an answer
+# What the engine says of a call that is not as the model's kind writes them.
+_UNREADABLE_CALL = re.compile(
+    r"Failed to parse tool calls.*?^full response: (.*?)\nerror:", re.M | re.S
+)
+_MOST_SHOWN = 200
 _RESULTS_SHARE = 4  # the results of one round fill at most a quarter of the context
 _RESULTS_TOKENS = 1024  # where nobody says how long it is
 
@@ -177,11 +183,13 @@ class Conversation:
                 return
             self.close()
         self._finish_stream(message, self._json_schema)
+        if self._tools is not None:
+            self.close()  # the engine would hold what comes next to the schema, too
         if self.finish == "cancelled":
             return
         answer = schema.as_json(self._said)
         if answer is None or self.finish != "stop":
-            self.close()
+            self.close()  # what is unfinished is no part of the history
             raise self._unfinished()
         self._remember(message)
         yield Piece(answer, "answer")
@@ -244,6 +252,13 @@ class Conversation:
         except RuntimeError as error:
             if json_schema is not None and schema.is_spelling_failure(str(error)):
                 raise schema.spelling_error() from error
+            written = _UNREADABLE_CALL.search(str(error))
+            if written and self._tools is not None:
+                raise OptionError(
+                    "--tools",
+                    f"the model wrote a call that cannot be read: {written[1][:_MOST_SHOWN]!r}",
+                    "ask in other words, or take a larger model",
+                ) from error
             raise self._model.failure(self._model.path.name, error) from error
         finally:
             is_state_wrong = self._has_thoughts_cached and self._model.has_recurrent_state
@@ -274,11 +289,16 @@ class Conversation:
         return f"{kept}\n[cut: {len(text) - len(kept)} more characters]"
 
     def _unfinished(self) -> OptionError:
-        if self.finish == "length":
-            fix = "give it a larger --max-tokens"
-        else:
-            fix = "bound the schema's texts and lists, or convert with a larger --kv-cache-max-len"
-        return OptionError("--schema", "the answer was cut before its JSON was whole", fix)
+        fixes: dict[Finish, str] = {
+            "length": "give it a larger --max-tokens",
+            "context": "bound the schema's texts and lists, or convert with a larger "
+            "--kv-cache-max-len",
+        }
+        return OptionError(
+            "--schema",
+            "the answer ended before its JSON was whole",
+            fixes.get(self.finish, "ask in other words"),
+        )
 
     def cancel(self) -> None:
         """End the answer under way; its iterator stops after at most one more piece."""

@@ -23,7 +23,7 @@ import msgspec
 
 from converter.errors import OptionError
 
-QUESTION = " [y/N/a] "
+_QUESTION = " [y/N/a] "
 _MODULE = "litert_lm_cli_tools"  # what a file of tools is called while it runs
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _JSON_NAMES = {str: "string", int: "integer"}
@@ -111,13 +111,22 @@ class Toolbox:
         elif self._stdin is None or not (self._stdin.isatty() and self._stderr.isatty()):
             return self._refused(shown, "refused, nobody can be asked (--yes allows all calls)")
         else:
-            print(shown, end=QUESTION, file=self._stderr, flush=True)
-            reply = self._stdin.readline().strip().lower()
+            reply = self._ask(self._stdin, shown)
             if reply in ("a", "always"):
                 self._allowed.add(tool.name)
             elif reply not in ("y", "yes"):
                 return _failure("the user refused this call")
         return tool.call(arguments)
+
+    def _ask(self, stdin: TextIO, shown: str) -> str:
+        reply = ""
+        try:
+            print(shown, end=_QUESTION, file=self._stderr, flush=True)
+            reply = stdin.readline()
+        finally:
+            if not reply:  # Ctrl-C or Ctrl-D: nobody has ended the line
+                print(file=self._stderr)
+        return reply.strip().lower()
 
     def _refused(self, shown: str, reason: str) -> str:
         print(f"{shown}: {_printable(reason)}", file=self._stderr, flush=True)

@@ -164,6 +164,9 @@ def test_empty_stdin(stdin: str) -> None:
         (["--raw", "--system", "Be brief."], "error: --system, there is no chat template"),
         (["--raw", "--thinking"], "error: --thinking, there is no chat template"),
         (["--raw", "--no-thinking"], "error: --no-thinking, there is no chat template"),
+        (["--yes"], "error: --yes, has no effect without --tools,"),
+        (["--raw", "--tools", "x.py"], "error: --tools, there is no chat template"),
+        (["--thinking", "--schema", "x.json"], "error: --schema, leaves no room for thoughts,"),
         (["--backend", "gpu", "--threads", "2"], "error: --threads, has no effect on gpu,"),
         (["--quantize", "int3"], "int3"),
     ],
@@ -213,6 +216,7 @@ def test_help_names_every_option() -> None:
     assert vars(args).keys() >= {
         "model", "prompt", "system", "raw", "thinking", "max_tokens", "temperature", "top_k",
         "top_p", "seed", "backend", "threads", "stats", "verbose", "quantize", "kv_cache_max_len",
+        "tools", "yes", "schema",
     }  # fmt: skip
 
 
