@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -183,6 +184,28 @@ def test_docstrings_describe_parameters(tmp_path: Path, parameters: str) -> None
     assert declared["parameters"]["properties"] == {
         "city": {"type": "string", "description": "Where it is, in words."},
         "days": {"type": "integer", "description": "How many."},
+    }
+
+
+def test_the_example_of_the_documentation(tmp_path: Path) -> None:
+    page = (ROOT / "docs/tools.md").read_text("utf-8")
+    [example] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert load(tmp_path, example)["weather"].declaration["function"] == {
+        "name": "weather",
+        "description": "The temperatures of the next days.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "description": "Where, in English."},
+                "days": {
+                    "type": "integer",
+                    "description": "How many days from today.",
+                    "default": 1,
+                },
+                "unit": {"type": "string", "enum": ["C", "F"], "default": "C"},
+            },
+            "required": ["city"],
+        },
     }
 
 
