@@ -16,6 +16,7 @@ from converter.errors import OptionError
 from runner.options import ChatOptions
 
 if TYPE_CHECKING:
+    from runner.schema import Schema
     from runner.tools import Tool
 
 
@@ -113,8 +114,6 @@ def main(args: argparse.Namespace) -> None:
             model = stack.enter_context(options.model(path, benchmark=args.stats))
         # Looked up here: while the model is open, sys.stderr is another stream.
         stdout, stderr = sys.stdout, sys.stderr
-        if json_schema is not None:
-            model.check_schema(args.schema, json_schema)
         toolbox = Toolbox(tools, sys.stdin, stderr, yes=args.yes) if tools else None
         conversation = options.start(model, toolbox, json_schema)
         if not args.raw and not model.is_chat and stderr.isatty():
@@ -140,7 +139,7 @@ def _read_tools(args: argparse.Namespace) -> dict[str, Tool] | None:
     return load_tools(args.tools)
 
 
-def _read_schema(args: argparse.Namespace) -> str | None:
+def _read_schema(args: argparse.Namespace) -> Schema | None:
     """What --schema names, before a model is fetched for it."""
     if args.schema is None:
         return None

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 from converter.errors import EngineError, OptionError
 from runner import schema
+from runner.schema import Schema
 
 Finish = Literal["stop", "length", "context", "cancelled"]
 Message = dict[str, Any]  # as the engine takes them: role, content, tool_calls
@@ -98,6 +99,7 @@ class Conversation:
         finish: how the last answer ended: by itself, at `max_tokens`, at the end of the context,
             or cancelled.
         statistics: of the last turn; None unless the model measures, or when it was cancelled.
+        said: the last answer without its thoughts, as far as it came.
     """
 
     def __init__(
@@ -109,10 +111,11 @@ class Conversation:
         system: str | None,
         may_think: bool,
         tools: Tools | None = None,
-        json_schema: str | None = None,
+        json_schema: Schema | None = None,
     ) -> None:
         self.finish: Finish = "stop"
         self.statistics: Statistics | None = None
+        self.said = ""
         self.keeps_history = True
         self._model = model
         self._settings = settings | {"sampler_config": sampler}
@@ -124,7 +127,6 @@ class Conversation:
         self._counts_here = may_think or tools is not None
         self._history: list[Message] = []
         self._exchange: list[Message] = []  # a question and calls that have no answer yet
-        self._said = ""
         self._calls: list[Message] = []
         if system is not None:
             _check_text("--system", system)
@@ -182,16 +184,17 @@ class Conversation:
                 self._remember(message)
                 return
             self.close()
-        self._finish_stream(message, self._json_schema)
+        self._finish_stream(message, self._json_schema.text)
         if self._tools is not None:
             self.close()  # the engine would hold what comes next to the schema, too
         if self.finish == "cancelled":
             return
-        answer = schema.as_json(self._said)
+        answer = schema.as_json(self.said)
         if answer is None or self.finish != "stop":
             self.close()  # what is unfinished is no part of the history
             raise self._unfinished()
         self._remember(message)
+        self.said = answer
         yield Piece(answer, "answer")
 
     def _run_calls(self) -> Generator[Piece, None, Message]:
@@ -215,8 +218,8 @@ class Conversation:
     def _stream(
         self, message: Message, json_schema: str | None = None
     ) -> Generator[Piece, None, None]:
-        """What the model says to a message; then it stands in `_said` and `_calls`."""
-        self._said, self._calls = "", []
+        """What the model says to a message; then it stands in `said` and `_calls`."""
+        self.said, self._calls = "", []
         turns, prompt_tokens = self._prepare(message)
         self.finish, self.statistics, self._is_cancelled = "cancelled", None, False
         budget = None if self._counts_here else self._max_tokens
@@ -236,11 +239,11 @@ class Conversation:
                     called = []
                 for piece in _pieces(part, called):
                     if piece.kind == "answer":
-                        self._said += piece.text
+                        self.said += piece.text
                     else:
                         self._has_thoughts_cached = True
                     yield piece
-                if self._counts_here and self._is_enough(self._said):
+                if self._counts_here and self._is_enough(self.said):
                     is_enough = True
                     turns.cancel_process()
             if not self._is_cancelled:
@@ -267,11 +270,11 @@ class Conversation:
 
     def _remember(self, message: Message) -> None:
         """Keep what was said to a message; for the history, where it is no call."""
-        if not self.keeps_history or not (self._said or self._calls):
+        if not self.keeps_history or not (self.said or self._calls):
             return
         answer: Message = {"role": "assistant"}
-        if self._said:
-            answer["content"] = self._said
+        if self.said:
+            answer["content"] = self.said
         if self._calls:
             answer["tool_calls"] = [{"type": "function", "function": call} for call in self._calls]
         self._exchange += [message, answer]

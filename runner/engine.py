@@ -20,6 +20,7 @@ from runner import schema
 from runner.conversation import Conversation, Tools, uninterrupted
 from runner.native_log import NativeLog
 from runner.packed_weights import packed_weights_folder
+from runner.schema import Schema
 
 _COMPLETION_TEMPLATE = Path(__file__).parent.parent / "converter/families/completion.jinja"
 _WIDE_TOP_K = 50  # transformers' default, where a bundle's own k of 1 would undo other options
@@ -73,6 +74,7 @@ class Model:
         self._verbose = verbose
         self._log = NativeLog(hidden=not verbose)
         self._conversations: list[Conversation] = []
+        self._possible: set[Schema] = set()  # that the engine has made a grammar of
 
     def __enter__(self) -> Model:
         import litert_lm
@@ -184,7 +186,7 @@ class Model:
         max_tokens: int | None = None,
         thinking: bool | None = None,
         tools: Tools | None = None,
-        json_schema: str | None = None,
+        json_schema: Schema | None = None,
     ) -> Conversation:
         """Start a conversation.
 
@@ -221,7 +223,7 @@ class Model:
             if not self.supports_thinking:
                 raise OptionError("--schema", f"{self.path.name} always thinks", "leave it out")
             thinking = False
-        settings: dict[str, Any] = {} if json_schema is None else schema.settings()
+        settings = self._held_to(json_schema)
         if thinking is not None and self.supports_thinking:
             import litert_lm
 
@@ -247,10 +249,10 @@ class Model:
         *,
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
-        json_schema: str | None = None,
+        json_schema: Schema | None = None,
     ) -> Conversation:
         """A conversation without template and history: each prompt is continued as it stands."""
-        settings: dict[str, Any] = {} if json_schema is None else schema.settings()
+        settings = self._held_to(json_schema)
         conversation = Conversation(
             self,
             settings | {"chat_template": completion_template()},
@@ -263,20 +265,26 @@ class Model:
         conversation.keeps_history = False
         return self._add(conversation)
 
-    def check_schema(self, path: Path, json_schema: str) -> None:
-        """Have the engine make a grammar of a schema; it refuses what it cannot keep to.
+    def _held_to(self, wanted: Schema | None) -> dict[str, Any]:
+        """What a conversation is made with whose answers are JSON of a schema.
 
         Raises:
-            OptionError: it refuses the schema, which the file at `path` holds.
+            OptionError: the engine can make no grammar of it.
         """
-        try:
-            with self.engine.create_conversation(
-                chat_template=completion_template(), **schema.settings()
-            ) as conversation:
-                held = schema.constraint(json_schema)
-                list(conversation.send_message_async(_PROBE, max_output_tokens=1, **held))
-        except RuntimeError as error:
-            raise schema.refused(path, self._log.reason() or str(error)) from error
+        if wanted is None:
+            return {}
+        settings = schema.settings()
+        if wanted not in self._possible:
+            try:
+                with self.engine.create_conversation(
+                    chat_template=completion_template(), **settings
+                ) as conversation:
+                    held = schema.constraint(wanted.text)
+                    list(conversation.send_message_async(_PROBE, max_output_tokens=1, **held))
+            except RuntimeError as error:
+                raise schema.refused(wanted, self._log.reason() or str(error)) from error
+            self._possible.add(wanted)
+        return settings
 
     def sampler(self, chosen: Sampling | None) -> Any:
         """A complete SamplerConfig, or None for the bundle's own.

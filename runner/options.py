@@ -11,6 +11,7 @@ from converter.errors import OptionError
 if TYPE_CHECKING:
     from runner.conversation import Conversation, Tools
     from runner.engine import Model
+    from runner.schema import Schema
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class ChatOptions:
         )
 
     def start(
-        self, model: Model, tools: Tools | None = None, json_schema: str | None = None
+        self, model: Model, tools: Tools | None = None, json_schema: Schema | None = None
     ) -> Conversation:
         """A conversation with a loaded model; one without a chat template continues texts.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,21 @@ MOST_BYTES = 1 << 16  # of a schema; the engine makes a grammar of it
 _MOST_SHOWN = 200
 
 
-def read_schema(path: Path) -> str:
-    """A JSON schema as the engine takes it; what it asks for is checked by `Model.check_schema`.
+@dataclass(frozen=True)
+class Schema:
+    """A JSON schema.
+
+    Attributes:
+        name: what it is called in errors.
+        text: as the engine takes it.
+    """
+
+    name: str
+    text: str
+
+
+def read_schema(path: Path) -> Schema:
+    """A JSON schema from a file; whether the engine can keep to it, `Model.conversation` finds out.
 
     Raises:
         OptionError: the file cannot be read, or is no JSON object.
@@ -35,7 +49,7 @@ def read_schema(path: Path) -> str:
             "is not a JSON object",
             'a schema begins like {"type": "object", "properties": ...',
         )
-    return json.dumps(schema)
+    return Schema(what, json.dumps(schema))
 
 
 def settings() -> dict[str, Any]:
@@ -74,11 +88,11 @@ def as_json(text: str) -> str | None:
     return text.strip()
 
 
-def refused(path: Path, reason: str) -> OptionError:
+def refused(schema: Schema, reason: str) -> OptionError:
     """What the engine says of a schema that it cannot keep to; `reason` is its own."""
     _, _, told = reason.rpartition("LLGuidance constraint: ")
     return OptionError(
-        f"--schema {path}",
+        schema.name,
         f"the engine cannot keep to it: {told.strip()[:_MOST_SHOWN]}",
         "correct the schema, or ask for less",
     )

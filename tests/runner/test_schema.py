@@ -15,7 +15,7 @@ from cli.main import main
 from converter.errors import OptionError
 from runner.engine import Model
 from runner.options import ChatOptions
-from runner.schema import as_json
+from runner.schema import Schema, as_json
 from tests.edited_bundle import always_thinks, edited_bundle, small_context
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ def model(smollm2_bundle: Path) -> Iterator[Model]:
 
 
 def asked(model: Model, schema: Any, *prompts: str, **options: Any) -> list[str]:
-    chat = ChatOptions(temperature=0, **options).start(model, None, json.dumps(schema))
+    chat = ChatOptions(temperature=0, **options).start(model, None, Schema("s", json.dumps(schema)))
     return ["".join(map(str, chat.ask(prompt))) for prompt in prompts]
 
 
@@ -73,7 +73,8 @@ def test_as_json(text: str, json_text: str | None) -> None:
 
 
 def test_an_answer_that_is_cut(smollm2_bundle: Path, tmp_path: Path) -> None:
-    schema = json.dumps({"type": "array", "items": {"const": 1}, "minItems": 200})
+    ones = {"type": "array", "items": {"const": 1}, "minItems": 200}
+    schema = Schema("s", json.dumps(ones))
     with Model(edited_bundle(smollm2_bundle, tmp_path / "m.litertlm", small_context)) as model:
         chat = ChatOptions().start(model, None, schema)
         for _ in range(2):  # a cut answer is no part of the history: the next prompt fits
@@ -102,10 +103,10 @@ def test_what_the_engine_cannot_keep_to(smollm2_bundle: Path) -> None:
     with Model(smollm2_bundle) as model:  # of this test alone: pytest takes the log of others
         for reason, schema in REFUSED.items():
             with pytest.raises(OptionError) as caught:
-                model.check_schema(Path("s.json"), json.dumps(schema))
+                model.conversation(json_schema=Schema("--schema s.json", json.dumps(schema)))
             said = f"--schema s.json, the engine cannot keep to it: {reason}"
             assert str(caught.value).startswith(said)
-        model.check_schema(Path("s.json"), json.dumps(PERSON))
+        model.conversation(json_schema=Schema("s", json.dumps(PERSON)))
 
 
 @pytest.mark.parametrize(
@@ -136,12 +137,12 @@ def test_a_thought_has_no_schema(smollm2_bundle: Path, tmp_path: Path) -> None:
         Model(edited_bundle(smollm2_bundle, tmp_path / "m.litertlm", always_thinks)) as model,
         pytest.raises(OptionError, match=r"--schema, m\.litertlm always thinks"),
     ):
-        ChatOptions().start(model, None, "{}")
+        ChatOptions().start(model, None, Schema("s", "{}"))
 
 
 def test_thoughts_that_can_be_switched_off_are(qwen3_bundle: Path) -> None:
     with Model(qwen3_bundle) as model:
-        chat = ChatOptions().start(model, None, '{"const": [7]}')
+        chat = ChatOptions().start(model, None, Schema("s", '{"const": [7]}'))
         assert [str(piece) for piece in chat.ask("Hi")] == ["[7]"]
         turns, _ = chat._fit({"role": "user", "content": "Hi"})
         assert "<think>\n\n</think>" in turns.render_message_to_string("Hi")

@@ -16,6 +16,7 @@ from cli.main import main
 from converter.errors import OptionError
 from runner.engine import Model
 from runner.options import ChatOptions
+from runner.schema import Schema
 from runner.tools import Toolbox, load_tools
 from tests.edited_bundle import edited_bundle
 from tests.family_templates import FAMILY_TEMPLATES
@@ -419,7 +420,7 @@ def test_an_answer_in_json_after_calls(caller: Callable[..., Path], boxes: Path)
     """Each question is free to call, although the answer before was held to the schema."""
     with Model(caller()) as model:
         box = Toolbox(load_tools(boxes), None, sys.stderr, yes=True)
-        chat = ChatOptions().start(model, box, '{"const": [7, 42]}')
+        chat = ChatOptions().start(model, box, Schema("s", '{"const": [7, 42]}'))
         for _ in range(2):
             assert [(piece.kind, piece.text) for piece in chat.ask("What is in it?")] == [
                 ("call", "open_box(box='red')"),
