@@ -6,6 +6,7 @@ import argparse
 import io
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from cli.convert import MODEL_HELP, add_conversion_options
@@ -18,9 +19,11 @@ from runner.options import ChatOptions
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "run",
+        aliases=["chat"],
         help="chat with a model, or answer one prompt",
-        description="Chat with a model on a terminal. From a pipe, all of stdin is one prompt and "
-        "only the answer is on stdout. A model that has not been converted yet is converted first.",
+        description="Chat with a model on a terminal, where /help lists the commands. From a pipe, "
+        "all of stdin is one prompt, or comes before that of --prompt; only the answer is on "
+        "stdout. A model that has not been converted yet is converted first.",
     )
     parser.add_argument(
         "model",
@@ -28,7 +31,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help=f"a .litertlm file, {MODEL_HELP}",
     )
     prompt = parser.add_argument_group("prompt")
-    prompt.add_argument("--prompt", metavar="TEXT", help="answer this and exit")
+    prompt.add_argument(
+        "--prompt", metavar="TEXT", help="answer this and exit; @FILE puts in a text"
+    )
     prompt.add_argument("--system", metavar="TEXT", help="the system message")
     prompt.add_argument("--raw", action="store_true", help="no chat template: continue the text")
     prompt.add_argument(
@@ -76,19 +81,29 @@ def main(args: argparse.Namespace) -> None:
     prompt: str | None = args.prompt
     if prompt is not None and not prompt.strip():
         raise OptionError("--prompt", "is empty", "give it a text")
-    if prompt is None and (sys.stdin is None or not sys.stdin.isatty()):
-        from runner.chat import read_prompt
+    if prompt is not None:
+        from cli.chat.attachments import expanded
+        from cli.chat.piped import joined_prompt
+
+        prompt = prompt if args.raw else expanded(prompt)
+        prompt = joined_prompt(prompt, sys.stdin, sys.stderr)
+    elif sys.stdin is None or not sys.stdin.isatty():
+        from cli.chat.piped import read_prompt
 
         prompt = read_prompt(io.BytesIO() if sys.stdin is None else sys.stdin.buffer)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a locale without emoji is no reason to stop
 
+    request = of_arguments(Request, args, asks=True)
+    if prompt is None:
+        _chat(request, options, args)
+        return
     from cli.obtain import obtain
 
-    path = obtain(of_arguments(Request, args, asks=True))
+    path = obtain(request)
 
     from cli.progress import passing_line
-    from runner.chat import BASE_MODEL_NOTE, answer, chat
+    from runner.chat import BASE_MODEL_NOTE, answer
 
     with ExitStack() as stack:
         with passing_line("Loading the model ...", args.quiet or args.verbose):
@@ -98,7 +113,28 @@ def main(args: argparse.Namespace) -> None:
         conversation = options.start(model)
         if not args.raw and not model.is_chat and stderr.isatty():
             print(BASE_MODEL_NOTE, file=stderr)
-        if prompt is not None:
-            answer(conversation, prompt, stdout, stderr, show_statistics=args.stats)
-        else:
-            chat(conversation, sys.stdin, stdout, stderr, show_statistics=args.stats)
+        answer(conversation, prompt, stdout, stderr, show_statistics=args.stats)
+
+
+def _chat(request: Request, options: ChatOptions, args: argparse.Namespace) -> None:
+    """Answer what is typed, until the user leaves."""
+    from cli.chat.loop import chat, reader_of
+    from cli.chat.session import Session
+    from cli.obtain import obtain
+    from runner.native_log import NativeLog
+
+    def obtained(name: str) -> Path:
+        if name == request.model:
+            return obtain(request)
+        # What was said of the first model's conversion is not said of another's.
+        return obtain(Request(name, offline=request.offline, quiet=request.quiet,
+                              backend=request.backend, asks=True))  # fmt: skip
+
+    # Open longer than any model, so that sys.stderr stays one stream while they change.
+    with NativeLog(hidden=not args.verbose):
+        session = Session(
+            request.model, options, obtained, sys.stdout, sys.stderr,
+            shows_statistics=args.stats, is_quiet=args.quiet,
+        )  # fmt: skip
+        with session:
+            chat(session, reader_of(sys.stdin, sys.stdout, sys.stderr))

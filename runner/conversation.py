@@ -72,6 +72,7 @@ class Conversation:
         finish: how the last answer ended: by itself, at `max_tokens`, at the end of the context,
             or cancelled.
         statistics: of the last turn; None unless the model measures, or when it was cancelled.
+        said: the last answer without its thoughts, as far as it came.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Conversation:
     ) -> None:
         self.finish: Finish = "stop"
         self.statistics: Statistics | None = None
+        self.said = ""
         self.keeps_history = True
         self._model = model
         self._settings = settings | {"sampler_config": sampler}
@@ -98,6 +100,21 @@ class Conversation:
         self._has_thoughts_cached = False
         self._is_cancelled = False
 
+    @property
+    def history(self) -> list[dict[str, str]]:
+        """The messages so far, the system's first; the next answer goes on from what is set."""
+        return list(self._history)
+
+    @history.setter
+    def history(self, messages: list[dict[str, str]]) -> None:
+        self.close()
+        self._history = list(messages)
+
+    @property
+    def used_tokens(self) -> int | None:
+        """Of the context, in the engine's cache; None where the next `ask` fills it anew."""
+        return None if self._engine_turns is None else int(self._engine_turns.token_count)
+
     def ask(self, prompt: str) -> Generator[Piece, None, None]:
         """Answer a prompt.
 
@@ -110,9 +127,9 @@ class Conversation:
         """
         turns, prompt_tokens = self._prepare(prompt)
         self.finish, self.statistics, self._is_cancelled = "cancelled", None, False
+        self.said = ""
         # The engine counts thoughts too, so where there may be some the answer is counted here.
         budget = None if self._may_think else self._max_tokens
-        said = ""
         is_enough = False
         first_token = 0.0
         begin = time.perf_counter()
@@ -123,11 +140,11 @@ class Conversation:
                 first_token = first_token or time.perf_counter() - begin
                 for piece in _pieces(message):
                     if piece.kind == "answer":
-                        said += piece.text
+                        self.said += piece.text
                     else:
                         self._has_thoughts_cached = True
                     yield piece
-                if self._may_think and self._is_enough(said):
+                if self._may_think and self._is_enough(self.said):
                     is_enough = True
                     turns.cancel_process()
             if not self._is_cancelled:
@@ -137,9 +154,9 @@ class Conversation:
         except RuntimeError as error:
             raise self._model.failure(self._model.path.name, error) from error
         finally:
-            if self.keeps_history and said:
+            if self.keeps_history and self.said:
                 self._history.append({"role": "user", "content": prompt})
-                self._history.append({"role": "assistant", "content": said})
+                self._history.append({"role": "assistant", "content": self.said})
             is_state_wrong = self._has_thoughts_cached and self._model.has_recurrent_state
             if self.finish != "stop" or not self.keeps_history or is_state_wrong:
                 self.close()

@@ -10,7 +10,7 @@ from converter.errors import OptionError
 
 if TYPE_CHECKING:
     from runner.conversation import Conversation
-    from runner.engine import Model
+    from runner.engine import Model, Sampling
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,18 @@ class ChatOptions:
             benchmark=benchmark,
         )
 
+    def sampling(self) -> Sampling:
+        from runner.engine import Sampling
+
+        return Sampling(self.temperature, self.top_k, self.top_p, self.seed)
+
     def start(self, model: Model) -> Conversation:
         """A conversation with a loaded model; one without a chat template continues texts.
 
         Raises:
             OptionError: the model cannot do what was asked for.
         """
-        from runner.engine import Sampling
-
-        sampling = Sampling(self.temperature, self.top_k, self.top_p, self.seed)
+        sampling = self.sampling()
         if self.raw or (not model.is_chat and self.system is None and not self.thinking):
             return model.completion(sampling=sampling, max_tokens=self.max_tokens)
         return model.conversation(
