@@ -13,11 +13,37 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from cli import check, convert, eval, inspect, list, package, rm, run, serve, upload, verify
-from converter.errors import LiteRTLMError, OptionError
+from cli import (
+    check,
+    completion,
+    convert,
+    eval,
+    inspect,
+    list,
+    package,
+    rm,
+    run,
+    serve,
+    upload,
+    verify,
+)
+from converter.errors import LiteRTLMError, OptionError, one_line
 from converter.version import __version__
 
-_COMMANDS = (run, serve, convert, check, eval, package, upload, inspect, list, rm, verify)
+_COMMANDS = (
+    run,
+    serve,
+    convert,
+    check,
+    eval,
+    package,
+    upload,
+    inspect,
+    list,
+    rm,
+    verify,
+    completion,
+)
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # what a shell reports for a process that SIGINT ended
@@ -60,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if hasattr(signal, "pthread_sigmask"):  # the supervisor blocks it until here
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        args = build_parser().parse_args(arguments)
+        parser = build_parser()
+        if completion.ASKED in os.environ:
+            completion.answer_the_shell(parser)
+        args = parser.parse_args(arguments)
         debug = args.debug  # argparse takes --deb, too
         with _endings():
             args.handler(args)
@@ -164,7 +193,5 @@ def _raised_again() -> Iterator[None]:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    # One line, and nothing that a terminal would obey: parts of it may come from a model's files.
-    printable = "".join(c if c.isprintable() else " " for c in message)
-    print(f"error: {' '.join(printable.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return code

@@ -17,15 +17,17 @@ from runner.options import ChatOptions
 
 if TYPE_CHECKING:
     from runner.schema import Schema
-    from runner.tools import Tool
+    from runner.tools import Tool, Toolbox
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "run",
+        aliases=["chat"],
         help="chat with a model, or answer one prompt",
-        description="Chat with a model on a terminal. From a pipe, all of stdin is one prompt and "
-        "only the answer is on stdout. A model that has not been converted yet is converted first.",
+        description="Chat with a model on a terminal, where /help lists the commands. From a pipe, "
+        "all of stdin is one prompt, or comes before that of --prompt; only the answer is on "
+        "stdout. A model that has not been converted yet is converted first.",
     )
     parser.add_argument(
         "model",
@@ -33,7 +35,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help=f"a .litertlm file, {MODEL_HELP}",
     )
     prompt = parser.add_argument_group("prompt")
-    prompt.add_argument("--prompt", metavar="TEXT", help="answer this and exit")
+    prompt.add_argument(
+        "--prompt", metavar="TEXT", help="answer this and exit; @FILE puts in a text"
+    )
     prompt.add_argument("--system", metavar="TEXT", help="the system message")
     prompt.add_argument("--raw", action="store_true", help="no chat template: continue the text")
     prompt.add_argument(
@@ -94,34 +98,70 @@ def main(args: argparse.Namespace) -> None:
     prompt: str | None = args.prompt
     if prompt is not None and not prompt.strip():
         raise OptionError("--prompt", "is empty", "give it a text")
-    if prompt is None and (sys.stdin is None or not sys.stdin.isatty()):
-        from runner.chat import read_prompt
+    if prompt is not None:
+        from cli.chat.attachments import expanded
+        from cli.chat.piped import joined_prompt
+
+        prompt = prompt if args.raw else expanded(prompt)
+        prompt = joined_prompt(prompt, sys.stdin, sys.stderr)
+    elif sys.stdin is None or not sys.stdin.isatty():
+        from cli.chat.piped import read_prompt
 
         prompt = read_prompt(io.BytesIO() if sys.stdin is None else sys.stdin.buffer)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a locale without emoji is no reason to stop
 
+    request = of_arguments(Request, args, asks=True)
+    if prompt is None:
+        _chat(request, options, args, tools, json_schema)
+        return
     from cli.obtain import obtain
 
-    path = obtain(of_arguments(Request, args, asks=True))
+    path = obtain(request)
 
     from cli.progress import passing_line
-    from runner.chat import BASE_MODEL_NOTE, answer, chat
-    from runner.tools import Toolbox
+    from runner.chat import BASE_MODEL_NOTE, answer
 
     with ExitStack() as stack:
         with passing_line("Loading the model ...", args.quiet or args.verbose):
             model = stack.enter_context(options.model(path, benchmark=args.stats))
         # Looked up here: while the model is open, sys.stderr is another stream.
         stdout, stderr = sys.stdout, sys.stderr
-        toolbox = Toolbox(tools, sys.stdin, stderr, yes=args.yes) if tools else None
-        conversation = options.start(model, toolbox, json_schema)
+        conversation = options.start(model, _toolbox(tools, args), json_schema)
         if not args.raw and not model.is_chat and stderr.isatty():
             print(BASE_MODEL_NOTE, file=stderr)
-        if prompt is not None:
-            answer(conversation, prompt, stdout, stderr, show_statistics=args.stats)
-        else:
-            chat(conversation, sys.stdin, stdout, stderr, show_statistics=args.stats)
+        answer(conversation, prompt, stdout, stderr, show_statistics=args.stats)
+
+
+def _chat(
+    request: Request,
+    options: ChatOptions,
+    args: argparse.Namespace,
+    tools: dict[str, Tool] | None,
+    json_schema: Schema | None,
+) -> None:
+    """Answer what is typed, until the user leaves."""
+    from cli.chat.loop import chat, reader_of
+    from cli.chat.session import Session
+    from cli.obtain import obtain
+    from runner.native_log import NativeLog
+
+    def obtained(name: str) -> Path:
+        if name == request.model:
+            return obtain(request)
+        # What was said of the first model's conversion is not said of another's.
+        return obtain(Request(name, offline=request.offline, quiet=request.quiet,
+                              backend=request.backend, asks=True))  # fmt: skip
+
+    # Open longer than any model, so that sys.stderr stays one stream while they change.
+    with NativeLog(hidden=not args.verbose):
+        session = Session(
+            request.model, options, obtained, sys.stdout, sys.stderr,
+            shows_statistics=args.stats, is_quiet=args.quiet, tools=_toolbox(tools, args),
+            json_schema=json_schema,
+        )  # fmt: skip
+        with session:
+            chat(session, reader_of(sys.stdin, sys.stdout, sys.stderr))
 
 
 def _read_tools(args: argparse.Namespace) -> dict[str, Tool] | None:
@@ -137,6 +177,15 @@ def _read_tools(args: argparse.Namespace) -> dict[str, Tool] | None:
     from runner.tools import load_tools
 
     return load_tools(args.tools)
+
+
+def _toolbox(tools: dict[str, Tool] | None, args: argparse.Namespace) -> Toolbox | None:
+    """Made while fd 2 is the engine's already: sys.stderr is another stream then."""
+    if tools is None:
+        return None
+    from runner.tools import Toolbox
+
+    return Toolbox(tools, sys.stdin, sys.stderr, yes=args.yes)
 
 
 def _read_schema(args: argparse.Namespace) -> Schema | None:

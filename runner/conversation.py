@@ -135,6 +135,21 @@ class Conversation:
         self._has_thoughts_cached = False
         self._is_cancelled = False
 
+    @property
+    def history(self) -> list[Message]:
+        """The messages so far, the system's first; the next answer goes on from what is set."""
+        return list(self._history)
+
+    @history.setter
+    def history(self, messages: list[Message]) -> None:
+        self.close()
+        self._history = list(messages)
+
+    @property
+    def used_tokens(self) -> int | None:
+        """Of the context, in the engine's cache; None where the next `ask` fills it anew."""
+        return None if self._engine_turns is None else int(self._engine_turns.token_count)
+
     def ask(self, prompt: str) -> Generator[Piece, None, None]:
         """Answer a prompt, and run the tools that are called for it.
 

@@ -311,6 +311,13 @@ class Model:
             seed=seed,
         )
 
+    def is_greedy(self, chosen: Sampling | None) -> bool:
+        """Whether the likeliest token is always taken, so that no seed changes an answer."""
+        sampler, own = self.sampler(chosen), self.metadata.sampler_params
+        if sampler is not None:
+            return bool(sampler.top_k == 1)
+        return own.type in (own.GREEDY, own.TYPE_UNSPECIFIED) or own.k == 1
+
     def failure(self, what: str, error: Exception) -> EngineError:
         """An EngineError whose reason is what the engine logged last."""
         return EngineError(

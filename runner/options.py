@@ -10,7 +10,7 @@ from converter.errors import OptionError
 
 if TYPE_CHECKING:
     from runner.conversation import Conversation, Tools
-    from runner.engine import Model
+    from runner.engine import Model, Sampling
     from runner.schema import Schema
 
 
@@ -65,6 +65,11 @@ class ChatOptions:
             benchmark=benchmark,
         )
 
+    def sampling(self) -> Sampling:
+        from runner.engine import Sampling
+
+        return Sampling(self.temperature, self.top_k, self.top_p, self.seed)
+
     def start(
         self, model: Model, tools: Tools | None = None, json_schema: Schema | None = None
     ) -> Conversation:
@@ -77,9 +82,7 @@ class ChatOptions:
         Raises:
             OptionError: the model cannot do what was asked for.
         """
-        from runner.engine import Sampling
-
-        sampling = Sampling(self.temperature, self.top_k, self.top_p, self.seed)
+        sampling = self.sampling()
         needs_template = self.system is not None or self.thinking or tools is not None
         if self.raw or not (model.is_chat or needs_template):
             return model.completion(
