@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -12,12 +13,14 @@ from typing import Any
 
 import pytest
 
+from cli.chat.session import Session
 from cli.main import main
 from converter.errors import OptionError
 from runner.engine import Model
 from runner.options import ChatOptions
 from runner.schema import Schema
 from runner.tools import Toolbox, load_tools
+from server.openai import messages_of
 from tests.edited_bundle import edited_bundle
 from tests.family_templates import FAMILY_TEMPLATES
 from tests.reciting import reciting_bundle
@@ -489,3 +492,32 @@ def test_a_model_that_takes_none(
         f"error: --tools, the chat template of {smollm2_bundle.name} takes no tools, or writes "
         "calls that the engine does not read, leave it out, or take another model\n"
     )
+
+
+def test_a_chat_with_calls_is_saved_and_loaded(
+    caller: Callable[..., Path], boxes: Path, tmp_path: Path
+) -> None:
+    """In OpenAI's form; what is loaded is what was said."""
+    path = tmp_path / "chat.json"
+    toolbox = Toolbox(load_tools(boxes), None, sys.stderr, yes=True)
+    options = (ChatOptions(), Path, io.StringIO(), sys.stderr)
+    with Session(str(caller("@two")), *options, is_quiet=True, tools=toolbox) as session:
+        session.say("What is in it?")
+        session.say("And now?")
+        said = session._messages
+        session.save(str(path))
+        session.clear()
+        session.load(str(path))
+        assert session._messages == said
+        session.retry()  # the last question alone
+        assert session._messages == said
+        session.save(str(tmp_path / "chat.md"))
+        assert "a cat in the red box" in (tmp_path / "chat.md").read_text()
+    saved = json.loads(path.read_text())["messages"]
+    called = [call for message in saved for call in message.get("tool_calls", [])]
+    answered = [message for message in saved if message["role"] == "tool"]
+    assert [call["id"] for call in called] == [message["tool_call_id"] for message in answered]
+    assert json.loads(called[0]["function"]["arguments"]) == {"box": "red"}
+    assert answered[0]["content"] == "a cat in the red box"
+    # The server takes it.
+    assert messages_of({"messages": saved[:4]})[-1]["content"][0]["name"] == "close_box"
