@@ -133,11 +133,9 @@ def test_a_file_that_is_no_schema(
 
 
 def test_a_thought_has_no_schema(smollm2_bundle: Path, tmp_path: Path) -> None:
-    with (
-        Model(edited_bundle(smollm2_bundle, tmp_path / "m.litertlm", always_thinks)) as model,
-        pytest.raises(OptionError, match=r"--schema, m\.litertlm always thinks"),
-    ):
-        ChatOptions().start(model, None, Schema("s", "{}"))
+    thinker = Model(edited_bundle(smollm2_bundle, tmp_path / "m.litertlm", always_thinks))
+    with pytest.raises(OptionError, match=r"--schema, m\.litertlm always thinks"):
+        thinker.conversation(json_schema=Schema("s", "{}"))  # before it is loaded
 
 
 def test_thoughts_that_can_be_switched_off_are(qwen3_bundle: Path) -> None:
