@@ -57,11 +57,21 @@ class _Parser(argparse.ArgumentParser):
         raise OptionError(self.prog, message, f"see {self.prog} --help")
 
 
+class _Help(argparse.HelpFormatter):
+    """Leaves room for the longest command, which argparse takes to be less indented than it is."""
+
+    def add_argument(self, action: Any) -> None:
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            self._action_max_length += self._indent_increment
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = _Parser(
         prog="litert-lm-cli",
         description="Any open language model into .litertlm in seconds, and straight into a chat.",
+        formatter_class=_Help,
         epilog="Try: litert-lm-cli run demo",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")

@@ -86,6 +86,16 @@ class Terminal:
         self.seen += new
         return _shown(new)
 
+    @property
+    def shown(self) -> str:
+        """All of it, as it would stand on one long screen."""
+        return _shown(self.seen)
+
+    @property
+    def modes(self) -> list[object]:
+        """Of the terminal: whether it echoes, sends lines or keys, ..."""
+        return termios.tcgetattr(self._master)
+
     def exit_code(self) -> int:
         self.process.wait(30)
         while select.select([self._master], [], [], 0)[0]:
@@ -99,6 +109,15 @@ class Terminal:
         return self.process.returncode
 
 
+def worker_of(supervisor: int) -> int:
+    """The process that does the work."""
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children")
+    deadline = time.monotonic() + 10
+    while not children.read_text().split():
+        assert time.monotonic() < deadline
+    return int(children.read_text().split()[0])
+
+
 _CODES = re.compile(r"\x1b\[\??(\d*)[\d;]*([A-Za-z])|\x1b\][^\x07]*\x07|.", re.DOTALL)
 
 
@@ -106,12 +125,15 @@ def _shown(text: str) -> str:
     """What stands on a screen that was empty: lines, and where they are dim."""
     lines: list[list[str]] = [[]]
     row = column = 0
+    style = ""  # of what comes next
     is_styled = False
     for code in _CODES.finditer(text):
         count, order, what = int(code[1] or 1), code[2], code[0]
         if order == "m":
-            if is_styled or count:
-                lines[row][-1:] = ["".join(lines[row][-1:]) + what]
+            if count:
+                style = what
+            elif is_styled:
+                lines[row][column - 1 : column] = [lines[row][column - 1] + what]
             is_styled = bool(count)
         elif order in ("A", "B"):
             row = max(0, row + (count if order == "B" else -count))
@@ -128,8 +150,8 @@ def _shown(text: str) -> str:
             row += 1
         elif len(what) == 1:
             lines[row][len(lines[row]) :] = [" "] * (column - len(lines[row]))
-            lines[row][column : column + 1] = what
-            column += 1
+            lines[row][column : column + 1] = [style + what]
+            style, column = "", column + 1
         lines += [[] for _ in range(row + 1 - len(lines))]
     lines[row][len(lines[row]) :] = [" "] * (column - len(lines[row]))
     return "\n".join(map("".join, lines))

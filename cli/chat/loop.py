@@ -12,7 +12,7 @@ from cli.chat.session import Session
 from converter.errors import LiteRTLMError, OptionError, one_line
 
 WELCOME = "Enter your prompt:"
-HINT = "Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands."
+HINT = "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves."
 
 
 # Windows has no TERM, and a console that can draw.
