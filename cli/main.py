@@ -13,11 +13,39 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from cli import check, convert, eval, inspect, list, package, push, rm, run, serve, upload, verify
-from converter.errors import LiteRTLMError, OptionError
+from cli import (
+    check,
+    completion,
+    convert,
+    eval,
+    inspect,
+    list,
+    package,
+    push,
+    rm,
+    run,
+    serve,
+    upload,
+    verify,
+)
+from converter.errors import LiteRTLMError, OptionError, one_line
 from converter.version import __version__
 
-_COMMANDS = (run, serve, convert, check, eval, package, upload, push, inspect, list, rm, verify)
+_COMMANDS = (
+    run,
+    serve,
+    convert,
+    check,
+    eval,
+    package,
+    upload,
+    push,
+    inspect,
+    list,
+    rm,
+    verify,
+    completion,
+)
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # what a shell reports for a process that SIGINT ended
@@ -31,11 +59,21 @@ class _Parser(argparse.ArgumentParser):
         raise OptionError(self.prog, message, f"see {self.prog} --help")
 
 
+class _Help(argparse.HelpFormatter):
+    """Leaves room for the longest command, which argparse takes to be less indented than it is."""
+
+    def add_argument(self, action: Any) -> None:
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            self._action_max_length += self._indent_increment
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = _Parser(
         prog="litert-lm-cli",
         description="Any open language model into .litertlm in seconds, and straight into a chat.",
+        formatter_class=_Help,
         epilog="Try: litert-lm-cli run demo",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -60,7 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if hasattr(signal, "pthread_sigmask"):  # the supervisor blocks it until here
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        args = build_parser().parse_args(arguments)
+        parser = build_parser()
+        if completion.ASKED in os.environ:
+            completion.answer_the_shell(parser)
+        args = parser.parse_args(arguments)
         debug = args.debug  # argparse takes --deb, too
         with _endings():
             args.handler(args)
@@ -164,7 +205,5 @@ def _raised_again() -> Iterator[None]:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    # One line, and nothing that a terminal would obey: parts of it may come from a model's files.
-    printable = "".join(c if c.isprintable() else " " for c in message)
-    print(f"error: {' '.join(printable.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return code

@@ -6,7 +6,8 @@ import argparse
 import io
 import sys
 from contextlib import ExitStack
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cli.convert import MODEL_HELP, add_conversion_options
 from cli.limits import LIMITS
@@ -14,13 +15,19 @@ from cli.request import BACKENDS, Request, of_arguments
 from converter.errors import OptionError
 from runner.options import ChatOptions
 
+if TYPE_CHECKING:
+    from runner.schema import Schema
+    from runner.tools import Tool, Toolbox
+
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "run",
+        aliases=["chat"],
         help="chat with a model, or answer one prompt",
-        description="Chat with a model on a terminal. From a pipe, all of stdin is one prompt and "
-        "only the answer is on stdout. A model that has not been converted yet is converted first.",
+        description="Chat with a model on a terminal, where /help lists the commands. From a pipe, "
+        "all of stdin is one prompt, or comes before that of --prompt; only the answer is on "
+        "stdout. A model that has not been converted yet is converted first.",
     )
     parser.add_argument(
         "model",
@@ -28,13 +35,27 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help=f"a .litertlm file, {MODEL_HELP}",
     )
     prompt = parser.add_argument_group("prompt")
-    prompt.add_argument("--prompt", metavar="TEXT", help="answer this and exit")
+    prompt.add_argument(
+        "--prompt", metavar="TEXT", help="answer this and exit; @FILE puts in a text"
+    )
     prompt.add_argument("--system", metavar="TEXT", help="the system message")
     prompt.add_argument("--raw", action="store_true", help="no chat template: continue the text")
     prompt.add_argument(
         "--thinking",
         action=argparse.BooleanOptionalAction,
         help="think before the answer, or not (default: what the model's template does)",
+    )
+    tools = parser.add_argument_group("tools and schemas")
+    tools.add_argument(
+        "--tools",
+        metavar="FILE.py",
+        type=Path,
+        help="the model may call the functions of this file, which is run as your own code; each "
+        "call is shown and asked for",
+    )
+    tools.add_argument("--yes", action="store_true", help="run every call without asking")
+    tools.add_argument(
+        "--schema", metavar="FILE.json", type=Path, help="answer in JSON of this JSON schema alone"
     )
     sampling = parser.add_argument_group("sampling", "what is left out comes from the model's file")
     sampling.add_argument(
@@ -73,32 +94,106 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     options = of_arguments(ChatOptions, args)
     options.check()
+    tools, json_schema = _read_tools(args), _read_schema(args)
     prompt: str | None = args.prompt
     if prompt is not None and not prompt.strip():
         raise OptionError("--prompt", "is empty", "give it a text")
-    if prompt is None and (sys.stdin is None or not sys.stdin.isatty()):
-        from runner.chat import read_prompt
+    if prompt is not None:
+        from cli.chat.attachments import expanded
+        from cli.chat.piped import joined_prompt
+
+        prompt = prompt if args.raw else expanded(prompt)
+        prompt = joined_prompt(prompt, sys.stdin, sys.stderr)
+    elif sys.stdin is None or not sys.stdin.isatty():
+        from cli.chat.piped import read_prompt
 
         prompt = read_prompt(io.BytesIO() if sys.stdin is None else sys.stdin.buffer)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a locale without emoji is no reason to stop
 
+    request = of_arguments(Request, args, asks=True)
+    if prompt is None:
+        _chat(request, options, args, tools, json_schema)
+        return
     from cli.obtain import obtain
 
-    path = obtain(of_arguments(Request, args, asks=True))
+    path = obtain(request)
 
     from cli.progress import passing_line
-    from runner.chat import BASE_MODEL_NOTE, answer, chat
+    from runner.chat import BASE_MODEL_NOTE, answer
 
     with ExitStack() as stack:
         with passing_line("Loading the model ...", args.quiet or args.verbose):
             model = stack.enter_context(options.model(path, benchmark=args.stats))
         # Looked up here: while the model is open, sys.stderr is another stream.
         stdout, stderr = sys.stdout, sys.stderr
-        conversation = options.start(model)
+        conversation = options.start(model, _toolbox(tools, args), json_schema)
         if not args.raw and not model.is_chat and stderr.isatty():
             print(BASE_MODEL_NOTE, file=stderr)
-        if prompt is not None:
-            answer(conversation, prompt, stdout, stderr, show_statistics=args.stats)
-        else:
-            chat(conversation, sys.stdin, stdout, stderr, show_statistics=args.stats)
+        answer(conversation, prompt, stdout, stderr, show_statistics=args.stats)
+
+
+def _chat(
+    request: Request,
+    options: ChatOptions,
+    args: argparse.Namespace,
+    tools: dict[str, Tool] | None,
+    json_schema: Schema | None,
+) -> None:
+    """Answer what is typed, until the user leaves."""
+    from cli.chat.loop import chat, reader_of
+    from cli.chat.session import Session
+    from cli.obtain import obtain
+    from runner.native_log import NativeLog
+
+    def obtained(name: str) -> Path:
+        if name == request.model:
+            return obtain(request)
+        # What was said of the first model's conversion is not said of another's.
+        return obtain(Request(name, offline=request.offline, quiet=request.quiet,
+                              backend=request.backend, asks=True))  # fmt: skip
+
+    # Open longer than any model, so that sys.stderr stays one stream while they change.
+    with NativeLog(hidden=not args.verbose):
+        session = Session(
+            request.model, options, obtained, sys.stdout, sys.stderr,
+            shows_statistics=args.stats, is_quiet=args.quiet, tools=_toolbox(tools, args),
+            json_schema=json_schema,
+        )  # fmt: skip
+        with session:
+            chat(session, reader_of(sys.stdin, sys.stdout, sys.stderr))
+
+
+def _read_tools(args: argparse.Namespace) -> dict[str, Tool] | None:
+    """What --tools names, before a model is fetched for it."""
+    if args.tools is None:
+        if args.yes:
+            raise OptionError("--yes", "has no effect without --tools", "leave it out")
+        return None
+    if args.raw:
+        raise OptionError(
+            "--tools", "there is no chat template to carry it with --raw", "leave one out"
+        )
+    from runner.tools import load_tools
+
+    return load_tools(args.tools)
+
+
+def _toolbox(tools: dict[str, Tool] | None, args: argparse.Namespace) -> Toolbox | None:
+    """Made while fd 2 is the engine's already: sys.stderr is another stream then."""
+    if tools is None:
+        return None
+    from runner.tools import Toolbox
+
+    return Toolbox(tools, sys.stdin, sys.stderr, yes=args.yes)
+
+
+def _read_schema(args: argparse.Namespace) -> Schema | None:
+    """What --schema names, before a model is fetched for it."""
+    if args.schema is None:
+        return None
+    if args.thinking:
+        raise OptionError("--schema", "leaves no room for thoughts", "leave out --thinking")
+    from runner.schema import read_schema
+
+    return read_schema(args.schema)

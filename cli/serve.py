@@ -97,11 +97,10 @@ def seconds_of(text: str) -> float | None:
 
 def _offered(args: argparse.Namespace) -> dict[str, Path]:
     """The models by name."""
-    from converter.checkpoint.sources import list_models, models_dir
+    from converter.checkpoint.sources import models_by_name, models_dir
 
     if not args.models:
-        folder = models_dir()
-        found = {path.parent.relative_to(folder).as_posix(): path for path in list_models(folder)}
+        found = models_by_name(models_dir())
         if not found:
             raise SourceError("models/", "holds no model yet", "name one: litert-lm-cli serve demo")
         return found

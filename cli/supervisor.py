@@ -66,6 +66,7 @@ def supervised(command: Callable[[], int]) -> int:
 def _wait(child: int, signals: Sequence[signal.Signals], log: int) -> int:
     """Wait for a process, pass (blocked) signals on to it, and report its death; its exit code."""
     unheard = 0
+    give_back = _terminal_as_it_is()
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         nonlocal unheard
@@ -91,10 +92,28 @@ def _wait(child: int, signals: Sequence[signal.Signals], log: int) -> int:
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return code
+    give_back()  # whoever edits a line has it send keys one by one
     if -code == signal.SIGKILL and unheard >= _MOST_UNHEARD:
         code = -signal.SIGINT
     _report(-code, log)
     return 128 - code
+
+
+def _terminal_as_it_is() -> Callable[[], None]:
+    """What puts the terminal's modes back to what they are now."""
+    import termios  # no Windows comes here
+
+    try:
+        modes = termios.tcgetattr(0)
+    except termios.error:  # stdin is no terminal
+        return lambda: None
+
+    def give_back() -> None:
+        if _is_in_foreground():  # the system stops a job in the background that tries
+            with contextlib.suppress(termios.error):
+                termios.tcsetattr(0, termios.TCSANOW, modes)
+
+    return give_back
 
 
 def _make_log() -> int:

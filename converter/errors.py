@@ -17,6 +17,12 @@ class LiteRTLMError(Exception):
         self.fix = fix
 
 
+def one_line(text: str) -> str:
+    """In one line, and without what a terminal would obey: parts may come from a model's files."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(printable.split())
+
+
 class OptionError(LiteRTLMError):
     """An option's value cannot be used."""
 

@@ -29,7 +29,8 @@ def record() -> str:
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(ROOT)
-        os.environ["COLUMNS"] = str(WIDTH)
+        # Plain lines: an editor would draw its own over and over.
+        os.environ |= {"COLUMNS": str(WIDTH), "TERM": "dumb"}
         os.execvp(command[0], command)
     shown = ""
     for prompt in (*PROMPTS, "\x04"):
@@ -59,10 +60,8 @@ def _read_until(terminal: int, shown: str, mark: str | None) -> str:
 
 
 def main() -> None:
-    # Readline draws its prompt with switches for pasted text, which are no part of the picture.
-    transcript = re.sub(r"\x1b\[\?\d+[hl]", "", record())
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
-    console.print(Text.from_ansi(transcript.strip()))
+    console.print(Text.from_ansi(record().strip()))
     svg = console.export_svg(title="litert-lm-cli")
     # The font would come from somebody's server; any monospace font on the reader's side will do.
     svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)

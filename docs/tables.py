@@ -1,4 +1,4 @@
-"""Writes the tables of README_MODELS.md from the code, so that they cannot rot.
+"""Writes tables of README_MODELS.md and docs/terminal.md from the code: they cannot rot.
 
 venv/bin/python -m docs.tables        # rewrite
 tests/test_docs.py                    # fails when this was forgotten
@@ -10,11 +10,13 @@ import argparse
 import re
 from pathlib import Path
 
+from cli.chat.commands import COMMANDS
 from cli.main import build_parser
 from converter.registry import FAMILIES
 from converter.weights.quantization import DEFAULT_SCHEME, DEFAULT_SCHEME_OF_SMALL, SCHEMES, SMALL
 
-PAGE = Path(__file__).resolve().parent.parent / "README_MODELS.md"
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = (ROOT / "README_MODELS.md", ROOT / "docs/terminal.md")
 
 
 def families() -> str:
@@ -59,11 +61,20 @@ def options(command: str) -> str:
     return "\n".join(rows)
 
 
+def commands() -> str:
+    """What can be typed in a chat, as /help has it."""
+    rows = ["| Command | |", "|---|---|"]
+    for command in COMMANDS:
+        rows.append(f"| `{f'/{command.name} {command.argument}'.strip()}` | {command.help} |")
+    return "\n".join(rows)
+
+
 def filled(page: str) -> str:
     """The page with every `<!-- table: NAME -->` ... `<!-- end -->` block written anew."""
     tables = {
         "families": families,
         "schemes": schemes,
+        "commands": commands,
         "run": lambda: options("run"),
         "convert": lambda: options("convert"),
         "eval": lambda: options("eval"),
@@ -78,7 +89,8 @@ def filled(page: str) -> str:
 
 
 def main() -> None:
-    PAGE.write_text(filled(PAGE.read_text("utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text("utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One answer, or a chat on a terminal: text streams out while it is generated.
+"""One answer: text streams out while it is generated.
 
 Only the answer goes to stdout; hints, notes and statistics go to stderr.
 """
@@ -6,16 +6,11 @@ Only the answer goes to stdout; hints, notes and statistics go to stderr.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import re
-from typing import BinaryIO, Literal, TextIO
+from typing import Literal, TextIO
 
-from converter.errors import OptionError
 from runner.conversation import Conversation, Piece, Statistics
 
-WELCOME = "Enter your prompt:"
-PROMPT = "> "
-HINT = "Ctrl-C stops an answer, Ctrl-D leaves."
 BASE_MODEL_NOTE = "note: this model has no chat template: it continues each text as it stands"
 
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
@@ -44,14 +39,21 @@ class AnswerWriter:
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         if error_type is not None and issubclass(error_type, BrokenPipeError):
             return
+        self._end_line()
+
+    def _end_line(self) -> None:
         if self._section == "thought":
             self._stream.write(_RESET if self._is_terminal else _THOUGHT_END.rstrip("\n"))
         if self._section is not None:
             self._stream.write("\n")
         self._stream.flush()
+        self._section, self._held = None, ""
 
     def write(self, piece: Piece) -> None:
-        """Write and flush one piece."""
+        """Write and flush one piece; a call is shown by who runs it, on a line of its own."""
+        if piece.kind == "call":
+            self._end_line()
+            return
         text = piece.text
         if self._is_terminal:
             text = _CONTROL.sub("", text)
@@ -82,26 +84,6 @@ class AnswerWriter:
         self._section = kind
 
 
-def read_prompt(stream: BinaryIO) -> str:
-    """All of a pipe as one prompt, without the newline at its end.
-
-    Raises:
-        OptionError: it is empty or not UTF-8.
-    """
-    try:
-        text = stream.read().decode("utf-8-sig")  # Windows' tools put a mark before it
-    except UnicodeDecodeError as error:
-        raise OptionError(
-            "the prompt on stdin", "is not UTF-8", "convert it, as iconv does"
-        ) from error
-    text = text.removesuffix("\n").removesuffix("\r")
-    if not text.strip():
-        raise OptionError(
-            "the prompt on stdin", "is empty", "pipe a text in, or run on a terminal to chat"
-        )
-    return text
-
-
 def answer(
     conversation: Conversation,
     prompt: str,
@@ -117,56 +99,11 @@ def answer(
     if conversation.finish == "context":
         print("note: the answer ends here because the context is full", file=stderr)
     if show_statistics and conversation.statistics is not None:
-        print(_describe(conversation.statistics), file=stderr)
+        print(describe(conversation.statistics), file=stderr)
 
 
-def chat(
-    conversation: Conversation,
-    stdin: TextIO,
-    stdout: TextIO,
-    stderr: TextIO,
-    *,
-    show_statistics: bool = False,
-) -> None:
-    """Prompts and answers in turns, until the end of the input."""
-    print(HINT, WELCOME, sep="\n", file=stdout if stdout.isatty() else stderr, flush=True)
-    with contextlib.suppress(ImportError):
-        importlib.import_module("readline")  # gives input() editing and history
-    while True:
-        try:
-            prompt = _read_line(stdin, stdout, stderr)
-        except KeyboardInterrupt:
-            print(f"\n{HINT}", file=stderr)
-            continue
-        if prompt is None:
-            print(file=stdout if stdout.isatty() else stderr)
-            return
-        if not prompt.strip():
-            continue
-        try:
-            answer(conversation, prompt, stdout, stderr, show_statistics=show_statistics)
-        except KeyboardInterrupt:
-            print("(stopped)", file=stderr)
-        except OptionError as error:  # too long, for example: the next one may fit
-            print(f"error: {error}", file=stderr)
-
-
-def _read_line(stdin: TextIO, stdout: TextIO, stderr: TextIO) -> str | None:
-    """One line without its newline; None at the end of the input."""
-    if stdout.isatty():
-        try:
-            return input(PROMPT)  # readline draws the prompt on stdout
-        except EOFError:
-            return None
-        except UnicodeDecodeError:
-            print("error: the line is not UTF-8", file=stderr)
-            return ""
-    print(PROMPT, end="", file=stderr, flush=True)
-    line = stdin.readline()
-    return line.removesuffix("\n") if line else None
-
-
-def _describe(statistics: Statistics) -> str:
+def describe(statistics: Statistics) -> str:
+    """One line of it."""
     return (
         f"prefill: {statistics.prefill_tokens} tokens at {statistics.prefill_rate:.1f} tok/s, "
         f"first token after {statistics.first_token_seconds:.2f} s; "

@@ -1,28 +1,44 @@
-"""Turns with a model: history, the end of the context, thoughts, and stopping half-way."""
+"""Turns with a model: history, the end of the context, thoughts, tools, and stopping half-way."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import re
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from converter.errors import EngineError, OptionError
+from runner import schema
+from runner.schema import Schema
 
 Finish = Literal["stop", "length", "context", "cancelled"]
+Message = dict[str, Any]  # as the engine takes them: role, content, tool_calls
+MOST_ROUNDS = 16  # of calls before an answer
+# What the engine says of a call that is not as the model's kind writes them.
+_UNREADABLE_CALL = re.compile(
+    r"Failed to parse tool calls.*?^full response: (.*?)\nerror:", re.M | re.S
+)
+_MOST_SHOWN = 200
+_RESULTS_SHARE = 4  # the results of one round fill at most a quarter of the context
+_RESULTS_TOKENS = 1024  # where nobody says how long it is
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of an answer, as soon as it is generated."""
+    """A part of an answer, as soon as it is generated.
+
+    A call is a tool's, in words, right before it is run.
+    """
 
     text: str
-    kind: Literal["answer", "thought"]
+    kind: Literal["answer", "thought", "call"]
 
     def __str__(self) -> str:
         return self.text
@@ -61,6 +77,17 @@ class LoadedModel(Protocol):
     def failure(self, what: str, error: Exception) -> EngineError: ...
 
 
+class Tools(Protocol):
+    """What a conversation needs of `runner.tools.Toolbox`."""
+
+    @property
+    def declarations(self) -> list[dict[str, Any]]: ...
+
+    def describe(self, call: Message) -> str: ...
+
+    def run(self, call: Message) -> str: ...
+
+
 class Conversation:
     """Turns with one model; made by `Model.conversation` and `Model.completion`.
 
@@ -72,6 +99,7 @@ class Conversation:
         finish: how the last answer ended: by itself, at `max_tokens`, at the end of the context,
             or cancelled.
         statistics: of the last turn; None unless the model measures, or when it was cancelled.
+        said: the last answer without its thoughts, as far as it came.
     """
 
     def __init__(
@@ -82,15 +110,24 @@ class Conversation:
         max_tokens: int | None,
         system: str | None,
         may_think: bool,
+        tools: Tools | None = None,
+        json_schema: Schema | None = None,
     ) -> None:
         self.finish: Finish = "stop"
         self.statistics: Statistics | None = None
+        self.said = ""
         self.keeps_history = True
         self._model = model
         self._settings = settings | {"sampler_config": sampler}
         self._max_tokens = max_tokens
-        self._may_think = may_think
-        self._history: list[dict[str, str]] = []
+        self._tools = tools
+        self._json_schema = json_schema
+        # The engine counts thoughts and calls too, so where there may be some the answer is
+        # counted here.
+        self._counts_here = may_think or tools is not None
+        self._history: list[Message] = []
+        self._exchange: list[Message] = []  # a question and calls that have no answer yet
+        self._calls: list[Message] = []
         if system is not None:
             _check_text("--system", system)
             self._history.append({"role": "system", "content": system})
@@ -98,51 +135,188 @@ class Conversation:
         self._has_thoughts_cached = False
         self._is_cancelled = False
 
+    @property
+    def history(self) -> list[Message]:
+        """The messages so far, the system's first; the next answer goes on from what is set."""
+        return list(self._history)
+
+    @history.setter
+    def history(self, messages: list[Message]) -> None:
+        self.close()
+        self._history = list(messages)
+
+    @property
+    def used_tokens(self) -> int | None:
+        """Of the context, in the engine's cache; None where the next `ask` fills it anew."""
+        return None if self._engine_turns is None else int(self._engine_turns.token_count)
+
     def ask(self, prompt: str) -> Generator[Piece, None, None]:
-        """Answer a prompt.
+        """Answer a prompt, and run the tools that are called for it.
 
         Close the iterator to stop early, as `contextlib.closing` does; what was said so far stays
         in the history.
 
         Raises:
-            OptionError: the prompt is empty, no text, or too long for the context.
+            OptionError: the prompt is empty, no text, or too long for the context; the schema
+                cannot be kept to; tools are called without end.
             EngineError: the engine failed.
         """
-        turns, prompt_tokens = self._prepare(prompt)
+        _check_text("the prompt", prompt)
+        message: Message = {"role": "user", "content": prompt}
+        try:
+            for rounds in itertools.count():
+                yield from self._turn(message)
+                if not self._calls:
+                    return
+                if rounds == MOST_ROUNDS:
+                    raise OptionError(
+                        "--tools",
+                        f"the model called tools {MOST_ROUNDS} times and did not answer",
+                        "say in the prompt when it is enough",
+                    )
+                message = yield from self._run_calls()
+                if self._is_cancelled:
+                    self.finish = "cancelled"
+                    return
+        finally:
+            if self._exchange:  # no template takes a call that nothing follows
+                self._exchange = []
+                self.close()
+
+    def _turn(self, message: Message) -> Generator[Piece, None, None]:
+        """Let the model say something, and keep it."""
+        if self._json_schema is None:
+            try:
+                yield from self._stream(message)
+            finally:
+                self._remember(message)
+            return
+        if self._tools is not None:
+            # A schema has no room for calls. So none holds at first, and what is said instead of
+            # a call is but a draft.
+            self._finish_stream(message)
+            if self._calls or self.finish == "cancelled":
+                self._remember(message)
+                return
+            self.close()
+        self._finish_stream(message, self._json_schema.text)
+        if self._tools is not None:
+            self.close()  # the engine would hold what comes next to the schema, too
+        if self.finish == "cancelled":
+            return
+        answer = schema.as_json(self.said)
+        if answer is None or self.finish != "stop":
+            self.close()  # what is unfinished is no part of the history
+            raise self._unfinished()
+        self._remember(message)
+        self.said = answer
+        yield Piece(answer, "answer")
+
+    def _run_calls(self) -> Generator[Piece, None, Message]:
+        """Run what was called; the message that says what came of it."""
+        assert self._tools is not None
+        limit = self._model.context_length
+        most = limit // _RESULTS_SHARE if limit is not None else _RESULTS_TOKENS
+        parts = []
+        for call in self._calls:
+            yield Piece(self._tools.describe(call), "call")
+            result = self._shortened(self._tools.run(call), most // len(self._calls))
+            parts.append({"type": "tool_response", "name": call["name"], "response": result})
+        return {"role": "tool", "content": parts}
+
+    def _finish_stream(self, message: Message, json_schema: str | None = None) -> None:
+        """As `_stream`, where nobody wants the pieces."""
+        with contextlib.closing(self._stream(message, json_schema)) as pieces:
+            for _ in pieces:
+                pass
+
+    def _stream(
+        self, message: Message, json_schema: str | None = None
+    ) -> Generator[Piece, None, None]:
+        """What the model says to a message; then it stands in `said` and `_calls`."""
+        self.said, self._calls = "", []
+        turns, prompt_tokens = self._prepare(message)
         self.finish, self.statistics, self._is_cancelled = "cancelled", None, False
-        # The engine counts thoughts too, so where there may be some the answer is counted here.
-        budget = None if self._may_think else self._max_tokens
-        said = ""
+        budget = None if self._counts_here else self._max_tokens
+        calls: list[Message] = []
         is_enough = False
         first_token = 0.0
+        held = {} if json_schema is None else schema.constraint(json_schema)
         begin = time.perf_counter()
         try:
-            for message in turns.send_message_async(prompt, max_output_tokens=budget):
+            for part in turns.send_message_async(message, max_output_tokens=budget, **held):
                 if is_enough:
                     continue  # it was on its way when the answer was long enough
                 first_token = first_token or time.perf_counter() - begin
-                for piece in _pieces(message):
+                called = [call.to_json()["function"] for call in part.tool_calls]
+                if self._tools is not None:
+                    calls += called
+                    called = []
+                for piece in _pieces(part, called):
                     if piece.kind == "answer":
-                        said += piece.text
+                        self.said += piece.text
                     else:
                         self._has_thoughts_cached = True
                     yield piece
-                if self._may_think and self._is_enough(said):
+                if self._counts_here and self._is_enough(self.said):
                     is_enough = True
                     turns.cancel_process()
             if not self._is_cancelled:
                 used = turns.token_count
                 self.finish = self._how_it_ended(is_enough, used, used - prompt_tokens, budget)
+            if self.finish == "stop":  # a cut one's calls may be cut, too
+                self._calls = calls
             self.statistics = self._measure(turns, first_token)
         except RuntimeError as error:
+            if json_schema is not None and schema.is_spelling_failure(str(error)):
+                raise schema.spelling_error() from error
+            written = _UNREADABLE_CALL.search(str(error))
+            if written and self._tools is not None:
+                raise OptionError(
+                    "--tools",
+                    f"the model wrote a call that cannot be read: {written[1][:_MOST_SHOWN]!r}",
+                    "ask in other words, or take a larger model",
+                ) from error
             raise self._model.failure(self._model.path.name, error) from error
         finally:
-            if self.keeps_history and said:
-                self._history.append({"role": "user", "content": prompt})
-                self._history.append({"role": "assistant", "content": said})
             is_state_wrong = self._has_thoughts_cached and self._model.has_recurrent_state
             if self.finish != "stop" or not self.keeps_history or is_state_wrong:
                 self.close()
+
+    def _remember(self, message: Message) -> None:
+        """Keep what was said to a message; for the history, where it is no call."""
+        if not self.keeps_history or not (self.said or self._calls):
+            return
+        answer: Message = {"role": "assistant"}
+        if self.said:
+            answer["content"] = self.said
+        if self._calls:
+            answer["tool_calls"] = [{"type": "function", "function": call} for call in self._calls]
+        self._exchange += [message, answer]
+        if not self._calls:
+            self._history += self._exchange
+            self._exchange = []
+
+    def _shortened(self, text: str, most: int) -> str:
+        """A tool's result in about `most` tokens, with a note where something is missing."""
+        kept = text[: most * 16]  # no token is longer, as a rule; more need not be looked at
+        while (tokens := len(self._model.tokenize(kept))) > most:
+            kept = kept[: min(len(kept) * most // tokens, len(kept) - 1)]
+        if kept == text:
+            return text
+        return f"{kept}\n[cut: {len(text) - len(kept)} more characters]"
+
+    def _unfinished(self) -> OptionError:
+        fixes: dict[Finish, str] = {
+            "length": "give it a larger --max-tokens",
+            "context": "bound the schema's texts and lists, or convert with a larger "
+            "--kv-cache-max-len",
+        }
+        return OptionError(
+            "--schema",
+            "the answer ended before its JSON was whole",
+            fixes.get(self.finish, "ask in other words"),
+        )
 
     def cancel(self) -> None:
         """End the answer under way; its iterator stops after at most one more piece."""
@@ -159,35 +333,34 @@ class Conversation:
                 self._engine_turns = None
         self._has_thoughts_cached = False
 
-    def _prepare(self, prompt: str) -> tuple[Any, int]:
-        """The engine's conversation, and the tokens in its cache once the prompt is there."""
-        _check_text("the prompt", prompt)
-        turns, needed = self._fit(prompt)
+    def _prepare(self, message: Message) -> tuple[Any, int]:
+        """The engine's conversation, and the tokens in its cache once the message is there."""
+        turns, needed = self._fit(message)
         limit = self._model.context_length
         if limit is not None and needed >= limit and self._has_thoughts_cached:
             # The engine drops old thoughts from the cache, but only when the next turn begins.
             self.close()
-            turns, needed = self._fit(prompt)
+            turns, needed = self._fit(message)
         if limit is None or needed < limit:
             return turns, needed
         raise OptionError(
-            "the prompt",
+            "what the tools said" if message["role"] == "tool" else "the prompt",
             f"is {needed} tokens long with its template and history, and the context of {limit} "
             "must hold it and an answer",
             "shorten it, start a new chat, or convert with a larger --kv-cache-max-len",
         )
 
-    def _fit(self, prompt: str) -> tuple[Any, int]:
+    def _fit(self, message: Message) -> tuple[Any, int]:
         """As `_prepare`, whether it fits or not."""
         try:
             if self._engine_turns is None:
                 self._engine_turns = self._model.engine.create_conversation(
-                    messages=self._history,
-                    automatic_tool_calling=False,  # there are no tools, and it would answer itself
+                    messages=self._history + self._exchange,
+                    automatic_tool_calling=False,  # without any it would answer itself
                     **self._settings,
                 )
             turns = self._engine_turns
-            rendered = turns.render_message_to_string(prompt)
+            rendered = turns.render_message_to_string(message)
             if not rendered:  # the reason is in the engine's log only
                 raise RuntimeError("its chat template does not render")
             cached = turns.token_count
@@ -220,14 +393,14 @@ class Conversation:
         )
 
 
-def _pieces(message: Any) -> Iterator[Piece]:
-    """What one message of the stream adds."""
+def _pieces(message: Any, calls: Sequence[Message]) -> Iterator[Piece]:
+    """What one message of the stream adds; calls that nobody asked for are shown as text."""
     for text in message.channels.values():
         yield Piece(text, "thought")
     if text := str(message):
         yield Piece(text, "answer")
-    for call in message.tool_calls:  # nobody asked for one: show what the model wrote
-        yield Piece(json.dumps(call.to_json()["function"], ensure_ascii=False), "answer")
+    for call in calls:
+        yield Piece(json.dumps(call, ensure_ascii=False), "answer")
 
 
 @contextlib.contextmanager

@@ -16,11 +16,13 @@ from typing import Any, Literal
 from converter.errors import EngineError, OptionError
 from converter.litertlm.inspection import Bundle, read_bundle
 from converter.tflite.state import CONVOLUTIONS_END
-from runner.conversation import Conversation, uninterrupted
+from runner import schema
+from runner.conversation import Conversation, Tools, uninterrupted
 from runner.native_log import NativeLog
 from runner.packed_weights import packed_weights_folder
+from runner.schema import Schema
 
-COMPLETION_TEMPLATE = Path(__file__).parent.parent / "converter/families/completion.jinja"
+_COMPLETION_TEMPLATE = Path(__file__).parent.parent / "converter/families/completion.jinja"
 _WIDE_TOP_K = 50  # transformers' default, where a bundle's own k of 1 would undo other options
 _PROBE = "probe"
 _KEYS_AND_VALUES = ("kv_cache_k_", "kv_cache_v_")
@@ -72,6 +74,7 @@ class Model:
         self._verbose = verbose
         self._log = NativeLog(hidden=not verbose)
         self._conversations: list[Conversation] = []
+        self._possible: set[Schema] = set()  # that the engine has made a grammar of
 
     def __enter__(self) -> Model:
         import litert_lm
@@ -182,12 +185,16 @@ class Model:
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
         thinking: bool | None = None,
+        tools: Tools | None = None,
+        json_schema: Schema | None = None,
     ) -> Conversation:
         """Start a conversation.
 
         Args:
-            max_tokens: the most tokens of an answer; thoughts are not counted.
+            max_tokens: the most tokens of an answer; thoughts and calls are not counted.
             thinking: None leaves it to the template.
+            tools: what the model may call.
+            json_schema: what the answers are JSON of.
 
         Raises:
             OptionError: the model cannot do what was asked for.
@@ -204,26 +211,80 @@ class Model:
                 f"{self.path.name} is a base model without a chat template",
                 "put the text into the prompt",
             )
-        settings: dict[str, Any] = {}
+        if tools is not None and not self.metadata.supports_function_calling:
+            raise OptionError(
+                "--tools",
+                f"the chat template of {self.path.name} takes no tools, or writes calls that the "
+                "engine does not read",
+                "leave it out, or take another model",
+            )
+        if json_schema is not None and self.has_thoughts:
+            # Inside a thought the schema would hold, too.
+            if not self.supports_thinking:
+                raise OptionError("--schema", f"{self.path.name} always thinks", "leave it out")
+            thinking = False
+        settings = self._held_to(json_schema)
         if thinking is not None and self.supports_thinking:
             import litert_lm
 
             settings["thinking_config"] = litert_lm.ThinkingConfig(enable_thinking=thinking)
+        if tools is not None:
+            settings["tools"] = [declared_tool(tool) for tool in tools.declarations]
         may_think = self.has_thoughts and thinking is not False
         return self._add(
-            Conversation(self, settings, self.sampler(sampling), max_tokens, system, may_think)
+            Conversation(
+                self,
+                settings,
+                self.sampler(sampling),
+                max_tokens,
+                system,
+                may_think,
+                tools,
+                json_schema,
+            )
         )
 
     def completion(
-        self, *, sampling: Sampling | None = None, max_tokens: int | None = None
+        self,
+        *,
+        sampling: Sampling | None = None,
+        max_tokens: int | None = None,
+        json_schema: Schema | None = None,
     ) -> Conversation:
         """A conversation without template and history: each prompt is continued as it stands."""
-        settings = {"chat_template": COMPLETION_TEMPLATE.read_text(encoding="utf-8")}
+        settings = self._held_to(json_schema)
         conversation = Conversation(
-            self, settings, self.sampler(sampling), max_tokens, None, self.has_thoughts
+            self,
+            settings | {"chat_template": completion_template()},
+            self.sampler(sampling),
+            max_tokens,
+            None,
+            self.has_thoughts,
+            json_schema=json_schema,
         )
         conversation.keeps_history = False
         return self._add(conversation)
+
+    def _held_to(self, wanted: Schema | None) -> dict[str, Any]:
+        """What a conversation is made with whose answers are JSON of a schema.
+
+        Raises:
+            OptionError: the engine can make no grammar of it.
+        """
+        if wanted is None:
+            return {}
+        settings = schema.settings()
+        if wanted not in self._possible:
+            try:
+                with self.engine.create_conversation(
+                    chat_template=completion_template(), **settings
+                ) as conversation:
+                    held = schema.constraint(wanted.text)
+                    list(conversation.send_message_async(_PROBE, max_output_tokens=1, **held))
+            except RuntimeError as error:
+                raise schema.refused(wanted, self._log.reason() or str(error)) from error
+            self._possible.add(wanted)
+        return settings
 
     def sampler(self, chosen: Sampling | None) -> Any:
         """A complete SamplerConfig, or None for the bundle's own.
@@ -250,6 +311,13 @@ class Model:
             seed=seed,
         )
 
+    def is_greedy(self, chosen: Sampling | None) -> bool:
+        """Whether the likeliest token is always taken, so that no seed changes an answer."""
+        sampler, own = self.sampler(chosen), self.metadata.sampler_params
+        if sampler is not None:
+            return bool(sampler.top_k == 1)
+        return own.type in (own.GREEDY, own.TYPE_UNSPECIFIED) or own.k == 1
+
     def failure(self, what: str, error: Exception) -> EngineError:
         """An EngineError whose reason is what the engine logged last."""
         return EngineError(
@@ -259,3 +327,25 @@ class Model:
     def _add(self, conversation: Conversation) -> Conversation:
         self._conversations.append(conversation)
         return conversation
+
+
+def completion_template() -> str:
+    """The chat template that passes a text through as it stands."""
+    return _COMPLETION_TEMPLATE.read_text(encoding="utf-8")
+
+
+def declared_tool(description: dict[str, Any]) -> Any:
+    """A tool as the engine is told of it, `{"type": "function", "function": {...}}`.
+
+    Calls of it are read, and run by nobody here.
+    """
+    import litert_lm
+
+    class Declared(litert_lm.Tool):
+        def get_tool_description(self) -> dict[str, Any]:
+            return description
+
+        def execute(self, param: Any) -> Any:
+            raise RuntimeError("the engine runs no tools")
+
+    return Declared()

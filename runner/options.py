@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Literal
 from converter.errors import OptionError
 
 if TYPE_CHECKING:
-    from runner.conversation import Conversation
-    from runner.engine import Model
+    from runner.conversation import Conversation, Tools
+    from runner.engine import Model, Sampling
+    from runner.schema import Schema
 
 
 @dataclass(frozen=True)
@@ -64,20 +65,34 @@ class ChatOptions:
             benchmark=benchmark,
         )
 
-    def start(self, model: Model) -> Conversation:
+    def sampling(self) -> Sampling:
+        from runner.engine import Sampling
+
+        return Sampling(self.temperature, self.top_k, self.top_p, self.seed)
+
+    def start(
+        self, model: Model, tools: Tools | None = None, json_schema: Schema | None = None
+    ) -> Conversation:
         """A conversation with a loaded model; one without a chat template continues texts.
+
+        Args:
+            tools: what the model may call.
+            json_schema: what the answers are JSON of.
 
         Raises:
             OptionError: the model cannot do what was asked for.
         """
-        from runner.engine import Sampling
-
-        sampling = Sampling(self.temperature, self.top_k, self.top_p, self.seed)
-        if self.raw or (not model.is_chat and self.system is None and not self.thinking):
-            return model.completion(sampling=sampling, max_tokens=self.max_tokens)
+        sampling = self.sampling()
+        needs_template = self.system is not None or self.thinking or tools is not None
+        if self.raw or not (model.is_chat or needs_template):
+            return model.completion(
+                sampling=sampling, max_tokens=self.max_tokens, json_schema=json_schema
+            )
         return model.conversation(
             system=self.system,
             sampling=sampling,
             max_tokens=self.max_tokens,
             thinking=self.thinking,
+            tools=tools,
+            json_schema=json_schema,
         )

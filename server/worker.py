@@ -19,8 +19,9 @@ from typing import Any, BinaryIO
 
 from converter.errors import LiteRTLMError
 from converter.litertlm.inspection import read_bundle
+from runner import schema
 from runner.conversation import uninterrupted
-from runner.engine import COMPLETION_TEMPLATE, Model, Sampling
+from runner.engine import Model, Sampling, completion_template, declared_tool
 from server import wire
 from server.kept import Kept, Message, Pool, key_of
 from server.stops import StopFinder
@@ -135,18 +136,16 @@ class Worker:
 
         settings: dict[str, Any] = {}
         if ask.prompt is not None:
-            settings["chat_template"] = COMPLETION_TEMPLATE.read_text(encoding="utf-8")
+            settings["chat_template"] = completion_template()
         if ask.thinking is not None and self._model.supports_thinking:
             settings["thinking_config"] = litert_lm.ThinkingConfig(enable_thinking=ask.thinking)
         if ask.constraint is not None:
-            settings["constrained_decoding_config"] = litert_lm.ConstrainedDecodingConfig(
-                enable=True, provider=litert_lm.LiteRtLmConstraintProviderType.LL_GUIDANCE
-            )
+            settings |= schema.settings()
         chosen = ask.sampler
         sampling = Sampling(chosen.temperature, chosen.top_k, chosen.top_p, chosen.seed)
         return self._model.engine.create_conversation(
             messages=list(history),
-            tools=[_declared(tool) for tool in ask.tools],
+            tools=[declared_tool(tool) for tool in ask.tools],
             automatic_tool_calling=False,
             sampler_config=self._model.sampler(sampling),
             **settings,
@@ -232,12 +231,7 @@ class Worker:
                 frequency_penalty=penalties[2],
             )
         if ask.constraint is not None:
-            kinds = litert_lm.ResponseFormat.Type
-            is_schema = ask.constraint.kind == "json_schema"
-            options["response_format"] = litert_lm.ResponseFormat(
-                type=kinds.JSON_OBJECT if is_schema else kinds.REGEX,
-                schema_or_pattern=ask.constraint.text,
-            )
+            options |= schema.constraint(ask.constraint.text, ask.constraint.kind == "regex")
         return options
 
     def _how_it_ended(self, ask: wire.Ask, is_stopped: bool, used: int, made: int) -> wire.Finish:
@@ -267,20 +261,6 @@ class _CannotError(Exception):
     def __init__(self, fault: wire.Fault, message: str) -> None:
         super().__init__(message)
         self.fault = fault
-
-
-def _declared(description: dict[str, Any]) -> Any:
-    """A tool that is only described here; the client runs it."""
-    import litert_lm
-
-    class Declared(litert_lm.Tool):
-        def get_tool_description(self) -> dict[str, Any]:
-            return description
-
-        def execute(self, param: Any) -> Any:
-            raise RuntimeError("tools are run by the client")
-
-    return Declared()
 
 
 def _close(conversation: Any) -> None:

@@ -7,8 +7,10 @@ import os
 import pty
 import re
 import select
+import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import time
 from pathlib import Path
@@ -18,10 +20,25 @@ CTRL_C, CTRL_D = "\x03", "\x04"
 
 
 class Terminal:
-    """`litert-lm-cli run` on a pseudo-terminal; a context manager that ends the process."""
+    """`litert-lm-cli run` on a pseudo-terminal; a context manager that ends the process.
 
-    def __init__(self, *arguments: str, **redirected: int) -> None:
+    Args:
+        kind: what TERM says.
+        state: the folder for the user's state, None for one of its own.
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        kind: str = "xterm",
+        state: Path | None = None,
+        cwd: Path = ROOT,
+        **redirected: int,
+    ) -> None:
         self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 500, 0, 0))
+        self._own_state = tempfile.TemporaryDirectory()
+        home = state or Path(self._own_state.name)
         streams = {"stdin": slave, "stdout": slave, "stderr": slave} | redirected
 
         def take_terminal() -> None:
@@ -30,8 +47,10 @@ class Terminal:
 
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cli", "run", *arguments],
-            cwd=ROOT,
-            env=os.environ | {"TERM": "xterm", "INPUTRC": os.devnull, "COLUMNS": "500"},
+            cwd=cwd,
+            env=os.environ
+            | {"TERM": kind, "INPUTRC": os.devnull, "COLUMNS": "500", "XDG_STATE_HOME": str(home)}
+            | {"PYTHONPATH": str(ROOT)},
             preexec_fn=take_terminal,
             **streams,
         )
@@ -45,6 +64,7 @@ class Terminal:
         self.process.kill()
         self.process.wait()
         os.close(self._master)
+        self._own_state.cleanup()
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
@@ -66,6 +86,16 @@ class Terminal:
         self.seen += new
         return _shown(new)
 
+    @property
+    def shown(self) -> str:
+        """All of it, as it would stand on one long screen."""
+        return _shown(self.seen)
+
+    @property
+    def modes(self) -> list[object]:
+        """Of the terminal: whether it echoes, sends lines or keys, ..."""
+        return termios.tcgetattr(self._master)
+
     def exit_code(self) -> int:
         self.process.wait(30)
         while select.select([self._master], [], [], 0)[0]:
@@ -79,6 +109,49 @@ class Terminal:
         return self.process.returncode
 
 
+def worker_of(supervisor: int) -> int:
+    """The process that does the work."""
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children")
+    deadline = time.monotonic() + 10
+    while not children.read_text().split():
+        assert time.monotonic() < deadline
+    return int(children.read_text().split()[0])
+
+
+_CODES = re.compile(r"\x1b\[\??(\d*)[\d;]*([A-Za-z])|\x1b\][^\x07]*\x07|.", re.DOTALL)
+
+
 def _shown(text: str) -> str:
-    """Without what readline adds around its prompt."""
-    return text.replace("\x1b[?2004h", "").replace("\x1b[?2004l\r", "").replace("\r\n", "\n")
+    """What stands on a screen that was empty: lines, and where they are dim."""
+    lines: list[list[str]] = [[]]
+    row = column = 0
+    style = ""  # of what comes next
+    is_styled = False
+    for code in _CODES.finditer(text):
+        count, order, what = int(code[1] or 1), code[2], code[0]
+        if order == "m":
+            if count:
+                style = what
+            elif is_styled:
+                lines[row][column - 1 : column] = [lines[row][column - 1] + what]
+            is_styled = bool(count)
+        elif order in ("A", "B"):
+            row = max(0, row + (count if order == "B" else -count))
+        elif order in ("C", "D"):
+            column = max(0, column + (count if order == "C" else -count))
+        elif order in ("J", "K"):
+            del lines[row][column:]
+            del lines[row + 1 if order == "J" else len(lines) :]
+        elif what == "\r":
+            column = 0
+        elif what == "\b":
+            column = max(0, column - 1)
+        elif what == "\n":
+            row += 1
+        elif len(what) == 1:
+            lines[row][len(lines[row]) :] = [" "] * (column - len(lines[row]))
+            lines[row][column : column + 1] = [style + what]
+            style, column = "", column + 1
+        lines += [[] for _ in range(row + 1 - len(lines))]
+    lines[row][len(lines[row]) :] = [" "] * (column - len(lines[row]))
+    return "\n".join(map("".join, lines))

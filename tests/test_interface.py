@@ -23,7 +23,9 @@ from tests.tiny_models import make_checkpoint, make_model
 
 PAGE = Path(__file__).resolve().parent.parent / "README_MODELS.md"
 # What only makes sense where somebody types.
-TYPED = {"help", "debug", "dry_run", "json", "prompt", "stats", "handler"}
+TYPED = {
+    "help", "debug", "dry_run", "json", "prompt", "stats", "handler", "tools", "yes", "schema",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -148,6 +148,13 @@ def list_models(models_dir: Path) -> list[Path]:
     )
 
 
+def models_by_name(models_dir: Path) -> dict[str, Path]:
+    """The converted files below `models_dir`, by what `run` calls them."""
+    return {
+        path.parent.relative_to(models_dir).as_posix(): path for path in list_models(models_dir)
+    }
+
+
 def parse_model(text: str, models_dir: Path) -> Source:
     """Turn what the user typed into a `Source`, from what is on this machine, without the network.
 

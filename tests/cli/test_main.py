@@ -22,7 +22,7 @@ from tests.tiny_models import make_checkpoint
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
     "run", "serve", "convert", "check", "eval", "package", "upload", "push", "inspect",
-    "list", "rm", "verify",
+    "list", "rm", "verify", "completion",
 )  # fmt: skip
 
 
@@ -83,6 +83,7 @@ def test_help_of_the_whole_names_every_command(capsys: pytest.CaptureFixture[str
     for command in COMMANDS:
         assert f"\n    {command} " in out
     assert "litert-lm-cli run demo" in out
+    assert out.count("(chat)") == 1  # run's other name
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,7 +100,8 @@ def test_help_starts_in_a_blink() -> None:
         "from cli.main import main\n"
         "try: main(['convert', '--help'])\n"
         "except SystemExit: pass\n"
-        "print([m for m in ('numpy', 'huggingface_hub', 'tokenizers', 'rich') if m in sys.modules])"
+        "heavy = 'numpy', 'huggingface_hub', 'tokenizers', 'rich', 'prompt_toolkit'\n"
+        "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -136,11 +138,11 @@ def test_usage_errors(arguments: list[str], line: str, capsys: pytest.CaptureFix
 
 
 def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["chat"]) == 2
+    assert main(["talk"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.count("\n") == 1
-    assert printed.err.startswith("error: litert-lm-cli, argument COMMAND: invalid choice: 'chat' ")
+    assert printed.err.startswith("error: litert-lm-cli, argument COMMAND: invalid choice: 'talk' ")
     assert all(command in printed.err for command in COMMANDS)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -52,9 +53,27 @@ def test_a_pipe_is_one_prompt(smollm2_bundle: Path) -> None:
     assert done.stderr == ""  # nothing of the engine's log
 
 
-def test_prompt_wins_over_stdin_and_statistics_are_on_stderr(smollm2_bundle: Path) -> None:
+def test_stdin_comes_before_the_prompt(smollm2_bundle: Path) -> None:
+    arguments = [str(smollm2_bundle), "--temperature", "0", "--raw", "--max-tokens", "6"]
+    both = run(*arguments, "--prompt", "The capital of France is", stdin="1. Paris\n")
+    assert (both.returncode, both.stderr) == (0, "")
+    assert both.stdout == run(*arguments, stdin="1. Paris\n\nThe capital of France is").stdout
+    assert both.stdout != run(*arguments, "--prompt", "The capital of France is").stdout
+
+
+def test_a_file_in_a_prompt(smollm2_bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("word " * 3000)
+    done = run(str(smollm2_bundle), "--prompt", f"Sum up @{file}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.match(
+        r"error: the prompt, is 3\d\d\d tokens long .* of 1280 must hold it", done.stderr
+    )
+
+
+def test_statistics_are_on_stderr(smollm2_bundle: Path) -> None:
     done = run(str(smollm2_bundle), "--prompt", "Say hi.", "--max-tokens", "4", "--stats",
-               "--seed", "1", "--threads", "1", stdin="not read")  # fmt: skip
+               "--seed", "1", "--threads", "1")  # fmt: skip
     assert done.returncode == 0
     assert done.stdout.strip()
     [line] = done.stderr.splitlines()
@@ -161,9 +180,13 @@ def test_empty_stdin(stdin: str) -> None:
         (["--top-p", "nan"], "'nan' is not a number of more than 0 and at most 1,"),
         (["--backend", "npu"], "argument --backend: invalid choice: 'npu'"),
         (["--prompt", " "], "error: --prompt, is empty,"),
+        (["--prompt", "@./gone"], "error: @./gone, there is no such file, check the path"),
         (["--raw", "--system", "Be brief."], "error: --system, there is no chat template"),
         (["--raw", "--thinking"], "error: --thinking, there is no chat template"),
         (["--raw", "--no-thinking"], "error: --no-thinking, there is no chat template"),
+        (["--yes"], "error: --yes, has no effect without --tools,"),
+        (["--raw", "--tools", "x.py"], "error: --tools, there is no chat template"),
+        (["--thinking", "--schema", "x.json"], "error: --schema, leaves no room for thoughts,"),
         (["--backend", "gpu", "--threads", "2"], "error: --threads, has no effect on gpu,"),
         (["--quantize", "int3"], "int3"),
     ],
@@ -199,6 +222,13 @@ def test_what_the_model_cannot_do(
     assert printed.err == message.format(name=smollm2_bundle.name)
 
 
+def test_chat_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("run", "chat"):
+        assert main([command, str(tmp_path / "none.litertlm"), "--prompt", "Hi"]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == second
+
+
 def test_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(tmp_path / "none.litertlm"), "--prompt", "Hi"]) == 1
     printed = capsys.readouterr()
@@ -213,6 +243,7 @@ def test_help_names_every_option() -> None:
     assert vars(args).keys() >= {
         "model", "prompt", "system", "raw", "thinking", "max_tokens", "temperature", "top_k",
         "top_p", "seed", "backend", "threads", "stats", "verbose", "quantize", "kv_cache_max_len",
+        "tools", "yes", "schema",
     }  # fmt: skip
 
 

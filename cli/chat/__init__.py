@@ -1,0 +1,1 @@
+"""What `run` does on a terminal: a chat with commands, files in messages, and an editor."""
