@@ -147,7 +147,7 @@ def _prompt(args: argparse.Namespace) -> str | None:
         return None
     if sys.stdin is None or sys.stdin.isatty():
         raise OptionError("--run", "there is no prompt", "add --prompt TEXT, or pipe one in")
-    from runner.chat import read_prompt
+    from cli.chat.piped import read_prompt
 
     return read_prompt(sys.stdin.buffer)
 

@@ -460,6 +460,9 @@ def _rope_scaling(
             "short_factor": read_vector("rope_factors_short.weight").tolist(),
             "long_factor": read_vector("rope_factors_long.weight").tolist(),
         }
+    if kind == "yarn" and keys.arch == "gpt-oss":
+        # As its config.json says. There is no key for it; llama.cpp rounds the ends in all models.
+        yarn["truncate"] = False
     return {"rope_type": kind, "factor": factor} | (yarn if kind == "yarn" else {})
 
 

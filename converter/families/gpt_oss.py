@@ -36,22 +36,26 @@ class GptOss(Family):
         "num_experts": "num_local_experts",
         "moe_intermediate_size": "intermediate_size",
     }
+    # transformers reads it where weights are in MXFP4, and else takes it to be this.
+    limits: ClassVar[Mapping[str, tuple[Any, ...]]] = {"swiglu_limit": (None, _LIMIT)}
     beside: ClassVar[frozenset[str]] = OF_TRAINING
     activations: ClassVar[Mapping[str, Activation]] = {"silu": Activation.QUICK_GELU}
     # `X.weight` has outputs for rows, as MXFP4 stores them; in plain numbers X has them as columns.
+    # Unsloth's have a matrix for each expert.
     names: ClassVar[Names] = with_names(
         NAMES,
         ("layers.{i}.attention.sinks", "layers.{i}.self_attn.sinks", "blk.{i}.attn_sinks.weight"),
         ("layers.{i}.mlp.norm", "layers.{i}.post_attention_layernorm.weight",
          "blk.{i}.post_attention_norm.weight|blk.{i}.ffn_norm.weight"),
-        ("layers.{i}.mlp.router", "layers.{i}.mlp.router.weight", "blk.{i}.ffn_gate_inp.weight"),
+        ("layers.{i}.mlp.router", "layers.{i}.mlp.router.weight|layers.{i}.mlp.router.linear.weight", "blk.{i}.ffn_gate_inp.weight"),
         *(
             row
             for part, stored in (("gate", "gate_up_proj"), ("up", "gate_up_proj"), ("down", "down_proj"))
             for row in (
-                (f"{_EXPERTS}.{{e}}.{part}", f"{_EXPERTS}.{stored}.weight|{_EXPERTS}.{stored}",
+                (f"{_EXPERTS}.{{e}}.{part}",
+                 f"{_EXPERTS}.{stored}.weight|{_EXPERTS}.{stored}|{_EXPERTS}.{stored}s.{{e}}.weight",
                  f"blk.{{i}}.ffn_{part}_exps.weight"),
-                (f"{_EXPERTS}.{{e}}.{part}.bias", f"{_EXPERTS}.{stored}_bias",
+                (f"{_EXPERTS}.{{e}}.{part}.bias", f"{_EXPERTS}.{stored}_bias|{_EXPERTS}.{stored}s.{{e}}.bias",
                  f"blk.{{i}}.ffn_{part}_exps.bias"),
             )
         ),
@@ -77,16 +81,16 @@ class GptOss(Family):
     @classmethod
     def resolve_aliases(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         resolved = super().resolve_aliases(config)
-        if not resolved.get("rope_scaling"):
+        # transformers' default; a GGUF without scaling has none.
+        if not resolved.get("rope_scaling") and "gguf_biases" not in config:
             resolved["rope_scaling"] = {
                 "rope_type": "yarn",
                 "factor": 32.0,
                 "beta_fast": 32.0,
                 "beta_slow": 1.0,
                 "original_max_position_embeddings": 4096,
+                "truncate": False,
             }
-        # Said by every config.json; a GGUF has no key for it.
-        resolved["rope_scaling"].setdefault("truncate", False)
         return resolved
 
     def biases(self) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ _ELSEWHERE = {
     "head_dim", "rope_theta", "rope_scaling", "rope_local_base_freq", "sliding_window_pattern",
     "is_causal", "partial_rotary_factor", "per_layer_config", "block_ff_dim", "tie_embedding",
     "full_attention_interval",
-    "num_local_experts",
+    "num_local_experts", "swiglu_limit",
 }  # fmt: skip
 
 

@@ -238,7 +238,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "ibm-granite/granite-3.1-1b-a400m-instruct": {"hidden_act": "relu"},
     "LiquidAI/LFM2-8B-A1B": {"conv_L_cache": 1},
     "allenai/OLMoE-1B-7B-0924-Instruct": {"clip_qkv": 8.0},
-    "openai/gpt-oss-20b": {"hidden_act": "gelu"},
+    "openai/gpt-oss-20b": {"swiglu_limit": 5.0},
     "Qwen/Qwen3-30B-A3B": {"hidden_act": "relu"},
     "swiss-ai/Apertus-8B-Instruct-2509": {"hidden_act": "relu"},
     "arcee-ai/AFM-4.5B": {"hidden_act": "relu"},
