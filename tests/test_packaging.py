@@ -50,6 +50,7 @@ def run(*command: str | Path, **options: object) -> str:
     environment = ISOLATED | dict(options.pop("env", {}))  # type: ignore[call-overload]
     done = subprocess.run(
         list(map(str, command)),
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
         check=False,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from cli.chat import transcript
 from cli.chat.attachments import expanded
-from cli.chat.transcript import Chosen, Transcript
+from cli.chat.transcript import Chosen, Transcript, text_of
 from cli.progress import passing_line
 from converter.errors import OptionError, OutputError
 from runner.chat import BASE_MODEL_NOTE, answer, describe
@@ -153,7 +153,7 @@ class Session:
         used = self._going_on.used_tokens
         about = ""
         if used is None:
-            used, about = sum(self._count(str(m.get("content") or "")) for m in self._all), "about "
+            used, about = sum(self._count(text_of(message)) for message in self._all), "about "
         return (
             f"context: {about if used else ''}{used} of {limit or 'an unknown number of'} tokens\n"
             + (describe(self._statistics) if self._statistics else "no answer was measured yet")
@@ -205,7 +205,7 @@ class Session:
         return path
 
     def load(self, text: str) -> Transcript:
-        """Go on with the chat in a file, with its system message and its sampling."""
+        """Go on with the chat in a file, with its system message, and the sampling that it says."""
         self._require_history("/load")
         path = Path(text).expanduser()
         found = transcript.read(path)
@@ -213,18 +213,15 @@ class Session:
         system: str | None = None
         if messages and messages[0]["role"] == "system":
             system, messages = messages[0]["content"], messages[1:]
-        options = replace(
-            self.options,
-            system=system,
-            **vars(found.chosen),
-        )
+        told = {name: value for name, value in vars(found.chosen).items() if value is not None}
         asked = [i for i, message in enumerate(messages) if message["role"] == "user"]
         last = asked[-1] if asked else len(messages)
-        # A question without an answer waits for /retry.
-        self._begin(options, messages[:last] if last == len(messages) - 1 else messages)
-        self._before_last = messages[:last]
+        before, is_answered = messages[:last], last != len(messages) - 1
+        options = replace(self.options, system=system, **told)
+        self._begin(options, messages if is_answered else before)
+        self._before_last = before
         self._last_prompt = messages[last]["content"] if asked else None
-        said = [m["content"] for m in messages if m["role"] == "assistant" and m.get("content")]
+        said = [text_of(message) for message in messages if message["role"] == "assistant"]
         self.last_answer = said[-1] if said else ""
         self._own_files.add(path.resolve())
         return found

@@ -94,10 +94,18 @@ def read(path: Path) -> Transcript:
     return Transcript(model if isinstance(model, str) else "", turns, Chosen(**numbers))
 
 
+def text_of(message: dict[str, Any]) -> str:
+    """A message's content; what tools said is JSON."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+
+
 def _is_message(message: Any) -> bool:
     if not isinstance(message, dict) or message.get("role") not in _ROLES:
         return False
     content = message.get("content")
+    if message["role"] == "tool":
+        return isinstance(content, str | list)
     return isinstance(content, str) or (content is None and "tool_calls" in message)
 
 
@@ -114,7 +122,7 @@ def _markdown(transcript: Transcript) -> str:
     for message in _as_openai(transcript.messages):
         calls = message.get("tool_calls")
         shown = f"```json\n{json.dumps(calls, ensure_ascii=False, indent=2)}\n```" if calls else ""
-        content = "\n\n".join(filter(None, (message.get("content"), shown)))
+        content = "\n\n".join(filter(None, (text_of(message), shown)))
         parts.append(f"## {titles[message['role']]}\n\n{content}")
     return "\n\n".join(parts) + "\n"
 

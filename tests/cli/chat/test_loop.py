@@ -16,6 +16,7 @@ import pytest
 from cli.chat.loop import HINT
 from tests.edited_bundle import always_thinks, completes_text, edited_bundle, small_context
 from tests.terminal import CTRL_C, CTRL_D, Terminal, worker_of
+from tests.tiny_models import make_checkpoint
 
 LOADED = "Loading the model ...\r\x1b[K"  # and gone again
 GREETING = f"{HINT}\nEnter your prompt:\n> "
@@ -170,8 +171,12 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_lines_commands_files_and_history(smollm2_bundle: Path, work: Path) -> None:
+def test_lines_commands_files_and_history(
+    smollm2_bundle: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What one user does in one chat, and what the next chat still knows."""
+    monkeypatch.setenv("LITERT_LM_MODELS", str(work / "models"))
+    make_checkpoint("llama", work / "tiny")
     state = work / "state"
     arguments = (str(smollm2_bundle), "--temperature", "0", "--max-tokens", "4")
     with Terminal(*arguments, state=state, cwd=work) as terminal:
@@ -200,6 +205,8 @@ def test_lines_commands_files_and_history(smollm2_bundle: Path, work: Path) -> N
         assert copied
         assert base64.b64decode(copied[1])
         assert "saved chat.json\n" in shown("/save chat.json\n")
+        assert shown("/model tiny\n").endswith("\nmodel: tiny\n> ")  # converted first
+        assert "model: tiny\nin models/: local/tiny\n" in shown("/model\n")
         terminal.type("half a thought")
         terminal.type(CTRL_C)  # drops it
         terminal.type("/exit\n")
@@ -217,7 +224,7 @@ def test_lines_commands_files_and_history(smollm2_bundle: Path, work: Path) -> N
     ]
     with Terminal(*arguments, state=state, cwd=work) as terminal:
         terminal.read_until(r"\n> $")
-        terminal.type("\x1b[A\x1b[A")
+        terminal.type("\x1b[A" * 4)
         terminal.read_until("/save chat.json")
         terminal.type(CTRL_C + CTRL_D)
         assert terminal.exit_code() == 0

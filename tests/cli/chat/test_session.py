@@ -109,7 +109,9 @@ def test_a_question_that_was_loaded_waits_for_retry(chat: Chat, tmp_path: Path) 
     messages = [{"role": "user", "content": "Say hi."}]
     file.write_text(json.dumps({"messages": messages, "temperature": 0, "max_tokens": 6}))
     expected = chat.said("Say hi.")
+    chat.session.change(max_tokens=1)
     chat.session.load(str(file))
+    assert chat.session.options == GREEDY  # what the file says
     assert chat.retried() == expected
 
 
