@@ -414,6 +414,12 @@ def _gemma4_keys(config: Any) -> Keys:
         keys["feed_forward_length"] = [
             width * (1 + (i >= first_shared)) for i in range(config.num_hidden_layers)
         ]
+    if getattr(config, "enable_moe_block", False):
+        keys |= {
+            "expert_count": config.num_experts,
+            "expert_used_count": config.top_k_experts,
+            "expert_feed_forward_length": config.moe_intermediate_size,
+        }
     if config.num_global_key_value_heads:
         own, everywhere = config.num_key_value_heads, config.num_global_key_value_heads
         keys["attention.head_count_kv"] = [own if is_local else everywhere for is_local in local]
@@ -428,7 +434,8 @@ def _gemma4_factors(config: Any, tensors: Tensors) -> Tensors:
 
 
 def _with_weight(config: Any, state: Tensors) -> Tensors:
-    return {f"{n}.weight" if n.endswith("layer_scalar") else n: v for n, v in state.items()}
+    ends = ("layer_scalar", "experts.gate_up_proj", "experts.down_proj")
+    return {f"{n}.weight" if n.endswith(ends) else n: v for n, v in state.items()}
 
 
 def _qwen35_keys(config: Any) -> Keys:
@@ -470,6 +477,12 @@ def _qwen35_split(config: Any, state: Tensors) -> Tensors:
         split[name.replace("dt_bias", "dt_proj.bias")] = value
     return split
 
+
+# What llama.cpp's converter of Gemma 4 names by hand.
+_SCALES = {
+    ".router.scale": "ffn_gate_inp.scale",
+    ".router.per_expert_scale": "ffn_down_exps.scale",
+}
 
 # By the model_type of the text part.
 WRITTEN: dict[str, Written] = {
@@ -548,6 +561,10 @@ def write_model(
     state = {name: value.float().numpy() for name, value in model.state_dict().items()}
     for name, value in written.split(config, state).items():
         if config.tie_word_embeddings and name == "lm_head.weight":
+            continue
+        if name.endswith(tuple(_SCALES)):
+            layer, _, scale = name.partition(".router.")
+            tensors[f"blk.{layer.rpartition('.')[2]}.{_SCALES[f'.router.{scale}']}"] = value
             continue
         stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert stored is not None, name

@@ -42,8 +42,19 @@ def with_num_experts(config: Mapping[str, Any]) -> dict[str, Any]:
     return {renamed.get(key, key): value for key, value in config.items()}
 
 
-def experts_of(family: str, expert: FeedForward, count: int, active: int, **words: Any) -> Experts:
+def experts_of(
+    family: str,
+    expert: FeedForward,
+    count: int,
+    active: int,
+    *,
+    key: str = "num_experts_per_tok",
+    **words: Any,
+) -> Experts:
     """The words of `Experts`, checked.
+
+    Args:
+        key: where `active` is from.
 
     Raises:
         SourceError: a token takes no experts, or more than there are.
@@ -51,7 +62,7 @@ def experts_of(family: str, expert: FeedForward, count: int, active: int, **word
     if not 1 <= active <= count:
         raise SourceError(
             f"{family} config",
-            f"num_experts_per_tok={active} is not 1 to {count}, the experts that there are",
+            f"{key}={active} is not 1 to {count}, the experts that there are",
             "check config.json",
         )
     return Experts(expert, count, active, **words)

@@ -127,10 +127,14 @@ def _experts(spec: DecoderSpec) -> tuple[int, int, int, int, str] | None:
     if not found:
         return None
     [experts] = set(found)
-    assert (experts.scale, experts.shared) == (1, None)
+    assert experts.scale == 1
     how = ("renormalised " if experts.renormalises else "") + experts.router
     how += ", chosen with a bias" if experts.choice_bias else ""
     how += ", biased" if experts.router_bias else ""
+    how += ", scaled" if experts.has_scales else ""
+    if experts.shared is not None:
+        how += f", beside {experts.shared.width}"
+        how += ", gated" if experts.shared_is_gated else ""
     return len(found), experts.active, experts.count, experts.expert.width, how
 
 
@@ -252,7 +256,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "google/gemma-3-4b-it": {"final_logit_softcapping": 30.0},
     "google/functiongemma-270m-it": {"use_bidirectional_attention": True},
     "google/gemma-3n-E4B-it": {"hidden_activation": "relu"},
-    "google/gemma-4-E2B-it": {"enable_moe_block": True},
+    "google/gemma-4-E2B-it": {"use_bidirectional_attention": "all"},
     "google/gemma-4-12B-it": {"use_bidirectional_attention": "all"},
     "zai-org/glm-4-9b-chat-hf": {"partial_rotary_factor": 0.01},
     "zai-org/GLM-4-9B-0414": {"partial_rotary_factor": 1.5},

@@ -128,7 +128,7 @@ def test_it_is_that_of_transformers_inputs(test_id: str, tmp_path: Path) -> None
         if hasattr(module, "gate_up_proj_bias"):  # gpt-oss
             return module._apply_gate(x @ module.gate_up_proj[e] + module.gate_up_proj_bias[e])
         gate, up = (x @ module.gate_up_proj[e].T).chunk(2, dim=-1)
-        return torch.nn.functional.silu(gate) * up
+        return module.act_fn(gate) * up
 
     def keep_of_experts(tensor: str) -> Any:
         """Of the last matrix of each that a token takes; of the others what all have."""
