@@ -416,7 +416,7 @@ class Experts:
         router_bias: whether the router has a bias.
         choice_bias: whether one is added to scores that are compared, though not to weights.
         shared: a block that every token takes; None for none.
-        shared_is_gated: what it makes is multiplied with sigmoid(shared_gate(x)), one number.
+        shared_is_gated: what it makes is multiplied with sigmoid(shared_gate . x).
         router_norm: the router sees the residual stream under it; None where it sees x.
         own_norms: for norm(shared(x)) + norm(sum_e weight_e expert_e(norm(r))), r the residual
             stream; None where all see x and are added as they are.
@@ -451,7 +451,7 @@ class Experts:
         if self.shared is not None:
             yield from self.shared.weight_shapes(f"{block}.shared", hidden)
             if self.shared_is_gated:
-                yield f"{block}.shared_gate", (1, hidden)
+                yield f"{block}.shared_gate", (hidden,)
             if self.own_norms is not None:
                 yield from self.own_norms.weight_shapes(f"{block}.shared.post_norm", hidden)
         if self.own_norms is not None:
@@ -530,7 +530,7 @@ class AltUp:
 
 
 # Matrices that stay in float32: a few values, on which much depends.
-EXACT_MATRICES = frozenset({"router", "shared_gate", "predict", "correct", "alpha", "beta", "dt"})
+EXACT_MATRICES = frozenset({"router", "predict", "correct", "alpha", "beta", "dt"})
 
 
 @dataclass(frozen=True)

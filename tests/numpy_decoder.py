@@ -340,7 +340,7 @@ class _Decoder:
             return total
         shared = self.dense(f"{block}.shared", mlp.shared, x)
         if mlp.shared_is_gated:
-            shared = shared / (1 + np.exp(-self.project(block, "shared_gate", (), x)))
+            shared = shared / (1 + np.exp(-(x @ self.weights[f"{block}.shared_gate"])))
         return total + (
             shared if own is None else self.norm(f"{block}.shared.post_norm", own, shared)
         )

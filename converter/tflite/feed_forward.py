@@ -130,8 +130,9 @@ class ExpertLayer:
         made = make_dense(self.blocks, block, experts.shared, x)
         if not experts.shared_is_gated:
             return made
-        gate = self.blocks.make_part(self.block, "shared_gate", (), x)
-        share = g.make_logistic(f"{at(block)}/share", gate)
+        name = f"{self.name}/shared_gate"
+        product = g.make_mul(f"{name}/product", x, self.blocks.weight(f"{self.block}.shared_gate"))
+        share = g.make_logistic(name, g.make_sum(f"{name}/sum", product))
         return g.make_mul(f"{at(block)}/gated_by_token", made, share)
 
     def make_sum(self, x: Tensor, total: Tensor | None, weights: Tensor) -> Tensor:

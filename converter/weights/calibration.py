@@ -445,7 +445,9 @@ class _Calibration:
         if experts.shared is not None:
             shared = self.feed_dense(f"{block}.shared", experts.shared, y, inputs)
             if experts.shared_is_gated:
-                shared /= 1 + np.exp(-self.exactly(f"{block}.shared_gate", y, inputs))
+                gate = y @ weights.vector(f"{block}.shared_gate")
+                weights.store(Inputs(factors=inputs.factors), f"{block}.shared_gate")
+                shared /= 1 + np.exp(-gate[:, None])
         if norm is not None:
             first = self.first_of_experts(block, experts)
             y, inputs = self.fed_by(f"{block}.experts", residual, first, norm)
@@ -477,17 +479,12 @@ class _Calibration:
         if experts.router_norm is not None:
             y = self.normed(f"{block}.router_norm", residual, experts.router_norm)
             inputs = _inputs(y)
-        logits = self.exactly(router, y, inputs)
+        logits = y @ weights.table(router).T
+        weights.store(inputs, router)
         if experts.router_bias:
             logits = logits + weights.vector(f"{router}.bias")
         shares = _shares(experts, logits, weights, f"{block}.choice")
         return shares * weights.vector(f"{block}.scales") if experts.has_scales else shares
-
-    def exactly(self, path: str, y: np.ndarray, inputs: Inputs) -> np.ndarray:
-        """The product with a matrix of a few rows, which is stored and multiplied in float32."""
-        product: np.ndarray = y @ self.weights.table(path).T
-        self.weights.store(inputs, path)
-        return product
 
     def per_layer_update(self, index: int, given: PerLayerInput, x: np.ndarray) -> np.ndarray:
         """What a layer makes of its part of the second embedding."""

@@ -73,6 +73,8 @@ def parameters_of(model: Any) -> dict[str, tuple[Any, WeightSource]]:
 def weight(parameter: Any, source: WeightSource) -> np.ndarray:
     """The network's, of what `parameters_of` found."""
     values: np.ndarray = parameter.numpy() * factors(source, parameter.ndim) + source.add
+    if source.is_flattened:
+        values = values.reshape(-1)
     if source.turns is not None:
         values = values.reshape(-1, *values.shape[2:])
     return -np.exp(values) if source.is_log_of_negative else values
