@@ -224,6 +224,26 @@ def _gpt_oss_split(_: Any, state: Tensors) -> Tensors:
     return split
 
 
+def _mixtral_keys(config: Any) -> Keys:
+    return {
+        "expert_count": config.num_local_experts,
+        "expert_used_count": config.num_experts_per_tok,
+    }
+
+
+def _qwen2_moe_keys(config: Any) -> Keys:
+    shared = config.shared_expert_intermediate_size
+    return {**_experts_keys(config), "expert_shared_feed_forward_length": shared}
+
+
+def _qwen2_moe_split(config: Any, state: Tensors) -> Tensors:
+    """The shared expert's gate is a vector."""
+    return {
+        name: value[0] if name.endswith("shared_expert_gate.weight") else value
+        for name, value in _experts_split(config, state).items()
+    }
+
+
 def _granite_moe_keys(config: Any) -> Keys:
     return {
         **_granite_keys(config),
@@ -524,6 +544,7 @@ WRITTEN: dict[str, Written] = {
     "llama": Written("llama", permutes=True),
     "minicpm": Written("minicpm", _minicpm_keys, permutes=True),
     "mistral": Written("llama", permutes=True),
+    "mixtral": Written("llama", _mixtral_keys, permutes=True, split=_experts_split),
     "nemotron": Written("nemotron", change=_gemma_norms),
     "olmo2": Written("olmo2"),
     "olmo3": Written("olmo2", _olmo3_keys),
@@ -531,6 +552,7 @@ WRITTEN: dict[str, Written] = {
     "phi": Written("phi2"),
     "phi3": Written("phi3", _phi3_keys, change=_phi3_factors),
     "qwen2": Written("qwen2"),
+    "qwen2_moe": Written("qwen2moe", _qwen2_moe_keys, split=_qwen2_moe_split),
     "qwen3": Written("qwen3"),
     "qwen3_5_text": Written("qwen35", _qwen35_keys, split=_qwen35_split),
     "qwen3_moe": Written("qwen3moe", _experts_keys, split=_experts_split),

@@ -1513,6 +1513,36 @@ _EXPERTS: dict[str, Published] = {
             "limit": (7.0, 1.0),
         },
     ),
+    "mistralai/Mixtral-8x7B-Instruct-v0.1": (
+        {
+            "model_type": "mixtral", "attention_dropout": 0.0, "hidden_act": "silu",
+            "hidden_size": 4096, "intermediate_size": 14336, "max_position_embeddings": 32768,
+            "num_attention_heads": 32, "num_experts_per_tok": 2, "num_hidden_layers": 32,
+            "num_key_value_heads": 8, "num_local_experts": 8, "output_router_logits": False,
+            "rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02,
+            "sliding_window": None, "tie_word_embeddings": False, "vocab_size": 32000,
+        },
+        {
+            "parameters": 46_702_792_704, "rotated": 128, "theta": 1_000_000,
+            "experts": (32, 2, 8, 14336, "renormalised softmax"),
+        },
+    ),
+    "Qwen/Qwen1.5-MoE-A2.7B-Chat": (
+        {
+            "model_type": "qwen2_moe", "decoder_sparse_step": 1, "hidden_act": "silu",
+            "hidden_size": 2048, "intermediate_size": 5632, "max_position_embeddings": 8192,
+            "max_window_layers": 21, "moe_intermediate_size": 1408, "norm_topk_prob": False,
+            "num_attention_heads": 16, "num_experts": 60, "num_experts_per_tok": 4,
+            "num_hidden_layers": 24, "num_key_value_heads": 16, "output_router_logits": False,
+            "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001,
+            "shared_expert_intermediate_size": 5632, "sliding_window": 32768,
+            "tie_word_embeddings": False, "use_sliding_window": False, "vocab_size": 151936,
+        },
+        {
+            "parameters": 14_315_784_192, "rotated": 128, "theta": 1_000_000, "biases": "q k v",
+            "experts": (24, 4, 60, 1408, "softmax, beside 5632, gated"),
+        },
+    ),
     "Qwen/Qwen3-30B-A3B": (
         {
             "model_type": "qwen3_moe", "attention_bias": False, "decoder_sparse_step": 1,
