@@ -168,6 +168,11 @@ def family_of(config: Mapping[str, Any], fmt: str = "safetensors") -> Family:
         raise SourceError(error.what, error.why, OTHER_GGUF) from error
 
 
+def is_variant(model_type: str, architecture: str) -> bool:
+    """Whether GGUFs of an architecture hold these models, too: by what else their metadata says."""
+    return model_type in (_WITH_EXPERTS.get(architecture), _WITH_WINDOWS.get(architecture))
+
+
 def family_class(
     architecture: str,
     fmt: str = "safetensors",
