@@ -243,7 +243,6 @@ REFUSED: dict[str, dict[str, Any]] = {
     "LiquidAI/LFM2-8B-A1B": {"conv_L_cache": 1},
     "allenai/OLMoE-1B-7B-0924-Instruct": {"clip_qkv": 8.0},
     "openai/gpt-oss-20b": {"swiglu_limit": 5.0},
-    "openai/gpt-oss-20b": {"hidden_act": "gelu"},
     "mistralai/Mixtral-8x7B-Instruct-v0.1": {"hidden_act": "relu"},
     "Qwen/Qwen1.5-MoE-A2.7B-Chat": {"layer_types": ["chunked_attention"] * 24},
     "Qwen/Qwen3-30B-A3B": {"hidden_act": "relu"},
