@@ -106,7 +106,7 @@ def inline(blocks: Blocks, block: str, x: Tensor, _: int) -> Tensor:
 def branches(all_rows: int, rows_at_once: int) -> Emit:
     def emit(blocks: Blocks, block: str, x: Tensor, count: int) -> Tensor:
         experts = Experts(EXPERT, count, ACTIVE)
-        return ExpertLayer(blocks, block, experts, all_rows, rows_at_once).make(x)
+        return ExpertLayer(blocks, block, experts, all_rows, rows_at_once).make(x, x)
 
     return emit
 

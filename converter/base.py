@@ -131,6 +131,8 @@ class ModelConverter:
     """
 
     producer = f"litert-lm-cli {__version__}"
+    # What helps where a network is for no GPU.
+    instead_of_gpu = "convert it for the CPU: --target cpu"
 
     def __init__(self, checkpoint: Checkpoint, name: str, options: ConvertOptions) -> None:
         self.checkpoint = checkpoint
@@ -192,7 +194,7 @@ class ModelConverter:
             raise UnsupportedError(
                 self.name,
                 "its experts stand behind branches, which a GPU does not take",
-                "convert it for the CPU: --target cpu",
+                self.instead_of_gpu,
             )
         lengths = self._prefill_lengths(cache_length, spec)
         quantization = parse_quantization(

@@ -416,6 +416,11 @@ class Experts:
         router_bias: whether the router has a bias.
         choice_bias: whether one is added to scores that are compared, though not to weights.
         shared: a block that every token takes; None for none.
+        shared_is_gated: what it makes is multiplied with sigmoid(shared_gate . x).
+        router_norm: the router sees the residual stream under it; None where it sees x.
+        own_norms: for norm(shared(x)) + norm(sum_e weight_e expert_e(norm(r))), r the residual
+            stream; None where all see x and are added as they are.
+        has_scales: what each expert makes is multiplied with a number of its own.
     """
 
     expert: FeedForward
@@ -428,17 +433,33 @@ class Experts:
     router_bias: bool = False
     choice_bias: bool = False
     shared: FeedForward | None = None
+    shared_is_gated: bool = False
+    router_norm: Norm | None = None
+    own_norms: Norm | None = None
+    has_scales: bool = False
 
     def weight_shapes(self, block: str, hidden: int) -> Shapes:
         """Of what lies between the norms of its block."""
         biases = ("router",) if self.router_bias else ()
+        if self.router_norm is not None:
+            yield from self.router_norm.weight_shapes(f"{block}.router_norm", hidden)
         yield from _matrix_shapes(f"{block}.router", (self.count, hidden), biases)
         if self.choice_bias:
             yield f"{block}.choice", (self.count,)
+        if self.has_scales:
+            yield f"{block}.scales", (self.count,)
         if self.shared is not None:
             yield from self.shared.weight_shapes(f"{block}.shared", hidden)
+            if self.shared_is_gated:
+                yield f"{block}.shared_gate", (hidden,)
+            if self.own_norms is not None:
+                yield from self.own_norms.weight_shapes(f"{block}.shared.post_norm", hidden)
+        if self.own_norms is not None:
+            yield from self.own_norms.weight_shapes(f"{block}.experts.norm", hidden)
         for e in range(self.count):
             yield from self.expert.weight_shapes(f"{block}.experts.{e}", hidden)
+        if self.own_norms is not None:
+            yield from self.own_norms.weight_shapes(f"{block}.experts.post_norm", hidden)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from converter.families.minicpm import MiniCPM
 from converter.families.ministral import Ministral
 from converter.families.ministral3 import Ministral3
 from converter.families.mistral import Mistral
+from converter.families.mixtral import Mixtral
 from converter.families.nemotron import Nemotron
 from converter.families.olmo2 import Olmo2
 from converter.families.olmo3 import Olmo3
@@ -45,6 +46,7 @@ from converter.families.olmoe import Olmoe
 from converter.families.phi import Phi
 from converter.families.phi3 import Phi3
 from converter.families.qwen2 import Qwen2
+from converter.families.qwen2_moe import Qwen2Moe
 from converter.families.qwen3 import Qwen3
 from converter.families.qwen3_5 import Qwen35
 from converter.families.qwen3_moe import Qwen3Moe
@@ -90,6 +92,7 @@ FAMILIES: dict[str, type[Family]] = {
     "ministral": Ministral,
     "ministral3": Ministral3,
     "mistral": Mistral,
+    "mixtral": Mixtral,
     "nemotron": Nemotron,
     "olmo2": Olmo2,
     "olmo3": Olmo3,
@@ -97,6 +100,7 @@ FAMILIES: dict[str, type[Family]] = {
     "phi": Phi,
     "phi3": Phi3,
     "qwen2": Qwen2,
+    "qwen2_moe": Qwen2Moe,
     "qwen3": Qwen3,
     "qwen3_5": Qwen35,
     "qwen3_5_text": Qwen35,
@@ -119,11 +123,14 @@ ARCHITECTURES: dict[str, str] = {
     "lfm2moe": "lfm2_moe",
     "mistral3": "ministral3",
     "phi2": "phi",
+    "qwen2moe": "qwen2_moe",
     "qwen35": "qwen3_5",
     "qwen3moe": "qwen3_moe",
 }
 # The one of these that has windows is another family.
 _WITH_WINDOWS = {"olmo2": "olmo3"}
+# The one of these that has experts, too.
+_WITH_EXPERTS = {"llama": "mixtral"}
 # Classes in the code of a repository, which finds its config without a model_type.
 _OWN_CODE = {"InternLM3ForCausalLM": "internlm3", "MiniCPMForCausalLM": "minicpm"}
 # Larger models whose decoder is what their `text_config` says, a family of its own.
@@ -149,6 +156,8 @@ def family_of(config: Mapping[str, Any], fmt: str = "safetensors") -> Family:
         raise SourceError("config.json", "has no model_type", "is this a language model's folder?")
     if fmt == "gguf" and config.get("sliding_window"):
         model_type = _WITH_WINDOWS.get(model_type, model_type)
+    if fmt == "gguf" and config.get("num_experts"):
+        model_type = _WITH_EXPERTS.get(model_type, model_type)
     family = family_class(model_type, fmt, config=config)
     try:
         return family.from_config(config, fmt)
@@ -157,6 +166,11 @@ def family_of(config: Mapping[str, Any], fmt: str = "safetensors") -> Family:
             raise
         # Its metadata was put into the words of a config.json, which is not there to be mended.
         raise SourceError(error.what, error.why, OTHER_GGUF) from error
+
+
+def is_variant(model_type: str, architecture: str) -> bool:
+    """Whether GGUFs of an architecture hold these models, too: by what else their metadata says."""
+    return model_type in (_WITH_EXPERTS.get(architecture), _WITH_WINDOWS.get(architecture))
 
 
 def family_class(

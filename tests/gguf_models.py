@@ -224,6 +224,26 @@ def _gpt_oss_split(_: Any, state: Tensors) -> Tensors:
     return split
 
 
+def _mixtral_keys(config: Any) -> Keys:
+    return {
+        "expert_count": config.num_local_experts,
+        "expert_used_count": config.num_experts_per_tok,
+    }
+
+
+def _qwen2_moe_keys(config: Any) -> Keys:
+    shared = config.shared_expert_intermediate_size
+    return {**_experts_keys(config), "expert_shared_feed_forward_length": shared}
+
+
+def _qwen2_moe_split(config: Any, state: Tensors) -> Tensors:
+    """The shared expert's gate is a vector."""
+    return {
+        name: value[0] if name.endswith("shared_expert_gate.weight") else value
+        for name, value in _experts_split(config, state).items()
+    }
+
+
 def _granite_moe_keys(config: Any) -> Keys:
     return {
         **_granite_keys(config),
@@ -414,6 +434,12 @@ def _gemma4_keys(config: Any) -> Keys:
         keys["feed_forward_length"] = [
             width * (1 + (i >= first_shared)) for i in range(config.num_hidden_layers)
         ]
+    if getattr(config, "enable_moe_block", False):
+        keys |= {
+            "expert_count": config.num_experts,
+            "expert_used_count": config.top_k_experts,
+            "expert_feed_forward_length": config.moe_intermediate_size,
+        }
     if config.num_global_key_value_heads:
         own, everywhere = config.num_key_value_heads, config.num_global_key_value_heads
         keys["attention.head_count_kv"] = [own if is_local else everywhere for is_local in local]
@@ -428,7 +454,8 @@ def _gemma4_factors(config: Any, tensors: Tensors) -> Tensors:
 
 
 def _with_weight(config: Any, state: Tensors) -> Tensors:
-    return {f"{n}.weight" if n.endswith("layer_scalar") else n: v for n, v in state.items()}
+    ends = ("layer_scalar", "experts.gate_up_proj", "experts.down_proj")
+    return {f"{n}.weight" if n.endswith(ends) else n: v for n, v in state.items()}
 
 
 def _qwen35_keys(config: Any) -> Keys:
@@ -471,6 +498,12 @@ def _qwen35_split(config: Any, state: Tensors) -> Tensors:
     return split
 
 
+# What llama.cpp's converter of Gemma 4 names by hand.
+_SCALES = {
+    ".router.scale": "ffn_gate_inp.scale",
+    ".router.per_expert_scale": "ffn_down_exps.scale",
+}
+
 # By the model_type of the text part.
 WRITTEN: dict[str, Written] = {
     "apertus": Written("apertus", split=_xielu_numbers, change=_llama3_factors),
@@ -511,6 +544,7 @@ WRITTEN: dict[str, Written] = {
     "llama": Written("llama", permutes=True),
     "minicpm": Written("minicpm", _minicpm_keys, permutes=True),
     "mistral": Written("llama", permutes=True),
+    "mixtral": Written("llama", _mixtral_keys, permutes=True, split=_experts_split),
     "nemotron": Written("nemotron", change=_gemma_norms),
     "olmo2": Written("olmo2"),
     "olmo3": Written("olmo2", _olmo3_keys),
@@ -518,6 +552,7 @@ WRITTEN: dict[str, Written] = {
     "phi": Written("phi2"),
     "phi3": Written("phi3", _phi3_keys, change=_phi3_factors),
     "qwen2": Written("qwen2"),
+    "qwen2_moe": Written("qwen2moe", _qwen2_moe_keys, split=_qwen2_moe_split),
     "qwen3": Written("qwen3"),
     "qwen3_5_text": Written("qwen35", _qwen35_keys, split=_qwen35_split),
     "qwen3_moe": Written("qwen3moe", _experts_keys, split=_experts_split),
@@ -548,6 +583,10 @@ def write_model(
     state = {name: value.float().numpy() for name, value in model.state_dict().items()}
     for name, value in written.split(config, state).items():
         if config.tie_word_embeddings and name == "lm_head.weight":
+            continue
+        if name.endswith(tuple(_SCALES)):
+            layer, _, scale = name.partition(".router.")
+            tensors[f"blk.{layer.rpartition('.')[2]}.{_SCALES[f'.router.{scale}']}"] = value
             continue
         stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert stored is not None, name

@@ -69,7 +69,7 @@ class _Decoder:
         block, mlp = f"layers.{i}.{layer.mixer.block}", f"layers.{i}.mlp"
         if spec.placement is Placement.PARALLEL:
             fed = self.norm(f"{block}.norm", spec.norm, x)
-            update = self.mix(i, layer, fed) + self.feed(mlp, layer.feed_forward, fed)
+            update = self.mix(i, layer, fed) + self.feed(mlp, layer.feed_forward, fed, x)
             return x + share * update
         fed = self.before(block, x)
         x = x + share * self.after(block, self.mix(i, layer, fed))
@@ -78,7 +78,7 @@ class _Decoder:
             update = self.project(f"layers.{i}.laurel", "right", (), low)
             update = self.norm(f"layers.{i}.laurel.post_norm", spec.norm, update)
             x = (x + fed + update) / math.sqrt(2)
-        update = self.feed(mlp, layer.feed_forward, self.before(mlp, x))
+        update = self.feed(mlp, layer.feed_forward, self.before(mlp, x), x)
         return x + share * self.after(mlp, update)
 
     def per_layer_update(self, i: int, given: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -293,9 +293,15 @@ class _Decoder:
         x = x if mixer.rope is None else _rotate(mixer.rope, x)
         return self.norm(path, norm.norm, x) if norm is not None and norm.after_rope else x
 
-    def feed(self, block: str, mlp: FeedForward | Experts, x: np.ndarray) -> np.ndarray:
+    def feed(
+        self, block: str, mlp: FeedForward | Experts, x: np.ndarray, residual: np.ndarray
+    ) -> np.ndarray:
         if isinstance(mlp, Experts):
-            return np.stack([self.route(block, mlp, row) for row in x])
+            pairs = zip(x, residual, strict=True)
+            return np.stack([self.route(block, mlp, *pair) for pair in pairs])
+        return self.dense(block, mlp, x)
+
+    def dense(self, block: str, mlp: FeedForward, x: np.ndarray) -> np.ndarray:
         up = self.project(block, "up", mlp.biases, x)
         if mlp.is_gated:
             gate = self.project(block, "gate", mlp.biases, x)
@@ -309,9 +315,12 @@ class _Decoder:
             up = self.activate(block, mlp.activation, up)
         return self.project(block, "down", mlp.biases, up)
 
-    def route(self, block: str, mlp: Experts, x: np.ndarray) -> np.ndarray:
+    def route(self, block: str, mlp: Experts, x: np.ndarray, residual: np.ndarray) -> np.ndarray:
         """One token through those experts that it takes."""
-        score = self.project(block, "router", ("router",) if mlp.router_bias else (), x)
+        seen, own = x, mlp.own_norms
+        if mlp.router_norm is not None:
+            seen = self.norm(f"{block}.router_norm", mlp.router_norm, residual)
+        score = self.project(block, "router", ("router",) if mlp.router_bias else (), seen)
         is_sigmoid = mlp.router is Router.SIGMOID
         score = 1 / (1 + np.exp(-score)) if is_sigmoid else np.exp(score) / np.exp(score).sum()
         order = score + (self.weights[f"{block}.choice"] if mlp.choice_bias else 0)
@@ -319,9 +328,22 @@ class _Decoder:
         share = score[chosen] * mlp.scale
         if mlp.renormalises:
             share = share / (score[chosen].sum() + mlp.epsilon)
-        made = [self.feed(f"{block}.experts.{e}", mlp.expert, x) for e in chosen]
-        total = share @ np.stack(made)
-        return total if mlp.shared is None else total + self.feed(f"{block}.shared", mlp.shared, x)
+        if mlp.has_scales:
+            share = share * self.weights[f"{block}.scales"][chosen]
+        fed = x if own is None else self.norm(f"{block}.experts.norm", own, residual)
+        total = share @ np.stack(
+            [self.dense(f"{block}.experts.{e}", mlp.expert, fed) for e in chosen]
+        )
+        if own is not None:
+            total = self.norm(f"{block}.experts.post_norm", own, total)
+        if mlp.shared is None:
+            return total
+        shared = self.dense(f"{block}.shared", mlp.shared, x)
+        if mlp.shared_is_gated:
+            shared = shared / (1 + np.exp(-(x @ self.weights[f"{block}.shared_gate"])))
+        return total + (
+            shared if own is None else self.norm(f"{block}.shared.post_norm", own, shared)
+        )
 
     def activate(self, block: str, activation: Activation, x: np.ndarray) -> np.ndarray:
         if activation is Activation.SILU:

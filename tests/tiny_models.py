@@ -340,6 +340,41 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "conv_bias": True,
         },
     ),
+    "mixtral": (
+        "mixtral",
+        {**_SMALL, "num_local_experts": 6, "num_experts_per_tok": 2},
+    ),
+    "mixtral-window": (
+        "mixtral",
+        {**_SMALL, "num_local_experts": 4, "sliding_window": 50, "tie_word_embeddings": True},
+    ),
+    "qwen2_moe": (
+        "qwen2_moe",
+        {
+            **_PLAIN,
+            **_EXPERTS,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 64,
+        },
+    ),
+    "qwen2_moe-some": (
+        "qwen2_moe",
+        {
+            **_PLAIN,
+            **_EXPERTS,
+            "num_hidden_layers": 4,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 64,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 2,
+            "mlp_only_layers": [3],
+            "use_sliding_window": True,
+            "sliding_window": 50,
+            "max_window_layers": 3,
+            "qkv_bias": False,
+            "tie_word_embeddings": True,
+        },
+    ),
     "qwen3_moe": (
         "qwen3_moe",
         {**_SMALL, **_EXPERTS, "moe_intermediate_size": 32, "norm_topk_prob": True},
@@ -483,6 +518,19 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "hidden_size_per_layer_input": 0,
             "attention_bias": True,
             "tie_word_embeddings": False,
+        },
+    ),
+    "gemma4_text-experts": (
+        "gemma4_text",
+        {
+            **_GEMMA4,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "hidden_size_per_layer_input": 0,
+            "enable_moe_block": True,
+            "num_experts": 6,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 32,
         },
     ),
     "gemma4": (

@@ -30,6 +30,7 @@ _OPTIONAL_KEYS = {
     "expert_count": "num_experts",
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
     "shortconv.l_cache": "conv_L_cache",
     "rope.freq_base": "rope_theta",
     "use_parallel_residual": "use_parallel_residual",
@@ -44,7 +45,7 @@ _YARN_KEYS = {
 # pooled, what a mixture of experts does (its `expert_count` is refused).
 _WITHOUT_EFFECT = {
     "vocab_size", "tensor_data_layout", "pooling_type", "rope.scaling.finetuned",
-    "expert_shared_feed_forward_length", "expert_shared_count", "expert_weights_scale",
+    "expert_shared_count", "expert_weights_scale",
     "expert_weights_norm", "expert_gating_func", "expert_group_count", "expert_group_used_count",
     "interleave_moe_layer_step", "moe_every_n_layers",
 }  # fmt: skip

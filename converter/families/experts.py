@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from converter.decoder import Experts, FeedForward
+from converter.decoder import Experts, FeedForward, LayerSpec
 from converter.errors import SourceError
 from converter.families.tensors import Names
 
@@ -33,7 +34,7 @@ OF_MLP: Names = (
 
 
 # Keys of training.
-OF_TRAINING = frozenset({"output_router_logits", "router_aux_loss_coef"})
+OF_TRAINING = frozenset({"output_router_logits", "router_aux_loss_coef", "router_jitter_noise"})
 
 
 def with_num_experts(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,8 +43,19 @@ def with_num_experts(config: Mapping[str, Any]) -> dict[str, Any]:
     return {renamed.get(key, key): value for key, value in config.items()}
 
 
-def experts_of(family: str, expert: FeedForward, count: int, active: int, **words: Any) -> Experts:
+def experts_of(
+    family: str,
+    expert: FeedForward,
+    count: int,
+    active: int,
+    *,
+    key: str = "num_experts_per_tok",
+    **words: Any,
+) -> Experts:
     """The words of `Experts`, checked.
+
+    Args:
+        key: where `active` is from.
 
     Raises:
         SourceError: a token takes no experts, or more than there are.
@@ -51,7 +63,17 @@ def experts_of(family: str, expert: FeedForward, count: int, active: int, **word
     if not 1 <= active <= count:
         raise SourceError(
             f"{family} config",
-            f"num_experts_per_tok={active} is not 1 to {count}, the experts that there are",
+            f"{key}={active} is not 1 to {count}, the experts that there are",
             "check config.json",
         )
     return Experts(expert, count, active, **words)
+
+
+def where_sparse(
+    layers: Sequence[LayerSpec], experts: Experts, step: int, dense: Collection[int]
+) -> tuple[LayerSpec, ...]:
+    """The layers with experts in every `step`th of them, but for those that `dense` names."""
+    return tuple(
+        layer if i in dense or (i + 1) % step else dataclasses.replace(layer, feed_forward=experts)
+        for i, layer in enumerate(layers)
+    )

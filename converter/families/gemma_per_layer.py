@@ -13,6 +13,7 @@ from converter.decoder import (
     ATTENTION_PROJECTIONS,
     Attention,
     DecoderSpec,
+    Experts,
     FeedForward,
     LayerSpec,
     PerLayerInput,
@@ -125,7 +126,7 @@ class PerLayerGemma(Family):
         """The attention of each kind of layer."""
         raise NotImplementedError
 
-    def feed_forwards(self) -> Sequence[FeedForward]:
+    def feed_forwards(self) -> Sequence[FeedForward | Experts]:
         """The feed-forward block of each layer."""
         raise NotImplementedError
 

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from converter.decoder import LayerSpec
-from converter.families.experts import OF_MLP, OF_TRAINING, experts_of, with_num_experts
+from converter.families.experts import (
+    OF_MLP,
+    OF_TRAINING,
+    experts_of,
+    where_sparse,
+    with_num_experts,
+)
 from converter.families.qwen3 import Qwen3
 from converter.families.tensors import NAMES, Names, with_names
 
@@ -57,10 +63,5 @@ class Qwen3Moe(Qwen3):
             self.num_experts_per_tok,
             renormalises=self.norm_topk_prob,
         )
-        with_experts = dataclasses.replace(dense, feed_forward=experts)
-        return tuple(
-            dense
-            if i in (self.mlp_only_layers or ()) or (i + 1) % self.decoder_sparse_step
-            else with_experts
-            for i in range(self.num_hidden_layers)
-        )
+        layers = (dense,) * self.num_hidden_layers
+        return where_sparse(layers, experts, self.decoder_sparse_step, self.mlp_only_layers or ())

@@ -209,14 +209,14 @@ class _DecoderGraph:
         self.write(index, layer, fed)
         update = self.mix(index, layer, fed)
         if self.spec.placement is Placement.PARALLEL:
-            fed = make_feed_forward(self.blocks, mlp, layer.feed_forward, fed)
+            fed = make_feed_forward(self.blocks, mlp, layer.feed_forward, fed, x)
             update = g.make_add(f"layers.{index}/parallel", update, fed)
             return self.make_residual(f"layers.{index}", x, update)
         x = self.make_residual(block, x, self.make_post_norm(block, update))
         if self.spec.laurel_rank is not None:
             x = self.add_laurel(f"layers.{index}.laurel", x, fed)
         fed = self.make_pre_norm(mlp, x)
-        update = make_feed_forward(self.blocks, mlp, layer.feed_forward, fed)
+        update = make_feed_forward(self.blocks, mlp, layer.feed_forward, fed, x)
         return self.make_residual(mlp, x, self.make_post_norm(mlp, update))
 
     def add_laurel(self, block: str, x: Tensor, fed: Tensor) -> Tensor:

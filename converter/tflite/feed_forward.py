@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from converter.decoder import Experts, FeedForward, Router
+from converter.decoder import Experts, FeedForward, Norm, Router
 from converter.tflite.blocks import Blocks, at
 from converter.tflite.graph import DType, Graph, Tensor
 
@@ -18,11 +18,11 @@ ROWS_AT_ONCE = 32
 
 
 def make_feed_forward(
-    blocks: Blocks, block: str, feed_forward: FeedForward | Experts, x: Tensor
+    blocks: Blocks, block: str, feed_forward: FeedForward | Experts, x: Tensor, residual: Tensor
 ) -> Tensor:
-    """A layer's second block, (N, hidden) -> the same."""
+    """A layer's second block, (N, hidden) -> the same; `residual` is the stream it is added to."""
     if isinstance(feed_forward, Experts):
-        return ExpertLayer(blocks, block, feed_forward).make(x)
+        return ExpertLayer(blocks, block, feed_forward).make(x, residual)
     return make_dense(blocks, block, feed_forward, x)
 
 
@@ -100,21 +100,52 @@ class ExpertLayer:
         self.name = at(block)
         self.experts = experts
 
-    def make(self, x: Tensor) -> Tensor:
+    def make(self, x: Tensor, residual: Tensor) -> Tensor:
         """(N, hidden) -> the same."""
-        g, name, experts = self.graph, self.name, self.experts
-        weights = self.make_weights(x)
-        if experts.shared is not None:
-            total = make_dense(self.blocks, f"{self.block}.shared", experts.shared, x)
-        else:
-            total = g.constant("experts/none", np.zeros(x.shape, np.float32))
-        by_expert = g.make_transpose(f"{name}/by_expert", weights, (1, 0))
+        g, experts = self.graph, self.experts
+        weights = self.make_weights(self.make_norm("router_norm", residual, experts.router_norm, x))
+        shared = self.make_shared(x) if experts.shared is not None else None
+        norm = experts.own_norms
+        if norm is None:
+            return self.make_sum(x, shared, weights)
+        x = self.make_norm("experts.norm", residual, norm, x)
+        total = self.make_sum(x, None, weights)
+        total = self.make_norm("experts.post_norm", total, norm, total)
+        if shared is None:
+            return total
+        shared = self.make_norm("shared.post_norm", shared, norm, shared)
+        return g.make_add(f"{self.name}/both", shared, total)
+
+    def make_norm(self, part: str, x: Tensor, norm: Norm | None, otherwise: Tensor) -> Tensor:
+        """One of the norms that some have; `otherwise` where there is none."""
+        if norm is None:
+            return otherwise
+        path = f"{self.block}.{part}"
+        return self.blocks.make_norm(at(path), x, path, norm)
+
+    def make_shared(self, x: Tensor) -> Tensor:
+        """What every token is given, (N, hidden) -> the same."""
+        g, block, experts = self.graph, f"{self.block}.shared", self.experts
+        assert experts.shared is not None
+        made = make_dense(self.blocks, block, experts.shared, x)
+        if not experts.shared_is_gated:
+            return made
+        name = f"{self.name}/shared_gate"
+        product = g.make_mul(f"{name}/product", x, self.blocks.weight(f"{self.block}.shared_gate"))
+        share = g.make_logistic(name, g.make_sum(f"{name}/sum", product))
+        return g.make_mul(f"{at(block)}/gated_by_token", made, share)
+
+    def make_sum(self, x: Tensor, total: Tensor | None, weights: Tensor) -> Tensor:
+        """`total` and what the experts make of x, times their weights, (N, count)."""
+        if total is None:
+            total = self.graph.constant("experts/none", np.zeros(x.shape, np.float32))
+        by_expert = self.graph.make_transpose(f"{self.name}/by_expert", weights, (1, 0))
         if self.blocks.length <= self.all_rows:
             return self.add_to_all(x, total, weights, by_expert)
         return self.add_to_own(x, total, by_expert)
 
     def make_weights(self, x: Tensor) -> Tensor:
-        """Of every expert for every token, 0 where it is not taken: (N, count)."""
+        """Of every expert for every token, 0 where it is not taken: (N, hidden) -> (N, count)."""
         g, name, experts, n = self.graph, self.name, self.experts, self.blocks.length
         biases = ("router",) if experts.router_bias else ()
         logits = self.blocks.make_part(self.block, "router", biases, x)
@@ -146,6 +177,7 @@ class ExpertLayer:
         g, name, count, n = self.graph, self.name, self.experts.count, self.blocks.length
         largest = g.make_reduce_max(f"{name}/largest", by_expert)
         is_used = self.flat_is_used(largest)
+        weights = self.make_scaled(weights, (1, count))
         for e in range(count):
             column = g.make_slice(f"{name}/weights/{e}", weights, (0, e), (n, 1))
             total = self.add(e, e, is_used, (x, total, column))
@@ -156,6 +188,7 @@ class ExpertLayer:
         g, name, count, n = self.graph, self.name, self.experts.count, self.blocks.length
         weights, rows = g.make_top_k(f"{name}/sorted", by_expert, n)
         is_used = self.flat_is_used(weights)
+        weights = self.make_scaled(weights, (count, 1))
         # Below each other, so that a piece is one slice: many ops are much to load.
         weights = g.make_reshape(f"{name}/sorted/column", weights, (count * n, 1))
         rows = g.make_reshape(f"{name}/sorted/rows", rows, (count * n,))
@@ -167,6 +200,14 @@ class ExpertLayer:
                 column = g.make_slice(f"{name}/weights/{first}", weights, (first, 0), (size, 1))
                 total = self.add(e, first, is_used, (x, total, column, own))
         return total
+
+    def make_scaled(self, weights: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Times each expert's own number, which may be below zero; `shape` says how they lie."""
+        if not self.experts.has_scales:
+            return weights
+        g, name = self.graph, f"{self.name}/scales"
+        scales = g.make_reshape(name, self.blocks.weight(f"{self.block}.scales"), shape)
+        return g.make_mul(f"{name}/weights", weights, scales)
 
     def flat_is_used(self, weights: Tensor) -> Tensor:
         """Which of the weights are above zero, one after the other."""

@@ -87,6 +87,7 @@ class ReferenceConverter(ModelConverter):
     """
 
     producer = f"litert-lm-cli {__version__} with litert-torch"
+    instead_of_gpu = "leave --engine torch out and convert it for the CPU: --target cpu"
 
     def __init__(
         self,

@@ -168,24 +168,24 @@ class _Calibration:
         if layer.beside is not None:
             update = update + self.mix(index, layer.beside, y, inputs)
         if spec.placement is Placement.PARALLEL:
-            return self.add(x, update + self.feed(mlp, layer.feed_forward, y, inputs))
+            return self.add(x, update + self.feed(mlp, layer.feed_forward, y, inputs, x))
         x = self.add(x, self.after(block, update))
         if spec.laurel_rank is not None:
             [low] = self.weights.multiply(inputs, y, f"{laurel}.left")
             [wide] = self.weights.multiply(_inputs(low), low, f"{laurel}.right")
             x = (x + y + self.normed(f"{laurel}.post_norm", wide)) * np.float32(2**-0.5)
         y, inputs = self.fed(mlp, x, self.first_matrices(mlp, layer.feed_forward))
-        return self.add(x, self.after(mlp, self.feed(mlp, layer.feed_forward, y, inputs)))
+        return self.add(x, self.after(mlp, self.feed(mlp, layer.feed_forward, y, inputs, x)))
 
     # A block's parts ------------------------------------------------------------------------------
 
     def first_matrices(self, block: str, part: Mixer | FeedForward | Experts) -> list[str]:
-        """The matrices that a block's input meets, but for a router, which is not rounded."""
+        """The matrices that a block's input meets, but for those of a router, which stay exact."""
         if isinstance(part, Experts):
-            blocks = {f"{block}.experts.{e}": part.expert for e in range(part.count)}
+            first = [] if part.own_norms is not None else self.first_of_experts(block, part)
             if part.shared is not None:
-                blocks[f"{block}.shared"] = part.shared
-            return [path for b, mlp in blocks.items() for path in self.first_matrices(b, mlp)]
+                first += self.first_matrices(f"{block}.shared", part.shared)
+            return first
         if isinstance(part, FeedForward):
             names = ["gate", "up"] if part.is_gated else ["up"]
         elif isinstance(part, ShortConv):
@@ -201,17 +201,27 @@ class _Calibration:
             names += ["gate"] if part.is_gated else []
         return [f"{block}.{name}" for name in names]
 
+    def first_of_experts(self, block: str, experts: Experts) -> list[str]:
+        blocks = (f"{block}.experts.{e}" for e in range(experts.count))
+        return [path for b in blocks for path in self.first_matrices(b, experts.expert)]
+
     def fed(
         self, block: str, x: np.ndarray, first: Sequence[str], may_scale: bool = True
     ) -> tuple[np.ndarray, Inputs]:
-        """What a block's first matrices are given, and what it says of their columns.
-
-        Where it comes from a norm with a weight, columns may be scaled: the weight makes up for it.
-        """
+        """What a block's first matrices are given, and what it says of their columns."""
         if not self.spec.placement.has_pre_norms:
             return x, _inputs(x)
-        y = self.normed(f"{block}.norm", x)
-        may_scale &= self.spec.norm.has_weight
+        return self.fed_by(block, x, first, self.spec.norm, may_scale)
+
+    def fed_by(
+        self, block: str, x: np.ndarray, first: Sequence[str], norm: Norm, may_scale: bool = True
+    ) -> tuple[np.ndarray, Inputs]:
+        """The same, with this norm before the block.
+
+        Where it has a weight, columns may be scaled: the weight makes up for it.
+        """
+        y = self.normed(f"{block}.norm", x, norm)
+        may_scale &= norm.has_weight
         inputs = _inputs(y, may_scale and self.weights.may_scale(*first))
         self.divide_norm(f"{block}.norm", inputs.factors)
         return y, inputs
@@ -373,12 +383,23 @@ class _Calibration:
         return total
 
     def feed(
-        self, block: str, feed_forward: FeedForward | Experts, y: np.ndarray, inputs: Inputs
+        self,
+        block: str,
+        feed_forward: FeedForward | Experts,
+        y: np.ndarray,
+        inputs: Inputs,
+        residual: np.ndarray,
     ) -> np.ndarray:
-        """The feed-forward block."""
-        weights = self.weights
+        """The feed-forward block, fed with y."""
         if isinstance(feed_forward, Experts):
-            return self.route(block, feed_forward, y, inputs)
+            return self.route(block, feed_forward, y, inputs, residual)
+        return self.feed_dense(block, feed_forward, y, inputs)
+
+    def feed_dense(
+        self, block: str, feed_forward: FeedForward, y: np.ndarray, inputs: Inputs
+    ) -> np.ndarray:
+        """One without experts, or one of them."""
+        weights = self.weights
         gate, up, down = (f"{block}.{part}" for part in MLP_PROJECTIONS)
         if feed_forward.is_gated:
             gates, ups = weights.multiply(inputs, y, gate, up)
@@ -406,29 +427,64 @@ class _Calibration:
         [product] = weights.multiply(inputs, y, down)
         return self.projected(down, feed_forward, product)
 
-    def route(self, block: str, experts: Experts, y: np.ndarray, inputs: Inputs) -> np.ndarray:
+    def route(
+        self,
+        block: str,
+        experts: Experts,
+        y: np.ndarray,
+        inputs: Inputs,
+        residual: np.ndarray,
+    ) -> np.ndarray:
         """Experts, each with the tokens that take it; what none takes is stored as it is.
 
         Columns of all of them are scaled alike, as all have the same inputs.
         """
-        router = f"{block}.router"
-        logits = y @ self.weights.table(router).T
-        if experts.router_bias:
-            logits = logits + self.weights.vector(f"{router}.bias")
-        self.weights.store(inputs, router)
-        shares = _shares(experts, logits, self.weights, f"{block}.choice")
-        total = np.zeros_like(y)
+        weights, norm = self.weights, experts.own_norms
+        shares = self.shares(block, experts, y, inputs, residual)
+        shared = np.zeros_like(y)
         if experts.shared is not None:
-            total += self.feed(f"{block}.shared", experts.shared, y, inputs)
+            shared = self.feed_dense(f"{block}.shared", experts.shared, y, inputs)
+            if experts.shared_is_gated:
+                gate = y @ weights.vector(f"{block}.shared_gate")
+                weights.store(Inputs(factors=inputs.factors), f"{block}.shared_gate")
+                shared /= 1 + np.exp(-gate[:, None])
+        if norm is not None:
+            first = self.first_of_experts(block, experts)
+            y, inputs = self.fed_by(f"{block}.experts", residual, first, norm)
+        total = np.zeros_like(y)
         for e in range(experts.count):
             path, own = f"{block}.experts.{e}", np.flatnonzero(shares[:, e])
             if len(own):
-                made = self.feed(path, experts.expert, y[own], inputs)
+                made = self.feed_dense(path, experts.expert, y[own], inputs)
                 total[own] += shares[own, e : e + 1] * made
             else:
-                self.weights.store(inputs, *self.first_matrices(path, experts.expert))
-                self.weights.store(Inputs(), f"{path}.down")
-        return total
+                weights.store(inputs, *self.first_matrices(path, experts.expert))
+                weights.store(Inputs(), f"{path}.down")
+        if norm is not None:
+            total = self.normed(f"{block}.experts.post_norm", total, norm)
+            if experts.shared is not None:
+                shared = self.normed(f"{block}.shared.post_norm", shared, norm)
+        return shared + total
+
+    def shares(
+        self,
+        block: str,
+        experts: Experts,
+        y: np.ndarray,
+        inputs: Inputs,
+        residual: np.ndarray,
+    ) -> np.ndarray:
+        """The weight of every expert for every token, 0 where it is not taken: see `Experts`."""
+        weights, router = self.weights, f"{block}.router"
+        if experts.router_norm is not None:
+            y = self.normed(f"{block}.router_norm", residual, experts.router_norm)
+            inputs = _inputs(y)
+        logits = y @ weights.table(router).T
+        weights.store(inputs, router)
+        if experts.router_bias:
+            logits = logits + weights.vector(f"{router}.bias")
+        shares = _shares(experts, logits, weights, f"{block}.choice")
+        return shares * weights.vector(f"{block}.scales") if experts.has_scales else shares
 
     def per_layer_update(self, index: int, given: PerLayerInput, x: np.ndarray) -> np.ndarray:
         """What a layer makes of its part of the second embedding."""

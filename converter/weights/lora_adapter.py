@@ -94,7 +94,10 @@ class Adapter(ABC):
         self._check_layers(sorted(named.keys() - of_name.keys()), apart)
         for name, parts in named.items():
             path = of_name.get(name)
-            strange += [t for part, t in parts.items() if path is None or not _has(path, part)]
+            if path is None or sources[path].is_flattened:  # a vector that a matrix stands for
+                strange += parts.values()
+            else:
+                strange += [tensor for part, tensor in parts.items() if not _has(path, part)]
         if strange:
             raise UnsupportedError(
                 str(self.path),
@@ -164,6 +167,12 @@ class Adapter(ABC):
         if left is None or right is None:
             raise damaged(self.path, f"{next(iter(parts.values()))} has no counterpart")
         first, second = self._shape(left), self._shape(right)
+        if len(first) == len(second) == 3:
+            raise UnsupportedError(
+                str(self.path),
+                f"{left.tensor} is of several experts at once, which cannot be merged",
+                MERGE,
+            )
         if len(first) != 2 or len(second) != 2:
             raise damaged(self.path, f"{left.tensor} and its counterpart are no matrices")
         (rows, rank), (rank_of_right, columns) = first, second

@@ -39,7 +39,7 @@ REFUSED = {
     "lora_bias": "it has biases that the base may lack",
     "megatron_config": "its layers are Megatron's",
     "monteclora_config": "its weights are drawn at random",
-    "target_parameters": "it changes parameters that are no layer's weight",
+    "target_parameters": "it changes parameters that are no layer's weight, as experts",
     "use_bdlora": "its matrices are block-diagonal",
     "use_qalora": "it pools the inputs",
 }

@@ -20,7 +20,7 @@ from converter.checkpoint.gguf_config import architecture
 from converter.errors import LiteRTLMError, SourceError, UnsupportedError
 from converter.families.base import Family
 from converter.families.tensors import WeightSource
-from converter.registry import family_class
+from converter.registry import family_class, is_variant
 from converter.weights.lora_adapter import WHOLE, Adapter, damaged
 
 _PART = re.compile(r"(?P<name>.+)\.lora_(?P<side>[ab])")
@@ -91,7 +91,7 @@ class GGUFAdapter(Adapter):
         """That of its architecture: in GGUFs, Mistral's models lie as Llama's do."""
         arch = architecture(str(self.path), self.metadata)
         kind = family_class(arch, "gguf", f"{self.path}: general.architecture")
-        if kind is type(family):
+        if kind is type(family) or is_variant(family.name, arch):
             return family
         shared = {field.name for field in dataclasses.fields(kind)} & vars(family).keys()
         with contextlib.suppress(LiteRTLMError):  # that family has no such networks

@@ -27,6 +27,7 @@ from converter.options import PREFILL_LADDER, ChatTemplate, ConvertOptions, ladd
 from converter.output.atomic_file import AtomicFile
 from converter.registry import family_of
 from converter.tflite.kv_cache import Target
+from converter.torch.reference import ReferenceConverter
 from converter.weights.quantization import SCHEMES, Clip
 from runner.interpreter import GraphRunner
 from tests.published_configs import PUBLISHED
@@ -571,6 +572,10 @@ def test_experts_are_not_for_gpus(tmp_path: Path) -> None:
     error = refusal(tmp_path / "moe", tmp_path / "out" / "m", target=Target.GPU)
     assert isinstance(error, UnsupportedError)
     assert "its experts stand behind branches, which a GPU does not take" in str(error)
+    options = ConvertOptions("fp32", target=Target.GPU)
+    with open_checkpoint(tmp_path / "moe") as checkpoint, pytest.raises(UnsupportedError) as found:
+        ReferenceConverter(checkpoint, "moe", options).plan()
+    assert "which a GPU does not take, leave --engine torch" in str(found.value)
 
 
 def test_more_branches_than_the_runtime_loads(

@@ -17,7 +17,7 @@ PROMPT = "Is it? " * 30 + "What is the capital of France"
 TOKENS = 40
 
 
-@pytest.mark.parametrize("test_id", ["granitemoe", "gpt_oss"])
+@pytest.mark.parametrize("test_id", ["gemma4_text-experts", "gpt_oss"])
 def test_the_engine_says_what_transformers_says(test_id: str, tmp_path: Path) -> None:
     import litert_lm
     import torch

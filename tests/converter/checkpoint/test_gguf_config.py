@@ -286,7 +286,7 @@ def test_other_architectures_are_refused_before_anything_else(file: Path, arch: 
     assert isinstance(error, UnsupportedError)
     assert error.why == "not a supported architecture"
     assert arch in error.what
-    experts = refused(write_gguf(file, {"expert_count": 60}, arch="qwen2moe"))
+    experts = refused(write_gguf(file, {"expert_count": 60}, arch="deepseek"))
     assert experts.why == "its feed-forward blocks are 60 experts, a kind that is not supported"
 
 

@@ -41,7 +41,7 @@ _ELSEWHERE = {
     "head_dim", "rope_theta", "rope_scaling", "rope_local_base_freq", "sliding_window_pattern",
     "is_causal", "partial_rotary_factor", "per_layer_config", "block_ff_dim", "tie_embedding",
     "full_attention_interval",
-    "num_local_experts", "swiglu_limit",
+    "num_experts", "num_local_experts", "swiglu_limit",
 }  # fmt: skip
 
 
@@ -136,7 +136,6 @@ def test_what_would_change_the_numbers_is_refused_by_name(
     "changes",
     [
         {"partial_rotary_factor": 0.5},
-        {"num_experts": 8},
         {"use_parallel_residual": True},
         {"residual_multiplier": 0.2},
         {"final_logit_softcapping": 30.0},

@@ -152,12 +152,12 @@ def test_unsupported_architecture_lists_the_supported_ones() -> None:
     ("config", "why"),
     [
         (
-            {"model_type": "qwen2_moe", "num_experts": 60},
-            "its feed-forward blocks are 60 experts, a kind that is not supported",
+            {"model_type": "phimoe", "num_local_experts": 16},
+            "its feed-forward blocks are 16 experts, a kind that is not supported",
         ),
         (
-            {"model_type": "mixtral", "num_local_experts": 8},
-            "its feed-forward blocks are 8 experts",
+            {"model_type": "deepseek_v3", "n_routed_experts": 256},
+            "its feed-forward blocks are 256 experts",
         ),
         ({"model_type": "minicpm3", "kv_lora_rank": 256}, "its attention caches a latent (MLA)"),
         ({"model_type": "lfm3"}, "transformers does not have it yet"),

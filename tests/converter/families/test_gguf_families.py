@@ -25,9 +25,9 @@ NOT_IN_A_GGUF = {
     "gemma3_text-yarn-llama3", "gemma3n", "gemma3n_text-widths", "gemma4", "gemma4_unified",
     "granitemoehybrid-experts", "granitemoehybrid-mamba-groups", "helium", "lfm2-biases-untied",
     "lfm2_moe-without-bias", "llama-gelu-dynamic", "llama-rope-linear", "llama-rope-llama3",
-    "llama-rope-longrope", "ministral", "olmoe-renormalised-bias", "qwen2-rope-yarn",
-    "qwen2-window", "qwen3-tied-bias", "qwen3_moe-some", "qwen3_5", "qwen3_5_text-biases-tied",
-    "smollm3-window", "vaultgemma", "vaultgemma-full",
+    "llama-rope-longrope", "ministral", "mixtral-window", "olmoe-renormalised-bias",
+    "qwen2-rope-yarn", "qwen2-window", "qwen2_moe-some", "qwen3-tied-bias", "qwen3_moe-some",
+    "qwen3_5", "qwen3_5_text-biases-tied", "smollm3-window", "vaultgemma", "vaultgemma-full",
 }  # fmt: skip
 # Larger models around a text part, which a GGUF holds alone.
 WRAPPERS = {"gemma3", "gemma3n", "gemma4", "gemma4_unified", "qwen3_5"}
@@ -89,6 +89,23 @@ def test_layers_that_predict_a_token_more_are_left_out(
         path = write_model(model, tmp_path / "wrong.gguf", keys | wrong)
         with pytest.raises(LiteRTLMError, match=next(iter(wrong))), open_gguf(path):
             pass
+
+
+def test_experts_in_tensors_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As llama.cpp wrote Mixtral until April 2024."""
+
+    def one_by_one(_: Any, tensors: Any) -> Any:
+        stacked = {name for name in tensors if "_exps." in name}
+        alone = {
+            name.replace("_exps.", f".{e}."): expert
+            for name in stacked
+            for e, expert in enumerate(tensors[name])
+        }
+        return {n: value for n, value in tensors.items() if n not in stacked} | alone
+
+    written = dataclasses.replace(WRITTEN["mixtral"], change=one_by_one)
+    monkeypatch.setitem(WRITTEN, "mixtral", written)
+    test_the_numbers_are_those_of_transformers("mixtral", tmp_path)
 
 
 def test_half_a_head_rotated_is_another_model_s(tmp_path: Path) -> None:

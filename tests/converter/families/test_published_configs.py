@@ -127,10 +127,14 @@ def _experts(spec: DecoderSpec) -> tuple[int, int, int, int, str] | None:
     if not found:
         return None
     [experts] = set(found)
-    assert (experts.scale, experts.shared) == (1, None)
+    assert experts.scale == 1
     how = ("renormalised " if experts.renormalises else "") + experts.router
     how += ", chosen with a bias" if experts.choice_bias else ""
     how += ", biased" if experts.router_bias else ""
+    how += ", scaled" if experts.has_scales else ""
+    if experts.shared is not None:
+        how += f", beside {experts.shared.width}"
+        how += ", gated" if experts.shared_is_gated else ""
     return len(found), experts.active, experts.count, experts.expert.width, how
 
 
@@ -239,6 +243,8 @@ REFUSED: dict[str, dict[str, Any]] = {
     "LiquidAI/LFM2-8B-A1B": {"conv_L_cache": 1},
     "allenai/OLMoE-1B-7B-0924-Instruct": {"clip_qkv": 8.0},
     "openai/gpt-oss-20b": {"swiglu_limit": 5.0},
+    "mistralai/Mixtral-8x7B-Instruct-v0.1": {"hidden_act": "relu"},
+    "Qwen/Qwen1.5-MoE-A2.7B-Chat": {"layer_types": ["chunked_attention"] * 24},
     "Qwen/Qwen3-30B-A3B": {"hidden_act": "relu"},
     "swiss-ai/Apertus-8B-Instruct-2509": {"hidden_act": "relu"},
     "arcee-ai/AFM-4.5B": {"hidden_act": "relu"},
@@ -252,7 +258,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "google/gemma-3-4b-it": {"final_logit_softcapping": 30.0},
     "google/functiongemma-270m-it": {"use_bidirectional_attention": True},
     "google/gemma-3n-E4B-it": {"hidden_activation": "relu"},
-    "google/gemma-4-E2B-it": {"enable_moe_block": True},
+    "google/gemma-4-E2B-it": {"use_bidirectional_attention": "all"},
     "google/gemma-4-12B-it": {"use_bidirectional_attention": "all"},
     "zai-org/glm-4-9b-chat-hf": {"partial_rotary_factor": 0.01},
     "zai-org/GLM-4-9B-0414": {"partial_rotary_factor": 1.5},

@@ -20,7 +20,8 @@ AS_ANOTHER = {
     "gemma": "gemma2", "gemma3n_text": "gemma3n", "gemma4_text": "gemma4",
     "gemma4_unified": "gemma4", "gemma4_unified_text": "gemma4", "glm4": "glm",
     "granitemoe": "granite", "granitemoehybrid": "granite", "lfm2_moe": "lfm2",
-    "ministral": "ministral3", "olmoe": "olmo2", "qwen3_5_text": "qwen3_5", "qwen3_moe": "qwen3",
+    "ministral": "ministral3", "mixtral": "mistral", "olmoe": "olmo2", "qwen2_moe": "qwen2",
+    "qwen3_5_text": "qwen3_5", "qwen3_moe": "qwen3",
 }  # fmt: skip
 
 

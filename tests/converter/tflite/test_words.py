@@ -243,6 +243,13 @@ WORDS: dict[str, DecoderSpec] = {
     "experts scaled": experts(scale=0.4),
     "experts without gate": experts(expert=replace(MLP, is_gated=False)),
     "shared expert": experts(shared=WIDE),
+    "shared expert with a gate": experts(shared=WIDE, shared_is_gated=True),
+    "experts with scales": experts(has_scales=True),
+    "router with a norm": experts(router_norm=RMS),
+    "experts with norms of their own": replace(
+        experts(own_norms=RMS, shared=WIDE, router_norm=RMS, has_scales=True),
+        placement=Placement.BOTH,
+    ),
     "experts after a dense layer": spec_of(
         LayerSpec(ATTENTION, MLP), LayerSpec(CONV, EXPERTS), LayerSpec(ATTENTION, EXPERTS)
     ),
@@ -434,7 +441,9 @@ def test_more_columns_than_are_taken_at_once(switches: dict[str, Any], tmp_path:
     compare(runner, tokens, prefills, logits(spec, weights, tokens))
 
 
-@pytest.mark.parametrize("word", ["experts", "sigmoid router with a bias for choosing"])
+@pytest.mark.parametrize(
+    "word", ["experts with norms of their own", "sigmoid router with a bias for choosing"]
+)
 def test_more_tokens_than_an_expert_takes_at_once(word: str, tmp_path: Path) -> None:
     """All tokens may take the same experts, or nearly none of them."""
     spec = WORDS[word]

@@ -73,6 +73,8 @@ def parameters_of(model: Any) -> dict[str, tuple[Any, WeightSource]]:
 def weight(parameter: Any, source: WeightSource) -> np.ndarray:
     """The network's, of what `parameters_of` found."""
     values: np.ndarray = parameter.numpy() * factors(source, parameter.ndim) + source.add
+    if source.is_flattened:
+        values = values.reshape(-1)
     if source.turns is not None:
         values = values.reshape(-1, *values.shape[2:])
     return -np.exp(values) if source.is_log_of_negative else values
@@ -128,7 +130,7 @@ def test_it_is_that_of_transformers_inputs(test_id: str, tmp_path: Path) -> None
         if hasattr(module, "gate_up_proj_bias"):  # gpt-oss
             return module._apply_gate(x @ module.gate_up_proj[e] + module.gate_up_proj_bias[e])
         gate, up = (x @ module.gate_up_proj[e].T).chunk(2, dim=-1)
-        return torch.nn.functional.silu(gate) * up
+        return module.act_fn(gate) * up
 
     def keep_of_experts(tensor: str) -> Any:
         """Of the last matrix of each that a token takes; of the others what all have."""

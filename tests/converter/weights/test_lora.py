@@ -44,6 +44,8 @@ def convert(
         ("qwen3", {"use_rslora": True}),
         ("gemma3_text", {"target_modules": ["q_proj", "down_proj"]}),
         ("qwen2", {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"up_proj": 16}}),
+        ("mixtral", {"target_modules": ["q_proj", "o_proj"]}),
+        ("gemma4_text-experts", {}),  # of its dense blocks, too
     ],
 )
 def test_as_peft_merges(tmp_path: Path, family: str, options: dict[str, Any]) -> None:
@@ -271,6 +273,45 @@ def test_an_embedding_that_was_saved_whole(tmp_path: Path, family: str, change: 
     assert_as_peft(tmp_path, base, folder)
     if family == "qwen2-tied":
         assert (tmp_path / "m").read_bytes().count(table.tobytes()) == 1
+
+
+def test_each_expert_by_itself(tmp_path: Path) -> None:
+    """As peft saved it before transformers 5, whose experts are no modules any more."""
+    model, folder = make_checkpoint("mixtral", tmp_path / "base"), tmp_path / "adapter"
+    make_adapter(make_model("mixtral"), folder, target_modules=["q_proj"])
+    rng, state = np.random.default_rng(3), model.state_dict()
+    changes: dict[str, np.ndarray] = {}
+    for part, name, rows in (("w3", "gate_up_proj", slice(96, None)), ("w2", "down_proj", ...)):
+        weight = state[f"model.layers.1.mlp.experts.{name}"][4][rows].numpy()
+        b, a = (rng.standard_normal(shape, np.float32) for shape in ((64, 4), (4, 96)))
+        b, a = (b, a) if part == "w2" else (a.T.copy(), b.T.copy())
+        module = f"base_model.model.model.layers.1.block_sparse_moe.experts.4.{part}"
+        changes |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+        weight += 6 / 4 * b @ a
+    edit_weights(folder, changes, without="lora_")
+    tokens = rng.integers(0, 256, 12).tolist()
+    assert_logits(
+        convert(tmp_path / "base", folder, tmp_path / "m"), tokens, text_logits(model, tokens)
+    )
+
+
+def test_all_experts_at_once(tmp_path: Path) -> None:
+    make_checkpoint("mixtral", tmp_path / "base")
+    train(
+        tmp_path / "base",
+        tmp_path / "adapter",
+        target_modules=["q_proj"],
+        target_parameters=["mlp.experts.gate_up_proj"],
+    )
+    assert "target_parameters=['mlp.experts" in str(refusal(tmp_path / "adapter"))
+
+
+def test_the_gate_of_a_shared_expert_is_no_matrix(tmp_path: Path) -> None:
+    make_checkpoint("qwen2_moe", tmp_path / "base")
+    train(tmp_path / "base", tmp_path / "adapter", target_modules=["shared_expert_gate"])
+    error = refusal(tmp_path / "adapter")
+    assert isinstance(error, UnsupportedError)
+    assert "it changes what cannot be merged: " in str(error)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from cli.obtain import open_checkpoint
 from converter.base import ModelConverter
@@ -39,6 +40,7 @@ def network(base: Path, adapter: Path | None) -> bytes:
     [
         ("llama", "all-linear"),
         ("mistral", "all-linear"),  # `llama` in a GGUF
+        ("mixtral", ["q_proj", "k_proj"]),  # the same
         ("phi3", "all-linear"),  # qkv_proj and gate_up_proj
         ("glm", ["q_proj", "k_proj", "gate_up_proj"]),
         ("gemma3_text", "all-linear"),
@@ -60,6 +62,19 @@ def test_the_same_as_of_peft(
     assert expected != plain
     np.testing.assert_array_equal(as_words(network(base, adapter)), as_words(expected))
     assert network(gguf, adapter) == network(gguf, folder)
+
+
+def test_all_experts_at_once(tmp_path: Path) -> None:
+    base, folder = tmp_path / "base", tmp_path / "adapter"
+    model = make_checkpoint("mixtral", base)
+    make_adapter(model, folder, target_modules=["q_proj"])
+    path = folder / "adapter_model.safetensors"
+    stack = np.ones((6, 4, 4), np.float32)
+    module = "base_model.model.model.layers.0.mlp.experts.down_proj"
+    save_file(load_file(path) | {f"{module}.lora_{s}.weight": stack for s in "AB"}, path)
+    adapter = write_adapter(model.config, folder, tmp_path / "adapter.gguf", alpha=6.0)
+    with pytest.raises(UnsupportedError, match=r"ffn_down_exps.*is of several experts at once"):
+        network(base, adapter)
 
 
 def as_words(network: bytes) -> np.ndarray:
