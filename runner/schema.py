@@ -72,20 +72,40 @@ def constraint(text: str, is_regex: bool = False) -> dict[str, Any]:
     return {"response_format": litert_lm.ResponseFormat(type=kind, schema_or_pattern=text)}
 
 
-def as_json(text: str) -> str | None:
-    """An answer that a schema held; None where it is not whole.
+class JsonEscaper:
+    """JSON that comes in pieces, with what may not stand in a string as it is escaped there.
 
     To the engine a line break inside a string is a letter of the vocabularies of Llama, Qwen and
-    SmolLM (byte-level BPE), so it is not escaped. JSON wants it escaped.
+    SmolLM (byte-level BPE), and goes through a constraint as it is.
     """
+
+    def __init__(self) -> None:
+        self._in_string = self._is_escaped = False
+
+    def feed(self, text: str) -> str:
+        """The same piece, escaped."""
+        return "".join(map(self._letter, text))
+
+    def _letter(self, letter: str) -> str:
+        if self._in_string and letter < " ":
+            return json.dumps(letter)[1:-1]
+        if self._is_escaped:
+            self._is_escaped = False
+        elif letter == '"':
+            self._in_string = not self._in_string
+        else:
+            self._is_escaped = self._in_string and letter == "\\"
+        return letter
+
+
+def as_json(text: str) -> str | None:
+    """An answer that a schema held; None where it is not whole."""
+    text = JsonEscaper().feed(text).strip()
     try:
         json.loads(text)
     except ValueError:
-        try:
-            return json.dumps(json.loads(text, strict=False), ensure_ascii=False)
-        except ValueError:
-            return None
-    return text.strip()
+        return None
+    return text
 
 
 def refused(schema: Schema, reason: str) -> OptionError:

@@ -22,6 +22,7 @@ from converter.litertlm.inspection import read_bundle
 from runner import schema
 from runner.conversation import uninterrupted
 from runner.engine import Model, Sampling, completion_template, declared_tool
+from runner.schema import JsonEscaper
 from server import wire
 from server.kept import Kept, Message, Pool, key_of
 from server.stops import StopFinder
@@ -181,6 +182,8 @@ class Worker:
         calls: list[dict[str, Any]] = []
         is_stopped = False
         options = self._options(ask)
+        is_json = ask.constraint is not None and ask.constraint.kind == "json_schema"
+        escaper = JsonEscaper() if is_json else None
         for message in turn.conversation.send_message_async(turn.message, **options):
             first = first or time.perf_counter() - begin
             if ask.number in self._cancelled:
@@ -192,7 +195,8 @@ class Worker:
                 has_thoughts = True
                 self._say(wire.Piece(ask.number, "thought", text))
             calls += [call.to_json()["function"] for call in message.tool_calls]
-            if text := stops.feed(str(message)):
+            text = str(message) if escaper is None else escaper.feed(str(message))
+            if text := stops.feed(text):
                 said += text
                 self._say(wire.Piece(ask.number, "answer", text))
             if stops.found:

@@ -15,7 +15,7 @@ from cli.main import main
 from converter.errors import OptionError
 from runner.engine import Model
 from runner.options import ChatOptions
-from runner.schema import Schema, as_json
+from runner.schema import JsonEscaper, Schema, as_json
 from tests.edited_bundle import always_thinks, edited_bundle, small_context
 
 ROOT = Path(__file__).parents[2]
@@ -66,10 +66,15 @@ def test_line_breaks_in_a_text_are_escaped(model: Model) -> None:
         ('"\u00e9\n"', '"\u00e9\\n"'),
         ('{"a": 1', None),
         ("", None),
+        (r'"\"\n' + "\n" + r'\\"', r'"\"\n\n\\"'),  # what was escaped already stays
+        ('{\n"a": "\t\x01"\n}', '{\n"a": "\\t\\u0001"\n}'),  # between strings they may stand
     ],
 )
 def test_as_json(text: str, json_text: str | None) -> None:
     assert as_json(text) == json_text
+    escaper = JsonEscaper()
+    if json_text is not None:
+        assert "".join(map(escaper.feed, text)).strip() == json_text
 
 
 def test_an_answer_that_is_cut(smollm2_bundle: Path, tmp_path: Path) -> None:

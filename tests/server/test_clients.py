@@ -278,6 +278,16 @@ def test_ollama_keeps_to_a_schema(ollama_client: Any, served: Served) -> None:
     assert Person.model_validate_json(answer.message.content)
 
 
+def test_line_breaks_in_a_text_of_a_schema_are_escaped(ollama_client: Any, served: Served) -> None:
+    answer = ollama_client.chat(
+        served.model,
+        messages=asked("Write a poem of four lines, with line breaks."),
+        format={"type": "string", "minLength": 30, "maxLength": 160},
+        options={"temperature": 0},
+    )
+    assert "\n" in json.loads(answer.message.content)
+
+
 def test_ollama_is_told_of_errors(ollama_client: Any, served: Served) -> None:
     import ollama
 
