@@ -53,7 +53,7 @@ class Host:
 
     Attributes:
         waiting: requests that wait for their turn.
-        crashes: of workers, since the last answer.
+        crashes: of workers, while they were asked or loaded.
     """
 
     offered: Mapping[str, Path]
@@ -67,6 +67,7 @@ class Host:
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _unloading: asyncio.TimerHandle | None = None
     _answer_seconds: float = 2.0
+    _crashes_in_a_row: int = 0
 
     def find(self, name: str | None) -> str:
         """The name under which a model is offered.
@@ -105,9 +106,10 @@ class Host:
         begin = time.monotonic()
         try:
             yield await self._ready(name)
-            self.crashes = 0
+            self._crashes_in_a_row = 0
         except WorkerDiedError:
             self.crashes += 1
+            self._crashes_in_a_row += 1
             await self.unload()
             raise
         finally:
@@ -133,7 +135,9 @@ class Host:
         if self._engine is not None and (self.loaded != name or not self._engine.is_alive):
             await self.unload()
         if self._engine is None:
-            if self.crashes >= _MOST_CRASHES:  # a file that cannot be loaded must not busy us
+            if (
+                self._crashes_in_a_row >= _MOST_CRASHES
+            ):  # a file that cannot be loaded must not busy us
                 await asyncio.sleep(_CRASH_PAUSE_SECONDS)
             engine = EngineProcess(self.offered[name], self.limits.threads, self.limits.keep_bytes)
             await engine.start()

@@ -170,7 +170,7 @@ class Worker:
                 f"the prompt is {needed} tokens long, and the context of {limit} must hold it and "
                 "an answer",
             )
-        return _Turn(conversation, message, needed, cached)
+        return _Turn(conversation, message, rendered, needed, cached)
 
     def _stream(self, ask: wire.Ask, turn: _Turn) -> Message | None:
         """Say the answer, piece by piece; what was said, where it ended by itself."""
@@ -212,10 +212,21 @@ class Worker:
         is_state_wrong = has_thoughts and self._model.has_recurrent_state
         if finish not in ("stop", "tool_calls") or is_state_wrong:
             return None
+        if not has_thoughts and not calls and not self._reads_back(turn.rendered, said, made):
+            return None
         answer: Message = {"role": "assistant", "content": said}
         if calls:
             answer["tool_calls"] = [{"type": "function", "function": call} for call in calls]
         return answer
+
+    def _reads_back(self, rendered: str, said: str, made: int) -> bool:
+        """Whether an answer that is told again has as many tokens as were made, its end mark too.
+
+        A model may spell a text in other tokens than the tokenizer would, or in part of a
+        character. A conversation that goes on with those would part from one that is told anew.
+        """
+        told, again = self._model.tokenize(rendered), self._model.tokenize(rendered + said)
+        return len(again) - len(told) + 1 == made
 
     def _options(self, ask: wire.Ask) -> dict[str, Any]:
         """What is said with a message, and not once for a conversation."""
@@ -251,6 +262,7 @@ class _Turn:
 
     conversation: Any
     message: Message
+    rendered: str
     prompt_tokens: int
     cached_tokens: int
 
