@@ -38,13 +38,13 @@ class Limits:
     Attributes:
         queue: how many requests may wait.
         keep_alive: seconds after which an idle model is unloaded; None for never.
-        keep_bytes: of kept conversations.
+        keep_bytes: of kept conversations; one is kept in any case.
     """
 
     queue: int = 32
     keep_alive: float | None = 300.0
     threads: int | None = None
-    keep_bytes: int = 1 << 30
+    keep_bytes: int = 256 << 20
 
 
 @dataclass

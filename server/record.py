@@ -43,19 +43,22 @@ class Record:
             await self._app(scope, receive, send)
             return
         note = scope["note"] = Note()
-        status = 0
+        status, is_told = 0, not self._log
 
         async def counted(message: Message) -> None:
-            nonlocal status
+            nonlocal status, is_told
             if message["type"] == "http.response.start":
                 status = message["status"]
                 self._metrics.requests[_path(scope), status] += 1
+            elif not message.get("more_body") and not is_told:
+                is_told = True  # whoever has an answer finds it in the log
+                self._write(scope, status, note)
             await send(message)
 
         try:
             await self._app(scope, receive, counted)
         finally:
-            if self._log:
+            if not is_told:  # the client has left
                 self._write(scope, status, note)
 
     def _write(self, scope: Scope, status: int, note: Note) -> None:

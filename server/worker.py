@@ -36,7 +36,7 @@ class Worker:
         self._model = model
         self._out = out
         self._state_bytes = model.state_bytes
-        most = min(keep_bytes // max(self._state_bytes, 1), _MOST_KEPT)
+        most = max(1, min(keep_bytes // max(self._state_bytes, 1), _MOST_KEPT))
         self._pool = Pool(most, _close)
         self._asked: queue.Queue[wire.Ask | None] = queue.Queue()
         self._lock = threading.Lock()
@@ -285,7 +285,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="server.worker")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--keep-bytes", type=int, default=1 << 30)
+    parser.add_argument("--keep-bytes", type=int, required=True)
     args = parser.parse_args()
     # What the engine or a library prints must not come between our messages.
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
