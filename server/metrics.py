@@ -17,19 +17,19 @@ class Metrics:
     completion_tokens: int = 0
     answers: int = 0
     cancelled: int = 0
-    crashes: int = 0
     first_token_seconds: float = 0.0
     decode_seconds: float = 0.0
 
-    def text(self, now: Mapping[str, float]) -> str:
+    def text(self, crashes: int, now: Mapping[str, float]) -> str:
         """All of it.
 
         Args:
+            crashes: of engines, each of which cost an answer.
             now: what is not a total: how many wait, whether a model is loaded.
         """
-        return "\n".join([*self._lines(now), ""])
+        return "\n".join([*self._lines(crashes, now), ""])
 
-    def _lines(self, now: Mapping[str, float]) -> Iterator[str]:
+    def _lines(self, crashes: int, now: Mapping[str, float]) -> Iterator[str]:
         yield "# TYPE litert_lm_requests_total counter"
         for (path, status), count in sorted(self.requests.items()):
             yield f'litert_lm_requests_total{{path="{path}",status="{status}"}} {count}'
@@ -39,7 +39,7 @@ class Metrics:
             "completion_tokens": self.completion_tokens,
             "answers": self.answers,
             "cancelled": self.cancelled,
-            "crashes": self.crashes,
+            "crashes": crashes,
             "first_token_seconds": self.first_token_seconds,
             "decode_seconds": self.decode_seconds,
         }

@@ -37,7 +37,7 @@ class Worker:
         self._model = model
         self._out = out
         self._state_bytes = model.state_bytes
-        most = min(keep_bytes // max(self._state_bytes, 1), _MOST_KEPT)
+        most = max(1, min(keep_bytes // max(self._state_bytes, 1), _MOST_KEPT))
         self._pool = Pool(most, _close)
         self._asked: queue.Queue[wire.Ask | None] = queue.Queue()
         self._lock = threading.Lock()
@@ -171,7 +171,7 @@ class Worker:
                 f"the prompt is {needed} tokens long, and the context of {limit} must hold it and "
                 "an answer",
             )
-        return _Turn(conversation, message, needed, cached)
+        return _Turn(conversation, message, rendered, needed, cached)
 
     def _stream(self, ask: wire.Ask, turn: _Turn) -> Message | None:
         """Say the answer, piece by piece; what was said, where it ended by itself."""
@@ -216,10 +216,21 @@ class Worker:
         is_state_wrong = has_thoughts and self._model.has_recurrent_state
         if finish not in ("stop", "tool_calls") or is_state_wrong:
             return None
+        if not has_thoughts and not calls and not self._reads_back(turn.rendered, said, made):
+            return None
         answer: Message = {"role": "assistant", "content": said}
         if calls:
             answer["tool_calls"] = [{"type": "function", "function": call} for call in calls]
         return answer
+
+    def _reads_back(self, rendered: str, said: str, made: int) -> bool:
+        """Whether an answer that is told again has as many tokens as were made, its end mark too.
+
+        A model may spell a text in other tokens than the tokenizer would, or in part of a
+        character. A conversation that goes on with those would part from one that is told anew.
+        """
+        told, again = self._model.tokenize(rendered), self._model.tokenize(rendered + said)
+        return len(again) - len(told) + 1 == made
 
     def _options(self, ask: wire.Ask) -> dict[str, Any]:
         """What is said with a message, and not once for a conversation."""
@@ -255,6 +266,7 @@ class _Turn:
 
     conversation: Any
     message: Message
+    rendered: str
     prompt_tokens: int
     cached_tokens: int
 
@@ -277,7 +289,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="server.worker")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--keep-bytes", type=int, default=1 << 30)
+    parser.add_argument("--keep-bytes", type=int, required=True)
     args = parser.parse_args()
     # What the engine or a library prints must not come between our messages.
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")

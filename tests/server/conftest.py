@@ -35,14 +35,17 @@ class Served:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def workers(self) -> list[int]:
-        """The processes that hold an engine."""
+    def processes(self) -> list[int]:
+        """Its own, and all that it has started."""
         found, parents = [], [self.process.pid]
         while parents:
-            children = [child for parent in parents for child in _children(parent)]
-            found += [pid for pid in children if b"server.worker" in _command(pid)]
-            parents = children
-        return sorted(found)
+            found += parents
+            parents = [child for parent in parents for child in _children(parent)]
+        return found
+
+    def workers(self) -> list[int]:
+        """The processes that hold an engine."""
+        return sorted(pid for pid in self.processes() if b"server.worker" in _command(pid))
 
     def chat(self, *messages: str, **options: object) -> httpx.Response:
         """Ask; messages are the user's and the assistant's in turn."""

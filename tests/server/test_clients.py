@@ -332,3 +332,56 @@ def test_langchain(served: Served) -> None:
     assert PARIS in "".join(str(part.content) for part in chat.stream(QUESTION))
     called = chat.bind_tools([WEATHER], tool_choice="get_weather").invoke("Weather in Rome?")
     assert called.tool_calls[0]["args"]["city"]
+
+
+def test_npm_openai(served: Served, npm_openai: Path) -> None:
+    program = Path(__file__).with_name("openai_client.mjs")
+    command = ["node", program, npm_openai, served.url, served.model, QUESTION, json.dumps(WEATHER)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+    got = json.loads(ended.stdout)
+    assert got["models"] == [served.model]
+    assert PARIS in got["whole"]
+    assert "".join(got["pieces"]) == got["whole"] == got["assembled"]
+    assert len(got["pieces"]) > 4  # piece by piece
+    assert got["usage"]["completion_tokens"] > 4
+    assert got["call"][0] == "get_weather"
+    for arguments in (got["call"][1], got["parsed"]):
+        assert arguments["city"] in (PARIS, "Rome")
+    assert PARIS in got["response"]
+    assert "nothing" in got["errors"][0]
+    assert "logit_bias" in got["errors"][1]
+
+
+def curl(served: Served, *options: str, **body: Any) -> str:
+    """What curl writes to stdout."""
+    settings = {"model": served.model, "messages": asked(QUESTION), "temperature": 0, **body}
+    command = ["curl", "--silent", "--show-error", *options, f"{served.url}/v1/chat/completions"]
+    command += ["-H", "Content-Type: application/json", "-d", json.dumps(settings)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_curl(served: Served) -> None:
+    whole = json.loads(curl(served))["choices"][0]["message"]["content"]
+    assert PARIS in whole
+    *events, done, end = curl(served, "-N", stream=True).split("\n\n")
+    assert (done, end) == ("data: [DONE]", "")
+    deltas = [json.loads(event.removeprefix("data: "))["choices"][0]["delta"] for event in events]
+    assert "".join(delta.get("content", "") for delta in deltas) == whole
+    schema = {"name": "person", "schema": Person.model_json_schema()}
+    form = {"type": "json_schema", "json_schema": schema}
+    held = json.loads(curl(served, response_format=form, max_tokens=60))
+    assert Person.model_validate_json(held["choices"][0]["message"]["content"])
+    called = json.loads(curl(served, tools=[WEATHER], tool_choice="required"))
+    [call] = called["choices"][0]["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"])["city"]
+
+
+def test_curl_is_told_of_errors(served: Served) -> None:
+    told = curl(served, "-w", "\n%{http_code}", model="nothing")
+    body, status = told.rsplit("\n", 1)
+    assert status == "404"
+    assert json.loads(body)["error"]["code"] == "model_not_found"
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        curl(served, "--fail", logprobs=True)
+    assert "400" in caught.value.stderr

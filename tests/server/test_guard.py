@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,14 @@ def test_the_right_key_and_what_needs_none(guarded: Served) -> None:
     assert models(guarded, **{"X-Api-Key": KEY}).status_code == 200
     assert httpx.get(f"{guarded.url}/health").status_code == 200
     assert httpx.get(f"{guarded.url}/metrics").status_code == 401
+
+
+def test_curl_gives_the_key(guarded: Served) -> None:
+    command = ["curl", "--silent", "--fail", f"{guarded.url}/v1/models"]
+    with_key = [*command, "-H", f"Authorization: Bearer {KEY}"]
+    said = subprocess.run(with_key, capture_output=True, text=True, timeout=30, check=True).stdout
+    assert json.loads(said)["data"][0]["id"] == guarded.model
+    assert subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 22
 
 
 def test_a_key_is_not_in_the_log(guarded: Served) -> None:
