@@ -201,10 +201,13 @@ def test_a_push_that_is_interrupted(bundle: Path, phone: Phone, number: signal.S
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        until(lambda: names(phone) == [f"{NAME}.part"])
-        process.send_signal(number)
-        said, errors = process.communicate(timeout=30)
-    phone.stalls.set()
+        try:
+            until(lambda: names(phone) == [f"{NAME}.part"])
+            process.send_signal(number)
+            said, errors = process.communicate(timeout=30)
+        finally:
+            phone.stalls.set()
+            process.kill()
     assert process.returncode == 128 + number
     assert said == ""
     assert re.fullmatch(r"error: interrupted, .*, run it again\n", errors)
