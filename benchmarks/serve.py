@@ -92,6 +92,8 @@ def main() -> None:
             "llama.cpp Q4_1": lambda: _llama_cpp(source),
             "llama.cpp Q8_0": lambda: _llama_cpp(_requantized(source, work)),
         }
+        if unknown := set(args.only or ()) - starts.keys():
+            parser.error(f"--only {', '.join(unknown)}: choose among {', '.join(starts)}")
         starts = {name: start for name, start in starts.items() if name in (args.only or starts)}
         rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in starts}
         for number in range(1 if args.quick else args.rounds):
@@ -129,10 +131,10 @@ def _measure(server: Server, requests: int) -> dict[str, Any]:
 
 
 def _load(server: Server, clients: int, count: int) -> dict[str, float]:
-    """So many at once, each with a question of its own."""
+    """So many at once, each with a question of its own: llama.cpp keeps what it was told before."""
     begin = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor(clients) as pool:
-        questions = [[_said(f"{i}. {_WORDS * 4}")] for i in range(count)]
+        questions = [[_said(f"{clients}.{i}. {_WORDS * 4}")] for i in range(count)]
         answers = list(pool.map(lambda question: _ask(server, question), questions))
     seconds = time.perf_counter() - begin
     return {
@@ -149,7 +151,7 @@ def _turns(server: Server) -> dict[str, float]:
     """
     known, unknown = [], []
     for country in _COUNTRIES:
-        question = f"{_WORDS * 70}What is the capital of {country}?"
+        question = f"Of {country}: {_WORDS * 70}What is the capital of {country}?"
         first = _ask(server, [_said(question)], _MOST_TOKENS)
         if first.pieces >= _MOST_TOKENS:
             continue
