@@ -19,7 +19,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         'models and files. In bash and zsh: eval "$(litert-lm-cli completion bash)", in fish: '
         "litert-lm-cli completion fish | source",
     )
-    parser.add_argument("shell", choices=SHELLS)
+    parser.add_argument("shell", choices=SHELLS, metavar="|".join(SHELLS))
     return parser
 
 

@@ -61,11 +61,12 @@ def main(args: argparse.Namespace) -> None:
             "others could ask without a key",
             f"give one with --api-key or {_KEY}",
         )
-    offered = _offered(args)
+    offered, called = _offered(args)
     from server.run import serve
 
     serve(
         offered,
+        called,
         host=args.host,
         port=args.port,
         key=key,
@@ -95,20 +96,21 @@ def seconds_of(text: str) -> float | None:
     return seconds
 
 
-def _offered(args: argparse.Namespace) -> dict[str, Path]:
-    """The models by name."""
+def _offered(args: argparse.Namespace) -> tuple[dict[str, Path], dict[str, str]]:
+    """The models by name, and the names under which they were asked for."""
     from converter.checkpoint.sources import models_by_name, models_dir
 
     if not args.models:
         found = models_by_name(models_dir())
         if not found:
             raise SourceError("models/", "holds no model yet", "name one: litert-lm-cli serve demo")
-        return found
+        return found, {}
     from cli.obtain import obtain
 
-    offered = {}
+    offered, called = {}, {}
     for model in args.models:
         one = argparse.Namespace(**{**vars(args), "model": model})
         path = obtain(of_arguments(Request, one, asks=True))
         offered[path.stem] = path
-    return offered
+        called[model] = path.stem
+    return offered, called

@@ -73,7 +73,8 @@ def _package(request: Request, repo_id: str, stack: ExitStack) -> Package:
     from publish.package import is_package, open_package, write_package
 
     folder = Path(request.model)
-    if is_package(folder) or request.model == ".":
+    is_model = (folder / "config.json").exists()
+    if is_package(folder) or request.model == "." or (folder.is_dir() and not is_model):
         return open_package(folder)
     from cli.obtain import obtain
     from converter.output.scratch import scratch_folder

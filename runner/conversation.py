@@ -347,7 +347,7 @@ class Conversation:
             "what the tools said" if message["role"] == "tool" else "the prompt",
             f"is {needed} tokens long with its template and history, and the context of {limit} "
             "must hold it and an answer",
-            "shorten it, start a new chat, or convert with a larger --kv-cache-max-len",
+            "shorten it, start a new chat, or convert --force with a larger --kv-cache-max-len",
         )
 
     def _fit(self, message: Message) -> tuple[Any, int]:

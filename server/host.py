@@ -52,12 +52,14 @@ class Host:
     """The models by name, and the worker of the one that is loaded.
 
     Attributes:
+        called: other names of some, such as that under which the user asked for one.
         waiting: requests that wait for their turn.
         crashes: of workers, while they were asked or loaded.
     """
 
     offered: Mapping[str, Path]
     limits: Limits
+    called: Mapping[str, str] = field(default_factory=dict)
     waiting: int = 0
     crashes: int = 0
     loaded: str | None = None
@@ -79,6 +81,7 @@ class Host:
             NoSuchModelError: there is none.
         """
         plain = (name or "").removesuffix(":latest")
+        plain = self.called.get(plain, plain)
         if plain in self.offered:
             return plain
         raise NoSuchModelError(

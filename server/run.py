@@ -24,6 +24,7 @@ _OPEN_PATHS = frozenset(("/health", *page.PATHS))
 
 def serve(
     offered: Mapping[str, Path],
+    called: Mapping[str, str],
     host: str,
     port: int,
     key: str | None,
@@ -35,10 +36,13 @@ def serve(
 ) -> None:
     """Serve until SIGINT or SIGTERM; then what is under way is finished, within a bound.
 
+    Args:
+        called: see `Host`.
+
     Raises:
         OptionError: the address cannot be had.
     """
-    models = Host(offered, Limits(queue, keep_alive, threads))
+    models = Host(offered, Limits(queue, keep_alive, threads), called)
     rules = Rules(hosts_of(host), frozenset(origins), key, _OPEN_PATHS)
     service = Service(models, rules, log=not quiet)
     bound = _bound(host, port)

@@ -136,8 +136,8 @@ def test_too_long_a_prompt(smollm2_bundle: Path) -> None:
     assert done.stdout == ""
     assert done.stderr == (
         "error: the prompt, is 3001 tokens long with its template and history, and the context of "
-        "1280 must hold it and an answer, shorten it, start a new chat, or convert with a larger "
-        "--kv-cache-max-len\n"
+        "1280 must hold it and an answer, shorten it, start a new chat, or convert --force with a "
+        "larger --kv-cache-max-len\n"
     )
 
 

@@ -175,6 +175,8 @@ def test_a_model_is_packaged_on_the_way(
     capsys.readouterr()
     assert main(["upload", "me/tiny", "--quiet"]) == EXIT_FAILURE
     assert "error: ., it is no package, " in capsys.readouterr().err
+    assert main(["upload", "me/tiny", str(output.parent), "--quiet"]) == EXIT_FAILURE
+    assert f"error: {output.parent}, it is no package, " in capsys.readouterr().err
 
 
 def test_it_can_be_fetched_and_run_from_there(

@@ -50,6 +50,15 @@ def asked(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
+def test_openai_names_a_model_as_serve_was_told_it(
+    openai_client: Any, served: Served, smollm2_bundle: Path
+) -> None:
+    answer = openai_client.chat.completions.create(
+        model=str(smollm2_bundle), messages=asked(QUESTION), temperature=0
+    )
+    assert PARIS in answer.choices[0].message.content
+
+
 def test_openai_lists_models(openai_client: Any, served: Served) -> None:
     assert [model.id for model in openai_client.models.list()] == [served.model]
     assert openai_client.models.retrieve(served.model).id == served.model
