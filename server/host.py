@@ -80,10 +80,10 @@ class Host:
         Raises:
             NoSuchModelError: there is none.
         """
-        plain = (name or "").removesuffix(":latest")
-        plain = self.called.get(plain, plain)
-        if plain in self.offered:
-            return plain
+        for plain in (name or "", (name or "").removesuffix(":latest")):
+            found = self.called.get(plain, plain)
+            if found in self.offered:
+                return found
         raise NoSuchModelError(
             f"no model is called {name!r} here; there are: {', '.join(self.offered) or 'none'}"
         )
