@@ -260,11 +260,14 @@ class Clients:
         """Ask, and leave before there can be an answer; in a stream or not."""
         is_stream = random.random() < 0.5
         body = self._body((self._story,), stream=is_stream, max_tokens=_LONG)
-        content = _request(_CHAT_PATH, json.dumps(body).encode())
+        return await self._left_behind(_request(_CHAT_PATH, json.dumps(body).encode()), 0.05)
+
+    async def _left_behind(self, content: bytes, most_seconds: float) -> str:
+        """Send this, and leave a little later."""
         _, writer = await asyncio.open_connection("127.0.0.1", self._served.port)
         writer.write(content)
         await writer.drain()
-        await asyncio.sleep(random.uniform(0, 0.05))
+        await asyncio.sleep(random.uniform(0, most_seconds))
         await _closed(writer)
         self.unseen += 1
         return "left"
@@ -335,13 +338,7 @@ class Clients:
     async def _half_body(self) -> str:
         """One that ends in the middle, with its client."""
         content = _request(_CHAT_PATH, json.dumps(self._body(self._some(1))).encode())
-        _, writer = await asyncio.open_connection("127.0.0.1", self._served.port)
-        writer.write(content[: -random.randrange(1, 60)])
-        await writer.drain()
-        await asyncio.sleep(random.uniform(0, 0.2))
-        await _closed(writer)
-        self.unseen += 1
-        return "left"
+        return await self._left_behind(content[: -random.randrange(1, 60)], 0.2)
 
     async def _no_body(self) -> str:
         """One that never comes, while its client stays."""
