@@ -62,8 +62,7 @@ class Package:
             result = self._value(op, states)
             if result is not None and op.op_type != "const":
                 _set(op.outputs[0], self._as_float(result))
-        found = {var.name: np.array(var.val) for var in program.outputs}
-        return found
+        return {var.name: np.array(var.val) for var in program.outputs}
 
     def _value(self, op: Any, states: States) -> Any:
         kind = op.op_type

@@ -148,9 +148,7 @@ class Function:
 
     def make_layer_norm(self, x: Tensor, epsilon: float) -> Tensor:
         """Over the last axis, without weight and bias."""
-        return self._op(
-            "layer_norm", x.shape, x.dtype, x=x, axes=[-1], epsilon=np.float16(epsilon)
-        )
+        return self._op("layer_norm", x.shape, x.dtype, x=x, axes=[-1], epsilon=np.float16(epsilon))
 
     def make_concat(self, parts: Sequence[Tensor], axis: int) -> Tensor:
         """One after the other along `axis`."""
