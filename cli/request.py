@@ -94,7 +94,7 @@ class Request:
 
             chosen["quantize"] = parse_quantization(self.quantize).name
         if self.clip is not None:
-            from converter.weights.quantization import Clip
+            from converter.weights.row_format import Clip
 
             chosen["clip"] = _member(Clip, "clip", self.clip)
         if self.lora:

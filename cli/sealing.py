@@ -188,7 +188,7 @@ def options_of_receipt(found: dict[str, Any]) -> dict[str, Any]:
         SourceError: it says something that no option has.
     """
     from converter.tflite.kv_cache import Target
-    from converter.weights.quantization import Clip
+    from converter.weights.row_format import Clip
 
     said = found.get("options")
     if said is None:  # a file that was converted when it was fetched

@@ -205,6 +205,23 @@ class ModelConverter:
                 "choose fewer lengths, or shorter ones",
             )
 
+        def planned(path: str, shape: tuple[int, ...]) -> PlannedWeight:
+            stored = weights[path]
+            offset, scales = model.offsets[path], stored.scales
+            return PlannedWeight(
+                path,
+                network.sources[path],
+                *network.stored_as(path),
+                shape,
+                formats[path],
+                stored.nbytes + (scales.nbytes if scales else 0),
+                FIRST_SECTION + offset,
+                FIRST_SECTION + model.offsets[scales.name] if scales else None,
+                scales.nbytes if scales else 0,
+                model.scales(path) if stored.quantized else None,
+                network.updates.get(path, ()),
+            )
+
         def text_for(network_nbytes: int) -> Text:
             return self._lay_out(
                 network_nbytes, family, quantization, states, network.found, *describe()
@@ -216,22 +233,7 @@ class ModelConverter:
             quantization=quantization,
             cache_length=cache_length,
             prefill_lengths=lengths,
-            weights=tuple(
-                PlannedWeight(
-                    path,
-                    network.sources[path],
-                    *network.stored_as(path),
-                    shape,
-                    formats[path],
-                    weights[path],
-                    FIRST_SECTION + model.offsets[path],
-                    FIRST_SECTION + model.offsets[scales.name]
-                    if (scales := weights[path].scales)
-                    else None,
-                    network.updates.get(path, ()),
-                )
-                for path, shape in shapes.items()
-            ),
+            weights=tuple(planned(path, shape) for path, shape in shapes.items()),
             model=model,
             text_for=functools.cache(text_for),
             found=network.found,
@@ -363,9 +365,7 @@ class ModelConverter:
             if plan.description.is_done():
                 plan.description()  # a fault of the template ends the stream here
 
-        stream = WeightStream(
-            self.checkpoint, self.name, weights, plan.model, file, clip, written, watch
-        )
+        stream = WeightStream(self.checkpoint, self.name, weights, file, clip, written, watch)
         stream.run(plan.spec, self.options.threads, beside=plan.text)
         return stream
 
@@ -399,7 +399,7 @@ class ModelConverter:
         found: dict[str, dict[str, list[str]]] = {}
         for weight in plan.weights:
             if len(weight.shape) > 1:
-                became = f"{weight.stored_as} -> {weight.format.dtype.name.lower()}"
+                became = f"{weight.stored_as} -> {weight.format.dtype_name}"
                 found.setdefault(part_of(weight.path), {}).setdefault(became, []).append(
                     weight.path
                 )

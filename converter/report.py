@@ -145,7 +145,7 @@ def tensor_groups(weights: Iterable[PlannedWeight]) -> list[TensorGroup]:
     """The weights by kind and element type, in the order in which they first appear."""
     groups: dict[tuple[str, str], list[int]] = {}
     for weight in weights:
-        key = (_kind(weight.path), weight.format.dtype.name.lower())
+        key = (_kind(weight.path), weight.format.dtype_name)
         groups.setdefault(key, []).append(weight.nbytes)
     return [
         TensorGroup(kind, dtype, len(sizes), sum(sizes)) for (kind, dtype), sizes in groups.items()

@@ -7,6 +7,7 @@ squared error (`converter.kernels.palettize`).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,14 +21,14 @@ from converter.kernels import (
     find_palette,
     palettize,
 )
-from converter.weights.quantization import ValueRangeError
+from converter.weights.row_format import Clip, RowFormat, ValueRangeError
 
 _MOST_NAMED = 64  # rows of the largest group that a message names
 _OUT_OF_RANGE = "holds NaN, infinite values, or some beyond float16's 65504"
 
 
 @dataclass(frozen=True)
-class Palette:
+class Palette(RowFormat):
     """How a matrix is stored.
 
     Attributes:
@@ -74,19 +75,36 @@ class Palette:
         """Bytes of so many rows' indices, which are one stream of bits."""
         return -(-rows * columns * self.bits // 8)
 
-    def block_step(self, columns: int) -> int:
-        """What divides the rows of every block but the last: whole groups in whole bytes."""
+    @property
+    def dtype_name(self) -> str:
+        return f"lut{self.bits}"
+
+    @property
+    def takes_bf16(self) -> bool:
+        return True
+
+    @property
+    def takes_importance(self) -> bool:
+        return True
+
+    @property
+    def sees_all_rows(self) -> bool:
+        return not self.group
+
+    def row_step(self, columns: int) -> int:
+        """Whole groups in whole bytes."""
         return math.lcm(self.group or 1, 8 // math.gcd(8, columns * self.bits))
 
     def pack(
-        self, rows: np.ndarray, importance: np.ndarray | None = None
+        self,
+        rows: np.ndarray,
+        buffer: np.ndarray | None = None,
+        clip: Clip = Clip.MSE,
+        importance: np.ndarray | None = None,
+        factors: np.ndarray | None = None,
+        stored_block: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Pack a block of rows, whole groups; what is in other blocks does not change the result.
-
-        Args:
-            rows: float32, or uint16 for BF16, `(n, columns)`, contiguous.
-            importance: what a squared error in each column costs, float32 `(columns,)`, positive;
-                None where all cost the same.
+        """As `RowFormat.pack`, of whole groups; rows are contiguous, and stay as they are.
 
         Returns:
             Indices, uint8 `(index_bytes(n, columns),)`, and tables, float16 `(groups, 2^bits)`.
@@ -94,6 +112,7 @@ class Palette:
         Raises:
             ValueRangeError: a value is NaN, infinite or too large for float16.
         """
+        assert factors is None, "nobody would undo them"
         group = self.group or len(rows)
         packed = np.empty(self.index_bytes(*rows.shape), np.uint8)
         tables = np.empty((len(rows) // group, 1 << self.bits), np.float16)
@@ -101,50 +120,45 @@ class Palette:
             raise ValueRangeError(_OUT_OF_RANGE)
         return packed, tables
 
-    def assign(self, rows: np.ndarray, table: np.ndarray) -> np.ndarray:
-        """Indices of a block of rows into a table that is there: of `TensorHistogram`.
+    def settled(
+        self, blocks: Iterable[np.ndarray], importance: np.ndarray | None
+    ) -> tuple[RowFormat, np.ndarray]:
+        """One table for all rows, float16 `(2^bits,)`, and what packs by it."""
+        counted = np.zeros(KEYS, np.uint64)
+        for rows in blocks:
+            if not count_halves(rows, counted, importance):
+                raise ValueRangeError(_OUT_OF_RANGE)
+        table = np.empty(1 << self.bits, np.float16)
+        find_palette(counted, table)
+        return TablePalette(self, table), table
 
-        Args:
-            rows: float32, or uint16 for BF16, `(n, columns)`, contiguous.
-            table: float16 `(2^bits,)`, in ascending order.
 
-        Returns:
-            uint8 `(index_bytes(n, columns),)`.
+@dataclass(frozen=True)
+class TablePalette(RowFormat):
+    """A palette whose one table is known, float16 `(2^bits,)` in ascending order."""
 
-        Raises:
-            ValueRangeError: a value is NaN, infinite or too large for float16.
-        """
-        assert table.shape == (1 << self.bits,)
-        packed = np.empty(self.index_bytes(*rows.shape), np.uint8)
-        if not assign_palette(rows, table, packed):
+    palette: Palette
+    table: np.ndarray
+
+    @property
+    def dtype_name(self) -> str:
+        return self.palette.dtype_name
+
+    @property
+    def takes_bf16(self) -> bool:
+        return True
+
+    def pack(
+        self,
+        rows: np.ndarray,
+        buffer: np.ndarray | None = None,
+        clip: Clip = Clip.MSE,
+        importance: np.ndarray | None = None,
+        factors: np.ndarray | None = None,
+        stored_block: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Indices alone; see `Palette.pack`."""
+        packed = np.empty(self.palette.index_bytes(*rows.shape), np.uint8)
+        if not assign_palette(rows, self.table, packed):
             raise ValueRangeError(_OUT_OF_RANGE)
-        return packed
-
-
-class TensorHistogram:
-    """How often a tensor holds each number, gathered block by block, for one table for all.
-
-    Blocks may come in any order. Of several threads each needs one of its own; `add` joins them.
-    """
-
-    def __init__(self) -> None:
-        self.weights = np.zeros(KEYS, np.uint64)
-
-    def count(self, rows: np.ndarray, importance: np.ndarray | None = None) -> None:
-        """Count a block of rows; see `Palette.pack`.
-
-        Raises:
-            ValueRangeError: a value is NaN, infinite or too large for float16.
-        """
-        if not count_halves(rows, self.weights, importance):
-            raise ValueRangeError(_OUT_OF_RANGE)
-
-    def add(self, other: TensorHistogram) -> None:
-        """Count what another one counted."""
-        self.weights += other.weights
-
-    def table(self, palette: Palette) -> np.ndarray:
-        """The table of least squared error, float16 `(2^bits,)`."""
-        table = np.empty(1 << palette.bits, np.float16)
-        find_palette(self.weights, table)
-        return table
+        return packed, None

@@ -13,8 +13,8 @@ from converter import kernels
 from converter.checkpoint.gguf import open_gguf
 from converter.compile_kernels import compile_kernels
 from converter.errors import OptionError, UnsupportedError
-from converter.weights.palettes import Palette, TensorHistogram
-from converter.weights.quantization import ValueRangeError
+from converter.weights.palettes import Palette, TablePalette
+from converter.weights.row_format import ValueRangeError
 
 BITS = (1, 2, 3, 4, 6, 8)
 RNG = np.random.default_rng
@@ -78,7 +78,7 @@ def least_error(values: np.ndarray, costs: np.ndarray, cells: int) -> float:
 
 def excess(palette: Palette, rows: np.ndarray, importance: np.ndarray | None = None) -> float:
     """How much larger the squared error is than the least there is."""
-    read = unpacked(palette, *palette.pack(rows, importance), rows.shape)
+    read = unpacked(palette, *palette.pack(rows, importance=importance), rows.shape)
     costs = np.broadcast_to(
         1.0 if importance is None else importance.astype(np.float64), rows.shape
     )
@@ -127,7 +127,7 @@ def test_columns_that_matter_are_nearer() -> None:
     importance = RNG(1).exponential(size=256).astype(np.float32) ** 3 + np.float32(1e-3)
     assert -1e-6 < excess(Palette(4), rows, importance) < 0.005
     plain = Palette(4).pack(rows)
-    alike = Palette(4).pack(rows, np.full(256, 7, np.float32))
+    alike = Palette(4).pack(rows, importance=np.full(256, 7, np.float32))
     for ours, theirs in zip(plain, alike, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -152,7 +152,7 @@ def test_few_values_are_met_exactly(bits: int) -> None:
 def test_every_value_has_the_nearest_and_of_two_the_lower() -> None:
     rows = np.array([[0.0, 1.0, 2.0, 1.5, 0.5, -9.0, 9.0, 3.0]], np.float32)
     table = np.array([0, 1, 2, 4], np.float16)
-    packed = Palette(2).assign(rows, table)
+    packed, _ = TablePalette(Palette(2), table).pack(rows)
     assert indices_of(packed, 2, 8).tolist() == [0, 1, 2, 1, 0, 0, 3, 2]
     rows = normal(8, 300)
     packed, tables = Palette(3).pack(rows)
@@ -166,12 +166,12 @@ def test_a_block_does_not_change_with_what_is_beside_it(bits: int) -> None:
     """Whole groups in blocks of any size, in any number of threads; columns fill no whole bytes."""
     palette, rows = Palette(bits, 2), normal(64, 53)
     importance = RNG(2).random(53).astype(np.float32) + np.float32(0.1)
-    packed, tables = palette.pack(rows, importance)
-    step = palette.block_step(53)
+    packed, tables = palette.pack(rows, importance=importance)
+    step = palette.row_step(53)
     assert step == {1: 8, 2: 4, 3: 8, 4: 2, 6: 4, 8: 2}[bits]
     blocks = [np.ascontiguousarray(rows[i : i + step]) for i in range(0, 64, step)]
     with ThreadPoolExecutor(3) as threads:
-        found = list(threads.map(lambda block: palette.pack(block, importance), blocks))
+        found = list(threads.map(lambda block: palette.pack(block, importance=importance), blocks))
     np.testing.assert_array_equal(np.concatenate([block for block, _ in found]), packed)
     np.testing.assert_array_equal(np.concatenate([table for _, table in found]), tables)
 
@@ -180,25 +180,19 @@ def test_a_table_for_a_tensor_is_that_of_its_rows_in_one_group() -> None:
     palette, rows = Palette(4, 0), normal(24, 100)
     importance = RNG(3).random(100).astype(np.float32) + np.float32(0.1)
     for costs in (None, importance):
-        packed, (table,) = palette.pack(rows, costs)
-        parts = [TensorHistogram() for _ in range(3)]
-        for part, block in zip(parts, (rows[16:], rows[:7], rows[7:16]), strict=True):
-            part.count(block, costs)
-        parts[0].add(parts[1])
-        parts[0].add(parts[2])
-        np.testing.assert_array_equal(parts[0].table(palette), table)
-        found = [palette.assign(rows[i : i + 8], table) for i in (0, 8, 16)]
-        np.testing.assert_array_equal(np.concatenate(found), packed)
+        packed, (table,) = palette.pack(rows, importance=costs)
+        settled, found = palette.settled((rows[16:], rows[:7], rows[7:16]), costs)
+        np.testing.assert_array_equal(found, table)
+        blocks = [settled.pack(rows[i : i + 8])[0] for i in (0, 8, 16)]
+        np.testing.assert_array_equal(np.concatenate(blocks), packed)
 
 
 def all_results(rows: np.ndarray, group: int, importance: np.ndarray | None) -> list[np.ndarray]:
     found = []
     for bits in BITS:
-        found += Palette(bits, group).pack(rows, importance)
-        histogram = TensorHistogram()
-        histogram.count(rows, importance)
-        found += [histogram.weights, histogram.table(Palette(bits))]
-        found.append(Palette(bits).assign(rows, found[-1]))
+        found += Palette(bits, group).pack(rows, importance=importance)
+        settled, table = Palette(bits, 0).settled([rows], importance)
+        found += [table, settled.pack(rows)[0]]
     return found
 
 
@@ -246,8 +240,8 @@ def test_what_float16_cannot_hold_is_refused(
     rows[1, 4] = bad
     for refused in (
         lambda: Palette(4, 2).pack(rows),
-        lambda: Palette(1, 2).assign(rows, table),
-        lambda: TensorHistogram().count(rows),
+        lambda: TablePalette(Palette(1, 0), table).pack(rows),
+        lambda: Palette(1, 0).settled([rows], None),
     ):
         with pytest.raises(ValueRangeError, match="NaN, infinite values, or some beyond float16"):
             refused()
