@@ -38,8 +38,11 @@ class Sealing:
         origin: Origin,
         adapters: Sequence[tuple[WeightedAdapter, Origin]],
         expected: dict[str, Any] | None,
+        is_folder: bool = False,
     ) -> None:
-        self._writer = receipt.ReceiptWriter(output)
+        self._writer: receipt.ReceiptWriter | receipt.FolderReceiptWriter = (
+            receipt.FolderReceiptWriter() if is_folder else receipt.ReceiptWriter(output)
+        )
         self._output, self._expected = output, expected
         self._origin, self._adapters = origin, adapters
 
@@ -101,7 +104,7 @@ class Sealing:
             "receipt": receipt.FORMAT,
             "output": {
                 "name": self._output.stem,
-                "size": finished.stat().st_size,
+                "size": sum(part["size"] for part in parts),
                 "parts": parts,
             },
             "source": source,
@@ -121,7 +124,7 @@ class Sealing:
                     "use these versions, or convert without --from-receipt",
                 )
         check_states(self._states)  # hashed as it was read
-        self._writer.prepare(found)
+        self._writer.prepare(found, finished)
         return self._writer.finish
 
     @contextmanager

@@ -26,7 +26,8 @@ from converter.decoder import (
     Rope,
 )
 
-# Gives a weight of the network as a value of a function, in the shape that is asked for.
+# Gives a weight of the network as a value of a function, in the shape that is asked for. Its path is
+# that of `DecoderSpec.weight_shapes`; of rows a to b of the head, tied or not, it is `head[a:b]`.
 WeightOf = Callable[[Function, str, tuple[int, ...]], Tensor]
 
 
@@ -191,12 +192,11 @@ def _add_layers(
 def _add_head(
     f: Function, spec: DecoderSpec, interface: Interface, weight_of: WeightOf, x: Tensor
 ) -> None:
-    path = "embedding" if spec.tied_head else "head"
     columns = _to_channels(f, x)
     indices, values = [], []
     first = 0
     for i, size in enumerate(interface.head_parts):
-        weight = weight_of(f, f"{path}[{first}:{first + size}]", (size, spec.hidden_size, 1, 1))
+        weight = weight_of(f, f"head[{first}:{first + size}]", (size, spec.hidden_size, 1, 1))
         bias = None
         if spec.head_bias:
             bias = weight_of(f, f"head.bias[{first}:{first + size}]", (size,))
