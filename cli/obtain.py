@@ -59,12 +59,12 @@ def obtain(request: Request, announce_kept: bool = False) -> Path:
     output = source.output_path(request.output_dir)
     if source.kind == "litertlm":
         if request.force or request.output_dir is not None or chosen or expected is not None:
-            raise _converted_already(request.model)
+            raise converted_already(request.model)
         return output
     settle(output)
     if output.exists() and not request.force:
         if expected is not None:
-            _require_same(output, expected)
+            require_same(output, expected)
         # To `run` an existing file is what was meant, unless it would surprise.
         outdated = source.path is not None and is_outdated(output, source.path)
         if announce_kept or chosen or outdated:
@@ -88,13 +88,13 @@ def obtain(request: Request, announce_kept: bool = False) -> Path:
     if local.suffix != ".litertlm":
         _convert(local, source, output, chosen, request, sealing)
     elif chosen:
-        raise _converted_already(request.model)
+        raise converted_already(request.model)
     else:
         _adopt(local, output, sealing)
     return output
 
 
-def _require_same(output: Path, receipt: dict[str, Any]) -> None:
+def require_same(output: Path, receipt: dict[str, Any]) -> None:
     """Raise OutputError where a file that exists is not what a receipt says must come out."""
     from converter.receipt import differences
 
@@ -280,7 +280,7 @@ def source_checkpoint(request: Request) -> Iterator[Checkpoint]:
         yield checkpoint
 
 
-def _converted_already(model: str) -> OptionError:
+def converted_already(model: str) -> OptionError:
     return OptionError(
         model,
         "it is converted already, its scheme and lengths are fixed",

@@ -88,7 +88,7 @@ class Request:
         Raises:
             OptionError: one of them cannot be used. No work was done for it.
         """
-        chosen: dict[str, Any] = {}
+        chosen = self.chosen_for_any_target()
         if self.quantize is not None:
             from converter.weights.quantization import parse_quantization
 
@@ -97,14 +97,6 @@ class Request:
             from converter.weights.row_format import Clip
 
             chosen["clip"] = _member(Clip, "clip", self.clip)
-        if self.lora:
-            from converter.checkpoint.sources import parse_adapter
-
-            chosen["lora"] = tuple(parse_adapter(text) for text in self.lora)
-        if self.chat_template is not None:
-            from converter.options import read_chat_template
-
-            chosen["chat_template"] = read_chat_template(self.chat_template)
         if self.prefill_seq_len is not None:
             from converter.options import parse_prefill_lengths
 
@@ -119,6 +111,19 @@ class Request:
             check_choice("engine", self.engine, ENGINES)
             if self.engine == "torch":
                 chosen["engine"] = self.engine
+        return chosen
+
+    def chosen_for_any_target(self) -> dict[str, Any]:
+        """The part of `chosen` that is the same for every target."""
+        chosen: dict[str, Any] = {}
+        if self.lora:
+            from converter.checkpoint.sources import parse_adapter
+
+            chosen["lora"] = tuple(parse_adapter(text) for text in self.lora)
+        if self.chat_template is not None:
+            from converter.options import read_chat_template
+
+            chosen["chat_template"] = read_chat_template(self.chat_template)
         return chosen
 
 
