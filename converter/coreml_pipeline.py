@@ -344,6 +344,7 @@ class CoreMLConverter:
             states_of(spec, options.context),
             head_parts(spec.vocab_size, 16),
             options.argmax,
+            scale,
         )
 
     def _texts(self) -> Mapping[str, bytes]:
@@ -369,7 +370,7 @@ class CoreMLConverter:
             "embeddings",
             f"{self.prefix}_embeddings",
             palette_of,
-            (partial(embeddings, spec),),
+            (partial(embeddings, spec, interface),),
             {"input_ids": [(1, 1), (1, interface.batch)]},
             {"hidden_states": ()},
         )

@@ -82,6 +82,8 @@ class Package:
         if kind == "silu":
             x = op.x.val
             return x / (1 + np.exp(-x))
+        if kind == "reduce_max":  # coremltools' own hands numpy a bool that numpy 2 does not take
+            return op.x.val.max(tuple(op.axes.val), keepdims=bool(op.keep_dims.val))
         if kind.startswith("constexpr"):
             return op.materialized_val_inference()
         return op.value_inference()

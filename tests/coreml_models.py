@@ -86,7 +86,7 @@ class Weights:
         self._data.append(data.tobytes())
         return self._layout.add(dtype, shape)
 
-    def write(self, path: Path) -> None:
+    def content(self) -> bytes:
         """The file, header and all."""
         content = bytearray(self._layout.nbytes)
         for at, head in self._layout.heads():
@@ -94,13 +94,16 @@ class Weights:
         for record, data in zip(self._layout.records, self._data, strict=True):
             assert len(data) == record.nbytes
             content[record.data_offset : record.data_offset + len(data)] = data
-        path.write_bytes(content)
+        return bytes(content)
 
 
 def rows_of(values: Values, path: str) -> np.ndarray:
-    """A weight, or some of its rows: `head[20:40]`."""
+    """A weight, or some of its rows: `head[20:40]`; a tied head's are those of the embedding."""
     part = re.fullmatch(r"(.*)\[(\d+):(\d+)\]", path)
-    return values[part[1]][int(part[2]) : int(part[3])] if part else values[path]
+    if part is None:
+        return values[path]
+    whole = "embedding" if part[1] == "head" and "head" not in values else part[1]
+    return values[whole][int(part[2]) : int(part[3])]
 
 
 def palettized(values: Values, palette: Palette) -> dict[str, np.ndarray]:
@@ -130,7 +133,7 @@ def write_package(
     (folder / WEIGHTS).parent.mkdir(parents=True)
     (folder / MODEL).write_bytes(message)
     (folder / MANIFEST).write_bytes(manifest(message))
-    weights.write(folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(weights.content())
     return folder
 
 

@@ -27,8 +27,8 @@ from converter.decoder import (
     Rope,
 )
 
-# Gives a weight of the network as a value of a function, in the shape that is asked for. Its path is
-# that of `DecoderSpec.weight_shapes`; of rows a to b of the head, tied or not, it is `head[a:b]`.
+# Gives a weight of the network as a value of a function, in the shape that is asked for. Its path
+# is that of `DecoderSpec.weight_shapes`; of rows a to b of the head, tied or not, `head[a:b]`.
 WeightOf = Callable[[Function, str, tuple[int, ...]], Tensor]
 
 

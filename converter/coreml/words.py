@@ -19,7 +19,6 @@ from converter.decoder import (
     GatedDeltaNet,
     LayerSpec,
     Mamba2,
-    Placement,
     ShortConv,
 )
 from converter.errors import OptionError, UnsupportedError
@@ -99,12 +98,20 @@ def check_words(spec: DecoderSpec, context: int, batch: int, residual_scale: flo
                 f"does not divide the window of {window} positions, whose cache it would overrun",
                 f"choose one of: {', '.join(map(str, sizes))}",
             )
-    if residual_scale != 1 and spec.placement is Placement.AFTER:
-        raise UnsupportedError(
-            f"a residual stream scaled by {residual_scale:g}",
-            "is not the same network where blocks see it without a norm before them",
-            "leave out --fp16-scale",
-        )
+    if residual_scale != 1:
+        _check_scale(spec, residual_scale)
+
+
+def _check_scale(spec: DecoderSpec, residual_scale: float) -> None:
+    """Every block sees the stream under a norm, and what it adds is made by a weight."""
+    what = f"a residual stream scaled by {residual_scale:g}"
+    if not spec.placement.has_pre_norms:
+        why = "is another network where blocks see it without a norm before them"
+    elif spec.placement.has_post_norms and not spec.norm.has_weight:
+        why = "is another network where norms without weights stand after blocks"
+    else:
+        return
+    raise UnsupportedError(what, why, "leave out --fp16-scale")
 
 
 def _unwritten(spec: DecoderSpec) -> Iterator[str]:
