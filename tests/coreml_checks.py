@@ -212,13 +212,13 @@ def _blobs(program: Any) -> Iterator[Any]:
 def _record_offsets(weights: bytes) -> Iterator[int]:
     count, version = struct.unpack_from("<II", weights)
     assert version == 2
-    at = 64
+    end = 64
     for _ in range(count):
-        assert at % 64 == 0
+        at = -(-end // 64) * 64
         yield at
         (nbytes,) = struct.unpack_from("<Q", weights, at + 8)
-        at += 64 + -(-nbytes // 64) * 64
-    assert at == len(weights), "the file ends elsewhere"
+        end = at + 64 + nbytes
+    assert end == len(weights), "the file ends elsewhere"
 
 
 def interface(model: Any) -> Mapping[str, Any]:
