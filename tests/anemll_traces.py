@@ -2,7 +2,7 @@
 
     python -m tests.anemll_traces CHECKOUT
 
-writes `tests/converter/coreml/anemll_0_3_4.json`, once, from a checkout of ANEMLL 0.3.4; it needs
+writes `tests/converter/coreml/anemll_0_3_4.json`, as it was made from commit 6ecb10d. It needs
 torch and coremltools, and no Mac.
 """
 
@@ -16,32 +16,49 @@ from pathlib import Path
 from typing import Any
 
 from tests.coreml_checks import interface
+from tests.tiny_models import TINY_CONFIGS
 
 RECORD = Path(__file__).parent / "converter/coreml/anemll_0_3_4.json"
 CONTEXT, BATCH = 256, 64
-CONFIG = {
-    "vocab_size": 320,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-6,
-    "context_length": CONTEXT,
-    "state_length": CONTEXT,
-}
+Traces = Iterator[tuple[str, Any]]
 
 
 def main(checkout: str) -> None:
     sys.path.insert(0, checkout)
     sys.modules.setdefault("pkg_resources", types.ModuleType("pkg_resources"))  # for a version
-    record = {family: dict(traces) for family, traces in families()}
-    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    take_arrays_of_one_value()
+    lines = [
+        f'"{family} {part}": {json.dumps(found)}'
+        for family, traces in families()
+        for part, found in traces
+    ]
+    RECORD.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def families() -> Iterator[tuple[str, Iterator[tuple[str, Any]]]]:
+def of_config(family: str) -> dict[str, Any]:
+    lengths = {"context_length": CONTEXT, "state_length": CONTEXT}
+    return {**TINY_CONFIGS[family][1], **lengths}
+
+
+def take_arrays_of_one_value() -> None:
+    """coremltools makes a number of an array of one, which numpy 2.4 has no longer done for it."""
+    from coremltools.converters.mil import Builder
+    from coremltools.converters.mil.frontend.torch import ops
+
+    cast = ops._cast
+
+    def cast_one(context: Any, node: Any, kind: type, name: str) -> None:
+        (x,) = ops._get_inputs(context, node, expected=1)
+        if x.can_be_folded_to_const() and getattr(x.val, "size", 0) == 1:
+            context.add(Builder.const(val=kind(x.val.item()), name=node.name), node.name)
+        else:
+            cast(context, node, kind, name)
+
+    ops._cast = cast_one
+
+
+def families() -> Iterator[tuple[str, Traces]]:
+    """Each with its parts: two chunks of a layer."""
     from anemll.ane_converter.llama_converter import LlamaConverter
     from anemll.ane_converter.qwen2_5_converter import Qwen25Converter
     from anemll.ane_converter.qwen_converter import QwenConverter
@@ -49,8 +66,10 @@ def families() -> Iterator[tuple[str, Iterator[tuple[str, Any]]]]:
     from anemll.models.qwen2_5_model import Qwen25Config, Qwen25ForCausalLM
     from anemll.models.qwen_model import QwenConfig, QwenForCausalLM
 
-    def of_qwen(converter: type, model: type, config: type, **more: Any) -> Any:
-        network = model(config(**CONFIG, **more), enable_coreml=True).eval()
+    def of_qwen(family: str, converter: Any, model: Any, config: Any) -> Traces:
+        network = (
+            model(config(**of_config(family)), enable_coreml=True).eval().requires_grad_(False)
+        )
         made = converter(network, context_length=CONTEXT, batch_size=BATCH, lut_bits=None)
         yield "embeddings", described(made.convert("1"))
         for i in range(2):
@@ -58,8 +77,12 @@ def families() -> Iterator[tuple[str, Iterator[tuple[str, Any]]]]:
             yield f"prefill {i + 1}", described(made.convert_part_2_prefill(network, i, 2))
         yield "head", described(made.convert("3"))
 
-    def of_llama() -> Any:
-        network = LlamaForCausalLM(LlamaConfig(**CONFIG), enable_coreml=True).eval()
+    def of_llama() -> Traces:
+        network = (
+            LlamaForCausalLM(LlamaConfig(**of_config("llama")), enable_coreml=True)
+            .eval()
+            .requires_grad_(False)
+        )
         made = LlamaConverter(
             network,
             context_length=CONTEXT,
@@ -76,8 +99,8 @@ def families() -> Iterator[tuple[str, Iterator[tuple[str, Any]]]]:
         yield "head", described(made.convert_lm_head(network))
 
     yield "llama", of_llama()
-    yield "qwen2", of_qwen(Qwen25Converter, Qwen25ForCausalLM, Qwen25Config)
-    yield "qwen3", of_qwen(QwenConverter, QwenForCausalLM, QwenConfig)
+    yield "qwen2", of_qwen("qwen2", Qwen25Converter, Qwen25ForCausalLM, Qwen25Config)
+    yield "qwen3", of_qwen("qwen3", QwenConverter, QwenForCausalLM, QwenConfig)
 
 
 def described(model: Any) -> Any:

@@ -222,14 +222,18 @@ def _record_offsets(weights: bytes) -> Iterator[int]:
 
 
 def interface(model: Any) -> Mapping[str, Any]:
-    """A model's functions: inputs, outputs and states by name, each (type, shape), and its ops."""
+    """A model's functions: inputs, outputs and states by name, each [type, shape], as described.
+
+    Beside them how often each operation is there, without constants.
+    """
     found = {}
     several = {one.name: one for one in model.description.functions}
     for name, function in model.mlProgram.functions.items():
         described = several.get(name, model.description)
         ops: dict[str, int] = {}
         for op in function.block_specializations[function.opset].operations:
-            ops[op.type] = ops.get(op.type, 0) + 1
+            if op.type != "const":
+                ops[op.type] = ops.get(op.type, 0) + 1
         found[name] = {
             "input": {one.name: _array(one.type.multiArrayType) for one in described.input},
             "output": {one.name: _array(one.type.multiArrayType) for one in described.output},
