@@ -158,7 +158,7 @@ def build(
     palette: Palette | None = None,
 ) -> Parts:
     """Write a network's packages into a folder."""
-    check_words(spec, interface.context, interface.batch, interface.residual_scale)
+    check_words(spec, interface.context, interface.residual_scale)
     values = dict(values)
     tables = decoder_program.rope_tables(spec, interface.context).values()
     for i, (cos, sin) in enumerate(tables):

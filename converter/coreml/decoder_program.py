@@ -537,6 +537,7 @@ def rope_tables(spec: DecoderSpec, context: int) -> Mapping[Rope, tuple[np.ndarr
     for layer in spec.layers:
         mixer = _attention(layer)
         if mixer.rope is not None and mixer.rope not in found:
+            assert context <= (mixer.rope.positions or context), "a longer one was not chosen"
             frequencies = np.array(mixer.rope.inverse_frequencies(mixer.head_dim))
             angles = np.arange(context)[:, None] * frequencies
             factor = mixer.rope.attention_factor

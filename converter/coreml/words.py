@@ -57,32 +57,23 @@ _FIELDS: Mapping[type, Mapping[str, str]] = {
 }
 
 
-def check_words(spec: DecoderSpec, context: int, batch: int, residual_scale: float = 1.0) -> None:
+def check_words(spec: DecoderSpec, context: int, residual_scale: float = 1.0) -> None:
     """Refuse a network that the emitter cannot write, or not for these options.
 
     Args:
         spec: the network in this context: `DecoderSpec.for_context`.
-        batch: tokens of a `prefill`.
         residual_scale: of `decoder_program.Interface`.
 
     Raises:
-        UnsupportedError: the network has parts that the emitter lacks.
-        OptionError: it has all, but not for this context or batch, or scaled so.
+        UnsupportedError: it has parts that the emitter lacks, or is another one scaled so.
+        OptionError: it has all, but not for this context.
     """
     lacking = list(dict.fromkeys((*_unwritten(spec), *_unlike(spec, context))))
     if lacking:
         raise UnsupportedError(
             f"a network with {', '.join(lacking)}", "is not written as a Core ML package", _FIX
         )
-    mixers = _mixers(spec)
-    held = [mixer.rope.positions for mixer in mixers if mixer.rope and mixer.rope.positions]
-    if min(held, default=context) < context:
-        raise OptionError(
-            f"--context {context}",
-            f"is more than the {min(held)} positions that its rotary embedding is for",
-            f"choose --context {min(held)} or less",
-        )
-    grows = [mixer.position_scale.length for mixer in mixers if mixer.position_scale]
+    grows = [m.position_scale.length for m in _mixers(spec) if m.position_scale]
     if min(grows, default=context) < context:  # up to there the factor is 1
         raise OptionError(
             f"--context {context}",
@@ -90,14 +81,6 @@ def check_words(spec: DecoderSpec, context: int, batch: int, residual_scale: flo
             "which is not written as a Core ML package",
             f"choose --context {min(grows)} or less",
         )
-    for window in _windows(spec, context):
-        if window % batch:
-            sizes = [n for n in range(1, min(window, 256) + 1) if window % n == 0]
-            raise OptionError(
-                f"--batch {batch}",
-                f"does not divide the window of {window} positions, whose cache it would overrun",
-                f"choose one of: {', '.join(map(str, sizes))}",
-            )
     if residual_scale != 1:
         _check_scale(spec, residual_scale)
 
@@ -138,7 +121,7 @@ def _changed(part: Any) -> Iterator[str]:
 
 
 def _unlike(spec: DecoderSpec, context: int) -> Iterator[str]:
-    """What has operations, though not in these company."""
+    """What has operations, though not in this company."""
     mixers = _mixers(spec)
     if len({(mixer.num_kv_heads, mixer.head_dim) for mixer in mixers}) > 1:
         yield "keys and values of several shapes"  # layers share one cache, and the tables of rope

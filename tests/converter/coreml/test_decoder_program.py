@@ -132,7 +132,7 @@ def test_a_family(test_id: str, model_of: MakeModel, tmp_path: Path) -> None:
 def test_a_family_with_other_words_is_refused(test_id: str, model_of: MakeModel) -> None:
     spec = model_of(_FIRST.get(test_id, test_id)).spec
     with pytest.raises(UnsupportedError, match="--target cpu") as caught:
-        check_words(spec, CONTEXT, BATCH)
+        check_words(spec, CONTEXT)
     assert REFUSED[test_id] in str(caught.value)
 
 
