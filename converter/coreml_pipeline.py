@@ -35,6 +35,7 @@ from converter.coreml.decoder_program import (
 from converter.coreml.decoder_program import chunks as chunks_of
 from converter.coreml.package import MANIFEST, MODEL, WEIGHTS, manifest, model_message
 from converter.coreml.program import Function, Tensor
+from converter.coreml.words import check_words
 from converter.coreml_options import AUTO_SCALE, CoreMLOptions
 from converter.decoder import DecoderSpec
 from converter.errors import OptionError
@@ -304,6 +305,7 @@ class CoreMLConverter:
         """Validate, make all functions and fix the place of every weight."""
         network, spec = self.network, self.spec
         network.shapes  # noqa: B018 - the tensors have these
+        check_words(spec, self.options.context, scale)
         interface = self._interface(scale)
         texts = background.start(lambda: self._texts(), f"{self.name}: tokenizer and chat template")
         tables = {
@@ -344,6 +346,7 @@ class CoreMLConverter:
             states_of(spec, options.context),
             head_parts(spec.vocab_size, 16),
             options.argmax,
+            scale,
         )
 
     def _texts(self) -> Mapping[str, bytes]:
@@ -369,7 +372,7 @@ class CoreMLConverter:
             "embeddings",
             f"{self.prefix}_embeddings",
             palette_of,
-            (partial(embeddings, spec),),
+            (partial(embeddings, spec, interface),),
             {"input_ids": [(1, 1), (1, interface.batch)]},
             {"hidden_states": ()},
         )

@@ -20,15 +20,14 @@ States = dict[str, np.ndarray]
 class Package:
     """A `.mlpackage`, loaded.
 
+    Everything is computed in float32.
+
     Attributes:
         functions: by name, coremltools' own objects.
+        rounds: every result is brought to float16.
     """
 
     def __init__(self, path: Path, rounds: bool = False) -> None:
-        """
-        Args:
-            rounds: every result to float16; else all is computed in float32.
-        """
         import coremltools
         from coremltools.converters.mil.frontend.milproto.load import load
 
@@ -37,12 +36,12 @@ class Package:
         self.functions = load(
             self.spec, self.spec.specificationVersion, file_weights_dir=str(weights)
         ).functions
-        self._rounds = rounds
+        self.rounds = rounds
 
     def new_states(self, function: str) -> States:
         """Zeros, as a runtime makes them."""
         return {
-            name: np.zeros(var.shape, np.float16 if self._rounds else np.float32)
+            name: np.zeros(var.shape, np.float32)
             for name, var in self.functions[function].inputs.items()
             if _is_state(var)
         }
@@ -83,13 +82,16 @@ class Package:
         if kind == "silu":
             x = op.x.val
             return x / (1 + np.exp(-x))
+        if kind == "reduce_max":  # coremltools' own hands numpy a bool that numpy 2 does not take
+            return op.x.val.max(tuple(op.axes.val), keepdims=bool(op.keep_dims.val))
         if kind.startswith("constexpr"):
             return op.materialized_val_inference()
         return op.value_inference()
 
     def _as_float(self, value: Any) -> Any:
         if isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "f":
-            return value.astype(np.float16 if self._rounds else np.float32)
+            value = value.astype(np.float16) if self.rounds else value
+            return value.astype(np.float32)
         return value
 
 

@@ -1,11 +1,12 @@
 """A package's file of weights: records, each a tensor, laid out before any of them is read.
 
-    header      u32 number of records, u32 version 2                         64 bytes
+    header      u32 number of records, u32 version 2
     record      u32 0xDEADBEEF, u32 type, u64 bytes, u64 where its data is, u64 bits of padding
-    data        of the record before it, padded with zeros                   each on 64 bytes
+    data        of the record before it
 
-All numbers are little-endian. Elements below a byte are one stream of bits over the whole tensor,
-the first element in the lowest bits. Source: coremltools' MILBlob storage format, version 2.
+Each begins on a border of 64 bytes. All numbers are little-endian. Elements below a byte are one
+stream of bits over the whole tensor, the first element in the lowest bits. Source: coremltools'
+MILBlob storage format, version 2.
 """
 
 from __future__ import annotations
@@ -95,9 +96,9 @@ class BlobLayout:
         count = 1
         for size in shape:
             count *= size
-        record = Record(dtype, shape, self.nbytes, count)
+        record = Record(dtype, shape, -(-self.nbytes // ALIGNMENT) * ALIGNMENT, count)
         self.records.append(record)
-        self.nbytes = record.data_offset + -(-record.nbytes // ALIGNMENT) * ALIGNMENT
+        self.nbytes = record.data_offset + record.nbytes
         return record
 
     def heads(self) -> Iterator[tuple[int, bytes]]:

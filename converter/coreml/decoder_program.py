@@ -8,13 +8,14 @@ shapes, states) is that of ANEMLL 0.3.5; where its network differs from the mode
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from converter.coreml.blob import DType
 from converter.coreml.program import Function, Tensor
 from converter.decoder import (
+    QUICK_GELU_SLOPE,
     Activation,
     Attention,
     DecoderSpec,
@@ -26,8 +27,8 @@ from converter.decoder import (
     Rope,
 )
 
-# Gives a weight of the network as a value of a function, in the shape that is asked for. Its path is
-# that of `DecoderSpec.weight_shapes`; of rows a to b of the head, tied or not, it is `head[a:b]`.
+# Gives a weight of the network as a value of a function, in the shape that is asked for. Its path
+# is that of `DecoderSpec.weight_shapes`; of rows a to b of the head, tied or not, `head[a:b]`.
 WeightOf = Callable[[Function, str, tuple[int, ...]], Tensor]
 
 
@@ -65,6 +66,9 @@ class Interface:
         batch: tokens of a `prefill`.
         head_parts: rows of the head that each of its outputs has.
         argmax: whether the head gives the largest logit of each part in place of all.
+        residual_scale: the residual stream is so many times what it is in the model, so that
+            float16 can carry it. Whoever gives the weights scales what is added to the stream; the
+            embedding, and the epsilon of norms that see the stream, are scaled here.
     """
 
     context: int
@@ -72,6 +76,7 @@ class Interface:
     states: tuple[StateSpec, ...]
     head_parts: tuple[int, ...]
     argmax: bool = False
+    residual_scale: float = 1.0
 
     def state_of(self, layer: int) -> StateSpec:
         return next(state for state in self.states if layer in state.layers)
@@ -124,11 +129,11 @@ def calls(interface: Interface) -> tuple[Call, ...]:
     )
 
 
-def embeddings(spec: DecoderSpec, weight_of: WeightOf) -> Function:
-    """Tokens -> rows of the table, times the scale."""
+def embeddings(spec: DecoderSpec, interface: Interface, weight_of: WeightOf) -> Function:
+    """Tokens -> rows of the table, times the scales."""
     f = Function("main")
     tokens = f.add_input("input_ids", (1, None), DType.INT32)
-    f.add_output("hidden_states", _embed(f, spec, weight_of, tokens))
+    f.add_output("hidden_states", _embed(f, spec, interface, weight_of, tokens))
     return f
 
 
@@ -160,7 +165,7 @@ def monolithic(
     """Everything in one: tokens -> logits, or for `prefill` nothing but states."""
     f = Function(call.name)
     tokens = f.add_input("input_ids", (1, call.length), DType.INT32)
-    x = _embed(f, spec, weight_of, tokens)
+    x = _embed(f, spec, interface, weight_of, tokens)
     which = range(len(spec.layers))
     x = _Layers(f, spec, interface, call, weight_of).run(which, x)
     if call.is_prefill:
@@ -170,11 +175,13 @@ def monolithic(
     return f
 
 
-def _embed(f: Function, spec: DecoderSpec, weight_of: WeightOf, tokens: Tensor) -> Tensor:
+def _embed(
+    f: Function, spec: DecoderSpec, interface: Interface, weight_of: WeightOf, tokens: Tensor
+) -> Tensor:
     table = weight_of(f, "embedding", (spec.vocab_size, spec.hidden_size))
     x = f.make_gather(table, tokens)
-    scale = spec.embedding_scale
-    return x if scale is None else f.make_mul_constant(x, scale)
+    scale = (spec.embedding_scale or 1) * interface.residual_scale
+    return x if scale == 1 else f.make_mul_constant(x, scale)
 
 
 def _add_layers(
@@ -272,14 +279,14 @@ class _Layers:
         if call.is_prefill:
             # Nobody reads it: only states count. By its size runtimes know the last part.
             return f.make_slice(x, 1, 0, 1)
-        return self.make_norm(x, "final_norm", self.spec.norm)
+        return self.make_stream_norm(x, "final_norm")
 
     def make_layer(self, i: int, x: Tensor) -> Tensor:
         spec, layer = self.spec, self.spec.layers[i]
         attention, mlp = f"layers.{i}.attention", f"layers.{i}.mlp"
         assert isinstance(layer.feed_forward, FeedForward)
         if spec.placement is Placement.PARALLEL:
-            normed = self.make_norm(x, f"{attention}.norm", spec.norm)
+            normed = self.before(x, attention)
             mixed = self.make_attention(i, attention, normed)
             fed = self.make_feed_forward(mlp, layer.feed_forward, normed)
             return self.make_sum(self.make_sum(x, mixed), fed)
@@ -290,7 +297,7 @@ class _Layers:
 
     def before(self, x: Tensor, block: str) -> Tensor:
         norms = self.spec.placement.has_pre_norms
-        return self.make_norm(x, f"{block}.norm", self.spec.norm) if norms else x
+        return self.make_stream_norm(x, f"{block}.norm") if norms else x
 
     def after(self, x: Tensor, block: str) -> Tensor:
         norms = self.spec.placement.has_post_norms
@@ -303,6 +310,11 @@ class _Layers:
         return self.f.make_binary("add", x, added)
 
     # Blocks ---------------------------------------------------------------------------------------
+
+    def make_stream_norm(self, x: Tensor, path: str) -> Tensor:
+        """Of the residual stream: the scale leaves no trace."""
+        norm, scale = self.spec.norm, self.interface.residual_scale
+        return self.make_norm(x, path, replace(norm, epsilon=norm.epsilon * scale**2))
 
     def make_norm(self, x: Tensor, path: str, norm: Norm) -> Tensor:
         """Over the last axis.
@@ -353,6 +365,10 @@ class _Layers:
             return f.make_unary("silu", x)
         if activation is Activation.RELU2:
             return f.make_unary("square", f.make_unary("relu", x))
+        if activation is Activation.QUICK_GELU:
+            steep = f.make_unary("silu", f.make_mul_constant(x, QUICK_GELU_SLOPE))
+            return f.make_mul_constant(steep, 1 / QUICK_GELU_SLOPE)
+        assert activation in (Activation.GELU, Activation.GELU_TANH)
         mode = "TANH_APPROXIMATION" if activation is Activation.GELU_TANH else "EXACT"
         return f.make_unary("gelu", x, mode=mode)
 
@@ -521,6 +537,7 @@ def rope_tables(spec: DecoderSpec, context: int) -> Mapping[Rope, tuple[np.ndarr
     for layer in spec.layers:
         mixer = _attention(layer)
         if mixer.rope is not None and mixer.rope not in found:
+            assert context <= (mixer.rope.positions or context), "a longer one was not chosen"
             frequencies = np.array(mixer.rope.inverse_frequencies(mixer.head_dim))
             angles = np.arange(context)[:, None] * frequencies
             factor = mixer.rope.attention_factor

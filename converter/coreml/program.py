@@ -147,8 +147,12 @@ class Function:
         return self._op("softmax", x.shape, x.dtype, x=x, axis=-1)
 
     def make_layer_norm(self, x: Tensor, epsilon: float) -> Tensor:
-        """Over the last axis, without weight and bias."""
-        return self._op("layer_norm", x.shape, x.dtype, x=x, axes=[-1], epsilon=np.float16(epsilon))
+        """Over the last axis, without weight and bias.
+
+        An epsilon too small for float16 is the least that there is: a row of zeros stays one.
+        """
+        rounded = max(np.float16(epsilon), np.finfo(np.float16).smallest_subnormal)
+        return self._op("layer_norm", x.shape, x.dtype, x=x, axes=[-1], epsilon=rounded)
 
     def make_concat(self, parts: Sequence[Tensor], axis: int) -> Tensor:
         """One after the other along `axis`."""

@@ -1,0 +1,141 @@
+"""Which networks `decoder_program` can write: every other one is refused by what it would lack.
+
+A word of `DecoderSpec` that is neither written nor refused would change the numbers in silence, so
+`tests/converter/coreml/test_words.py` tries each of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from converter.decoder import (
+    Activation,
+    Attention,
+    DecoderSpec,
+    Experts,
+    FeedForward,
+    GatedDeltaNet,
+    LayerSpec,
+    Mamba2,
+    ShortConv,
+)
+from converter.errors import OptionError, UnsupportedError
+
+_FIX = "convert it for LiteRT-LM: --target cpu"
+
+# What has no operations here, as a part of a network.
+_PARTS: Mapping[Any, str] = {
+    ShortConv: "short convolutions",
+    GatedDeltaNet: "a gated delta net",
+    Mamba2: "Mamba layers",
+    Experts: "mixtures of experts",
+    Activation.XIELU: "the activation xIELU",
+}
+# Fields that are not looked at, so that they must have their defaults.
+_FIELDS: Mapping[type, Mapping[str, str]] = {
+    DecoderSpec: {
+        "per_layer_input": "an embedding for each layer",
+        "has_layer_scales": "factors on layers",
+        "laurel_rank": "paths of low rank beside attention",
+        "altup": "several residual streams",
+    },
+    LayerSpec: {"beside": "two mixers in a layer"},
+    Attention: {
+        "is_gated": "gates on the output of attention",
+        "has_sinks": "attention sinks",
+        "cache_of": "layers that share a cache",
+        "value_norm": "normalised values",
+        "keys_are_values": "keys that are values, too",
+    },
+    FeedForward: {
+        "cutoff": "gates that are cut off",
+        "limit": "gates that are limited",
+        "up_offset": "an offset on what is gated",
+    },
+}
+
+
+def check_words(spec: DecoderSpec, context: int, residual_scale: float = 1.0) -> None:
+    """Refuse a network that the emitter cannot write, or not for these options.
+
+    Args:
+        spec: the network in this context: `DecoderSpec.for_context`.
+        residual_scale: of `decoder_program.Interface`.
+
+    Raises:
+        UnsupportedError: it has parts that the emitter lacks, or is another one scaled so.
+        OptionError: it has all, but not for this context.
+    """
+    lacking = list(dict.fromkeys((*_unwritten(spec), *_unlike(spec, context))))
+    if lacking:
+        raise UnsupportedError(
+            f"a network with {', '.join(lacking)}", "is not written as a Core ML package", _FIX
+        )
+    grows = [m.position_scale.length for m in _mixers(spec) if m.position_scale]
+    if min(grows, default=context) < context:  # up to there the factor is 1
+        raise OptionError(
+            f"--context {context}",
+            f"is where queries begin to grow with the position, from {min(grows)} on, "
+            "which is not written as a Core ML package",
+            f"choose --context {min(grows)} or less",
+        )
+    if residual_scale != 1:
+        _check_scale(spec, residual_scale)
+
+
+def _check_scale(spec: DecoderSpec, residual_scale: float) -> None:
+    """Every block sees the stream under a norm, and what it adds is made by a weight."""
+    what = f"a residual stream scaled by {residual_scale:g}"
+    if not spec.placement.has_pre_norms:
+        why = "is another network where blocks see it without a norm before them"
+    elif spec.placement.has_post_norms and not spec.norm.has_weight:
+        why = "is another network where norms without weights stand after blocks"
+    else:
+        return
+    raise UnsupportedError(what, why, "leave out --fp16-scale")
+
+
+def _unwritten(spec: DecoderSpec) -> Iterator[str]:
+    """What has no operations, part by part."""
+    yield from _changed(spec)
+    for layer in spec.layers:
+        yield from _changed(layer)
+        for part in (layer.mixer, layer.feed_forward):
+            if type(part) in _PARTS:
+                yield _PARTS[type(part)]
+            yield from _changed(part)
+        if isinstance(layer.feed_forward, FeedForward):
+            activation = layer.feed_forward.activation
+            if activation in _PARTS:
+                yield _PARTS[activation]
+
+
+def _changed(part: Any) -> Iterator[str]:
+    """Fields of one part that are not at their defaults, though nothing looks at them."""
+    words = _FIELDS.get(type(part), {})
+    for field in dataclasses.fields(part):
+        if field.name in words and getattr(part, field.name) != field.default:
+            yield words[field.name]
+
+
+def _unlike(spec: DecoderSpec, context: int) -> Iterator[str]:
+    """What has operations, though not in this company."""
+    mixers = _mixers(spec)
+    if len({(mixer.num_kv_heads, mixer.head_dim) for mixer in mixers}) > 1:
+        yield "keys and values of several shapes"  # layers share one cache, and the tables of rope
+    if len(_windows(spec, context)) > 1:
+        yield "windows of several lengths"
+    if any(m.qk_norm and m.qk_norm.is_full_width and m.qk_norm.after_rope for m in mixers):
+        yield "queries that are rotated, then normalised as one row"
+
+
+def _mixers(spec: DecoderSpec) -> list[Attention]:
+    return [layer.mixer for layer in spec.layers if isinstance(layer.mixer, Attention)]
+
+
+def _windows(spec: DecoderSpec, context: int) -> set[int]:
+    """Of layers that do not see all positions."""
+    windows = {mixer.sliding_window for mixer in _mixers(spec)}
+    return {window for window in windows if window is not None and window < context}
