@@ -18,7 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("converter.report", "converter.check", "converter.torch"),
     ("converter.base",),
     ("runner",),
-    ("converter.receipt", "converter.options", "converter.network"),
+    ("converter.receipt", "converter.options", "converter.coreml_options", "converter.network"),
     ("converter.weights",),
     ("converter.text", "converter.litertlm", "converter.tflite", "converter.coreml"),
     ("converter.checkpoint", "converter.families", "converter.registry"),
