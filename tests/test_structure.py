@@ -18,6 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("converter.report", "converter.check", "converter.torch"),
     ("converter.base",),
     ("runner",),
+    ("converter.preflight",),
     ("converter.receipt", "converter.options", "converter.network"),
     ("converter.weights",),
     ("converter.text", "converter.litertlm", "converter.tflite", "converter.coreml"),
