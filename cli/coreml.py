@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.fetch import (
-    adapter_fetched_before,
     fetch,
     fetch_adapter,
-    fetched_before,
     say,
     source_of,
 )
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
     from cli.sealing import Sealing
     from converter.checkpoint.base import Checkpoint
     from converter.checkpoint.sources import Source
-    from converter.coreml_options import CoreMLOptions
     from converter.coreml_pipeline import CoreMLConverter, CoreMLPlan
 
 FOLDER = "coreml"  # in a model's own, where --output-dir names no other

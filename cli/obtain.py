@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from converter.check import CheckReport
     from converter.checkpoint.base import Checkpoint
     from converter.checkpoint.sources import Source
+    from converter.network import Network
     from converter.options import ConvertOptions
     from converter.report import PlanReport
 
@@ -192,7 +193,7 @@ def _refuse_converted(request: Request, local: Path) -> None:
     if local.suffix.lower() == ".litertlm":
         raise OptionError(
             request.model,
-            "it is converted already, there is nothing to plan",
+            "it is converted already, and this is about what it was made of",
             "see what is in it with litert-lm-cli inspect",
         )
 
@@ -278,6 +279,24 @@ def source_checkpoint(request: Request) -> Iterator[Checkpoint]:
         )
     with open_checkpoint(local) as checkpoint:
         yield checkpoint
+
+
+@contextmanager
+def source_network(request: Request) -> Iterator[Network]:
+    """The network of a model's own weights, with its adapters; downloaded where it is remote.
+
+    Raises:
+        LiteRTLMError: see `converter.errors`.
+    """
+    from converter.network import read_network
+
+    chosen = request.chosen()
+    source = source_of(request, chosen)
+    local, _ = fetch(source, request, prefer_converted=False)
+    _refuse_converted(request, local)
+    adapters = [fetch_adapter(adapter, request)[0] for adapter in chosen.get("lora", ())]
+    with open_checkpoint(local) as checkpoint:
+        yield read_network(checkpoint, source.name, adapters)
 
 
 def converted_already(model: str) -> OptionError:

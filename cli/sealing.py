@@ -198,7 +198,7 @@ def coreml_options_for_receipt(converter: CoreMLConverter, plan: CoreMLPlan) -> 
 
 
 # Fields of `CoreMLOptions` that a receipt says as they are, with the types that they have there.
-_COREML_OPTIONS: dict[str, type] = {
+_COREML_OPTIONS: dict[str, Any] = {
     "context": int, "batch": int, "chunks": int | None, "max_chunk_mb": int, "prefix": str | None,
     "argmax": bool, "split_rotate": bool, "monolithic": bool,
 }  # fmt: skip

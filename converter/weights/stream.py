@@ -25,9 +25,9 @@ from converter.families.tensors import WeightSource
 from converter.kernels import SMALLEST_HALF, SMALLEST_NORMAL, multiply_int8
 from converter.weights.calibration import Inputs, calibrate, to_integers
 from converter.weights.lora_update import Update
-from converter.weights.placed_rows import read_placed
 from converter.weights.quantization import INT8, blocks_met
 from converter.weights.row_format import Clip, RowFormat, ValueRangeError
+from converter.weights.weight_rows import read_weight, row_units
 from converter.weights.workers import Task, Workers
 
 # Values per block, measured (benchmarks/README.md): a block of 2^18 would stay in the L2 cache, but
@@ -96,20 +96,12 @@ class PlannedWeight:
         """(first row, row after the last) of pieces that are worked on at once: whole heads."""
         rows, columns = _as_matrix(self.shape)
         step = max(1, BLOCK_VALUES // columns)
-        unit = math.lcm(*self._units(), self.format.row_step(columns))
+        unit = math.lcm(*row_units(self.source, self.updates), self.format.row_step(columns))
         step = -(-step // unit) * unit
         if len(self.shape) == 1:
             step = rows
         for start in range(0, rows, step):
             yield start, min(start + step, rows)
-
-    def _units(self) -> Iterator[int]:
-        """How many rows must be read together, in the checkpoint and in adapters."""
-        for source in (self.source, *(update.source for update in self.updates)):
-            if source.interleaved:
-                yield source.interleaved[0]
-            if source.turns:
-                yield source.turns
 
 
 def needs_calibration(weights: Iterable[PlannedWeight], clip: Clip) -> bool:
@@ -337,31 +329,18 @@ class WeightStream:
         self, weight: PlannedWeight, start: int, stop: int, keep_bf16: bool = False
     ) -> np.ndarray:
         """Rows of a weight as the network has it, valid until the thread's next call."""
-        source = weight.source
-        columns = weight.shape[-1]
-        is_changed = source.add or source.factors or weight.updates or weight.factor != 1
-        if source.is_absent:
-            rows = self._floats.of_size((stop - start) * columns).reshape(-1, columns)
-            rows.fill(0)
-        else:
-            is_vector = len(weight.shape) == 1
-            rows = read_placed(
-                self._checkpoint,
-                source.tensor,
-                source,
-                *((0, columns) if is_vector else (start, stop)),
-                buffer=self._floats.of_size((stop - start) * columns),
-                keep_bf16=keep_bf16 and not is_changed,
-            )
-        if source.is_log_of_negative:
-            np.negative(np.exp(rows, out=rows), out=rows)
-        if source.add:
-            rows += np.float32(source.add)
-        for update in weight.updates:
-            update.apply(rows, weight.first_row + start)
-        if weight.factor != 1:
-            rows *= np.float32(weight.factor)
-        return rows
+        return read_weight(
+            self._checkpoint,
+            weight.source,
+            weight.shape,
+            weight.updates,
+            start,
+            stop,
+            self._floats,
+            keep_bf16,
+            weight.first_row,
+            weight.factor,
+        )
 
 
 @dataclass(frozen=True)
