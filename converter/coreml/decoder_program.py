@@ -30,6 +30,8 @@ from converter.decoder import (
 # Gives a weight of the network as a value of a function, in the shape that is asked for. Its path
 # is that of `DecoderSpec.weight_shapes`; of rows a to b of the head, tied or not, `head[a:b]`.
 WeightOf = Callable[[Function, str, tuple[int, ...]], Tensor]
+# A rotary embedding, and the width of the heads that it rotates.
+Rotation = tuple[Rope, int]
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ class _Layers:
     call: Call
     weight_of: WeightOf
     states: dict[str, Tensor] = field(default_factory=dict)
-    rows: dict[Rope, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    rows: dict[Rotation, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def run(self, which: Sequence[int], x: Tensor) -> Tensor:
         """(1, T, hidden) -> the same, or (1, 1, hidden) after the last layer of a `prefill`."""
@@ -282,6 +284,12 @@ class _Layers:
         return self.make_stream_norm(x, "final_norm")
 
     def make_layer(self, i: int, x: Tensor) -> Tensor:
+        x = self.make_blocks(i, x)
+        if self.spec.has_layer_scales:
+            x = self.f.make_binary("mul", x, self.weight_of(self.f, f"layers.{i}.scale", (1,)))
+        return x
+
+    def make_blocks(self, i: int, x: Tensor) -> Tensor:
         spec, layer = self.spec, self.spec.layers[i]
         attention, mlp = f"layers.{i}.attention", f"layers.{i}.mlp"
         assert isinstance(layer.feed_forward, FeedForward)
@@ -380,11 +388,13 @@ class _Layers:
         mixer, state = _attention(self.spec.layers[i]), self.interface.state_of(i)
         heads, kv, width = mixer.num_heads, mixer.num_kv_heads, mixer.head_dim
         columns = _to_channels(f, x)
-        q = self.make_heads(block, "q", mixer, columns, heads)
-        k = self.make_heads(block, "k", mixer, columns, kv)
-        v = self.to_heads(
-            self.make_projection(block, "v", mixer.biases, columns, kv * width), kv, width
-        )
+        q, _ = self.make_heads(block, "q", mixer, columns, heads)
+        k, projected = self.make_heads(block, "k", mixer, columns, kv)
+        if not mixer.keys_are_values:
+            projected = self.make_projection(block, "v", mixer.biases, columns, kv * width)
+        v = self.to_heads(projected, kv, width)
+        if mixer.value_norm is not None:
+            v = self.make_norm(v, f"{block}.v_norm", mixer.value_norm)
         scale = mixer.scale / (mixer.softcap or 1)
         if scale != 1:  # on queries, so that scores stay small
             q = f.make_mul_constant(q, scale)
@@ -411,10 +421,10 @@ class _Layers:
 
     def make_heads(
         self, block: str, part: str, mixer: Attention, columns: Tensor, heads: int
-    ) -> Tensor:
-        """Queries or keys, normalised and rotated: (1, heads, T, d)."""
+    ) -> tuple[Tensor, Tensor]:
+        """Queries or keys, normalised and rotated, (1, heads, T, d); and as they were before."""
         width, norm = mixer.head_dim, mixer.qk_norm
-        x = self.make_projection(block, part, mixer.biases, columns, heads * width)
+        x = projected = self.make_projection(block, part, mixer.biases, columns, heads * width)
         path = f"{block}.{part}_norm"
         if norm is not None and norm.is_full_width:
             x = self.make_norm(_from_channels(self.f, x), path, norm.norm)
@@ -426,7 +436,7 @@ class _Layers:
             x = self.rotate(x, mixer.rope)
         if norm is not None and norm.after_rope:
             x = self.make_norm(x, path, norm.norm)
-        return x
+        return x, projected
 
     def to_heads(self, x: Tensor, heads: int, width: int) -> Tensor:
         """(1, heads d, 1, T) -> (1, heads, T, d)."""
@@ -450,21 +460,20 @@ class _Layers:
 
     def rope_rows(self, rope: Rope, head_dim: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of this call's positions, (1, 1, T, width / 2)."""
-        if rope not in self.rows:
+        rotation = (rope, head_dim)
+        if rotation not in self.rows:
             f, half = self.f, (rope.width or head_dim) // 2
             positions = self.position_ids if self.call.is_prefill else self.current_pos
             positions = f.make_cast(positions, DType.INT16)
+            number = list(rope_tables(self.spec, 0)).index(rotation)
             found = []
             for part in ("cos", "sin"):
-                path = f"rope.{self.rope_number(rope)}.{part}"
+                path = f"rope.{number}.{part}"
                 table = self.weight_of(f, path, (self.interface.context, half))
                 row = f.make_gather(table, positions)
                 found.append(f.make_reshape(row, (1, 1, self.call.length, half)))
-            self.rows[rope] = (found[0], found[1])
-        return self.rows[rope]
-
-    def rope_number(self, rope: Rope) -> int:
-        return list(rope_tables(self.spec, 0)).index(rope)
+            self.rows[rotation] = (found[0], found[1])
+        return self.rows[rotation]
 
     def repeated(self, x: Tensor, groups: int) -> Tensor:
         """Each head of keys or values as often as queries share it: (1, heads, S, d).
@@ -531,17 +540,19 @@ class _Layers:
         f.write_state(held, f.make_slice_update(cache, update, begins, ends, mask))
 
 
-def rope_tables(spec: DecoderSpec, context: int) -> Mapping[Rope, tuple[np.ndarray, np.ndarray]]:
+def rope_tables(
+    spec: DecoderSpec, context: int
+) -> Mapping[Rotation, tuple[np.ndarray, np.ndarray]]:
     """Cosines and sines of every rotary embedding, (context, width / 2): float64, rounded once."""
     found = {}
     for layer in spec.layers:
         mixer = _attention(layer)
-        if mixer.rope is not None and mixer.rope not in found:
+        if mixer.rope is not None and (mixer.rope, mixer.head_dim) not in found:
             assert context <= (mixer.rope.positions or context), "a longer one was not chosen"
             frequencies = np.array(mixer.rope.inverse_frequencies(mixer.head_dim))
             angles = np.arange(context)[:, None] * frequencies
             factor = mixer.rope.attention_factor
-            found[mixer.rope] = (
+            found[mixer.rope, mixer.head_dim] = (
                 (np.cos(angles) * factor).astype(np.float16),
                 (np.sin(angles) * factor).astype(np.float16),
             )

@@ -37,7 +37,6 @@ _PARTS: Mapping[Any, str] = {
 _FIELDS: Mapping[type, Mapping[str, str]] = {
     DecoderSpec: {
         "per_layer_input": "an embedding for each layer",
-        "has_layer_scales": "factors on layers",
         "laurel_rank": "paths of low rank beside attention",
         "altup": "several residual streams",
     },
@@ -46,8 +45,6 @@ _FIELDS: Mapping[type, Mapping[str, str]] = {
         "is_gated": "gates on the output of attention",
         "has_sinks": "attention sinks",
         "cache_of": "layers that share a cache",
-        "value_norm": "normalised values",
-        "keys_are_values": "keys that are values, too",
     },
     FeedForward: {
         "cutoff": "gates that are cut off",
@@ -123,9 +120,14 @@ def _changed(part: Any) -> Iterator[str]:
 def _unlike(spec: DecoderSpec, context: int) -> Iterator[str]:
     """What has operations, though not in this company."""
     mixers = _mixers(spec)
-    if len({(mixer.num_kv_heads, mixer.head_dim) for mixer in mixers}) > 1:
-        yield "keys and values of several shapes"  # layers share one cache, and the tables of rope
-    if len(_windows(spec, context)) > 1:
+    shapes: dict[int | None, set[tuple[int, int]]] = {}  # by the cache that layers share
+    for mixer in mixers:
+        window = mixer.sliding_window
+        cache = window if window is not None and window < context else None
+        shapes.setdefault(cache, set()).add((mixer.num_kv_heads, mixer.head_dim))
+    if max(map(len, shapes.values()), default=0) > 1:
+        yield "keys and values of several shapes in one cache"
+    if len(shapes.keys() - {None}) > 1:
         yield "windows of several lengths"
     if any(m.qk_norm and m.qk_norm.is_full_width and m.qk_norm.after_rope for m in mixers):
         yield "queries that are rotated, then normalised as one row"
@@ -133,9 +135,3 @@ def _unlike(spec: DecoderSpec, context: int) -> Iterator[str]:
 
 def _mixers(spec: DecoderSpec) -> list[Attention]:
     return [layer.mixer for layer in spec.layers if isinstance(layer.mixer, Attention)]
-
-
-def _windows(spec: DecoderSpec, context: int) -> set[int]:
-    """Of layers that do not see all positions."""
-    windows = {mixer.sliding_window for mixer in _mixers(spec)}
-    return {window for window in windows if window is not None and window < context}

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from converter.coreml import decoder_program
 from converter.coreml.words import check_words
 from converter.decoder import DecoderSpec
 from converter.errors import UnsupportedError
@@ -49,8 +50,6 @@ REFUSED = {
     "gemma3n_text": "an embedding for each layer",
     "gemma4": "an embedding for each layer",
     "gemma4_text": "an embedding for each layer",
-    "gemma4_unified": "factors on layers, normalised values",
-    "gemma4_unified_text": "factors on layers, normalised values",
     "falcon_h1": "two mixers in a layer",
     "qwen3_5": "a gated delta net",
     "qwen3_5_text": "a gated delta net",
@@ -62,6 +61,7 @@ TAKEN = [
         for model_type in _FIRST
         if not {model_type, _FIRST[model_type]} & set(REFUSED)
     ),
+    "gemma4_text-keys-are-values",
     "lfm2-attention",
     "llama-biases",
     "llama-rope-llama3",
@@ -170,8 +170,37 @@ def test_parts_are_the_whole(test_id: str, model_of: MakeModel, tmp_path: Path) 
         check_package(path)
     found = Runtime(parts).run(TOKENS, prompt=50)
     compare(found, model.expected, FLOAT32)
-    argmax = Runtime(parts_of(model, tmp_path / "argmax", argmax=True))
+    uneven = parts_of(model, tmp_path / "argmax", argmax=True, head_parts=3)
+    assert uneven.interface.head_parts == (107, 107, 106)
+    argmax = Runtime(uneven)
     assert argmax.run(TOKENS, prompt=50).tolist() == found.argmax(-1).tolist()
+
+
+def test_a_cache_longer_than_the_context(model_of: MakeModel, tmp_path: Path) -> None:
+    """As ANEMLL has it: at least 256 positions for Qwen, 512 for Llama."""
+    model = model_of("llama")
+    states = decoder_program.states_of(model.spec, CONTEXT, least_slots=96)
+    assert [state.slots for state in states] == [96]
+    interface = replace(interface_of(model.spec, CONTEXT, BATCH), states=states)
+    runtime = Runtime(build(tmp_path, model.spec, model.values, interface))
+    compare(runtime.run(TOKENS, prompt=60), model.expected, FLOAT32)
+
+
+@pytest.mark.parametrize("num_chunks", [1, 3, 4])
+def test_any_number_of_chunks(num_chunks: int, model_of: MakeModel, tmp_path: Path) -> None:
+    """The first ones have one layer more; each names all caches, though some use one of them."""
+    model = model_of("gemma3_text")
+    interface = interface_of(model.spec, CONTEXT, BATCH)
+    parts = build(tmp_path, model.spec, model.values, interface, num_chunks=num_chunks)
+    for path in parts.chunks:
+        check_package(path)
+    compare(Runtime(parts).run(TOKENS, prompt=60), model.expected, FLOAT32)
+
+
+def test_chunks_and_parts_are_all_that_there_is() -> None:
+    assert decoder_program.chunks(7, 3) == [range(3), range(3, 5), range(5, 7)]
+    assert decoder_program.head_parts(262144, 16) == (16384,) * 16
+    assert decoder_program.head_parts(128257, 8) == (16033, *(16032,) * 7)
 
 
 def test_a_conversation_begins_anew(gemma: Runtime) -> None:

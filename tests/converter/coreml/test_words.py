@@ -205,7 +205,7 @@ def attention(*mixers: Attention) -> DecoderSpec:
         ),
         (
             attention(ATTENTION, replace(ATTENTION, head_dim=16)),
-            "a network with keys and values of several shapes, ",
+            "a network with keys and values of several shapes in one cache, ",
         ),
         (
             attention(*(replace(ATTENTION, sliding_window=n) for n in (9, 12))),
