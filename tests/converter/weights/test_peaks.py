@@ -117,20 +117,21 @@ class Watched:
         return self.family.stored_name(path, "safetensors").removesuffix(".weight")
 
     def layer(self, i: int) -> dict[str, float]:
-        spec, gave = self.spec, {p: self.gave[self.name(p)] for p in self.paths(i)}
-        attention, mlp = f"layers.{i}.attention", f"layers.{i}.mlp"
-        mixed, fed = gave[f"{attention}.o"], gave[f"{mlp}.down"]
+        block = f"layers.{i}"
+        attention, mlp = f"{block}.attention", f"{block}.mlp"
+        gave = {path: self.gave[self.name(path)] for path in self.paths(i)}
+        firsts = [part for part in gave if part.endswith((".up", ".gate"))]
         query, key, scores = self.met[i]
         return {
-            "normed": largest(*(self.given[self.name(f"layers.{i}.{p}")] for p in ("attention.q", "mlp.up"))),
+            "normed": largest(*(self.given[self.name(p)] for p in (f"{attention}.q", f"{mlp}.up"))),
             "projected": largest(*(gave[f"{attention}.{part}"] for part in "qkv")),
             "rotated": largest(query, key, *self.before_rope(i)),
             "scores": largest(scores),
-            "attention": largest(mixed),
-            "inner": largest(*(gave[p] for p in gave if p.endswith((".up", ".gate"))), self.given[self.name(f"{mlp}.down")]),
-            "feed_forward": largest(fed),
-            **self.stream(i, mixed, fed),
-        }  # fmt: skip
+            "attention": largest(gave[f"{attention}.o"]),
+            "inner": largest(*(gave[p] for p in firsts), self.given[self.name(f"{mlp}.down")]),
+            "feed_forward": largest(gave[f"{mlp}.down"]),
+            **self.stream(i, gave[f"{attention}.o"], gave[f"{mlp}.down"]),
+        }
 
     def paths(self, i: int) -> list[str]:
         block = f"layers.{i}"
