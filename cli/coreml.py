@@ -1,4 +1,4 @@
-"""`convert --target coreml`: a model in, a folder of Core ML packages out; its options and its way."""
+"""`convert --target coreml`: a model in, a folder of Core ML packages out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cli.fetch import (
 )
 from cli.limits import LIMITS
 from cli.obtain import converted_already, open_checkpoint, require_same
-from cli.request import Request, flag
+from cli.request import Request, flag, of_arguments
 from converter.errors import OptionError, OutputError
 
 if TYPE_CHECKING:
@@ -120,6 +120,11 @@ class CoreMLRequest(Request):
     skip_check: bool | None = None
     skip_anemll_dedup: bool | None = None
 
+    decided_by_receipt = (
+        "lora", "chat_template", "target", "revision", "context", "batch", "lut1", "lut2", "lut3",
+        "chunk", "max_chunk_mb", "prefix", "argmax", "fp16_scale", "split_rotate", "monolithic",
+    )  # fmt: skip
+
     def chosen(self) -> dict[str, Any]:
         """What shapes the result: fields of `CoreMLOptions`.
 
@@ -152,12 +157,29 @@ class CoreMLRequest(Request):
                 say(self, f"{flag(name)}: {why}")
 
 
-def require_coreml(args: argparse.Namespace) -> None:
-    """Raise OptionError where an option of this target was given for another one."""
+def request_of(args: argparse.Namespace, **others: Any) -> Request:
+    """What a command line with these options wants.
+
+    Raises:
+        OptionError: an option of this target was given for another one.
+    """
+    if args.target == "coreml" or _is_of_packages(args):
+        return of_arguments(CoreMLRequest, args, **others)
     own = {field.name for field in fields(CoreMLRequest)} - {f.name for f in fields(Request)}
     for name in sorted(own):
         if getattr(args, name) is not None:
             raise OptionError(flag(name), "is about --target coreml", "add that, or leave it out")
+    return of_arguments(Request, args, **others)
+
+
+def _is_of_packages(args: argparse.Namespace) -> bool:
+    """Whether a receipt is wanted again that is one of a folder of packages."""
+    path = getattr(args, "from_receipt", None)
+    if path is None:
+        return False
+    from converter.receipt import read_receipt
+
+    return (read_receipt(path).get("options") or {}).get("target") == "coreml"
 
 
 def obtain_packages(request: CoreMLRequest) -> Path:

@@ -7,7 +7,7 @@ import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from converter.errors import OptionError
 
@@ -19,11 +19,6 @@ _Choice = TypeVar("_Choice", bound=enum.Enum)
 
 BACKENDS = ("cpu", "gpu")
 ENGINES = ("direct", "torch")
-# What a receipt says, so that nobody else may.
-_DECIDED_BY_RECEIPT = (
-    "quantize", "clip", "lora", "chat_template", "prefill_seq_len", "kv_cache_max_len", "target",
-    "engine", "revision",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,13 @@ class Request:
     asks: bool = False
     progress: Callable[[int, int], None] | None = None
 
-    def by_receipt(self, path: Path) -> Request:
+    # What a receipt says, so that nobody else may.
+    decided_by_receipt: ClassVar[tuple[str, ...]] = (
+        "quantize", "clip", "lora", "chat_template", "prefill_seq_len", "kv_cache_max_len",
+        "target", "engine", "revision",
+    )  # fmt: skip
+
+    def by_receipt(self, path: Path) -> Self:
         """This request, with everything that the receipt at `path` decides.
 
         Raises:
@@ -71,7 +72,7 @@ class Request:
         """
         from converter.receipt import read_receipt
 
-        given = [name for name in _DECIDED_BY_RECEIPT if getattr(self, name)]
+        given = [name for name in self.decided_by_receipt if getattr(self, name)]
         if given:
             raise decided_by_receipt(flag(given[0]))
         receipt = read_receipt(path)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from converter.checkpoint.base import Checkpoint
 from converter.decoder import DecoderSpec, Experts
-from converter.errors import OptionError, SourceError, UnsupportedError
+from converter.errors import OptionError, UnsupportedError
 from converter.families.base import Family
 from converter.families.matching import listed
 from converter.litertlm.bundle import (
@@ -31,7 +31,7 @@ from converter.litertlm.bundle import (
 )
 from converter.litertlm.metadata import LlmMetadataResult, build_llm_metadata
 from converter.litertlm.sampling import checked_sampling
-from converter.network import read_network
+from converter.network import check_vocabulary, read_network
 from converter.options import (
     DEFAULT_CACHE_LENGTH,
     ConvertOptions,
@@ -248,12 +248,7 @@ class ModelConverter:
             prefer_sentencepiece=family.prefers_sentencepiece,
             chat_template=None if chosen is None else chosen.text,
         )
-        if tokenizer.vocab_size > spec.vocab_size:
-            raise SourceError(
-                f"{self.name}: tokenizer",
-                f"has {tokenizer.vocab_size} tokens, the embedding only {spec.vocab_size} rows",
-                "use the tokenizer that belongs to this checkpoint",
-            )
+        check_vocabulary(tokenizer, spec, self.name)
         metadata = build_llm_metadata(
             family.base_metadata(),
             tokenizer,

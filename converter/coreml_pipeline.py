@@ -19,31 +19,58 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from converter.checkpoint.base import Checkpoint
+from converter.checkpoint.papers import read_papers
 from converter.coreml.blob import BlobLayout, DType, Record, indices
+from converter.coreml.chunks import layer_bytes, settle_chunks, settle_head
 from converter.coreml.decoder_program import (
     Interface,
     WeightOf,
     calls,
     embeddings,
     head,
-    head_parts,
     layers,
     monolithic,
     rope_tables,
     states_of,
 )
-from converter.coreml.decoder_program import chunks as chunks_of
+from converter.coreml.limits import (
+    check_batch,
+    check_context,
+    check_groups,
+    check_package,
+    check_prefix,
+    check_states,
+    notes,
+)
+from converter.coreml.meta import (
+    COMPILE,
+    CONFIG,
+    META,
+    Description,
+    Names,
+    compile_sh,
+    config_json,
+    default_prefix,
+    meta_yaml,
+    user_metadata,
+    usual_head_parts,
+)
 from converter.coreml.package import MANIFEST, MODEL, WEIGHTS, manifest, model_message
 from converter.coreml.program import Function, Tensor
 from converter.coreml.words import check_words
 from converter.coreml_options import AUTO_SCALE, CoreMLOptions
-from converter.decoder import DecoderSpec
-from converter.errors import OptionError
+from converter.decoder import Attention, DecoderSpec
+from converter.errors import UnsupportedError
 from converter.families.base import Family
-from converter.network import Network, read_network
+from converter.litertlm.sampling import checked_sampling
+from converter.network import Network, check_vocabulary, read_network
 from converter.output.atomic_file import Seal
 from converter.output.atomic_folder import AtomicFolder
+from converter.preflight import Verdict, fp16_scale_for, preflight
+from converter.registry import text_model_type
 from converter.text import background
+from converter.text.tokenizer import load_tokenizer
+from converter.text.tokenizer_files import class_of, tokenizer_files
 from converter.weights.palettes import Palette
 from converter.weights.quantization import FLOAT16
 from converter.weights.row_format import Clip, RowFormat
@@ -88,34 +115,95 @@ class _Draft:
     """A part before its weights have their places.
 
     Attributes:
-        palette: how its matrices are stored; None for float16. Of one with everything, those of
-            `embedding` and `head` are others.
         make: its functions, the default first.
+        chunk: which of the layers, counted from 1; 0 where it is none of these.
         shapes, described: see `model_message`.
     """
 
     kind: str
     name: str
-    palette_of: Callable[[str], Palette | None]
     make: tuple[Callable[[WeightOf], Function], ...]
+    chunk: int = 0
+    metadata: Callable[[Sequence[str], int], Mapping[str, str]] = lambda _names, _chunk: {}
     shapes: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
     described: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
-    def place(
-        self,
-        network: Network,
-        spec: DecoderSpec,
-        scale: float,
-        tables: Mapping[str, bytes],
-        start: int,
-    ) -> tuple[Part, list[PlannedWeight]]:
-        """Give every weight its place, in a file that begins at `start`."""
-        weights = _Weights(network, spec, start, self.palette_of, scale, tables)
-        functions = tuple(make(weights) for make in self.make)
-        message = model_message(functions, {}, self.shapes, self.described)
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a network is spread over packages."""
+
+    network: Network
+    spec: DecoderSpec
+    interface: Interface
+    options: CoreMLOptions
+
+    @cached_property
+    def tables(self) -> dict[str, bytes]:
+        """Cosines and sines, by the paths that functions ask for."""
+        return {
+            f"rope.{i}.{kind}": table.tobytes()
+            for i, pair in enumerate(rope_tables(self.spec, self.interface.context).values())
+            for kind, table in zip(("cos", "sin"), pair, strict=True)
+        }
+
+    def palette_of(self, path: str) -> Palette | None:
+        """How a matrix is stored; None for float16."""
+        of_parts = {"embedding": self.options.lut_embeddings, "head": self.options.lut_head}
+        return of_parts.get(path.partition("[")[0], self.options.lut_layers)
+
+    def drafts(self, described: Description, chunks: Sequence[range]) -> Iterator[_Draft]:
+        """Every part, in the order in which a token goes through them."""
+        spec, interface, names = self.spec, self.interface, described.names
+        metadata = partial(user_metadata, described)
+        if not chunks:
+            make = tuple(partial(monolithic, spec, interface, call) for call in calls(interface))
+            yield _Draft("monolithic", names.monolithic, make, metadata=metadata)
+            return
+        yield _Draft(
+            "embeddings",
+            names.embeddings,
+            (partial(embeddings, spec, interface),),
+            metadata=metadata,
+            shapes={"input_ids": [(1, 1), (1, interface.batch)]},
+            described={"hidden_states": ()},
+        )
+        for i, which in enumerate(chunks):
+            yield _Draft("layers", names.chunk(i), self.of_layers(which), i + 1, metadata)
+        yield _Draft("head", names.head, (partial(head, spec, interface),), metadata=metadata)
+
+    def of_layers(self, which: range) -> tuple[Callable[[WeightOf], Function], ...]:
+        """The functions of some layers."""
+        spec, interface = self.spec, self.interface
+        return tuple(
+            partial(layers, spec, interface, call, which=which) for call in calls(interface)
+        )
+
+    def chunk_nbytes(self, which: range) -> int:
+        """Of a package with these layers."""
+        part, _ = self.place(_Draft("layers", "", self.of_layers(which)), 0)
+        return part.nbytes
+
+    def place(self, draft: _Draft, start: int) -> tuple[Part, list[PlannedWeight]]:
+        """Give every weight its place, in a weight file that begins at `start` among all."""
+        weights = _Weights(
+            self.network,
+            self.spec,
+            start,
+            self.palette_of,
+            self.interface.residual_scale,
+            self.tables,
+        )
+        functions = tuple(make(weights) for make in draft.make)
+        metadata = draft.metadata([function.name for function in functions], draft.chunk)
+        message = model_message(functions, metadata, draft.shapes, draft.described)
         constants = tuple(weights.constants)
-        part = Part(self.kind, self.name, functions, weights.layout, start, constants, message)
+        part = Part(draft.kind, draft.name, functions, weights.layout, start, constants, message)
         return part, weights.planned
+
+
+def _is_palettized(shape: Sequence[int]) -> bool:
+    return len(shape) > 1 and math.prod(shape) > _LEAST_PALETTIZED
 
 
 @dataclass
@@ -154,7 +242,7 @@ class _Weights:
         palette = self.palette_of(path)
         form: RowFormat = FLOAT16
         tables = None
-        if palette is None or len(shape) == 1 or math.prod(shape) <= _LEAST_PALETTIZED:
+        if palette is None or not _is_palettized(shape):
             record = self.layout.add(DType.FLOAT16, shape)
         else:
             form = palette
@@ -232,20 +320,27 @@ class CoreMLPlan:
     """Everything that is known before the first weight is streamed.
 
     Attributes:
+        described: names of the packages, and what runtimes are told.
         scale: what the residual stream is multiplied with, so that float16 can carry it.
         found: what a user should know about the weights, by what it concerns.
+        notes: what is taken, and may be slow or surprise.
         texts: files beside the packages, by name; waits for their proof.
     """
 
     family: Family
     spec: DecoderSpec
-    interface: Interface
-    prefix: str
+    described: Description
     scale: float
     parts: tuple[Part, ...]
     weights: tuple[PlannedWeight, ...]
     found: Mapping[str, str]
+    notes: tuple[str, ...]
     texts: background.Work[Mapping[str, bytes]]
+
+    @property
+    def interface(self) -> Interface:
+        """What all functions have in common."""
+        return self.described.interface
 
     @property
     def weights_nbytes(self) -> int:
@@ -277,15 +372,18 @@ class CoreMLConverter:
 
     @cached_property
     def spec(self) -> DecoderSpec:
-        """The network in the context that was chosen."""
-        limit = self.network.family.longest_context
-        if self.options.context > limit:
-            raise OptionError(
-                f"--context {self.options.context}",
-                f"{self.name} was made for at most {limit} positions",
-                f"choose {limit} or less",
-            )
-        return self.network.spec(self.options.context)
+        """The network in the context that was chosen, which runtimes and this target can take."""
+        context = self.options.context
+        check_context(context, self.network.family.longest_context, self.name)
+        check_batch(self.options.batch, context)
+        spec = self.network.spec(context)
+        check_words(spec, context)
+        return spec
+
+    @cached_property
+    def model_type(self) -> str:
+        """As transformers calls the decoder."""
+        return text_model_type(self.checkpoint.config, self.checkpoint.format)
 
     def convert(self, output: Path, progress: Progress = lambda _: None) -> CoreMLPlan:
         """Write the folder `output`; `progress` is told the bytes of each block written."""
@@ -294,98 +392,142 @@ class CoreMLConverter:
         return plan
 
     def measured_scale(self) -> float:
-        """What `--fp16-scale` comes to; where it is `auto`, all weights are read for it."""
+        """What `--fp16-scale` comes to; where it is `auto`, all weights are read for it.
+
+        Raises:
+            UnsupportedError: float16 cannot carry the network under any scale.
+        """
         if self.options.fp16_scale != AUTO_SCALE:
             return self.options.fp16_scale or 1.0
-        raise NotImplementedError
+        report = preflight(self.network, self.spec, self.options.threads)
+        if report.verdict is Verdict.TOO_LARGE:
+            raise UnsupportedError(
+                self.name,
+                f"float16 cannot carry it: {report.reason}, which no scale makes smaller",
+                "convert it for LiteRT-LM: --target cpu",
+            )
+        return fp16_scale_for(report) or 1.0
 
     # Plan -----------------------------------------------------------------------------------------
 
     def plan(self, scale: float = 1.0) -> CoreMLPlan:
         """Validate, make all functions and fix the place of every weight."""
-        network, spec = self.network, self.spec
-        network.shapes  # noqa: B018 - the tensors have these
-        check_words(spec, self.options.context, scale)
+        network, spec, options = self.network, self.spec, self.options
+        check_words(spec, options.context, scale)
         interface = self._interface(scale)
-        texts = background.start(lambda: self._texts(), f"{self.name}: tokenizer and chat template")
-        tables = {
-            f"rope.{i}.{kind}": table.tobytes()
-            for i, pair in enumerate(rope_tables(spec, interface.context).values())
-            for kind, table in zip(("cos", "sin"), pair, strict=True)
-        }
+        self._check_groups(network.shapes)
+        layout = _Layout(network, spec, interface, options)
+        chunks = () if options.monolithic else self._chunks(layout)
+        described = self._describe(interface, len(chunks))
+        texts = background.start(
+            partial(self._texts, described), f"{self.name}: tokenizer and chat template"
+        )
         parts: list[Part] = []
         planned: list[PlannedWeight] = []
-        start = 0
-        for draft in self._drafts(interface):
-            part, weights = draft.place(network, spec, scale, tables, start)
+        for draft in layout.drafts(described, chunks):
+            start = parts[-1].start + parts[-1].layout.nbytes if parts else 0
+            part, weights = layout.place(draft, start)
             parts.append(part)
             planned += weights
-            start += part.layout.nbytes
+        if options.monolithic:
+            check_package(described.names.monolithic, parts[0].nbytes, options.max_chunk_mb)
         return CoreMLPlan(
             family=network.family,
             spec=spec,
-            interface=interface,
-            prefix=self.prefix,
+            described=described,
             scale=scale,
             parts=tuple(parts),
             weights=tuple(planned),
             found=network.found,
+            notes=tuple(self._notes()),
             texts=texts,
         )
 
-    @cached_property
-    def prefix(self) -> str:
-        """What names of files begin with."""
-        return self.options.prefix or "qwen"
-
     def _interface(self, scale: float) -> Interface:
         options, spec = self.options, self.spec
-        return Interface(
-            options.context,
-            options.batch,
-            states_of(spec, options.context),
-            head_parts(spec.vocab_size, 16),
+        states = states_of(spec, options.context)
+        check_states(states, options.batch, self.name)
+        lut = options.lut_head
+        parts = settle_head(
+            spec.vocab_size,
+            usual_head_parts(self.model_type),
+            None if lut is None else lut.group,
             options.argmax,
-            scale,
+            f"--lut3 {lut.bits},{lut.group}" if lut else "--lut3 none",
+        )
+        return Interface(options.context, options.batch, states, parts, options.argmax, scale)
+
+    def _check_groups(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuse groups that do not divide matrices; the head's are settled with its parts."""
+        rows = {path: shape[0] for path, shape in shapes.items() if _is_palettized(shape)}
+        for flag, lut, prefix in (
+            ("--lut1", self.options.lut_embeddings, "embedding"),
+            ("--lut2", self.options.lut_layers, "layers."),
+        ):
+            if lut is not None:
+                of_part = {path: n for path, n in rows.items() if path.startswith(prefix)}
+                check_groups(f"{flag} {lut.bits},{lut.group}", lut.group, of_part)
+
+    def _chunks(self, layout: _Layout) -> Sequence[range]:
+        options = self.options
+        lut = options.lut_layers
+        return settle_chunks(
+            options.chunks,
+            layer_bytes(self.spec),
+            16 if lut is None else lut.bits,
+            options.max_chunk_mb,
+            layout.chunk_nbytes,
         )
 
-    def _texts(self) -> Mapping[str, bytes]:
-        return {}
-
-    def _drafts(self, interface: Interface) -> Iterator[_Draft]:
-        spec, options = self.spec, self.options
-        of_layers = calls(interface)
-        palettes = {"embedding": options.lut_embeddings, "head": options.lut_head}
-
-        def palette_of(path: str) -> Palette | None:
-            return palettes.get(path.partition("[")[0], options.lut_layers)
-
-        if options.monolithic:
-            yield _Draft(
-                "monolithic",
-                f"{self.prefix}_monolithic_full",
-                palette_of,
-                tuple(partial(monolithic, spec, interface, call) for call in of_layers),
-            )
-            return
-        yield _Draft(
-            "embeddings",
-            f"{self.prefix}_embeddings",
-            palette_of,
-            (partial(embeddings, spec, interface),),
-            {"input_ids": [(1, 1), (1, interface.batch)]},
-            {"hidden_states": ()},
+    def _describe(self, interface: Interface, chunks: int) -> Description:
+        options = self.options
+        prefix = options.prefix or default_prefix(self.model_type)
+        check_prefix(prefix)
+        papers = read_papers(self.checkpoint.files, self.checkpoint.format != "gguf")
+        luts = (options.lut_embeddings, options.lut_layers, options.lut_head)
+        return Description(
+            model=self.name,
+            model_type=self.model_type,
+            names=Names(prefix, *luts, chunks),
+            interface=interface,
+            license=", ".join(papers.license) or None,
+            has_windows=any(
+                isinstance(layer.mixer, Attention) and layer.mixer.sliding_window
+                for layer in self.spec.layers
+            ),
+            sampling=checked_sampling(self.checkpoint.generation_config, self.name),
         )
-        count = options.chunks or 2
-        for i, which in enumerate(chunks_of(len(spec.layers), count)):
-            yield _Draft(
-                "layers",
-                f"{self.prefix}_FFN_PF_chunk_{i + 1:02}of{count:02}",
-                palette_of,
-                tuple(partial(layers, spec, interface, call, which=which) for call in of_layers),
-            )
-        yield _Draft(
-            "head", f"{self.prefix}_lm_head", palette_of, (partial(head, spec, interface),)
+
+    def _texts(self, described: Description) -> Mapping[str, bytes]:
+        """The files beside the packages."""
+        chosen = self.options.chat_template
+        template = None if chosen is None else chosen.text
+        tokenizer = load_tokenizer(
+            self.checkpoint,
+            prefer_sentencepiece=self.network.family.prefers_sentencepiece,
+            chat_template=template,
+        )
+        check_vocabulary(tokenizer, self.spec, self.name)
+        files = tokenizer_files(self.checkpoint, tokenizer, template)
+        return {
+            **files,
+            META: meta_yaml(described),
+            CONFIG: config_json(
+                described.model_type,
+                class_of(files),
+                tokenizer.eos_token_ids,
+                tokenizer.bos_token_id,
+                None,
+            ),
+            COMPILE: compile_sh(described.names),
+        }
+
+    def _notes(self) -> list[str]:
+        options = self.options
+        luts = (options.lut_embeddings, options.lut_layers, options.lut_head)
+        groups = {f"--lut{i}": lut.group for i, lut in enumerate(luts, 1) if lut}
+        return notes(
+            self.spec, options.context, options.batch, groups, options.argmax, options.split_rotate
         )
 
     # Stream ---------------------------------------------------------------------------------------
@@ -435,4 +577,4 @@ class CoreMLConverter:
 
 def is_package_folder(folder: Path) -> bool:
     """Whether a folder holds packages that were written here."""
-    return (folder / "meta.yaml").is_file()
+    return (folder / META).is_file()

@@ -15,6 +15,7 @@ from converter.families.base import Family
 from converter.families.matching import OTHER_GGUF, grouped
 from converter.families.tensors import WeightSource
 from converter.registry import family_of
+from converter.text.bundle_tokenizer import BundleTokenizer
 from converter.weights.adapters import WeightedAdapter
 from converter.weights.lora import merged_updates
 from converter.weights.lora_update import Update
@@ -119,6 +120,16 @@ def read_network(
         family = untied(family)
         sources["head"] = sources["embedding"]
     return Network(checkpoint, name, family, sources, updates, found)
+
+
+def check_vocabulary(tokenizer: BundleTokenizer, spec: DecoderSpec, name: str) -> None:
+    """Raise SourceError where a tokenizer has tokens that the network has no rows for."""
+    if tokenizer.vocab_size > spec.vocab_size:
+        raise SourceError(
+            f"{name}: tokenizer",
+            f"has {tokenizer.vocab_size} tokens, the embedding only {spec.vocab_size} rows",
+            "use the tokenizer that belongs to this checkpoint",
+        )
 
 
 def _as_matrix(shape: tuple[int, ...]) -> tuple[int, ...]:
