@@ -8,7 +8,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.coreml import CoreMLRequest, add_coreml_options, obtain_packages, request_of
+from cli.coreml import (
+    CoreMLRequest,
+    add_coreml_options,
+    obtain_packages,
+    plan_lines,
+    preview_packages,
+    request_of,
+)
 from cli.limits import LIMITS
 from cli.request import ENGINES, Request, decided_by_receipt
 from converter.errors import OptionError
@@ -176,16 +183,21 @@ def _print_path(output: Path) -> None:
 
 
 def _dry_run(request: Request, as_json: bool) -> None:
-    from cli.obtain import preview
+    if isinstance(request, CoreMLRequest):
+        of_packages = preview_packages(request)
+        found, lines = of_packages.as_json(), plan_lines(of_packages, request.force)
+    else:
+        from cli.obtain import preview
 
-    report = preview(request)
+        report = preview(request)
+        found, lines = report.as_json(), _lines(report, request.force)
     if as_json:
         import json
 
         # In ASCII: names may hold what a terminal obeys, or its encoding lacks.
-        print(json.dumps(report.as_json(), indent=2))
+        print(json.dumps(found, indent=2))
     else:
-        print("\n".join(_lines(report, request.force)))
+        print("\n".join(lines))
 
 
 def _lines(report: PlanReport, force: bool) -> list[str]:

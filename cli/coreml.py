@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,14 @@ from cli.fetch import (
     source_of,
 )
 from cli.limits import LIMITS
-from cli.obtain import converted_already, open_checkpoint, require_same
+from cli.obtain import (
+    converted_already,
+    open_checkpoint,
+    opened_for_check,
+    opened_for_plan,
+    require_same,
+    say_found,
+)
 from cli.request import Request, flag, of_arguments
 from converter.errors import OptionError, OutputError
 
@@ -23,6 +31,7 @@ if TYPE_CHECKING:
     from converter.checkpoint.base import Checkpoint
     from converter.checkpoint.sources import Source
     from converter.coreml_pipeline import CoreMLConverter, CoreMLPlan
+    from converter.coreml_report import CoreMLCheckReport, CoreMLPlanReport
 
 FOLDER = "coreml"  # in a model's own, where --output-dir names no other
 
@@ -229,10 +238,118 @@ def _convert(
         plan = converter.plan(converter.measured_scale())
         _check_disk(plan, output)
         say(request, f"{source.name}: {_summary(plan)} -> {output}")
-        for what, finding in plan.found.items():
-            say(request, f"{what}: {finding}")
+        say_found(request, plan.found)
+        for note in plan.notes:
+            say(request, note)
         with byte_progress(plan.weights_nbytes, request.quiet, request.progress) as progress:
             converter.write(plan, output, progress, sealing.of_packages(converter, plan))
+
+
+def preview_packages(request: CoreMLRequest) -> CoreMLPlanReport:
+    """What a conversion would do. Nothing is written, and nothing downloaded.
+
+    Raises:
+        LiteRTLMError: see `converter.errors`.
+    """
+    from converter.coreml_report import report
+
+    chosen = request.chosen()
+    request.say_needless()
+    with opened_for_plan(request, chosen) as (checkpoint, source):
+        converter = _converter(checkpoint, source, chosen)
+        plan = converter.plan(chosen.get("fp16_scale") or 1.0)
+        say_found(request, plan.found)
+        return report(converter, plan, _output(request, source))
+
+
+def examine_packages(request: CoreMLRequest) -> CoreMLCheckReport:
+    """What would become of a model: of one on the hub, no more than its headers is fetched.
+
+    Raises:
+        LiteRTLMError: what its conversion would be refused with.
+    """
+    from converter.coreml_options import CoreMLOptions
+    from converter.coreml_report import check
+
+    chosen = request.chosen()
+    with opened_for_check(request, chosen) as (checkpoint, source, has_text):
+        return check(checkpoint, source.name, CoreMLOptions(**chosen), has_text)
+
+
+def plan_lines(report: CoreMLPlanReport, force: bool) -> list[str]:
+    """A plan for people."""
+    from cli.inspect import printable, size
+
+    lines = [f"{report.output}  {size(report.output_bytes)}"]
+    if report.output_exists:
+        kept = "would be replaced" if force else "would be kept (--force replaces it)"
+        lines.append(f"  this folder exists and {kept}")
+    scale = "to be measured" if report.fp16_scale is None else f"{report.fp16_scale:g}"
+    lines += [
+        f"  model: {report.model}",
+        f"  family: {report.family}",
+        f"  target: {report.target}",
+        f"  context: {report.context}",
+        f"  batch: {report.batch}",
+        *(f"  {part}: {_format(pair)}" for part, pair in report.lut.items()),
+        f"  scale of the residual stream: {scale}",
+        f"  threads: {report.threads}",
+        "",
+        "Packages",
+    ]
+    for package in report.packages:
+        functions = ", ".join(package.functions)
+        lines.append(f"  {package.name}.mlpackage  {size(package.bytes)}  {functions}")
+    lines += ["", "States"]
+    for state in report.states:
+        lines.append(f"  {state.name}  {list(state.shape)}  {size(state.bytes)}")
+    lines += ["", f"Chunks of at most {report.max_chunk_mb} MiB, as ANEMLL estimates them"]
+    lines += [f"  {figure}" for figure in report.chunk_figures]
+    parts = Counter(report.head_parts)
+    heads = " and ".join(f"{count} of {rows} rows" for rows, count in parts.items())
+    lines += ["", f"Head: {heads}", "", "Weights"]
+    for group in report.tensors:
+        lines.append(f"  {group.kind:12}{group.dtype:12}{size(group.bytes):>10}  x{group.count}")
+    short = " (too little)" if report.disk_needed_bytes > report.disk_free_bytes else ""
+    lines += ["", "Conversion needs"]
+    for what, nbytes, note in (
+        ("to read", report.source_bytes, ""),
+        ("weights", report.weights_bytes, ""),
+        ("output", report.output_bytes, ""),
+        ("disk", report.disk_needed_bytes, f"{size(report.disk_free_bytes)} free{short}"),
+    ):
+        lines.append(f"  {what:24}{size(nbytes):>10}  {note}".rstrip())
+    lines += [f"Note: {note}" for note in report.notes]
+    return [printable(line) for line in lines]
+
+
+def check_lines(report: CoreMLCheckReport) -> list[str]:
+    """What would become of a model, for people."""
+    from cli.inspect import printable, size
+
+    lines = [
+        f"{report.model}: can be converted",
+        f"  family: {report.family}",
+        f"  parameters: {report.parameters / 1e9:.2f} billion",
+        f"  made for: {report.context_length} tokens",
+        "",
+        "Size of all packages",
+    ]
+    for each in report.sizes:
+        nbytes = f"refused: {each.refusal}" if each.bytes is None else size(each.bytes)
+        lines.append(f"  {_format(each.lut):24}{nbytes:>10}")
+    lines += ["", f"States in a context of {report.context}: {size(report.states_bytes)}", ""]
+    if not report.text_proved:
+        lines.append("The tokenizer was not fetched; it is proved at conversion.")
+    lines += [f"Note: {note}" for note in report.notes]
+    return [printable(line) for line in lines]
+
+
+def _format(lut: tuple[int, int] | None) -> str:
+    if lut is None:
+        return "float16"
+    bits, group = lut
+    return f"tables of {bits} bits for " + (f"{group} rows" if group else "a tensor")
 
 
 def _output(request: Request, source: Source) -> Path:

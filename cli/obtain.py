@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +133,22 @@ def preview(request: Request) -> PlanReport:
         raise OptionError(
             "--dry-run", "plans for the direct engine alone", "leave it or --engine torch out"
         )
+    with opened_for_plan(request, chosen) as (checkpoint, source):
+        converter = _converter(checkpoint, source, chosen)
+        plan = converter.plan()
+        say_found(request, plan.found)
+        return report(converter, plan, source.output_path(request.output_dir))
+
+
+@contextmanager
+def opened_for_plan(
+    request: Request, chosen: dict[str, Any]
+) -> Iterator[tuple[Checkpoint, Source]]:
+    """What is on this disk of a model and its adapters, which `chosen` names from then on.
+
+    Raises:
+        LiteRTLMError: see `converter.errors`; something would have to be downloaded.
+    """
     source = source_of(request, chosen)
     if "lora" in chosen:
         chosen["lora"] = [adapter_fetched_before(adapter) for adapter in chosen["lora"]]
@@ -144,10 +160,7 @@ def preview(request: Request) -> PlanReport:
             f"see what is in it with litert-lm-cli inspect {local}",
         )
     with open_checkpoint(local) as checkpoint:
-        converter = _converter(checkpoint, source, chosen)
-        plan = converter.plan()
-        _say_found(request, plan)
-        return report(converter, plan, source.output_path(request.output_dir))
+        yield checkpoint, source
 
 
 def examine(request: Request) -> CheckReport:
@@ -157,20 +170,36 @@ def examine(request: Request) -> CheckReport:
         LiteRTLMError: what its conversion would be refused with.
     """
     from converter.check import check
-    from converter.output.scratch import scratch_folder
 
     chosen = request.chosen()
     if "engine" in chosen:
         raise OptionError("check", "is about the direct engine alone", "leave --engine torch out")
+    with opened_for_check(request, chosen) as (checkpoint, source, has_text):
+        return check(checkpoint, source.name, _options(chosen), has_text)
+
+
+@contextmanager
+def opened_for_check(
+    request: Request, chosen: dict[str, Any]
+) -> Iterator[tuple[Checkpoint, Source, bool]]:
+    """A model, or no more than its headers where it is on the hub; and whether its text is there.
+
+    Adapters are those that `chosen` names from then on.
+
+    Raises:
+        LiteRTLMError: see `converter.errors`.
+    """
+    from converter.output.scratch import scratch_folder
+
     source = source_of(request, chosen)
     if "lora" in chosen:
         chosen["lora"] = [adapter_fetched_before(adapter) for adapter in chosen["lora"]]
-    options = _options(chosen)
     local = local_copy_of(source, request, prefer_converted=False)
     if local is not None:
         _refuse_converted(request, local)
         with open_checkpoint(local) as checkpoint:
-            return check(checkpoint, source.name, options, has_text=True)
+            yield checkpoint, source, True
+        return
     if source.kind == "demo":
         raise SourceError(
             request.model, "it comes in one piece, which is not here", "litert-lm-cli run demo"
@@ -180,7 +209,7 @@ def examine(request: Request) -> CheckReport:
             headers = fetch_headers(source, request, folder)
             _refuse_converted(request, headers)
             with open_checkpoint(headers) as checkpoint:
-                return check(checkpoint, source.name, options, has_text=False)
+                yield checkpoint, source, False
         except LiteRTLMError as error:  # which says where the file lies that nobody will see
             what, why, fix = (
                 text.replace(str(folder), request.model)
@@ -346,7 +375,7 @@ def _convert(
             f"{source.name}: {plan.family.name}, {plan.quantization.name}, "
             f"KV cache {plan.cache_length}, {plan.model.nbytes / 1e6:.0f} MB -> {output}",
         )
-        _say_found(request, plan)
+        say_found(request, plan.found)
 
         # The torch engine tells its stages instead.
         hidden = request.quiet or "engine" in chosen
@@ -362,8 +391,9 @@ def _convert(
         say(request, f"config.json: ignored, as transformers does: {ignored}")
 
 
-def _say_found(request: Request, plan: Plan) -> None:
-    for what, finding in plan.found.items():
+def say_found(request: Request, found: Mapping[str, str]) -> None:
+    """What a user should know about the weights, by what it concerns."""
+    for what, finding in found.items():
         say(request, f"{what}: {finding}")
 
 

@@ -213,13 +213,14 @@ def _template_for_receipt(template: ChatTemplate | None) -> dict[str, Any] | Non
 
 def coreml_figures_for_receipt(converter: CoreMLConverter, plan: CoreMLPlan) -> dict[str, Any]:
     """What a receipt says of a plan of packages."""
-    from converter.report import source_types, tensor_groups
+    from converter.report import source_bytes, source_types, tensor_groups
 
     return {
         "model": converter.name,
         "family": plan.family.name,
         "tensors": [asdict(group) for group in tensor_groups(plan.weights)],
         "source_types": source_types(plan.weights),
+        "source_bytes": source_bytes(converter.checkpoint, plan.weights),
         "weights_bytes": plan.weights_nbytes,
         "packages": {part.name: part.nbytes for part in plan.parts},
     }
@@ -234,7 +235,7 @@ def figures_for_receipt(converter: ModelConverter, plan: Plan) -> dict[str, Any]
         "family": plan.family.name,
         "tensors": [asdict(group) for group in tensor_groups(plan.weights)],
         "source_types": source_types(plan.weights),
-        "source_bytes": source_bytes(converter, plan),
+        "source_bytes": source_bytes(converter.checkpoint, plan.weights),
         "weights_bytes": weights_bytes(plan),
         "output_bytes": plan.bundle.nbytes,
     }

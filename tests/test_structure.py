@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("litert_lm_cli", "reliability", "cli", "benchmarks"),
     ("server", "publish", "device"),
+    ("converter.coreml_report",),
     ("converter.report", "converter.check", "converter.torch"),
     ("converter.base", "converter.coreml_pipeline"),
     ("runner",),

@@ -37,7 +37,8 @@ class Figure:
     nbytes: int
 
     def __str__(self) -> str:
-        return f"{self.count} chunks: {self.layers} layers, about {self.nbytes / MIB:.0f} MiB"
+        packages = f"{self.count} chunk{'s' * (self.count > 1)}"
+        return f"{packages}: {self.layers} layers, about {self.nbytes / MIB:.0f} MiB"
 
 
 def layer_bytes(spec: DecoderSpec) -> list[int]:
