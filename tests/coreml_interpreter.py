@@ -46,6 +46,16 @@ class Package:
             if _is_state(var)
         }
 
+    def weights(self, function: str) -> dict[str, np.ndarray]:
+        """What a function reads of the weight file, by the name of the value."""
+        found = {}
+        for op in self.functions[function].operations:
+            if op.op_type.startswith("constexpr"):
+                found[op.outputs[0].name] = op.materialized_val_inference()
+            elif op.op_type == "const":
+                found[op.outputs[0].name] = op.outputs[0].val
+        return found
+
     def run(
         self, function: str, inputs: Mapping[str, np.ndarray], states: States | None = None
     ) -> dict[str, np.ndarray]:

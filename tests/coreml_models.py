@@ -19,6 +19,8 @@ from converter.coreml.decoder_program import Interface
 from converter.coreml.package import MANIFEST, MODEL, WEIGHTS, manifest, model_message
 from converter.coreml.program import Function, Tensor
 from converter.coreml.words import check_words
+from converter.coreml_options import CoreMLOptions
+from converter.coreml_pipeline import CoreMLConverter
 from converter.decoder import DecoderSpec
 from converter.network import Network, read_network
 from converter.weights.palettes import Palette
@@ -190,6 +192,17 @@ def build(
     return Parts(interface, chunks, embeddings, head)
 
 
+def convert(checkpoint: Path, folder: Path, options: CoreMLOptions) -> Parts:
+    """The same by the pipeline, from a checkpoint."""
+    plan = CoreMLConverter(open_folder(checkpoint), "tiny", options).convert(folder)
+    paths: dict[str, list[Path]] = {}
+    for part in plan.parts:
+        paths.setdefault(part.kind, []).append(folder / part.folder)
+    if options.monolithic:
+        return Parts(plan.interface, paths["monolithic"])
+    return Parts(plan.interface, paths["layers"], *paths["embeddings"], *paths["head"])
+
+
 def interface_of(
     spec: DecoderSpec,
     context: int = 64,
@@ -210,6 +223,23 @@ class Runtime:
         self.parts = parts
         paths = (*parts.chunks, parts.embeddings, parts.head)
         self.packages = {path: Package(path) for path in paths if path is not None}
+
+    def stored(self, spec: DecoderSpec) -> dict[str, np.ndarray]:
+        """The network's weights as packages have them; of a tied head, too."""
+        found: dict[str, np.ndarray] = {}
+        for path, package in self.packages.items():
+            is_layers = path in self.parts.chunks
+            found |= package.weights("infer" if is_layers else "main")
+        values = {path: found[_name(path)].reshape(shape) for path, shape in _shapes(spec)}
+        sizes = self.parts.interface.head_parts
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        for path in ("head", *(("head.bias",) if spec.head_bias else ())):
+            pieces = [
+                found[_name(f"{path}[{start}:{start + size}]")]
+                for start, size in zip(starts, sizes, strict=True)
+            ]
+            values[path] = np.concatenate(pieces).squeeze()
+        return values
 
     def run(self, tokens: Sequence[int], prompt: int, rounds: bool = False) -> np.ndarray:
         """Batches as long as they are whole in the prompt, the rest one by one.
@@ -265,3 +295,13 @@ class Runtime:
             return np.concatenate([outputs[f"logits{i + 1}"][0, 0] for i in range(len(sizes))])
         best = int(outputs["argmax_val"].argmax())
         return sum(sizes[:best]) + int(outputs["argmax_idx"][best])
+
+
+def _name(path: str) -> str:
+    """Of a weight in a program."""
+    return re.sub(r"\W", "_", path)
+
+
+def _shapes(spec: DecoderSpec) -> list[tuple[str, tuple[int, ...]]]:
+    """Of every weight but the head."""
+    return [(path, shape) for path, shape in spec.weight_shapes() if "head" not in path]
