@@ -99,10 +99,11 @@ def _unwritten(spec: DecoderSpec) -> Iterator[str]:
     yield from _changed(spec)
     for layer in spec.layers:
         yield from _changed(layer)
-        for part in (layer.mixer, layer.feed_forward):
-            if type(part) in _PARTS:
-                yield _PARTS[type(part)]
-            yield from _changed(part)
+        for part, written in ((layer.mixer, Attention), (layer.feed_forward, FeedForward)):
+            if isinstance(part, written):
+                yield from _changed(part)
+            else:
+                yield _PARTS.get(type(part), "blocks of another kind")
         if isinstance(layer.feed_forward, FeedForward):
             activation = layer.feed_forward.activation
             if activation in _PARTS:
