@@ -152,6 +152,7 @@ def test_what_is_slow_is_a_note() -> None:
         "--batch 128: others report that the Neural Engine fails above 64",
         "--lut1: groups of 4 make many tables, which are slow; 8 or more",
         "--argmax: runtimes get the likeliest token alone, and cannot sample",
-        "--split-rotate: no runtime reads such files as they are meant",
+        "--split-rotate: left out: no runtime reads such files as they are meant, and here all "
+        "functions of a part share its weights",
         "--context 4096: every step takes time for all of it, used or not",
     ]
