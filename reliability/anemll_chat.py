@@ -54,7 +54,7 @@ def model_class(asked: Asked) -> type:
 
     loaded: dict[Path, Package] = {}
 
-    class ReferenceModel(MLModel):  # type: ignore[misc]
+    class ReferenceModel(MLModel):
         def __init__(self, model: str, *args: Any, **options: Any) -> None:
             super().__init__(model, *args, **options | {"skip_model_load": True})
             path = Path(model)
