@@ -60,10 +60,7 @@ def model_class(asked: Asked) -> type:
             path = Path(model)
             self._path = path
             self._package = loaded.setdefault(path, Package(path))
-            functions = self._package.functions
-            self._function = options.get("function_name") or next(iter(functions))
-            if self._function not in functions:
-                raise RuntimeError(f"{path.name} has no function {self._function}")
+            self._function = options.get("function_name") or next(iter(self._package.functions))
 
         def make_state(self) -> dict[str, np.ndarray]:
             return self._package.new_states(self._function)
