@@ -17,8 +17,9 @@ from converter.coreml.limits import (
     check_states,
     notes,
 )
+from converter.coreml.meta import default_prefix
 from converter.errors import LiteRTLMError, OptionError, UnsupportedError
-from converter.registry import family_of
+from converter.registry import FAMILIES, family_of
 from tests.published_configs import PUBLISHED
 
 
@@ -107,7 +108,7 @@ def test_groups_divide_the_rows_of_every_matrix() -> None:
     )
 
 
-@pytest.mark.parametrize("prefix", ["qwen", "gemma3", "my-model_2", "q25"])
+@pytest.mark.parametrize("prefix", ["my-model_2", "q25", *map(default_prefix, FAMILIES)])
 def test_prefixes_are_plain_words(prefix: str) -> None:
     check_prefix(prefix)
 
