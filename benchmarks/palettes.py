@@ -72,8 +72,8 @@ def matrices() -> Iterator[tuple[str, np.ndarray]]:
 
 def measure(matrix: np.ndarray, palette: Palette) -> dict[str, Any]:
     """Nanoseconds of a core per weight and errors above the least, ours and coremltools'."""
-    from coremltools._deps import kmeans1d  # type: ignore[import-untyped]
-    from coremltools.models.neural_network.quantization_utils import (  # type: ignore[import-untyped]
+    from coremltools._deps import kmeans1d
+    from coremltools.models.neural_network.quantization_utils import (
         _get_kmeans_lookup_table_and_weight as their_kmeans,
     )
 

@@ -70,7 +70,7 @@ from converter.preflight import Verdict, fp16_scale_for, preflight
 from converter.registry import text_model_type
 from converter.text import background
 from converter.text.tokenizer import load_tokenizer
-from converter.text.tokenizer_files import class_of, tokenizer_files
+from converter.text.tokenizer_files import class_of, pad_token_id, tokenizer_files
 from converter.weights.palettes import Palette
 from converter.weights.quantization import FLOAT16
 from converter.weights.row_format import Clip, RowFormat
@@ -517,7 +517,7 @@ class CoreMLConverter:
                 class_of(files),
                 tokenizer.eos_token_ids,
                 tokenizer.bos_token_id,
-                None,
+                pad_token_id(self.checkpoint),
             ),
             COMPILE: compile_sh(described.names),
         }

@@ -1,15 +1,17 @@
-"""How ANEMLL 0.3.4 and 0.3.5 find files, restated: `tests/chat.py` and Swift's `YAMLConfig`.
+"""How ANEMLL 0.3.4 and 0.3.5 find files and chat: `tests/chat.py` and Swift's YAMLConfig, restated.
 
 `reliability/anemll_chat.py` runs the chat itself on a checkout.
 """
 
 from __future__ import annotations
 
+import argparse
 import glob
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 
@@ -66,3 +68,104 @@ def swift_sampling(found: dict[str, Any]) -> tuple[bool, float, float, int] | No
     if not {"temperature", "top_p", "top_k"} <= set(said):
         return None
     return said.get("do_sample", True), said["temperature"], said["top_p"], said["top_k"]
+
+
+# What follows is a chat of 0.3.5, in the names under which `reliability.anemll_chat` watches it.
+
+
+def initialize_tokenizer(path: str) -> Any:
+    """As chat.py loads it: the slow class, where there is one."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, use_fast=False)
+
+
+def load(path: Path, function: str | None = None) -> Any:
+    """A function of a package; the only one, where none is named."""
+    import coremltools as ct
+
+    return ct.models.MLModel(str(path), **({"function_name": function} if function else {}))
+
+
+def mask_of(context: int) -> np.ndarray:
+    """float16 (1, 1, context, context): each row sees the columns up to its own."""
+    seen = np.tri(context, dtype=bool)
+    return np.where(seen, 0, -np.inf).astype(np.float16)[None, None]
+
+
+class Chat:
+    """Packages, loaded, with one state for all chunks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.found = found = parameters(folder)
+        embeddings, layers, head = (python_path(folder / stem) for stem in python_stems(found))
+        self.context, self.batch = int(found["context_length"]), int(found["batch_size"])
+        self.window = swift_window(found)
+        names = ["infer", "prefill"]
+        if self.window is not None and self.window < self.context:
+            names += ["infer_rotate", "prefill_rotate"]
+        self.embeddings, self.head = load(embeddings), load(head)
+        self.layers = [{name: load(path, name) for name in names} for path in python_chunks(layers)]
+        self.state = self.layers[0]["prefill"].make_state()
+        self.mask = mask_of(self.context)
+
+    def run(self, kind: str, ids: np.ndarray, first: int, count: int) -> np.ndarray:
+        """Tokens `first` to `first + count` through all layers."""
+        if self.window is not None and first >= self.window:
+            kind += "_rotate"
+        places = np.arange(first, first + count, dtype=np.int32)
+        tokens = ids[:, first : first + count].astype(np.int32)
+        x = self.embeddings.predict({"input_ids": tokens})["hidden_states"]
+        for chunk in self.layers:
+            inputs = {
+                "hidden_states": x.astype(np.float16),
+                "position_ids": places,
+                "causal_mask": self.mask[:, :, first : first + count],
+                "current_pos": places[:1],
+            }
+            x = chunk[kind].predict(inputs, self.state)["output_hidden_states"]
+        return x
+
+    def read(self, ids: np.ndarray) -> None:
+        """Whole batches, and the rest one by one."""
+        pos = 0
+        while pos < ids.shape[1]:
+            whole = pos + self.batch <= ids.shape[1]
+            count = self.batch if whole else 1
+            self.run("prefill" if whole else "infer", ids, pos, count)
+            pos += count
+
+
+def generate_next_token(
+    embeddings: Any, layers: Any, head: Any, ids: Any, pos: int, chat: Chat
+) -> int:
+    """The token at `pos`; the one before it goes through the layers a second time."""
+    x = chat.run("infer", ids, pos - 1, 1)
+    said = head.predict({"hidden_states": x.astype(np.float16)})
+    if chat.found.get("argmax_in_model"):
+        part = int(said["argmax_val"].argmax())
+        offset = sum(chat.found["lm_head_chunk_sizes"][:part])
+        return int(said["argmax_idx"][part]) + offset
+    parts = [said[f"logits{i + 1}"] for i in range(chat.found["split_lm_head"])]
+    return int(np.concatenate(parts, axis=-1)[0, 0].argmax())
+
+
+def main() -> int:
+    """Answer `--prompt` from the folder of `--meta`."""
+    parser = argparse.ArgumentParser()
+    for name in ("--meta", "--prompt"):
+        parser.add_argument(name)
+    parser.add_argument("--nw", action="store_true")
+    args = parser.parse_args()
+    folder = Path(args.meta).parent
+    chat, tokenizer = Chat(folder), initialize_tokenizer(str(folder))
+    messages = [{"role": "user", "content": args.prompt}]
+    tokens = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    ids = np.array([tokens])
+    chat.read(ids)
+    token = None
+    while token != tokenizer.eos_token_id and ids.shape[1] < chat.context:
+        pos = ids.shape[1]
+        token = generate_next_token(chat.embeddings, chat.layers, chat.head, ids, pos, chat)
+        ids = np.append(ids, [[token]], axis=1)
+    return 0

@@ -200,7 +200,10 @@ def notes(
     if argmax:
         found.append("--argmax: runtimes get the likeliest token alone, and cannot sample")
     if split_rotate:
-        found.append("--split-rotate: no runtime reads such files as they are meant")
+        found.append(
+            "--split-rotate: left out: no runtime reads such files as they are meant, and here all "
+            "functions of a part share its weights"
+        )
     if context > 2048:
         found.append(f"--context {context}: every step takes time for all of it, used or not")
     mixers = [layer.mixer for layer in spec.layers if isinstance(layer.mixer, Attention)]

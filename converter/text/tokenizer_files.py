@@ -11,6 +11,7 @@ from typing import Any
 
 from converter.checkpoint.base import Checkpoint
 from converter.checkpoint.files import read_file
+from converter.checkpoint.gguf import GGUFCheckpoint
 from converter.errors import UnsupportedError
 from converter.text.bundle_tokenizer import BundleTokenizer
 from converter.text.pieces_json import Prefix, is_bpe, pieces_to_json
@@ -55,7 +56,7 @@ def tokenizer_files(
         settings = {
             "tokenizer_class": _ANY_CLASS,
             "bos_token": tokenizer.bos_token,
-            "eos_token": tokenizer.eos_token,
+            "eos_token": tokenizer.eos_token or _end_token(tokenizer),
             "add_bos_token": tokenizer.adds_bos,
             "clean_up_tokenization_spaces": False,
             "chat_template": template,
@@ -69,9 +70,25 @@ def tokenizer_files(
     return files
 
 
+def _end_token(tokenizer: BundleTokenizer) -> str | None:
+    """The token that ends a turn, where the source names none as the end."""
+    ends = set(tokenizer.eos_token_ids)
+    return next((text for text, i in tokenizer.special_tokens.items() if i in ends), None)
+
+
 def class_of(files: dict[str, bytes]) -> str:
     """The tokenizer's class, as tokenizer_config.json names it."""
     return str(json.loads(files[CONFIG]).get("tokenizer_class") or _ANY_CLASS)
+
+
+def pad_token_id(checkpoint: Checkpoint) -> int | None:
+    """The id of the token with which rows are filled up; None where the source says none."""
+    said = [
+        config.get("pad_token_id") for config in (checkpoint.config, checkpoint.generation_config)
+    ]
+    if isinstance(checkpoint, GGUFCheckpoint):
+        said.append(checkpoint.metadata.get("tokenizer.ggml.padding_token_id"))
+    return next((value for value in said if type(value) is int and value >= 0), None)
 
 
 def _as_json(tokenizer: BundleTokenizer) -> bytes:

@@ -17,8 +17,9 @@ from converter.coreml.limits import (
     check_states,
     notes,
 )
+from converter.coreml.meta import default_prefix
 from converter.errors import LiteRTLMError, OptionError, UnsupportedError
-from converter.registry import family_of
+from converter.registry import FAMILIES, family_of
 from tests.published_configs import PUBLISHED
 
 
@@ -107,7 +108,7 @@ def test_groups_divide_the_rows_of_every_matrix() -> None:
     )
 
 
-@pytest.mark.parametrize("prefix", ["qwen", "gemma3", "my-model_2", "q25"])
+@pytest.mark.parametrize("prefix", ["my-model_2", "q25", *map(default_prefix, FAMILIES)])
 def test_prefixes_are_plain_words(prefix: str) -> None:
     check_prefix(prefix)
 
@@ -152,6 +153,7 @@ def test_what_is_slow_is_a_note() -> None:
         "--batch 128: others report that the Neural Engine fails above 64",
         "--lut1: groups of 4 make many tables, which are slow; 8 or more",
         "--argmax: runtimes get the likeliest token alone, and cannot sample",
-        "--split-rotate: no runtime reads such files as they are meant",
+        "--split-rotate: left out: no runtime reads such files as they are meant, and here all "
+        "functions of a part share its weights",
         "--context 4096: every step takes time for all of it, used or not",
     ]

@@ -11,7 +11,7 @@ import pytest
 from converter.checkpoint.gguf import open_gguf
 from converter.errors import UnsupportedError
 from converter.text.tokenizer import load_tokenizer
-from converter.text.tokenizer_files import class_of, tokenizer_files
+from converter.text.tokenizer_files import class_of, pad_token_id, tokenizer_files
 from tests.small_tokenizers import (
     SMALL_BPE,
     SMALL_PIECES,
@@ -151,3 +151,18 @@ def test_a_gguf_without_a_template_has_none(tmp_path: Path) -> None:
     tokenizer = read(files, tmp_path / "out")
     assert tokenizer.chat_template is None
     assert tokenizer.convert_ids_to_tokens(tokenizer("ab")["input_ids"]) == ["<s>", "▁ab"]
+
+
+def test_a_gguf_that_names_no_end_gets_its_end_of_turn(tmp_path: Path) -> None:
+    tokenizer = read(of_gguf(tmp_path / "m.gguf", SMALL_BPE), tmp_path / "out")
+
+    assert tokenizer.eos_token == "<|im_end|>"
+
+
+def test_the_pad_token_is_the_sources(tmp_path: Path) -> None:
+    assert pad_token_id(Folder(tmp_path, {"pad_token_id": None}, {"pad_token_id": 7})) == 7
+    assert pad_token_id(Folder(tmp_path, {"pad_token_id": 0}, {"pad_token_id": 7})) == 0
+    assert pad_token_id(Folder(tmp_path, {"pad_token_id": -1})) is None
+    path = write_tokenizer_gguf(tmp_path / "m.gguf", SMALL_PIECES | {"ggml.padding_token_id": 3})
+    with open_gguf(path) as checkpoint:
+        assert pad_token_id(checkpoint) == 3
