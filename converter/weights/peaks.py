@@ -4,8 +4,8 @@ What computes in float16 can hold no number beyond 65504. Unlike calibration's, 
 here: a few numbers of a few tokens, attention's sinks, are what grows. Every weight passes through
 memory once, by blocks of rows that threads read and multiply; what stays is what the text became.
 
-The words are those that the Core ML emitter has (`converter.coreml.decoder_program`), and the
-places are values of its graph.
+The words are those that `converter.coreml.words` lets pass, and the places are values of the graph
+that `converter.coreml.decoder_program` makes of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,6 @@ import numpy as np
 
 from converter.checkpoint.base import Checkpoint, ThreadBuffer
 from converter.decoder import (
-    Activation,
     Attention,
     DecoderSpec,
     FeedForward,
@@ -33,6 +32,7 @@ from converter.decoder import (
 )
 from converter.errors import SourceError, UnsupportedError
 from converter.families.tensors import WeightSource
+from converter.weights.activations import activate
 from converter.weights.lora_update import Update
 from converter.weights.stream import BLOCK_VALUES
 from converter.weights.weight_rows import read_weight, row_units
@@ -112,15 +112,14 @@ def find_peaks(
     """Send a text's tokens through the network.
 
     Args:
+        spec: a network that `converter.coreml.words.check_words` lets pass.
         sources, updates: of each weight; see `converter.network.Network`.
         progress: is told how many values more were read, of those of all weights.
 
     Raises:
         SourceError: a weight is NaN or infinite, or cannot be read.
-        UnsupportedError: the network has a word that Core ML's emitter lacks, or numbers that
-            float32 cannot hold.
+        UnsupportedError: the network has numbers that float32 cannot hold.
     """
-    _check_words(spec, name)
     with Workers(threads) as workers:
         weights = _Weights(spec, checkpoint, name, sources, updates, workers, progress)
         peaks = _Pass(spec, weights).run(np.asarray(tokens))
@@ -132,42 +131,6 @@ def find_peaks(
             name, "its numbers grow beyond float32", "the checkpoint is damaged: fetch it again"
         )
     return peaks
-
-
-def _check_words(spec: DecoderSpec, name: str) -> None:
-    """Raise UnsupportedError where the network is more than the plain decoder."""
-    more = []
-    if spec.per_layer_input is not None or spec.altup is not None or spec.laurel_rank is not None:
-        more.append("inputs or streams beside the residual one")
-    if spec.has_layer_scales:
-        more.append("scaled layers")
-    for layer in spec.layers:
-        mixer, fed = layer.mixer, layer.feed_forward
-        if not isinstance(mixer, Attention) or layer.beside is not None:
-            more.append("mixers other than attention")
-        elif mixer != replace(
-            mixer,
-            position_scale=None,
-            is_gated=False,
-            has_sinks=False,
-            cache_of=None,
-            value_norm=None,
-            keys_are_values=False,
-        ):
-            more.append("gates, sinks or shared caches in its attention")
-        if not isinstance(fed, FeedForward):
-            more.append("experts")
-        elif (
-            fed != replace(fed, cutoff=None, limit=None, up_offset=0.0)
-            or fed.activation not in _ACTIVATIONS
-        ):
-            more.append("cuts or activations of its own in its feed-forward blocks")
-    if more:
-        raise UnsupportedError(
-            name,
-            f"it has {', '.join(dict.fromkeys(more))}, which nothing here writes for float16",
-            "convert it without --target coreml",
-        )
 
 
 class _Weights:
@@ -365,16 +328,14 @@ class _Pass:
 
     def feed(self, block: str, mlp: FeedForward, x: np.ndarray, seen: LayerPeaks) -> np.ndarray:
         """(n, hidden) -> the same."""
-        activate = _ACTIVATIONS[mlp.activation]
-        if mlp.is_gated:
-            gate, up = self.project(block, ("gate", "up"), mlp.biases, x)
-            active = activate(gate)
-            inner = active * up
-            seen.see("inner", gate, up, active, inner)
-        else:
-            [up] = self.project(block, ("up",), mlp.biases, x)
-            inner = activate(up)
-            seen.see("inner", up, inner)
+        parts = ("gate", "up") if mlp.is_gated else ("up",)
+        first, *gated = self.project(block, parts, mlp.biases, x)
+        seen.see("inner", first, *gated)
+        inner = activate(mlp.activation, first)
+        seen.see("inner", inner)
+        for up in gated:
+            inner = inner * up
+            seen.see("inner", inner)
         [made] = self.project(block, ("down",), mlp.biases, inner)
         seen.see("feed_forward", made)
         return made
@@ -412,28 +373,3 @@ def _rotate(rope: Rope, x: np.ndarray) -> np.ndarray:
     left, right = x[..., :half], x[..., half : 2 * half]
     parts = [left * cos - right * sin, right * cos + left * sin, x[..., 2 * half :]]
     return np.concatenate(parts, axis=-1)
-
-
-def _silu(x: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # exp(-x) of what becomes 0
-        made: np.ndarray = x / (1 + np.exp(-x))
-        return made
-
-
-def _gelu(x: np.ndarray) -> np.ndarray:
-    """By the tanh; the exact one differs by less than 1e-3."""
-    made: np.ndarray = x * (1 + np.tanh(np.float32(np.sqrt(2 / np.pi)) * (x + 0.044715 * x**3))) / 2
-    return made
-
-
-def _relu2(x: np.ndarray) -> np.ndarray:
-    made: np.ndarray = np.maximum(x, 0) ** 2
-    return made
-
-
-_ACTIVATIONS: Mapping[Activation, Callable[[np.ndarray], np.ndarray]] = {
-    Activation.SILU: _silu,
-    Activation.GELU: _gelu,
-    Activation.GELU_TANH: _gelu,
-    Activation.RELU2: _relu2,
-}

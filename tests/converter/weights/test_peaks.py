@@ -253,21 +253,3 @@ def test_numbers_beyond_float32_are_refused(tmp_path: Path) -> None:
         )
     with pytest.raises(UnsupportedError, match="grow beyond float32"):
         found(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("test_id", "what"),
-    [
-        ("lfm2", "mixers other than attention"),
-        ("falcon_h1", "mixers other than attention"),
-        ("qwen3_moe", "experts"),
-        ("apertus", "activations of its own"),
-        ("ministral3", "gates, sinks or shared caches"),
-        ("gemma3n_text", "inputs or streams beside the residual one"),
-        ("gemma4_text-keys-are-values", "scaled layers"),
-    ],
-)
-def test_words_that_core_ml_lacks(test_id: str, what: str, tmp_path: Path) -> None:
-    make_checkpoint(test_id, tmp_path)
-    with pytest.raises(UnsupportedError, match=what):
-        found(tmp_path)
