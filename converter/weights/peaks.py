@@ -45,14 +45,15 @@ class LayerPeaks:
 
     Attributes:
         normed: what both blocks are fed with.
-        projected: queries, keys and values as their matrices give them, with their biases.
+        projected: queries, keys and values as their matrices give them, with their biases; and
+            values as they are normalised then.
         rotated: queries and keys, before their rotary embedding and when they meet.
         scores: queries, scaled, times keys; before a softcap, the mask and the softmax.
         attention: what the attention's last matrix gives.
         inner: in the feed-forward block: of both matrices, of the activation, and their product.
         feed_forward: what its last matrix gives.
         added: what is added to the residual stream.
-        residual: that, after each addition.
+        residual: that, after each addition, and times the layer's own factor.
     """
 
     normed: float = 0.0
@@ -245,6 +246,9 @@ class _Pass:
         peaks.embedding = largest(x)
         for i, (layer, seen) in enumerate(zip(spec.layers, peaks.layers, strict=True)):
             x = self.blocks(i, layer, x, seen)
+            if spec.has_layer_scales:
+                x = x * weights.vector(f"layers.{i}.scale")
+                seen.see("residual", x)
         x = self.norm("final_norm", spec.norm, x)
         peaks.last = largest(x)
         bias = weights.vector("head.bias") if spec.head_bias else None
@@ -289,11 +293,16 @@ class _Pass:
     def attend(self, block: str, mixer: Attention, x: np.ndarray, seen: LayerPeaks) -> np.ndarray:
         """(n, hidden) -> the same."""
         n, kv, width = len(x), mixer.num_kv_heads, mixer.head_dim
-        q, k, v = self.project(block, "qkv", mixer.biases, x)
+        parts = "qk" if mixer.keys_are_values else "qkv"
+        q, k, *others = self.project(block, parts, mixer.biases, x)
+        [v] = others or [k]
         seen.see("projected", q, k, v)
         q = self.heads(f"{block}.q_norm", mixer, q, seen)  # (heads, n, d)
         k = self.heads(f"{block}.k_norm", mixer, k, seen)  # (kv, n, d)
         v = v.reshape(n, kv, width).swapaxes(0, 1)
+        if mixer.value_norm is not None:
+            v = self.norm(f"{block}.v_norm", mixer.value_norm, v)
+            seen.see("projected", v)
         q = q.reshape(kv, -1, n, width) * np.float32(mixer.scale / (mixer.softcap or 1))
         scores = q @ k[:, None].swapaxes(2, 3)  # (kv, heads / kv, n, n)
         seen.see("scores", scores)
