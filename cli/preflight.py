@@ -23,8 +23,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "preflight",
         help="say whether float16, and so Core ML, can carry a model's numbers",
-        description="Send a text through a model in float32, a few seconds and 200 MiB whatever "
-        "its size, and hold the largest numbers that it meets against what float16 can hold. "
+        description="Send a text through a model in float32, and hold the largest numbers that it "
+        "meets against what float16 can hold. Every weight is read once, in little memory. "
         "Exits with 1 where it cannot carry them as they are, and says which --fp16-scale of "
         "convert --target coreml helps, or that none does.",
     )

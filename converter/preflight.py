@@ -16,7 +16,8 @@ from functools import partial
 from typing import Any
 
 from converter.checkpoint.base import Checkpoint
-from converter.decoder import DecoderSpec, Placement
+from converter.coreml.words import check_words, trace_of_scale
+from converter.decoder import DecoderSpec
 from converter.errors import SourceError
 from converter.network import Network
 from converter.text import background
@@ -63,13 +64,13 @@ class PreflightReport:
     Attributes:
         tokens: of the text.
         is_chat: whether it went through the chat template; else it was read as it is.
-        placement: of the network's norms, by which a scale reaches more or less of it.
+        spec: the network.
     """
 
     model: str
     tokens: int
     is_chat: bool
-    placement: Placement
+    spec: DecoderSpec
     peaks: Peaks
 
     @property
@@ -79,7 +80,7 @@ class PreflightReport:
         Without norms after them, blocks are scaled in their last matrices.
         """
         places = ["added", "residual"]
-        if not self.placement.has_post_norms:
+        if not self.spec.placement.has_post_norms:
             places += ["attention", "feed_forward"]
         return self._largest(places, {"embedding": self.peaks.embedding})
 
@@ -87,7 +88,7 @@ class PreflightReport:
     def others(self) -> Largest:
         """The largest number that stays as it is."""
         places = ["normed", "projected", "rotated", "scores", "inner"]
-        if self.placement.has_post_norms:
+        if self.spec.placement.has_post_norms:
             places += ["attention", "feed_forward"]
         return self._largest(places, {"last": self.peaks.last, "logits": self.peaks.logits})
 
@@ -95,14 +96,16 @@ class PreflightReport:
     def verdict(self) -> Verdict:
         if self.others.value > SAFE_PEAK or self.peaks.weight > FLOAT16_MAX:
             return Verdict.TOO_LARGE
-        return Verdict.FITS if self.scaled.value <= SAFE_PEAK else Verdict.FITS_SCALED
+        if self.scaled.value <= SAFE_PEAK:
+            return Verdict.FITS
+        return Verdict.FITS_SCALED if trace_of_scale(self.spec) is None else Verdict.TOO_LARGE
 
     @property
     def reason(self) -> str:
         """Why it is not `FITS`, in words."""
         if self.peaks.weight > FLOAT16_MAX:
             return f"{self.peaks.weight_path} holds {self.peaks.weight:,.0f}"
-        found = self.others if self.verdict is Verdict.TOO_LARGE else self.scaled
+        found = self.others if self.others.value > SAFE_PEAK else self.scaled
         return f"{found.where} reaches {found.value:,.0f}"
 
     @property
@@ -177,12 +180,13 @@ def preflight(
         progress: is told how many values more were read, of those of all weights.
 
     Raises:
-        SourceError, UnsupportedError: see `converter.weights.peaks.find_peaks` and
-            `converter.text.tokenizer.load_tokenizer`.
+        SourceError, UnsupportedError: see `converter.weights.peaks.find_peaks`,
+            `converter.text.tokenizer.load_tokenizer` and `converter.coreml.words.check_words`.
     """
     # In a process of its own: tokenizers are the larger part of the memory, and are strangers'.
     read = partial(_tokens, network.checkpoint, network.name, spec)
     tokens, is_chat = background.start(read, network.name)()
+    check_words(spec, len(tokens))
     peaks = find_peaks(
         spec,
         network.checkpoint,
@@ -193,16 +197,17 @@ def preflight(
         threads,
         progress,
     )
-    return PreflightReport(network.name, len(tokens), is_chat, spec.placement, peaks)
+    return PreflightReport(network.name, len(tokens), is_chat, spec, peaks)
 
 
 def fp16_scale_for(report: PreflightReport) -> float | None:
-    """The factor under which float16 carries the residual stream; None where it needs none.
+    """The factor under which float16 carries a network; None where it needs none, or none helps.
 
-    A power of two, which rounds nothing: the largest that leaves `SAFE_PEAK`.
+    A power of two, which rounds nothing: the largest that leaves the residual stream `SAFE_PEAK`.
     """
-    peak = report.scaled.value
-    return None if peak <= SAFE_PEAK else 2.0 ** math.floor(math.log2(SAFE_PEAK / peak))
+    if report.verdict is not Verdict.FITS_SCALED:
+        return None
+    return 2.0 ** math.floor(math.log2(SAFE_PEAK / report.scaled.value))
 
 
 def _tokens(checkpoint: Checkpoint, name: str, spec: DecoderSpec) -> tuple[list[int], bool]:

@@ -82,16 +82,23 @@ def check_words(spec: DecoderSpec, context: int, residual_scale: float = 1.0) ->
         _check_scale(spec, residual_scale)
 
 
-def _check_scale(spec: DecoderSpec, residual_scale: float) -> None:
-    """Every block sees the stream under a norm, and what it adds is made by a weight."""
-    what = f"a residual stream scaled by {residual_scale:g}"
+def trace_of_scale(spec: DecoderSpec) -> str | None:
+    """Why a network with its residual stream scaled is another one; None where it is the same.
+
+    That is where every block sees the stream under a norm, and what it adds is made by a weight.
+    """
     if not spec.placement.has_pre_norms:
-        why = "is another network where blocks see it without a norm before them"
-    elif spec.placement.has_post_norms and not spec.norm.has_weight:
-        why = "is another network where norms without weights stand after blocks"
-    else:
-        return
-    raise UnsupportedError(what, why, "leave out --fp16-scale")
+        return "is another network where blocks see it without a norm before them"
+    if spec.placement.has_post_norms and not spec.norm.has_weight:
+        return "is another network where norms without weights stand after blocks"
+    return None
+
+
+def _check_scale(spec: DecoderSpec, residual_scale: float) -> None:
+    why = trace_of_scale(spec)
+    if why is not None:
+        what = f"a residual stream scaled by {residual_scale:g}"
+        raise UnsupportedError(what, why, "leave out --fp16-scale")
 
 
 def _unwritten(spec: DecoderSpec) -> Iterator[str]:

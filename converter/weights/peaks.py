@@ -4,8 +4,8 @@ What computes in float16 can hold no number beyond 65504. Unlike calibration's, 
 here: a few numbers of a few tokens, attention's sinks, are what grows. Every weight passes through
 memory once, by blocks of rows that threads read and multiply; what stays is what the text became.
 
-The words are those that the Core ML emitter has (`converter.coreml.decoder_program`), and the
-places are values of its graph.
+The words are those that `converter.coreml.words` lets pass, and the places are values of the graph
+that `converter.coreml.decoder_program` makes of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,6 @@ import numpy as np
 
 from converter.checkpoint.base import Checkpoint, ThreadBuffer
 from converter.decoder import (
-    Activation,
     Attention,
     DecoderSpec,
     FeedForward,
@@ -33,6 +32,7 @@ from converter.decoder import (
 )
 from converter.errors import SourceError, UnsupportedError
 from converter.families.tensors import WeightSource
+from converter.weights.activations import activate
 from converter.weights.lora_update import Update
 from converter.weights.stream import BLOCK_VALUES
 from converter.weights.weight_rows import read_weight, row_units
@@ -45,14 +45,15 @@ class LayerPeaks:
 
     Attributes:
         normed: what both blocks are fed with.
-        projected: queries, keys and values as their matrices give them, with their biases.
+        projected: queries, keys and values as their matrices give them, with their biases; and
+            values as they are normalised then.
         rotated: queries and keys, before their rotary embedding and when they meet.
         scores: queries, scaled, times keys; before a softcap, the mask and the softmax.
         attention: what the attention's last matrix gives.
         inner: in the feed-forward block: of both matrices, of the activation, and their product.
         feed_forward: what its last matrix gives.
         added: what is added to the residual stream.
-        residual: that, after each addition.
+        residual: that, after each addition, and times the layer's own factor.
     """
 
     normed: float = 0.0
@@ -112,15 +113,14 @@ def find_peaks(
     """Send a text's tokens through the network.
 
     Args:
+        spec: a network that `converter.coreml.words.check_words` lets pass.
         sources, updates: of each weight; see `converter.network.Network`.
         progress: is told how many values more were read, of those of all weights.
 
     Raises:
         SourceError: a weight is NaN or infinite, or cannot be read.
-        UnsupportedError: the network has a word that Core ML's emitter lacks, or numbers that
-            float32 cannot hold.
+        UnsupportedError: the network has numbers that float32 cannot hold.
     """
-    _check_words(spec, name)
     with Workers(threads) as workers:
         weights = _Weights(spec, checkpoint, name, sources, updates, workers, progress)
         peaks = _Pass(spec, weights).run(np.asarray(tokens))
@@ -132,42 +132,6 @@ def find_peaks(
             name, "its numbers grow beyond float32", "the checkpoint is damaged: fetch it again"
         )
     return peaks
-
-
-def _check_words(spec: DecoderSpec, name: str) -> None:
-    """Raise UnsupportedError where the network is more than the plain decoder."""
-    more = []
-    if spec.per_layer_input is not None or spec.altup is not None or spec.laurel_rank is not None:
-        more.append("inputs or streams beside the residual one")
-    if spec.has_layer_scales:
-        more.append("scaled layers")
-    for layer in spec.layers:
-        mixer, fed = layer.mixer, layer.feed_forward
-        if not isinstance(mixer, Attention) or layer.beside is not None:
-            more.append("mixers other than attention")
-        elif mixer != replace(
-            mixer,
-            position_scale=None,
-            is_gated=False,
-            has_sinks=False,
-            cache_of=None,
-            value_norm=None,
-            keys_are_values=False,
-        ):
-            more.append("gates, sinks or shared caches in its attention")
-        if not isinstance(fed, FeedForward):
-            more.append("experts")
-        elif (
-            fed != replace(fed, cutoff=None, limit=None, up_offset=0.0)
-            or fed.activation not in _ACTIVATIONS
-        ):
-            more.append("cuts or activations of its own in its feed-forward blocks")
-    if more:
-        raise UnsupportedError(
-            name,
-            f"it has {', '.join(dict.fromkeys(more))}, which nothing here writes for float16",
-            "convert it without --target coreml",
-        )
 
 
 class _Weights:
@@ -282,6 +246,9 @@ class _Pass:
         peaks.embedding = largest(x)
         for i, (layer, seen) in enumerate(zip(spec.layers, peaks.layers, strict=True)):
             x = self.blocks(i, layer, x, seen)
+            if spec.has_layer_scales:
+                x = x * weights.vector(f"layers.{i}.scale")
+                seen.see("residual", x)
         x = self.norm("final_norm", spec.norm, x)
         peaks.last = largest(x)
         bias = weights.vector("head.bias") if spec.head_bias else None
@@ -326,11 +293,16 @@ class _Pass:
     def attend(self, block: str, mixer: Attention, x: np.ndarray, seen: LayerPeaks) -> np.ndarray:
         """(n, hidden) -> the same."""
         n, kv, width = len(x), mixer.num_kv_heads, mixer.head_dim
-        q, k, v = self.project(block, "qkv", mixer.biases, x)
+        parts = "qk" if mixer.keys_are_values else "qkv"
+        q, k, *others = self.project(block, parts, mixer.biases, x)
+        [v] = others or [k]
         seen.see("projected", q, k, v)
         q = self.heads(f"{block}.q_norm", mixer, q, seen)  # (heads, n, d)
         k = self.heads(f"{block}.k_norm", mixer, k, seen)  # (kv, n, d)
         v = v.reshape(n, kv, width).swapaxes(0, 1)
+        if mixer.value_norm is not None:
+            v = self.norm(f"{block}.v_norm", mixer.value_norm, v)
+            seen.see("projected", v)
         q = q.reshape(kv, -1, n, width) * np.float32(mixer.scale / (mixer.softcap or 1))
         scores = q @ k[:, None].swapaxes(2, 3)  # (kv, heads / kv, n, n)
         seen.see("scores", scores)
@@ -365,16 +337,14 @@ class _Pass:
 
     def feed(self, block: str, mlp: FeedForward, x: np.ndarray, seen: LayerPeaks) -> np.ndarray:
         """(n, hidden) -> the same."""
-        activate = _ACTIVATIONS[mlp.activation]
-        if mlp.is_gated:
-            gate, up = self.project(block, ("gate", "up"), mlp.biases, x)
-            active = activate(gate)
-            inner = active * up
-            seen.see("inner", gate, up, active, inner)
-        else:
-            [up] = self.project(block, ("up",), mlp.biases, x)
-            inner = activate(up)
-            seen.see("inner", up, inner)
+        parts = ("gate", "up") if mlp.is_gated else ("up",)
+        first, *gated = self.project(block, parts, mlp.biases, x)
+        seen.see("inner", first, *gated)
+        inner = activate(mlp.activation, first)
+        seen.see("inner", inner)
+        for up in gated:
+            inner = inner * up
+            seen.see("inner", inner)
         [made] = self.project(block, ("down",), mlp.biases, inner)
         seen.see("feed_forward", made)
         return made
@@ -412,28 +382,3 @@ def _rotate(rope: Rope, x: np.ndarray) -> np.ndarray:
     left, right = x[..., :half], x[..., half : 2 * half]
     parts = [left * cos - right * sin, right * cos + left * sin, x[..., 2 * half :]]
     return np.concatenate(parts, axis=-1)
-
-
-def _silu(x: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # exp(-x) of what becomes 0
-        made: np.ndarray = x / (1 + np.exp(-x))
-        return made
-
-
-def _gelu(x: np.ndarray) -> np.ndarray:
-    """By the tanh; the exact one differs by less than 1e-3."""
-    made: np.ndarray = x * (1 + np.tanh(np.float32(np.sqrt(2 / np.pi)) * (x + 0.044715 * x**3))) / 2
-    return made
-
-
-def _relu2(x: np.ndarray) -> np.ndarray:
-    made: np.ndarray = np.maximum(x, 0) ** 2
-    return made
-
-
-_ACTIVATIONS: Mapping[Activation, Callable[[np.ndarray], np.ndarray]] = {
-    Activation.SILU: _silu,
-    Activation.GELU: _gelu,
-    Activation.GELU_TANH: _gelu,
-    Activation.RELU2: _relu2,
-}

@@ -100,4 +100,4 @@ def test_one_that_core_ml_does_not_get(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["preflight", "--json", "--quiet", str(tmp_path / "lfm2")]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("error: lfm2, it has mixers other than attention")
+    assert printed.err.startswith("error: a network with short convolutions, ")

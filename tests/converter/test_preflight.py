@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cli.obtain import open_checkpoint
-from converter.decoder import Placement
+from converter.decoder import DecoderSpec, Norm, NormKind, Placement
 from converter.errors import SourceError
 from converter.network import read_network
 from converter.preflight import TEXT, PreflightReport, Verdict, fp16_scale_for, preflight
@@ -25,8 +25,11 @@ def reported(path: Path) -> PreflightReport:
         return preflight(network, network.spec(512), threads=2)
 
 
-def of_peaks(peaks: Peaks, placement: Placement = Placement.BEFORE) -> PreflightReport:
-    return PreflightReport("tiny", 10, True, placement, peaks)
+def of_peaks(
+    peaks: Peaks, placement: Placement = Placement.BEFORE, has_weight: bool = True
+) -> PreflightReport:
+    norm = Norm(NormKind.RMS, 1e-6, has_weight)
+    return PreflightReport("tiny", 10, True, DecoderSpec(8, 8, norm, (), True, placement), peaks)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +92,27 @@ def test_weights_may_be_as_large_as_float16_goes() -> None:
     assert within.verdict is Verdict.FITS
     assert beyond.verdict is Verdict.TOO_LARGE
     assert beyond.reason == "layers.0.mlp.up holds 65,505"
+
+
+@pytest.mark.parametrize(
+    ("placement", "has_weight", "helps"),
+    [
+        (Placement.BEFORE, True, True),
+        (Placement.BEFORE, False, True),  # its last matrices are scaled
+        (Placement.PARALLEL, True, True),
+        (Placement.BOTH, True, True),
+        (Placement.BOTH, False, False),
+        (Placement.AFTER, True, False),  # blocks see the stream as it is
+    ],
+)
+def test_where_a_scale_leaves_a_trace_none_is_given(
+    placement: Placement, has_weight: bool, helps: bool
+) -> None:
+    peaks = Peaks((LayerPeaks(residual=60_000.0),))
+    report = of_peaks(peaks, placement, has_weight)
+    assert report.verdict is (Verdict.FITS_SCALED if helps else Verdict.TOO_LARGE)
+    assert fp16_scale_for(report) == (0.5 if helps else None)
+    assert report.reason == "the residual stream of layer 0 reaches 60,000"
 
 
 def test_what_slices_may_cut_is_a_note() -> None:
