@@ -67,13 +67,14 @@ def measure_divergence(
 
 def sample(model: CoreMLModel, text: str) -> Sample:
     """Let a model go on with the beginning of a text, which is read in batches."""
-    limit = model.context_length - GREEDY_TOKENS
+    count = min(GREEDY_TOKENS, model.context_length // 2)
+    limit = model.context_length - count
     beginning = model.tokenize(fitting(model, text, PASSAGE, limit - len(model.start_tokens)))
     *prompt, last = [*model.start_tokens, *beginning][:limit]
     conversation = Conversation(model)
     conversation.read(prompt)
     said = [last]
-    for _ in range(GREEDY_TOKENS):
+    for _ in range(count):
         said.append(int(conversation.next_logits(said[-1]).argmax()))
     spoken = model.detokenize(said[1:])
     return Sample(spoken, repetition(spoken))
