@@ -60,7 +60,9 @@ def operations(f: Function, weight_of: Weights) -> Iterator[Tensor]:
     yield f.make_tile(x, 1, 3)
     yield f.make_gather(weight_of(f, "matrix", (40, 6)), ids)
     yield f.make_gather(x, f.make_cast(f.make_binary("sub", at, at), DType.INT16))
-    yield f.make_cast(f.make_cast(f.make_binary("add", at, np.int32(7)), DType.FLOAT16), DType.INT32)
+    yield f.make_cast(
+        f.make_cast(f.make_binary("add", at, np.int32(7)), DType.FLOAT16), DType.INT32
+    )
     yield f.make_matmul(x, f.make_transpose(y, (0, 2, 1)))
     yield f.make_matmul(x, y, transpose_y=True)
     columns = f.make_expand_dims(f.make_transpose(x, (0, 2, 1)), 2)
