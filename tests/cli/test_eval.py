@@ -85,7 +85,7 @@ def test_packages(
     assert 100 < found["tokens"] < 120
     assert found["prefill_tokens_per_second"] is found["decode_tokens_per_second"] is None
     assert 0 < found["kl_mean"] < found["kl_max"] < 1e-3
-    assert (found["top1_agreement"], found["positions"]) == (1, 64)
+    assert (found["top1_agreement"] > 0.9, found["positions"]) == (True, 64)
 
     assert main(["eval", str(packages), *options]) == 0
     printed = capsys.readouterr()
