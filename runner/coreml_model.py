@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from converter.coreml.meta import META
 from converter.errors import SourceError, UnsupportedError
 from converter.text.tokenizer_json import load_tokenizer_json
 from runner.mlprogram import Package
 
-META = "meta.yaml"
 # Bytes of weights in float32 that are kept in memory: some 400 million.
 _MOST_BYTES = 1_600_000_000
 

@@ -11,7 +11,6 @@ import pytest
 
 from cli.main import main
 from runner.evaluation import TEXT
-from tests.coreml_folders import make_folder
 from tests.tiny_models import make_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +70,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def packages(checkpoint: Path) -> Path:
-    return make_folder(checkpoint, checkpoint.parent / "coreml")
+    folder = checkpoint.parent / "coreml"
+    options = ["--target", "coreml", "--context", "64", "--batch", "16", "--lut2", "8,4"]
+    command = ["convert", str(checkpoint), *options, "--output-dir", str(folder), "--quiet"]
+    assert main(command) == 0
+    return folder
 
 
 def test_packages(
@@ -79,7 +82,7 @@ def test_packages(
 ) -> None:
     text.write_text(text.read_text(encoding="utf-8")[:120], encoding="utf-8")
     options = ["--text", str(text), "--against", str(checkpoint), "--quiet"]
-    assert main(["eval", str(packages / "head.mlpackage"), *options, "--json"]) == 0
+    assert main(["eval", str(packages / "qwen_embeddings.mlpackage"), *options, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert 50 < found["perplexity"] < 1000  # random weights
     assert 100 < found["tokens"] < 120

@@ -80,7 +80,7 @@ def test_float32_is_nearer_than_float16(made: Made, parts: Path) -> None:
 
 
 def test_a_package_stands_for_its_folder(parts: Path) -> None:
-    assert CoreMLModel(parts / "head.mlpackage").folder == parts
+    assert CoreMLModel(parts / "tiny_lm_head.mlpackage").folder == parts
 
 
 # Figures ------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_numbers_beyond_float16_are_named(made: Made, tmp_path: Path) -> None:
 def test_a_head_without_logits_is_refused(made: Made, tmp_path: Path) -> None:
     folder = make_folder(made.folder, tmp_path / "argmax", argmax=True)
     assert refusal(lambda: CoreMLModel(folder)) == (
-        f"{folder / 'head.mlpackage'}, gives argmax_idx, argmax_val, no logits to compare, "
+        f"{folder / 'tiny_lm_head.mlpackage'}, gives argmax_idx, argmax_val, no logits to compare, "
         "convert the model without --argmax"
     )
 
@@ -186,7 +186,7 @@ def test_a_large_model_is_refused_before_it_is_read(parts: Path, tmp_path: Path)
     x = f.add_input("hidden_states", (1, 65536, 1, 1), DType.FLOAT16)
     record = layout.add(DType.FLOAT16, (7000, 65536, 1, 1))
     f.add_output("logits1", f.make_conv(x, f.weight("w", record)))
-    head = folder / "head.mlpackage"
+    head = folder / "tiny_lm_head.mlpackage"
     (head / MODEL).write_bytes(model_message([f], {}, {}, {}))
     with (head / WEIGHTS).open("wb") as file:  # almost all of it is a hole
         for offset, content in layout.heads():
@@ -221,8 +221,8 @@ def _writes(name: str, text: str) -> Callable[[Path], object]:
         (_without("context_length"), "meta.yaml, does not say 'context_length'"),
         (_without("ffn"), "meta.yaml, does not say 'ffn'"),
         (
-            lambda f: shutil.rmtree(f / "t_FFN_PF_chunk_02of02.mlpackage"),
-            "t_FFN_PF_chunk_02of02.mlpackage, cannot be read as a Core ML model",
+            lambda f: shutil.rmtree(f / "tiny_FFN_PF_chunk_02of02.mlpackage"),
+            "tiny_FFN_PF_chunk_02of02.mlpackage, cannot be read as a Core ML model",
         ),
         (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json, No such file or directory"),
         (_writes("tokenizer.json", "{}"), "the tokenizer does not load"),
@@ -238,7 +238,7 @@ def test_what_is_missing_is_named(
 
 def test_a_package_of_another_model_is_refused(parts: Path, tmp_path: Path) -> None:
     folder = copied(parts, tmp_path)
-    shutil.copytree(folder / "head.mlpackage", folder / "other.mlpackage")
+    shutil.copytree(folder / "tiny_lm_head.mlpackage", folder / "other.mlpackage")
     assert refusal(lambda: CoreMLModel(folder / "other.mlpackage")) == (
         f"{folder / 'other.mlpackage'}, is no part of the model of meta.yaml beside it, "
         "name one of its parts"
