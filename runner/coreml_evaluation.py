@@ -1,0 +1,80 @@
+"""What a conversion to Core ML has kept of its model: the figures of `runner.evaluation`, in numpy.
+
+The text, its passages and the positions are the same, so that figures of both targets stand beside
+each other. Every logit is one that `infer` gives, one token after the other, as on a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from runner.coreml_model import Conversation, CoreMLModel
+from runner.evaluation import (
+    GREEDY_TOKENS,
+    PASSAGE,
+    Divergence,
+    Perplexity,
+    Progress,
+    Sample,
+    divergence_of,
+    fitting,
+    log_softmax,
+    passages,
+    perplexity_of,
+    repetition,
+)
+
+
+def measure_perplexity(
+    model: CoreMLModel, text: str, progress: Progress = lambda _done, _all: None
+) -> Perplexity:
+    """Score a text in passages that fit the context, each without those before it.
+
+    Raises:
+        OptionError: the text is too short.
+        UnsupportedError: numbers were too large for float16.
+    """
+    parts = [
+        ([*model.start_tokens, *model.tokenize(given)], model.tokenize(scored))
+        for given, scored in passages(model, text)
+    ]
+    everything = sum(len(scored) for _, scored in parts)
+    total, done = 0.0, 0
+    for start, scored in parts:
+        tokens = [*start, *scored[:-1]]
+        for logits, token in zip(model.logits(tokens, len(start) - 1), scored, strict=True):
+            progress(done, everything)
+            total += float(log_softmax(logits)[token])
+            done += 1
+    return perplexity_of(total, done)
+
+
+def measure_divergence(
+    model: CoreMLModel,
+    reference: Iterable[np.ndarray],
+    tokens: Sequence[int],
+    progress: Progress = lambda _done, _all: None,
+) -> Divergence:
+    """Compare a model with its source over some tokens, each position seeing the true ones.
+
+    Args:
+        reference: the source's logits after each token, `(vocabulary,)`.
+    """
+    return divergence_of(model.logits(tokens), reference, lambda done: progress(done, len(tokens)))
+
+
+def sample(model: CoreMLModel, text: str) -> Sample:
+    """Let a model go on with the beginning of a text, which is read in batches."""
+    count = min(GREEDY_TOKENS, model.context_length // 2)
+    limit = model.context_length - count
+    beginning = model.tokenize(fitting(model, text, PASSAGE, limit - len(model.start_tokens)))
+    *prompt, last = [*model.start_tokens, *beginning][:limit]
+    conversation = Conversation(model)
+    conversation.read(prompt)
+    said = [last]
+    for _ in range(count):
+        said.append(int(conversation.next_logits(said[-1]).argmax()))
+    spoken = model.detokenize(said[1:])
+    return Sample(spoken, repetition(spoken))
