@@ -130,8 +130,8 @@ class CoreMLRequest(Request):
     skip_anemll_dedup: bool | None = None
 
     decided_by_receipt = (
-        "lora", "chat_template", "target", "revision", "context", "batch", "lut1", "lut2", "lut3",
-        "chunk", "max_chunk_mb", "prefix", "argmax", "fp16_scale", "split_rotate", "monolithic",
+        *Request.decided_by_receipt, "context", "batch", "lut1", "lut2", "lut3", "chunk",
+        "max_chunk_mb", "prefix", "argmax", "fp16_scale", "split_rotate", "monolithic",
     )  # fmt: skip
 
     def chosen(self) -> dict[str, Any]:
@@ -198,6 +198,8 @@ def obtain_packages(request: CoreMLRequest) -> Path:
         LiteRTLMError: see `converter.errors`.
     """
     from cli.sealing import Sealing, coreml_options_of_receipt
+    from converter.output.atomic_folder import require_replaceable
+    from converter.receipt import is_outdated, why_not_replaced
 
     expected = request.receipt
     chosen = request.chosen() if expected is None else coreml_options_of_receipt(expected)
@@ -206,11 +208,15 @@ def obtain_packages(request: CoreMLRequest) -> Path:
         source = replace(source, name=expected["output"]["name"])
     output = _output(request, source)
     request.say_needless()
-    if output.is_dir() and not request.force and any(output.iterdir()):
+    if not request.force and _holds_packages(output):
         if expected is not None:
             require_same(output, expected)
-        say(request, f"keeping {output}, which exists (convert --force replaces it)")
+        older = ""
+        if source.path is not None and is_outdated(output, source.path):
+            older = ", older than what it was made of"
+        say(request, f"keeping {output}, which exists{older} (convert --force replaces it)")
         return output
+    require_replaceable(output, why_not_replaced)
     local, origin = fetch(source, request, prefer_converted=False, becomes=output)
     if local.suffix.lower() == ".litertlm":
         raise converted_already(request.model)
@@ -354,6 +360,14 @@ def _format(lut: tuple[int, int] | None) -> str:
 
 def _output(request: Request, source: Source) -> Path:
     return source.home / FOLDER if request.output_dir is None else request.output_dir
+
+
+def _holds_packages(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    from converter.coreml.meta import META
+
+    return (folder / META).is_file()
 
 
 def _converter(checkpoint: Checkpoint, source: Source, chosen: dict[str, Any]) -> CoreMLConverter:

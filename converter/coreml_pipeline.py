@@ -67,6 +67,7 @@ from converter.network import Network, check_vocabulary, read_network
 from converter.output.atomic_file import Seal
 from converter.output.atomic_folder import AtomicFolder
 from converter.preflight import Verdict, fp16_scale_for, preflight
+from converter.receipt import why_not_replaced
 from converter.registry import text_model_type
 from converter.text import background
 from converter.text.tokenizer import load_tokenizer
@@ -546,7 +547,7 @@ class CoreMLConverter:
         """
         if plan.texts.is_done():
             plan.texts()  # a fault of the template shows before the weights
-        with AtomicFolder(output, is_package_folder) as folder:
+        with AtomicFolder(output, why_not_replaced) as folder:
             for part in plan.parts:
                 folder.write(f"{part.folder}/{MODEL}", part.message)
                 folder.write(f"{part.folder}/{MANIFEST}", manifest(part.message))
@@ -573,8 +574,3 @@ class CoreMLConverter:
         scaled = (plan.spec.embedding_scale or 1.0) * plan.scale
         spec = dataclasses.replace(plan.spec, tied_head=False, embedding_scale=scaled)
         stream.run(spec, self.options.threads, beside=plan.texts)
-
-
-def is_package_folder(folder: Path) -> bool:
-    """Whether a folder holds packages that were written here."""
-    return (folder / META).is_file()

@@ -19,7 +19,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -100,15 +100,21 @@ def hash_text(text: str) -> str:
 
 
 def parts_of(path: Path) -> list[Part]:
-    """Ranges that cover the whole file; of a folder, all files but its receipt."""
+    """Ranges that cover the whole file; of a folder of packages, all files that are its own.
+
+    Its receipt is not, nor what a Mac puts beside packages: `.mlmodelc`, which compile.sh makes of
+    them, and hidden files, like the `.DS_Store` of every folder that was looked at.
+    """
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        names = [file.relative_to(path).as_posix() for file in files]
-        return [
-            Part(name, 0, file.stat().st_size)
-            for name, file in zip(names, files, strict=True)
-            if name != IN_FOLDER
-        ]
+        files = ((file.relative_to(path), file) for file in path.rglob("*") if file.is_file())
+        return sorted(
+            (
+                Part(name.as_posix(), 0, file.stat().st_size)
+                for name, file in files
+                if _is_own(name)
+            ),
+            key=attrgetter("name"),
+        )
     from converter.litertlm.inspection import read_bundle
 
     bundle = read_bundle(path)
@@ -118,6 +124,12 @@ def parts_of(path: Path) -> list[Part]:
     ]
     ends = [offset for _, offset in starts[1:]] + [bundle.nbytes]
     return [Part(name, start, end - start) for (name, start), end in zip(starts, ends, strict=True)]
+
+
+def _is_own(name: Path) -> bool:
+    return name != Path(IN_FOLDER) and not any(
+        part.startswith(".") or part.endswith(".mlmodelc") for part in name.parts
+    )
 
 
 def versions() -> dict[str, str]:
@@ -240,6 +252,21 @@ def differences(receipt: dict[str, Any], output: Path) -> list[str]:
     return lines + _changed(said["parts"], found)
 
 
+def strange_files(receipt: dict[str, Any], folder: Path) -> list[str]:
+    """What lies in a folder of packages, and its receipt does not name."""
+    said = {part["name"] for part in receipt["output"]["parts"]}
+    return [part.name for part in parts_of(folder) if part.name not in said]
+
+
+def why_not_replaced(folder: Path) -> str | None:
+    """Why packages must not take the place of a folder: something in it is none of ours."""
+    try:
+        strange = strange_files(read_receipt(receipt_path(folder)), folder)
+    except SourceError:
+        return "it is there, and has no receipt of packages"
+    return f"it is there, and no conversion wrote its {strange[0]}" if strange else None
+
+
 def _length(size: int, said: dict[str, Any]) -> str:
     if size > said["size"]:
         return "something was added at its end"
@@ -291,7 +318,11 @@ def is_outdated(output: Path, source: Path) -> bool:
         receipt = read_receipt(receipt_path(output))
     except SourceError:
         return False
-    made = output.stat().st_mtime_ns
+    try:  # a folder's own time is that of whatever was last put into it
+        first = receipt["output"]["parts"][0]["name"]
+        made = (output / first if output.is_dir() else output).stat().st_mtime_ns
+    except (OSError, IndexError):
+        return False
     adapters = (receipt.get("options") or {}).get("adapters", [])
     local = [(Path(each["model"]), each["files"]) for each in adapters if each["kind"] != "hub"]
     for place, files in [(source, receipt["source"]["files"]), *local]:

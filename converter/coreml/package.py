@@ -56,7 +56,10 @@ def model_message(
 
 
 def manifest(model: bytes) -> bytes:
-    """Which file is what, under names made from the content."""
+    """Which file is what, under names made from the content.
+
+    In the very bytes in which coremltools writes it anew whenever it opens a package.
+    """
     root, weights = (
         str(uuid.UUID(bytes=hashlib.sha256(part + model).digest()[:16], version=4))
         for part in (b"model", b"weights")
@@ -78,7 +81,7 @@ def manifest(model: bytes) -> bytes:
         },
         "rootModelIdentifier": root,
     }
-    return json.dumps(content, indent=4).encode()
+    return json.dumps(content, indent=4, sort_keys=True).encode() + b"\n"
 
 
 def _describe(

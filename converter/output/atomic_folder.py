@@ -31,16 +31,17 @@ class AtomicFolder:
     and renames the folder. What a killed process left is taken over by the next one.
 
     Args:
-        is_ours: whether a folder that has the name may be replaced; an empty one always is.
+        refusal: why a folder that has the name must not be replaced, None where it may; it is not
+            asked of an empty one.
 
     Raises:
         OutputError: the folder cannot be written, the disk is full, another process writes the same
             one, or there is one with the name that must not be replaced.
     """
 
-    def __init__(self, target: Path, is_ours: Callable[[Path], bool]) -> None:
+    def __init__(self, target: Path, refusal: Callable[[Path], str | None]) -> None:
         self.target = target
-        self._is_ours = is_ours
+        self._refusal = refusal
         self._temporary = unfinished(target)
         self._fd: int | None = None  # the locked folder's
         self._seeking = threading.Lock()
@@ -49,7 +50,7 @@ class AtomicFolder:
 
     def __enter__(self) -> AtomicFolder:
         try:
-            self._require_replaceable()
+            require_replaceable(self.target, self._refusal)
             folders = (self.target.parent, *self.target.parent.parents)
             self._made = [folder for folder in folders if not folder.exists()]
             self.target.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +131,7 @@ class AtomicFolder:
                 os.fsync(fd)
             self._close()
             named = seal(self._temporary) if seal is not None else None
-            self._require_replaceable()
+            require_replaceable(self.target, self._refusal)
             self._give_name()
             if named is not None:
                 named()
@@ -152,18 +153,6 @@ class AtomicFolder:
             raise
         _remove(before)
 
-    def _require_replaceable(self) -> None:
-        """Raise OutputError where something has the name that is none of ours."""
-        if not os.path.lexists(self.target):
-            return
-        if self.target.is_dir() and (not any(self.target.iterdir()) or self._is_ours(self.target)):
-            return
-        raise OutputError(
-            str(self.target),
-            "it is there, and holds other things than packages",
-            "choose a new or an empty folder with --output-dir",
-        )
-
     def _close(self) -> None:
         while self._files:
             os.close(self._files.popitem()[1])
@@ -179,6 +168,21 @@ class AtomicFolder:
         for folder in self._made:
             with contextlib.suppress(OSError):  # somebody put something into it
                 folder.rmdir()
+
+
+def require_replaceable(target: Path, refusal: Callable[[Path], str | None]) -> None:
+    """Raise OutputError where something has the name that must stay; see `AtomicFolder`."""
+    if not os.path.lexists(target):
+        return
+    try:
+        if target.is_dir():
+            why = refusal(target) if any(target.iterdir()) else None
+        else:
+            why = "it is there, and is no folder"
+    except OSError as error:
+        raise not_written(target, error) from error
+    if why is not None:
+        raise OutputError(str(target), why, "choose a new or an empty folder with --output-dir")
 
 
 def _remove(folder: Path) -> None:

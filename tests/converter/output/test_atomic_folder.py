@@ -14,12 +14,12 @@ from converter.output.atomic_file import unfinished
 from converter.output.atomic_folder import AtomicFolder
 
 
-def never(_: Path) -> bool:
-    return False
+def never(_: Path) -> str | None:
+    return "it is a user's"
 
 
-def always(_: Path) -> bool:
-    return True
+def always(_: Path) -> str | None:
+    return None
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
@@ -84,25 +84,25 @@ def test_two_writers_of_one_folder(tmp_path: Path) -> None:
     assert content_of(tmp_path) == {"m/x": b"1"}
 
 
-@pytest.mark.parametrize("is_ours", [never, always])
-def test_a_folder_is_replaced_only_where_it_is_ours_or_empty(
-    tmp_path: Path, is_ours: Callable[[Path], bool]
+@pytest.mark.parametrize("refusal", [never, always])
+def test_a_folder_is_replaced_only_where_it_may_or_is_empty(
+    tmp_path: Path, refusal: Callable[[Path], str | None]
 ) -> None:
     target = tmp_path / "m"
     target.mkdir()
-    with AtomicFolder(target, is_ours) as folder:
+    with AtomicFolder(target, refusal) as folder:
         folder.write("x", b"1")
         folder.commit()
     assert content_of(target) == {"x": b"1"}
-    if is_ours is always:
-        with AtomicFolder(target, is_ours) as folder:
+    if refusal is always:
+        with AtomicFolder(target, refusal) as folder:
             folder.write("y", b"2")
             folder.commit()
         assert content_of(tmp_path) == {"m/y": b"2"}
         return
     with (
-        pytest.raises(OutputError, match="holds other things than packages"),
-        AtomicFolder(target, is_ours),
+        pytest.raises(OutputError, match=r"m, it is a user's, choose a new or an empty folder"),
+        AtomicFolder(target, refusal),
     ):
         pass
     assert content_of(tmp_path) == {"m/x": b"1"}
