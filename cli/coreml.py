@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections import Counter
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -241,7 +242,7 @@ def _convert(
     with open_checkpoint(local) as checkpoint:
         sealing.begin(checkpoint.files)
         converter = _converter(checkpoint, source, chosen)
-        plan = converter.plan(converter.measured_scale())
+        plan = converter.plan(_scale(converter, request))
         _check_disk(plan, output)
         say(request, f"{source.name}: {_summary(plan)} -> {output}")
         say_found(request, plan.found)
@@ -249,6 +250,17 @@ def _convert(
             say(request, note)
         with byte_progress(plan.weights_nbytes, request.quiet, request.progress) as progress:
             converter.write(plan, output, progress, sealing.of_packages(converter, plan))
+
+
+def _scale(converter: CoreMLConverter, request: CoreMLRequest) -> float:
+    """What the residual stream is multiplied by, with the progress of measuring it."""
+    from cli.progress import byte_progress
+    from converter.coreml_options import AUTO_SCALE
+
+    hidden = request.quiet or converter.options.fp16_scale != AUTO_SCALE
+    values = sum(math.prod(shape) for shape in converter.network.shapes.values())
+    with byte_progress(values, hidden, what="Measuring") as progress:
+        return converter.measured_scale(progress)
 
 
 def preview_packages(request: CoreMLRequest) -> CoreMLPlanReport:

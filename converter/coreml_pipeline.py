@@ -392,19 +392,22 @@ class CoreMLConverter:
         self.write(plan, output, progress)
         return plan
 
-    def measured_scale(self) -> float:
+    def measured_scale(self, progress: Progress = lambda _: None) -> float:
         """What `--fp16-scale` comes to; where it is `auto`, all weights are read for it.
+
+        Args:
+            progress: is told how many values more were read.
 
         Raises:
             UnsupportedError: float16 cannot carry the network under any scale.
         """
         if self.options.fp16_scale != AUTO_SCALE:
             return self.options.fp16_scale or 1.0
-        report = preflight(self.network, self.spec, self.options.threads)
+        report = preflight(self.network, self.spec, self.options.threads, progress)
         if report.verdict is Verdict.TOO_LARGE:
             raise UnsupportedError(
                 self.name,
-                f"float16 cannot carry it: {report.reason}, which no scale makes smaller",
+                f"float16 cannot carry it: {report.reason}, and a scale does not help there",
                 "convert it for LiteRT-LM: --target cpu",
             )
         return fp16_scale_for(report) or 1.0

@@ -1,4 +1,4 @@
-"""`convert --target coreml --dry-run` and `check --target coreml`: figures of the folder to come."""
+"""`convert --target coreml --dry-run` and `check --target coreml`: figures of what comes out."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_check_of_a_model_on_the_hub_fetches_headers_alone(
         (("--lut2", "5"), "--lut2 5, a palette of 5 bits is none that Core ML has, choose one of"),
         (("--lut2", "4,7"), "--lut2 4,7, groups of 7 do not divide the "),
         (("--chunk", "9"), "--chunk 9, the network has 2 layers, choose 2 or fewer"),
-        (("--prefix", "x_chunk_"), "--prefix x_chunk_, runtimes look for _chunk_ in names of files"),
+        (("--prefix", "x_chunk_"), "--prefix x_chunk_, runtimes look for _chunk_ in names"),
     ],
 )  # fmt: skip
 def test_refusals(
