@@ -18,6 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("converter.coreml_report",),
     ("converter.report", "converter.check", "converter.torch"),
     ("converter.base", "converter.coreml_pipeline"),
+    ("converter.coreml_layout",),
     ("runner",),
     ("converter.preflight",),
     ("converter.receipt", "converter.options", "converter.coreml_options", "converter.network"),
