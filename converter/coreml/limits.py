@@ -204,6 +204,11 @@ def notes(
             "--split-rotate: left out: no runtime reads such files as they are meant, and here all "
             "functions of a part share its weights"
         )
+    if context % batch:
+        found.append(
+            f"--context {context}: no multiple of --batch {batch}; ANEMLL 0.3.4, which fills up its "
+            "last batch, may write past the end of the cache"
+        )
     if context > 2048:
         found.append(f"--context {context}: every step takes time for all of it, used or not")
     mixers = [layer.mixer for layer in spec.layers if isinstance(layer.mixer, Attention)]
