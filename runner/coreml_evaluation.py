@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from runner.coreml_model import Conversation, CoreMLModel
+from runner.coreml_model import Conversations, CoreMLModel
 from runner.evaluation import (
     GREEDY_TOKENS,
     PASSAGE,
@@ -26,6 +26,8 @@ from runner.evaluation import (
     repetition,
 )
 
+_AT_ONCE = 8  # passages
+
 
 def measure_perplexity(
     model: CoreMLModel, text: str, progress: Progress = lambda _done, _all: None
@@ -40,14 +42,19 @@ def measure_perplexity(
         ([*model.start_tokens, *model.tokenize(given)], model.tokenize(scored))
         for given, scored in passages(model, text)
     ]
-    everything = sum(len(scored) for _, scored in parts)
-    total, done = 0.0, 0
-    for start, scored in parts:
-        tokens = [*start, *scored[:-1]]
-        for logits, token in zip(model.logits(tokens, len(start) - 1), scored, strict=True):
-            progress(done, everything)
-            total += float(log_softmax(logits)[token])
-            done += 1
+    total, count = 0.0, sum(len(scored) for _, scored in parts)
+    done = 0
+    for first in range(0, len(parts), _AT_ONCE):
+        some = parts[first : first + _AT_ONCE]
+        texts = [[*given, *scored[:-1]] for given, scored in some]
+        start = min(len(given) for given, _ in some) - 1
+        for position, logits in enumerate(model.logits_of_all(texts, start), start + 1):
+            progress(done, count)
+            for row, (given, scored) in zip(logits, some, strict=True):
+                number = position - len(given)
+                if 0 <= number < len(scored):
+                    total += float(log_softmax(row)[scored[number]])
+                    done += 1
     return perplexity_of(total, done)
 
 
@@ -71,10 +78,11 @@ def sample(model: CoreMLModel, text: str) -> Sample:
     limit = model.context_length - count
     beginning = model.tokenize(fitting(model, text, PASSAGE, limit - len(model.start_tokens)))
     *prompt, last = [*model.start_tokens, *beginning][:limit]
-    conversation = Conversation(model)
-    conversation.read(prompt)
+    conversation = Conversations(model)
+    conversation.read(np.array([prompt], np.int32))
     said = [last]
     for _ in range(count):
-        said.append(int(conversation.next_logits(said[-1]).argmax()))
+        [logits] = conversation.next_logits(said[-1:])
+        said.append(int(logits.argmax()))
     spoken = model.detokenize(said[1:])
     return Sample(spoken, repetition(spoken))

@@ -119,41 +119,51 @@ class CoreMLModel:
         """The logits after each token from number `given` on, `(vocabulary,)`.
 
         Raises:
-            UnsupportedError: see `Conversation`.
+            UnsupportedError: see `Conversations`.
         """
-        conversation = Conversation(self)
-        conversation.read(tokens[:given])
-        for token in tokens[given:]:
-            yield conversation.next_logits(token)
+        return (logits for [logits] in self.logits_of_all([tokens], given))
+
+    def logits_of_all(self, texts: Sequence[Sequence[int]], given: int = 0) -> Iterator[np.ndarray]:
+        """The same of several texts at once: `(texts, vocabulary)`, of no use past a text's end.
+
+        The weights, which take most of the time to read, are read once for all.
+        """
+        length = max(map(len, texts))
+        tokens = np.array([[*text, *[0] * (length - len(text))] for text in texts])
+        conversations = Conversations(self, len(texts))
+        conversations.read(tokens[:, :given])
+        for column in tokens[:, given:].T:
+            yield conversations.next_logits(column.tolist())
 
 
-class Conversation:
-    """A model's states, and what has been said.
+class Conversations:
+    """A model's states, and how far some conversations are, all of them as far.
 
     Raises:
         UnsupportedError: numbers were too large for float16, or a function is missing.
     """
 
-    def __init__(self, model: CoreMLModel) -> None:
+    def __init__(self, model: CoreMLModel, count: int = 1) -> None:
         self._model = model
-        self._states = model._chunks[0].new_states()
+        self._axis = () if count == 1 else (count,)  # see `runner.mlprogram`
+        self._states = model._chunks[0].new_states(self._axis)
         self._position = 0
 
-    def read(self, tokens: Sequence[int]) -> None:
-        """Take tokens in: in batches as long as they are whole, then one by one."""
-        batch, at = self._model.batch, 0
-        while at < len(tokens):
-            count = batch if at + batch <= len(tokens) else 1
-            self._call(tokens[at : at + count])
+    def read(self, tokens: np.ndarray) -> None:
+        """Take `(conversations, n)` tokens in: in whole batches, then one by one."""
+        batch, at, end = self._model.batch, 0, tokens.shape[1]
+        while at < end:
+            count = batch if at + batch <= end else 1
+            self._call(tokens[:, at : at + count])
             at += count
 
-    def next_logits(self, token: int) -> np.ndarray:
-        """The logits after one more token, `(vocabulary,)`."""
-        outputs, head = self._call([token]), self._model._head
+    def next_logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """The logits after one more token of each, `(conversations, vocabulary)`."""
+        outputs, head = self._call(np.array(tokens)[:, None]), self._model._head
         if head is not None:
             outputs = head.run("main", {"hidden_states": outputs["output_hidden_states"]})
-        parts = [outputs[f"logits{i + 1}"][0, 0] for i in range(len(outputs))]
-        logits: np.ndarray = np.concatenate(parts)
+        parts = [outputs[f"logits{i + 1}"][..., 0, 0, :] for i in range(len(outputs))]
+        logits = np.concatenate(parts, axis=-1).reshape(len(tokens), -1)
         if not np.isfinite(logits).all():
             raise UnsupportedError(
                 str(self._model.folder),
@@ -162,8 +172,9 @@ class Conversation:
             )
         return logits
 
-    def _call(self, tokens: Sequence[int]) -> dict[str, np.ndarray]:
-        model, first, count = self._model, self._position, len(tokens)
+    def _call(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        """One call of every part, for `(conversations, n)` tokens."""
+        model, first, count = self._model, self._position, tokens.shape[1]
         positions = np.arange(first, first + count, dtype=np.int32)
         seen = np.arange(model.context_length) <= positions[:, None]
         inputs: dict[str, np.ndarray] = {
@@ -172,7 +183,7 @@ class Conversation:
             "current_pos": positions[:1],
         }
         name = self._function(count)
-        ids = {"input_ids": np.array([tokens], np.int32)}
+        ids = {"input_ids": tokens.astype(np.int32).reshape(*self._axis, 1, count)}
         outputs = model._embeddings.run("main", ids) if model._embeddings else ids
         for chunk in model._chunks:
             # What one gives, the next one takes.

@@ -4,6 +4,9 @@ All is computed in float32; with `rounds` every result is rounded to float16, wh
 Neural Engine computes in. Operations are those of Core ML's model intermediate language, with its
 argument names, as far as `converter.coreml.program` writes them; any other is refused by name.
 `tests/runner/test_mlprogram.py` holds each against coremltools' own definition.
+
+Any value may have one axis more than the program says, in front: that of several conversations, all
+of them at the same position. So axes are counted from the end here.
 """
 
 from __future__ import annotations
@@ -149,7 +152,10 @@ def _layer_norm(x: np.ndarray, axes: np.ndarray, epsilon: np.ndarray) -> np.ndar
 
 def _conv(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
     """(1, in, 1, n) by (out, in, 1, 1)."""
-    result = (weight[:, :, 0, 0] @ x[0, :, 0])[None, :, None]
+    *before, one, _, _, width = x.shape
+    columns = np.moveaxis(x[..., 0, :], -2, 0)  # (in, .., 1, n)
+    result = weight[:, :, 0, 0] @ columns.reshape(len(columns), -1)
+    result = np.moveaxis(result.reshape(len(weight), *before, one, width), 0, -2)[..., None, :]
     return result if bias is None else result + bias[:, None, None]
 
 
@@ -170,15 +176,23 @@ def _tile(x: np.ndarray, reps: np.ndarray) -> np.ndarray:
     return np.tile(x, reps.tolist())
 
 
+def _reshape(x: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    wanted = shape.tolist()
+    return x.reshape(wanted if x.size == math.prod(wanted) else (-1, *wanted))
+
+
+def _transpose(x: np.ndarray, perm: np.ndarray) -> np.ndarray:
+    before = x.ndim - len(perm)
+    return x.transpose(*range(before), *(x.ndim + perm).tolist())
+
+
 def _slice(x: np.ndarray, begin: np.ndarray, end: np.ndarray, end_mask: np.ndarray) -> np.ndarray:
     return x[_place(begin, end, end_mask)]
 
 
-def _place(begin: np.ndarray, end: np.ndarray, end_mask: np.ndarray) -> tuple[slice, ...]:
-    return tuple(
-        slice(first, None if whole else last)
-        for first, last, whole in zip(begin.tolist(), end.tolist(), end_mask.tolist(), strict=True)
-    )
+def _place(begin: np.ndarray, end: np.ndarray, end_mask: np.ndarray) -> tuple[Any, ...]:
+    bounds = zip(begin.tolist(), end.tolist(), end_mask.tolist(), strict=True)
+    return (..., *(slice(first, None if whole else last) for first, last, whole in bounds))
 
 
 def _slice_update(
@@ -197,8 +211,8 @@ def _put(
     place[...] = update
 
 
-def _reduce_argmax(x: np.ndarray, axis: int, keep_dims: bool) -> np.ndarray:
-    return x.argmax(axis=int(axis), keepdims=bool(keep_dims)).astype(np.int32)
+def _reduce_argmax(x: np.ndarray, axis: int) -> np.ndarray:
+    return x.argmax(axis=axis, keepdims=True).astype(np.int32)
 
 
 _Operation = Callable[..., np.ndarray]
@@ -224,8 +238,8 @@ _ARITHMETIC: Mapping[str, _Operation] = {
 # Their results may be views of what goes in.
 _VIEWS: Mapping[str, _Operation] = {
     "slice_by_index": _slice,
-    "reshape": lambda x, shape: x.reshape(shape.tolist()),
-    "transpose": lambda x, perm: x.transpose(perm.tolist()),
+    "reshape": _reshape,
+    "transpose": _transpose,
     "expand_dims": lambda x, axes: np.expand_dims(x, tuple(axes.tolist())),
     "squeeze": lambda x, axes: np.squeeze(x, tuple(axes.tolist())),
 }
@@ -235,7 +249,7 @@ _COPIES: Mapping[str, _Operation] = {
     "gather": _gather,
     "cast": _cast,
     "slice_update": _slice_update,
-    "reduce_max": lambda x, axes, keep_dims: x.max(axis=tuple(axes.tolist()), keepdims=keep_dims),
+    "reduce_max": lambda x, axes: x.max(axis=tuple(axes.tolist()), keepdims=True),
     "reduce_argmax": _reduce_argmax,
 }
 _OPERATIONS = {**_ARITHMETIC, **_VIEWS, **_COPIES}
@@ -251,8 +265,11 @@ _FIXED: Mapping[str, Mapping[str, Any]] = {
     },
     "gather": {"axis": 0, "batch_dims": 0, "validate_indices": False},
     "matmul": {"transpose_x": False},
-    "reduce_argmax": {"output_dtype": "int32"},
+    "reduce_argmax": {"keep_dims": True, "output_dtype": "int32"},
+    "reduce_max": {"keep_dims": True},
 }
+# Arguments that count axes of the result; for `squeeze`, of what goes in.
+_AXES = ("axis", "axes", "perm")
 
 
 # Programs -----------------------------------------------------------------------------------------
@@ -386,10 +403,23 @@ class Function:
             found = self._constants.get(names.pop(name, ("",))[0])
             if found is None or np.asarray(found).tolist() != value:
                 raise self._package.unsupported(f"{op.type} with another {name} than {value}")
+        rank = op.outputs[0].type.tensorType.rank
+        for name in _AXES:
+            if name in names:
+                names[name] = (self._from_the_end(names[name][0], rank, op.type),)
         unknown = names.keys() - inspect.signature(_OPERATIONS[op.type]).parameters
         if unknown:
             raise self._package.unsupported(f"{op.type} with {', '.join(sorted(unknown))}")
         return _Step(op.type, {n: v if n == "values" else v[0] for n, v in names.items()}, output)
+
+    def _from_the_end(self, name: str, rank: int, kind: str) -> str:
+        """A constant of axes, as one that counts them from the end."""
+        axes = np.asarray(self._constants[name])
+        rank += axes.size if kind == "squeeze" else 0
+        counted = np.where(axes < 0, axes, axes - rank)
+        made = f"{name} of {rank}"
+        self._constants[made] = counted if counted.ndim else counted.item()
+        return made
 
 
 class Package:
@@ -431,10 +461,17 @@ class Package:
         found = {id(weight): weight for f in functions for weight in f.whole.values()}
         return sum(4 * math.prod(weight.shape) for weight in found.values())
 
-    def new_states(self) -> States:
-        """Zeros, as a runtime makes them."""
+    def new_states(self, conversations: Sequence[int] = ()) -> States:
+        """Zeros, as a runtime makes them.
+
+        Args:
+            conversations: how many, where there are several: `(n,)`.
+        """
         function = next(iter(self.functions.values()))
-        return {name: np.zeros(shape, np.float32) for name, shape in function.states.items()}
+        return {
+            name: np.zeros((*conversations, *shape), np.float32)
+            for name, shape in function.states.items()
+        }
 
     def run(
         self, function: str, inputs: Mapping[str, np.ndarray], states: States | None = None
@@ -569,8 +606,9 @@ def _shape(value_type: Any) -> Any:
 
 
 def _check_shape(name: str, value: np.ndarray, shape: tuple[int | None, ...]) -> None:
-    is_so = len(shape) == value.ndim and all(
-        wanted in (None, size) for wanted, size in zip(shape, value.shape, strict=True)
+    last = value.shape[value.ndim - len(shape) :]
+    is_so = 0 <= value.ndim - len(shape) <= 1 and all(
+        wanted in (None, size) for wanted, size in zip(shape, last, strict=True)
     )
     if not is_so:
         raise ValueError(f"{name} is {value.shape}, the function takes {shape}")

@@ -70,6 +70,16 @@ def test_logits_are_those_of_the_model(
     assert np.abs(found - expected).max() < 0.03 < 0.5 < expected.std()
 
 
+@pytest.mark.parametrize("kind", ["parts", "monolithic"])
+def test_texts_at_once_are_texts_one_by_one(kind: str, request: pytest.FixtureRequest) -> None:
+    model = CoreMLModel(request.getfixturevalue(kind), rounds=False)
+    texts = [TOKENS, TOKENS[::-1][:50], TOKENS[5:58]]
+    found = np.stack(list(model.logits_of_all(texts, 18)), axis=1)
+    for text, logits in zip(texts, found, strict=True):
+        expected = np.stack(list(model.logits(text, 18)))
+        np.testing.assert_allclose(logits[: len(expected)], expected, 1e-4, 1e-5)
+
+
 def test_float32_is_nearer_than_float16(made: Made, parts: Path) -> None:
     expected = made.logits(TOKENS[:20])
     rounded, exact = (
@@ -103,7 +113,8 @@ def test_perplexity_is_that_of_the_model(made: Made, parts: Path) -> None:
         ]
     assert found.tokens == len(likelihoods) > 100
     assert found.perplexity == pytest.approx(math.exp(-np.mean(likelihoods)), rel=5e-3)
-    assert said == [(done, found.tokens) for done in range(found.tokens)]
+    assert said[0] == (0, found.tokens)
+    assert said == sorted(said)
 
 
 def test_distance_from_the_model_and_from_another(made: Made, parts: Path) -> None:
