@@ -82,7 +82,8 @@ def add_coreml_options(parser: argparse.ArgumentParser) -> None:
         "--max-chunk-mb",
         type=number,
         metavar="MB",
-        help="how large the largest of them may be (default: 950)",
+        help="how large the largest of them may be (default: 950 for --chunk auto; more than that "
+        "is noted)",
     )
     group.add_argument(
         "--prefix", metavar="NAME", help="what names of files begin with (default: the family's)"

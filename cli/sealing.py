@@ -199,8 +199,8 @@ def coreml_options_for_receipt(converter: CoreMLConverter, plan: CoreMLPlan) -> 
 
 # Fields of `CoreMLOptions` that a receipt says as they are, with the types that they have there.
 _COREML_OPTIONS: dict[str, Any] = {
-    "context": int, "batch": int, "chunks": int | None, "max_chunk_mb": int, "prefix": str | None,
-    "argmax": bool, "split_rotate": bool, "monolithic": bool,
+    "context": int, "batch": int, "chunks": int | None, "max_chunk_mb": int | None,
+    "prefix": str | None, "argmax": bool, "split_rotate": bool, "monolithic": bool,
 }  # fmt: skip
 _PALETTES = ("lut_embeddings", "lut_layers", "lut_head")
 

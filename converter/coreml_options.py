@@ -27,7 +27,8 @@ class CoreMLOptions:
         lut_embeddings, lut_layers, lut_head: how the matrices of each part are stored; None for
             float16.
         chunks: packages that share the layers; None for as few as `max_chunk_mb` allows.
-        max_chunk_mb: MiB that the largest of them may have.
+        max_chunk_mb: MiB that the largest of them may have, or the one that holds everything; None
+            for `MAX_CHUNK_MB` where `chunks` is None, and for any number where it is not.
         prefix: what names of files begin with; None for what suits the model.
         argmax: the head names the likeliest token and nothing else, so that runtimes are greedy.
         fp16_scale: what the residual stream is multiplied by, so that float16 can carry it;
@@ -45,7 +46,7 @@ class CoreMLOptions:
     lut_layers: Palette | None = Palette(4, 8)  # noqa: RUF009 - it is frozen
     lut_head: Palette | None = Palette(6, 8)  # noqa: RUF009
     chunks: int | None = 2
-    max_chunk_mb: int = 950
+    max_chunk_mb: int | None = None
     prefix: str | None = None
     argmax: bool = False
     fp16_scale: float | None = None

@@ -181,7 +181,7 @@ class CoreMLConverter:
             part, weights = layout.place(draft, start)
             parts.append(part)
             planned += weights
-        if options.monolithic:
+        if options.monolithic and options.max_chunk_mb is not None:
             check_package(described.names.monolithic, parts[0].nbytes, options.max_chunk_mb)
         return CoreMLPlan(
             family=network.family,
@@ -191,7 +191,7 @@ class CoreMLConverter:
             parts=tuple(parts),
             weights=tuple(planned),
             found=network.found,
-            notes=tuple(self._notes()),
+            notes=tuple(self._notes(parts)),
             texts=texts,
         )
 
@@ -274,12 +274,19 @@ class CoreMLConverter:
             COMPILE: compile_sh(described.names),
         }
 
-    def _notes(self) -> list[str]:
+    def _notes(self, parts: Sequence[Part]) -> list[str]:
         options = self.options
+        largest = max(part.nbytes for part in parts if part.kind in ("layers", "monolithic"))
         luts = (options.lut_embeddings, options.lut_layers, options.lut_head)
         groups = {f"--lut{i}": lut.group for i, lut in enumerate(luts, 1) if lut}
         return notes(
-            self.spec, options.context, options.batch, groups, options.argmax, options.split_rotate
+            self.spec,
+            options.context,
+            options.batch,
+            groups,
+            largest,
+            options.argmax,
+            options.split_rotate,
         )
 
     # Stream ---------------------------------------------------------------------------------------

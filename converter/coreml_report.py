@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.base import Checkpoint
-from converter.coreml.chunks import Figure, figures, layer_bytes
+from converter.coreml.chunks import MAX_CHUNK_MB, Figure, figures, layer_bytes
 from converter.coreml_options import AUTO_SCALE, CoreMLOptions
 from converter.coreml_pipeline import CoreMLConverter, CoreMLPlan
 from converter.errors import LiteRTLMError, SourceError
@@ -95,6 +95,7 @@ def report(converter: CoreMLConverter, plan: CoreMLPlan, output: Path) -> CoreML
     nbytes = plan.packages_nbytes + sum(map(len, plan.texts().values()))
     lut = options.lut_layers
     bits = 16 if lut is None else lut.bits
+    limit = options.max_chunk_mb or MAX_CHUNK_MB
     is_measured = options.fp16_scale == AUTO_SCALE
     return CoreMLPlanReport(
         model=converter.name,
@@ -118,8 +119,8 @@ def report(converter: CoreMLConverter, plan: CoreMLPlan, output: Path) -> CoreML
         states=tuple(
             State(state.name, state.shape, 2 * math.prod(state.shape)) for state in interface.states
         ),
-        max_chunk_mb=options.max_chunk_mb,
-        chunk_figures=tuple(figures(layer_bytes(plan.spec), bits, options.max_chunk_mb)),
+        max_chunk_mb=limit,
+        chunk_figures=tuple(figures(layer_bytes(plan.spec), bits, limit)),
         head_parts=interface.head_parts,
         tensors=tensor_groups(plan.weights),
         source_bytes=source_bytes(converter.checkpoint, plan.weights),

@@ -14,6 +14,8 @@ from converter.decoder import DecoderSpec
 from converter.errors import OptionError
 
 DEFAULT_CHUNKS = 2
+# MiB; others report that the Neural Engine leaves packages of 1.0 to 1.4 GB to the GPU.
+MAX_CHUNK_MB = 950
 MIB = 1 << 20
 _MARGIN = 1.10  # ANEMLL's, for what is beside weights
 # Rows of a head's part: the Neural Engine of an M3 or older takes no tensor that is wider.
@@ -72,7 +74,7 @@ def settle_chunks(
     wanted: int | None,
     sizes: Sequence[int],
     bits: int,
-    limit_mb: int,
+    limit_mb: int | None,
     nbytes_of: Callable[[range], int],
 ) -> list[range]:
     """The layers of each chunk.
@@ -81,14 +83,15 @@ def settle_chunks(
         wanted: how many chunks; None for the least that the calculator and the exact bytes allow.
         sizes: `layer_bytes`.
         bits: of an index into a palette, or 16.
-        limit_mb: MiB that a package may have.
+        limit_mb: MiB that a package may have; None for `MAX_CHUNK_MB` where `wanted` is None too,
+            and for any number where it is not.
         nbytes_of: exact bytes of a package with these layers.
 
     Raises:
         OptionError: there are fewer layers, or a package is larger than the limit.
     """
     layers = len(sizes)
-    limit = limit_mb * MIB
+    limit = (limit_mb or MAX_CHUNK_MB) * MIB
 
     def largest(count: int) -> int:
         return max(map(nbytes_of, chunks(layers, count)))
@@ -97,11 +100,11 @@ def settle_chunks(
         return next((n for n in range(start, layers + 1) if largest(n) <= limit), None)
 
     if wanted is None:
-        *_, last = figures(sizes, bits, limit_mb)
+        *_, last = figures(sizes, bits, limit // MIB)
         count = fitting(last.count)
         if count is None:
             raise OptionError(
-                f"--max-chunk-mb {limit_mb}",
+                f"--max-chunk-mb {limit // MIB}",
                 f"a package of one layer has {_mib(largest(layers))} MiB",
                 f"choose {_mib(largest(layers))} or more",
             )
@@ -112,7 +115,7 @@ def settle_chunks(
         )
     count = min(wanted, layers)
     nbytes = largest(count)
-    if nbytes > limit:
+    if limit_mb is not None and nbytes > limit:
         more = fitting(count + 1)
         raise OptionError(
             f"--chunk {wanted}",

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from converter.coreml.chunks import MIB, MOST_ROWS
+from converter.coreml.chunks import MAX_CHUNK_MB, MIB, MOST_ROWS
 from converter.coreml.decoder_program import StateSpec
 from converter.decoder import Attention, DecoderSpec
 from converter.errors import OptionError, UnsupportedError
@@ -181,6 +181,7 @@ def notes(
     context: int,
     batch: int,
     groups: Mapping[str, int],
+    largest: int,
     argmax: bool = False,
     split_rotate: bool = False,
 ) -> list[str]:
@@ -188,8 +189,14 @@ def notes(
 
     Args:
         groups: rows that share a table, by the option that says so; 0 for a whole tensor.
+        largest: bytes of the largest package with layers.
     """
     found = []
+    if largest > MAX_CHUNK_MB * MIB:
+        found.append(
+            f"a package of {-(-largest // MIB)} MiB: others report that the Neural Engine leaves "
+            f"more than {MAX_CHUNK_MB} to the GPU; --chunk auto keeps below"
+        )
     if batch > _SAFE_BATCH:
         found.append(
             f"--batch {batch}: others report that the Neural Engine fails above {_SAFE_BATCH}"

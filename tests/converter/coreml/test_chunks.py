@@ -78,6 +78,15 @@ def test_chunks_by_hand_are_held_against_their_exact_bytes() -> None:
     )
 
 
+def test_chunks_by_hand_keep_no_limit_that_nobody_set() -> None:
+    def exact(which: range) -> int:
+        return len(which) * 500 * MIB
+
+    assert list(map(len, settle_chunks(2, [MIB] * 7, 4, None, exact))) == [4, 3]
+    # The calculator's own limit is for auto.
+    assert list(map(len, settle_chunks(None, [MIB] * 7, 4, None, exact))) == [1] * 7
+
+
 def test_there_are_at_most_as_many_chunks_as_layers() -> None:
     assert settle_chunks(2, [MIB], 4, 950, lambda _: MIB) == [range(1)]  # 2 is the default
     with pytest.raises(OptionError, match="--chunk 5, the network has 4 layers, choose 4 or fewer"):

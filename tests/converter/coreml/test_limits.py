@@ -146,10 +146,13 @@ def test_one_package_for_all_keeps_the_limit() -> None:
 def test_what_is_slow_is_a_note() -> None:
     spec = family_of(PUBLISHED["Qwen/Qwen2.5-0.5B-Instruct"][0]).spec()
 
-    assert notes(spec, 512, 64, {"--lut2": 8, "--lut3": 0}) == [
+    assert notes(spec, 512, 64, {"--lut2": 8, "--lut3": 0}, 950 * MIB) == [
         "7 heads share keys: the Neural Engine may leave their repetition to the CPU"
     ]
-    assert notes(spec, 4096, 128, {"--lut1": 4}, argmax=True, split_rotate=True)[:-1] == [
+    found = notes(spec, 4096, 128, {"--lut1": 4}, 950 * MIB + 1, argmax=True, split_rotate=True)
+    assert found[:-1] == [
+        "a package of 951 MiB: others report that the Neural Engine leaves more than 950 to the "
+        "GPU; --chunk auto keeps below",
         "--batch 128: others report that the Neural Engine fails above 64",
         "--lut1: groups of 4 make many tables, which are slow; 8 or more",
         "--argmax: runtimes get the likeliest token alone, and cannot sample",
