@@ -213,7 +213,7 @@ def notes(
         )
     if context % batch:
         found.append(
-            f"--context {context}: no multiple of --batch {batch}; ANEMLL 0.3.4, which fills up its "
+            f"--context {context}: no multiple of --batch {batch}: ANEMLL 0.3.4, which fills its "
             "last batch, may write past the end of the cache"
         )
     if context > 2048:
