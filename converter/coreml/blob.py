@@ -18,7 +18,8 @@ from enum import Enum
 
 ALIGNMENT = 64
 VERSION = 2
-_SENTINEL = 0xDEADBEEF
+SENTINEL = 0xDEADBEEF
+RECORD_HEAD = struct.Struct("<IIQQQ32x")
 
 
 class DType(Enum):
@@ -79,9 +80,7 @@ class Record:
     def head(self) -> bytes:
         """What stands before its data, 64 bytes."""
         padding = self.nbytes * 8 - self.count * self.dtype.bits if self.dtype.bits < 8 else 0
-        return struct.pack(
-            "<IIQQQ32x", _SENTINEL, self.dtype.record, self.nbytes, self.data_offset, padding
-        )
+        return RECORD_HEAD.pack(SENTINEL, self.dtype.record, self.nbytes, self.data_offset, padding)
 
 
 class BlobLayout:

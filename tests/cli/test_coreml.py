@@ -282,3 +282,79 @@ def test_other_folders_are_not_taken_for_packages(
         line = refusal(capsys, "convert", llama, *SMALL, "--output-dir", out / "notes.txt", *force)
         assert line.startswith(f"{out / 'notes.txt'}, it is there, and is no folder, choose")
     assert content_of(tmp_path) == {"out/notes.txt": b"mine"}
+
+
+# Inspect ------------------------------------------------------------------------------------------
+
+
+def test_inspect_shows_a_folder(
+    llama: Path, converted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(converted)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{converted}  ")
+    assert lines[1:4] == [
+        "  name: anemll-llama-ctx64",
+        f"  source: {llama}",
+        "  scheme: fp16/lut4/lut6",
+    ]
+    assert "  context_length: 64" in lines
+    assert [line.split()[0] for line in lines if ".mlpackage " in line] == [
+        "llama_embeddings.mlpackage",
+        "llama_FFN_PF_lut4_chunk_01of01.mlpackage",
+        "llama_lm_head_lut6.mlpackage",
+    ]
+    for line in (
+        "    in      input_ids               int32 [1, 1] or [1, 16]",
+        "    out     hidden_states           float16 [1, ?, 64]",
+        "    in      causal_mask             float16 [1, 1, 16, 64]",
+        "    state   model_model_kv_cache_0  float16 [4, 2, 64, 16]",
+    ):
+        assert line in lines
+    assert any(
+        line.startswith("    matrices    tables of 4 bits, 8 rows each") and line.endswith("  x10")
+        for line in lines
+    )
+
+
+def test_inspect_as_json(converted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(converted), "--json"]) == 0
+    folder = json.loads(capsys.readouterr().out)
+    assert folder["size"] == sum(map(len, content_of(converted).values()))
+    assert folder["source"]["kind"] == "folder"
+    assert folder["parameters"]["context_length"] == 64
+    for package in folder["packages"]:
+        path = converted / package["name"]
+        assert main(["inspect", str(path), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {"path": str(path), **package}
+
+
+def test_inspect_of_what_is_damaged_or_none(
+    packages: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (packages / "receipt.json").unlink()
+    assert main(["inspect", str(packages)]) == 0
+    assert "  source: no receipt says it" in capsys.readouterr().out.splitlines()
+    head = packages / "llama_lm_head_lut6.mlpackage"
+    (head / "Manifest.json").write_bytes(b"[")
+    for path in (packages, head):
+        assert refusal(capsys, "inspect", path) == (
+            f"{head}/Manifest.json, damaged: it names no model, convert the model again"
+        )
+    (packages / "meta.yaml").write_bytes(b"\xff")
+    assert "meta.yaml, damaged: " in refusal(capsys, "inspect", packages, "--json")
+    assert f"{packages.parent}/meta.yaml, it is missing, pass a .mlpackage or a folder" in refusal(
+        capsys, "inspect", packages.parent
+    )
+
+
+def test_what_packages_say_cannot_drive_the_terminal(
+    packages: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (packages / "meta.yaml").read_text().replace("anemll-llama-ctx64", '"\\e[2J\\nx"')
+    (packages / "meta.yaml").write_text(text)
+    for option in ([], ["--json"]):
+        assert main(["inspect", str(packages), *option]) == 0
+        printed = capsys.readouterr().out
+        assert all(line.isprintable() for line in printed.split("\n"))
+        assert "[2J" in printed
