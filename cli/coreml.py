@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from converter.coreml_pipeline import CoreMLConverter, CoreMLPlan
     from converter.coreml_report import CoreMLCheckReport, CoreMLPlanReport
 
-FOLDER = "coreml"  # in a model's own, where --output-dir names no other
-
 # What shapes a `.litertlm` file alone, and what says the same here.
 _OTHERS = {
     "quantize": "choose tables with --lut1, --lut2 and --lut3",
@@ -372,7 +370,7 @@ def _format(lut: tuple[int, int] | None) -> str:
 
 
 def _output(request: Request, source: Source) -> Path:
-    return source.home / FOLDER if request.output_dir is None else request.output_dir
+    return source.packages_dir if request.output_dir is None else request.output_dir
 
 
 def _holds_packages(folder: Path) -> bool:

@@ -358,3 +358,71 @@ def test_what_packages_say_cannot_drive_the_terminal(
         printed = capsys.readouterr().out
         assert all(line.isprintable() for line in printed.split("\n"))
         assert "[2J" in printed
+
+
+# The models folder --------------------------------------------------------------------------------
+
+
+def test_a_models_own_folder_is_listed_and_removed(
+    llama: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = models / "local" / "llama"
+    elsewhere = tmp_path / "elsewhere"
+    assert main(["convert", str(llama), *SMALL, "--output-dir", str(elsewhere)]) == 0
+    capsys.readouterr()
+    assert main(["list"]) == 0
+    assert "no models yet" in capsys.readouterr().err
+    assert main(["convert", str(llama), *SMALL, "--lut3", "none"]) == 0
+    assert capsys.readouterr().out == f"{home}/coreml\n"
+    nbytes = sum(map(len, content_of(home).values()))
+    row = ["local/llama", f"{nbytes / 1000:.1f}", "kB", "coreml", "fp16/lut4/fp16", "64", "-"]
+    assert main(["list"]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [row]
+    # Beside a file of the same model.
+    shape = ["--kv-cache-max-len", "32", "--prefill-seq-len", "8", "--quantize", "fp16"]
+    assert main(["convert", str(llama), *shape]) == 0
+    capsys.readouterr()
+    assert main(["list"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows == [["local/llama", *rows[0][1:3], "fp16", "32", "-"], row]
+    # It asks as usual, and counts all of it.
+    nbytes = sum(map(len, content_of(home).values()))
+    assert main(["rm", "llama"]) == EXIT_USAGE
+    asked = capsys.readouterr().err
+    assert f"local/llama: this frees {nbytes / 1000:.1f} kB\n  {home}/coreml\n" in asked
+    assert home.exists()
+    assert main(["rm", "llama", "--yes"]) == 0
+    assert f"removed local/llama: {nbytes / 1000:.1f} kB" in capsys.readouterr().err
+    assert not models.exists() or not list(models.iterdir())
+    assert (elsewhere / "meta.yaml").exists()
+
+
+def test_a_model_that_has_packages_alone_is_removed(
+    packages: Path, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = models / "org" / "name"
+    home.mkdir(parents=True)
+    packages.rename(home / "coreml")
+    assert main(["rm", "org/name", "--yes", "--keep-checkpoint"]) == 0
+    assert not home.exists()
+
+
+def test_damaged_packages_do_not_hide_other_models(
+    packages: Path, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a/x", "b/y"):
+        (models / name).mkdir(parents=True)
+    shutil.copytree(packages, models / "b/y/coreml")
+    (models / "a/x/coreml").mkdir()
+    (models / "a/x/checkpoint").mkdir()
+    (models / "a/x/checkpoint/config.json").write_bytes(bytes(1234))
+    assert main(["list"]) == 0
+    printed = capsys.readouterr()
+    rows = [line.split() for line in printed.out.splitlines()[1:]]
+    assert rows[0] == ["a/x", "damaged", "-", "-", "1.2", "kB"]
+    assert rows[1][0] == "b/y"
+    assert len(rows) == 2
+    assert printed.err == (
+        f"litert-lm-cli: {models}/a/x/coreml/meta.yaml, it is missing, pass a .mlpackage or a "
+        "folder of them, as convert --target coreml makes\n"
+    )
