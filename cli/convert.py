@@ -17,7 +17,7 @@ from cli.coreml import (
     request_of,
 )
 from cli.limits import LIMITS
-from cli.request import ENGINES, Request, decided_by_receipt
+from cli.request import BACKENDS, ENGINES, TARGETS, Request, decided_by_receipt
 from converter.errors import OptionError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def add_conversion_options(parser: argparse.ArgumentParser, has_coreml: bool = F
     )
     parser.add_argument(
         "--target",
-        choices=("cpu", "gpu", "coreml") if has_coreml else ("cpu", "gpu"),
+        choices=TARGETS if has_coreml else BACKENDS,
         help="what the model will run on: cpu (default), whose cost follows the context in use, or "
         "gpu, in the plain layout that GPU delegates take and CPUs run more slowly"
         + ("; or coreml, for Apple's Neural Engine" if has_coreml else ""),
@@ -161,9 +161,7 @@ def main(args: argparse.Namespace) -> None:
         raise OptionError("--json", "has no effect without --dry-run", "add that, or leave it out")
 
     if isinstance(request, CoreMLRequest):
-        if args.check:
-            raise OptionError("--check", "nothing here runs packages", "leave it out")
-        _print_path(obtain_packages(request))
+        _print_path(obtain_packages(request, args.check))
         return
 
     from cli.obtain import obtain, try_out

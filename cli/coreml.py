@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from cli.obtain import (
     require_same,
     say_found,
 )
-from cli.request import Request, flag, of_arguments
+from cli.request import TARGETS, Request, check_choice, flag, of_arguments
 from converter.errors import OptionError, OutputError
 
 if TYPE_CHECKING:
@@ -57,12 +58,14 @@ def add_coreml_options(parser: argparse.ArgumentParser) -> None:
         "With --target coreml: packages for Apple's Neural Engine, as ANEMLL's apps "
         "read them; compile.sh beside them finishes the job on a Mac.",
     )
-    number = LIMITS["kv_cache_max_len"]
     group.add_argument(
-        "--context", type=number, metavar="N", help="tokens of a chat (default: 512)"
+        "--context", type=LIMITS["context"], metavar="N", help="tokens of a chat (default: 512)"
     )
     group.add_argument(
-        "--batch", type=number, metavar="N", help="tokens that are read at once (default: 64)"
+        "--batch",
+        type=LIMITS["batch"],
+        metavar="N",
+        help="tokens that are read at once (default: 64)",
     )
     for i, (what, default) in enumerate(
         (("embedding", "none"), ("layers", "4,8"), ("head", "6,8")), 1
@@ -78,7 +81,7 @@ def add_coreml_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--max-chunk-mb",
-        type=number,
+        type=LIMITS["max_chunk_mb"],
         metavar="MB",
         help="how large the largest of them may be (default: 950 for --chunk auto; more than that "
         "is noted)",
@@ -172,18 +175,30 @@ def request_of(args: argparse.Namespace, **others: Any) -> Request:
     Raises:
         OptionError: an option of this target was given for another one.
     """
-    if args.target == "coreml" or _is_of_packages(args):
-        return of_arguments(CoreMLRequest, args, **others)
+    return of_arguments(request_kind(vars(args)), args, **others)
+
+
+def request_kind(options: Mapping[str, Any]) -> type[Request]:
+    """What kind of request has these options, by their names in Python.
+
+    Raises:
+        OptionError: an option of this target was given for another one.
+        SourceError: they name a receipt that is none.
+    """
+    target = options.get("target")
+    if target is not None:
+        check_choice("target", target, TARGETS)
+    if target == "coreml" or _is_of_packages(options.get("from_receipt")):
+        return CoreMLRequest
     own = {field.name for field in fields(CoreMLRequest)} - {f.name for f in fields(Request)}
     for name in sorted(own):
-        if getattr(args, name) is not None:
+        if options.get(name) is not None:
             raise OptionError(flag(name), "is about --target coreml", "add that, or leave it out")
-    return of_arguments(Request, args, **others)
+    return Request
 
 
-def _is_of_packages(args: argparse.Namespace) -> bool:
-    """Whether a receipt is wanted again that is one of a folder of packages."""
-    path = getattr(args, "from_receipt", None)
+def _is_of_packages(path: Path | None) -> bool:
+    """Whether a receipt is one of a folder of packages."""
     if path is None:
         return False
     from converter.receipt import read_receipt
@@ -191,12 +206,17 @@ def _is_of_packages(args: argparse.Namespace) -> bool:
     return (read_receipt(path).get("options") or {}).get("target") == "coreml"
 
 
-def obtain_packages(request: CoreMLRequest) -> Path:
+def obtain_packages(request: CoreMLRequest, check: bool = False) -> Path:
     """The folder of a model's packages, made if need be.
+
+    Args:
+        check: whether to try them out, which nothing here can.
 
     Raises:
         LiteRTLMError: see `converter.errors`.
     """
+    if check:
+        raise OptionError("--check", "nothing here runs packages", "leave it out")
     from cli.sealing import Sealing, coreml_options_of_receipt
     from converter.output.atomic_folder import require_replaceable
     from converter.receipt import is_outdated, why_not_replaced

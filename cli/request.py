@@ -18,6 +18,7 @@ _Options = TypeVar("_Options", bound="DataclassInstance")
 _Choice = TypeVar("_Choice", bound=enum.Enum)
 
 BACKENDS = ("cpu", "gpu")
+TARGETS = (*BACKENDS, "coreml")
 ENGINES = ("direct", "torch")
 
 
