@@ -39,8 +39,8 @@ _SUBJECTS = {
     "float16": ("none", "none"),
     "8 bits, groups of 8": ("8,8", "8,8"),
     "6 bits, groups of 8": ("6,8", "6,8"),
-    "4 bits, groups of 4; head 6 bits": ("4,4", "6,8"),
     "4 bits, groups of 8; head 6 bits (default)": ("4,8", "6,8"),
+    "4 bits, groups of 4; head 6 bits": ("4,4", "6,8"),
     "4 bits, groups of 16; head 6 bits": ("4,16", "6,8"),
     "4 bits, groups of 8": ("4,8", "4,8"),
 }

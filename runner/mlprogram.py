@@ -403,6 +403,8 @@ class Function:
             found = self._constants.get(names.pop(name, ("",))[0])
             if found is None or np.asarray(found).tolist() != value:
                 raise self._package.unsupported(f"{op.type} with another {name} than {value}")
+        if op.type == "gather" and names["x"][0] not in self._constants:
+            raise self._package.unsupported("gather from what is computed")
         rank = op.outputs[0].type.tensorType.rank
         for name in _AXES:
             if name in names:

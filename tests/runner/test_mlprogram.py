@@ -59,7 +59,7 @@ def operations(f: Function, weight_of: Weights) -> Iterator[Tensor]:
     yield f.make_squeeze(f.make_expand_dims(x, 2), 0)
     yield f.make_tile(x, 1, 3)
     yield f.make_gather(weight_of(f, "matrix", (40, 6)), ids)
-    yield f.make_gather(x, f.make_cast(f.make_binary("sub", at, at), DType.INT16))
+    yield f.make_gather(weight_of(f, "matrix", (40, 6)), f.make_cast(at, DType.INT16))
     yield f.make_cast(
         f.make_cast(f.make_binary("add", at, np.int32(7)), DType.FLOAT16), DType.INT32
     )
@@ -193,6 +193,10 @@ def _interleaved(f: Function) -> None:
     f._op("concat", (1, 4, 12), DType.FLOAT16, values=(f.inputs[0],) * 2, axis=-1, interleave=True)
 
 
+def _looked_up(f: Function) -> None:
+    f.make_gather(f.inputs[0], f.constant([0]))
+
+
 def _strided(f: Function) -> None:
     x, bounds = f.inputs[0], {"begin": [0, 0, 0], "end": [1, 4, 6], "end_mask": [True] * 3}
     f._op("slice_by_index", (1, 2, 6), DType.FLOAT16, x=x, stride=[1, 2, 1], **bounds)
@@ -210,6 +214,7 @@ def _strange_tables(f: Function) -> None:
     [
         (lambda f: f.make_unary("erf", f.inputs[0]), "has the operation erf, which"),
         (_interleaved, "has concat with another interleave than False, which"),
+        (_looked_up, "has gather from what is computed, which"),
         (_strided, "has slice_by_index with stride, which"),
         (_strange_tables, r"has tables of the shape \[2, 3, 16, 1\], which"),
     ],
