@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from converter.registry import family_of
+from tests.published_configs import PUBLISHED
 
 _QWEN3: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -58,6 +59,10 @@ _GRANITE: dict[str, Any] = {
     "vocab_size": 49155,
     "eos_token_id": 0,
 }
+_LLAMA32: dict[str, Any] = {
+    **PUBLISHED["meta-llama/Llama-3.2-1B-Instruct"][0],
+    "eos_token_id": [128001, 128008, 128009],
+}
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-tiny": {
         **_QWEN3,
@@ -82,6 +87,20 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 32,
         "intermediate_size": 9728,
     },
+    "llama-3.2-1b": _LLAMA32,
+    "llama-3.2-3b": {
+        **_LLAMA32,
+        "head_dim": 128,
+        "hidden_size": 3072,
+        "num_attention_heads": 24,
+        "num_hidden_layers": 28,
+    },
+    "deepseek-r1-8b": {
+        **PUBLISHED["deepseek-ai/DeepSeek-R1-Distill-Llama-8B"][0],
+        "eos_token_id": 128001,
+    },
+    "gemma3-1b": {**PUBLISHED["google/gemma-3-1b-it"][0], "eos_token_id": [1, 106]},
+    "gemma3-4b": PUBLISHED["google/gemma-3-4b-it"][0],
     "qwen3.5-0.8b": {**_QWEN35, "hidden_size": 1024, "intermediate_size": 3584},
     "qwen3.5-2b": {**_QWEN35, "hidden_size": 2048, "intermediate_size": 6144},
     "granite4-h-1b": {
@@ -159,6 +178,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 # The real tokenizer beside it; Qwen3's where none is named; one of bytes where all are too large.
 BYTES = "bytes"
 TOKENIZERS = {
+    "llama-3.2-1b": "llama3.2-tokenizer",
+    "llama-3.2-3b": "llama3.2-tokenizer",
+    "deepseek-r1-8b": "llama3.2-tokenizer",
+    "gemma3-1b": "gemma3-tokenizer",
+    "gemma3-4b": "gemma3-tokenizer",
     "gemma4-e2b": "gemma3-tokenizer",
     "granite-3.1-1b-a400m": BYTES,
     "granite-400m-dense": BYTES,
@@ -188,7 +212,10 @@ def make_checkpoint(shape: str, folder: Path, tokenizer: Path, seed: int = 0) ->
         name = family.stored_name(path, "safetensors")
         # Weights of one tensor stand in it one below the other.
         stored[name] = (stored.get(name, (0,))[0] + dims[0], *dims[1:])
-    tensors = [(f"model.{name}", dims) for name, dims in stored.items()]
+    tensors = [
+        (name if name.startswith("lm_head.") else f"model.{name}", dims)
+        for name, dims in stored.items()
+    ]
 
     random = np.random.default_rng(seed).standard_normal(_BLOCK_VALUES, np.float32) * 0.02
     block = (random.view(np.uint32) >> 16).astype(np.uint16).tobytes()

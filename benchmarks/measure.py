@@ -26,7 +26,9 @@ begin = time.perf_counter()
 process = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=quiet)
 _, status, usage = os.wait4(process, 0)
 seconds = time.perf_counter() - begin
-print("[%r, %d, %d]" % (seconds, os.waitstatus_to_exitcode(status), usage.ru_maxrss))
+core_seconds = usage.ru_utime + usage.ru_stime
+code = os.waitstatus_to_exitcode(status)
+print("[%r, %d, %d, %r]" % (seconds, code, usage.ru_maxrss, core_seconds))
 """
 
 
@@ -38,11 +40,14 @@ class Run:
         seconds: wall time.
         peak_bytes: largest resident set, of itself or of a process that it waited for.
         said: what it wrote to stderr.
+        core_seconds: of processors, in it and in processes that it waited for; another load on the
+            machine changes it less than the wall time.
     """
 
     seconds: float
     peak_bytes: int
     said: str = ""
+    core_seconds: float = 0.0
 
 
 def run(
@@ -76,11 +81,12 @@ def run(
         raise
     if launcher.returncode:
         raise subprocess.CalledProcessError(launcher.returncode, parts, stderr=said)
-    seconds, code, peak = json.loads(report)
+    seconds, code, peak, core_seconds = json.loads(report)
     if code:
         raise subprocess.CalledProcessError(code, parts, stderr=said)
     # Linux counts in KiB, macOS in bytes.
-    return Run(seconds, peak * (1 if platform.system() == "Darwin" else 1024), said)
+    peak_bytes = peak * (1 if platform.system() == "Darwin" else 1024)
+    return Run(seconds, peak_bytes, said, core_seconds)
 
 
 def in_turn(
@@ -109,6 +115,7 @@ def medians(runs: Sequence[Run]) -> dict[str, float]:
         "seconds": statistics.median(seconds),
         "seconds_min": min(seconds),
         "seconds_max": max(seconds),
+        "core_seconds": statistics.median(result.core_seconds for result in runs),
         "peak_mib": max(result.peak_bytes for result in runs) / 2**20,
     }
 

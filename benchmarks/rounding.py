@@ -31,7 +31,8 @@ from converter.options import ConvertOptions
 from converter.output.atomic_file import AtomicFile
 from converter.version import __version__
 from converter.weights.calibration import TOKENS, Inputs
-from converter.weights.quantization import INT4_BLOCK32, INT8, Clip
+from converter.weights.quantization import INT4_BLOCK32, INT8
+from converter.weights.row_format import Clip
 from runner.evaluation import TEXT
 
 _SCORED, _OTHER_TEXT = slice(0, 384), slice(1500, 2300)  # tokens

@@ -39,7 +39,7 @@ _COPY = 'out=$1 copy=$2; shift 2; cat "$@" > /dev/null; cp "$out" "$copy"'
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    shapes = [shape for shape in SHAPES if shape not in ("qwen3-tiny", "qwen3-4b")]
+    shapes = [PLAIN, *(name for name, shape in SHAPES.items() if _keeps_other_state(shape))]
     parser.add_argument("--only", nargs="*", choices=shapes, default=shapes)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", type=Path, help="folder with room for the largest checkpoint")
@@ -58,6 +58,11 @@ def main() -> None:
         "shapes": figures,
     }
     print(json.dumps(document))
+
+
+def _keeps_other_state(shape: dict[str, Any]) -> bool:
+    """Whether it is none of the plain decoders, which `benchmarks.convert` and `.coreml` have."""
+    return shape["model_type"] not in ("qwen3", "llama", "gemma3", "gemma3_text")
 
 
 def _measure(shape: str, work: Path, rounds: int) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import NoReturn
 
 def command() -> int:
     """The command line, in the supervised process."""
-    # Nothing here multiplies with numpy's BLAS, whose idle threads spin and cost a start 0.1 s.
+    # What multiplies with numpy's BLAS (preflight) has threads itself; those of BLAS spin when they
+    # are idle, and cost a start 0.1 s.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Else huggingface_hub asks the hub for a list of coding agents first, to say which one runs it.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

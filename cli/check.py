@@ -28,16 +28,22 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help=MODEL_HELP,
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_conversion_options(parser)
+    add_conversion_options(parser, has_coreml=True)
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
+    from cli.coreml import CoreMLRequest, check_lines, examine_packages, request_of
     from cli.obtain import examine
-    from cli.request import Request, of_arguments
 
     try:
-        report = examine(of_arguments(Request, args))
+        request = request_of(args)
+        if isinstance(request, CoreMLRequest):
+            of_packages = examine_packages(request)
+            found, lines = of_packages.as_json(), check_lines(of_packages)
+        else:
+            report = examine(request)
+            found, lines = report.as_json(), _lines(report)
     except LiteRTLMError as refusal:
         if args.json:
             said = {"what": refusal.what, "why": refusal.why, "fix": refusal.fix}
@@ -46,9 +52,9 @@ def main(args: argparse.Namespace) -> None:
             _print_json({"model": args.model, "supported": supported, "refusal": said})
         raise
     if args.json:
-        _print_json(report.as_json())
+        _print_json(found)
     else:
-        print("\n".join(_lines(report)))
+        print("\n".join(lines))
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -8,8 +8,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cli.coreml import (
+    CoreMLRequest,
+    add_coreml_options,
+    obtain_packages,
+    plan_lines,
+    preview_packages,
+    request_of,
+)
 from cli.limits import LIMITS
-from cli.request import ENGINES, Request, decided_by_receipt, of_arguments
+from cli.request import BACKENDS, ENGINES, TARGETS, Request, decided_by_receipt
 from converter.errors import OptionError
 
 if TYPE_CHECKING:
@@ -24,15 +32,17 @@ MODEL_HELP = (
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "convert",
-        help="convert a model to .litertlm",
-        description="Convert a model to .litertlm. The path of the file is printed to stdout.",
+        help="convert a model to .litertlm, or to Core ML packages",
+        description="Convert a model to .litertlm, or with --target coreml to packages for Apple's "
+        "Neural Engine. The path of the file or folder is printed to stdout.",
     )
     parser.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
     parser.add_argument(
         "--output-dir",
         type=Path,
         metavar="DIR",
-        help="write DIR/NAME.litertlm (default: models/ORG/NAME/NAME.litertlm)",
+        help="write DIR/NAME.litertlm (default: models/ORG/NAME/NAME.litertlm); packages are "
+        "written into DIR itself (default: models/ORG/NAME/coreml)",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing output")
     parser.add_argument(
@@ -42,7 +52,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="make the same bytes again: the model and the options of a receipt; MODEL says where "
         "the model is now, if it moved",
     )
-    add_conversion_options(parser)
+    add_conversion_options(parser, has_coreml=True)
     parser.add_argument(
         "--check",
         action="store_true",
@@ -58,8 +68,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     return parser
 
 
-def add_conversion_options(parser: argparse.ArgumentParser) -> None:
-    """The options that shape the result; `run` takes them too, for models it has to convert."""
+def add_conversion_options(parser: argparse.ArgumentParser, has_coreml: bool = False) -> None:
+    """The options that shape the result; `run` takes them too, for models it has to convert.
+
+    Args:
+        has_coreml: whether what is made may be packages, which nothing runs here.
+    """
     parser.add_argument(
         "--quantize",
         metavar="SCHEME",
@@ -101,9 +115,10 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--target",
-        choices=("cpu", "gpu"),
+        choices=TARGETS if has_coreml else BACKENDS,
         help="what the model will run on: cpu (default), whose cost follows the context in use, or "
-        "gpu, in the plain layout that GPU delegates take and CPUs run more slowly",
+        "gpu, in the plain layout that GPU delegates take and CPUs run more slowly"
+        + ("; or coreml, for Apple's Neural Engine" if has_coreml else ""),
     )
     parser.add_argument(
         "--engine",
@@ -113,6 +128,8 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub")
     add_fetch_options(parser)
+    if has_coreml:
+        add_coreml_options(parser)
 
 
 def add_fetch_options(parser: argparse.ArgumentParser) -> None:
@@ -124,7 +141,7 @@ def add_fetch_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    request = of_arguments(Request, args, model=args.model or "", asks=True)
+    request = request_of(args, model=args.model or "", asks=True)
     if args.from_receipt is not None:
         if args.dry_run:
             raise decided_by_receipt("--dry-run")
@@ -143,6 +160,10 @@ def main(args: argparse.Namespace) -> None:
     if args.json:
         raise OptionError("--json", "has no effect without --dry-run", "add that, or leave it out")
 
+    if isinstance(request, CoreMLRequest):
+        _print_path(obtain_packages(request, args.check))
+        return
+
     from cli.obtain import obtain, try_out
 
     output = obtain(request, announce_kept=True)
@@ -150,22 +171,31 @@ def main(args: argparse.Namespace) -> None:
         summary = try_out(output)
         if not args.quiet:
             print(f"litert-lm-cli: checked: {summary}", file=sys.stderr)
+    _print_path(output)
+
+
+def _print_path(output: Path) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a path is bytes: out as they came in
     print(output)
 
 
 def _dry_run(request: Request, as_json: bool) -> None:
-    from cli.obtain import preview
+    if isinstance(request, CoreMLRequest):
+        of_packages = preview_packages(request)
+        found, lines = of_packages.as_json(), plan_lines(of_packages, request.force)
+    else:
+        from cli.obtain import preview
 
-    report = preview(request)
+        report = preview(request)
+        found, lines = report.as_json(), _lines(report, request.force)
     if as_json:
         import json
 
         # In ASCII: names may hold what a terminal obeys, or its encoding lacks.
-        print(json.dumps(report.as_json(), indent=2))
+        print(json.dumps(found, indent=2))
     else:
-        print("\n".join(_lines(report, request.force)))
+        print("\n".join(lines))
 
 
 def _lines(report: PlanReport, force: bool) -> list[str]:

@@ -27,11 +27,16 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "eval",
         help="measure what conversion cost: perplexity, and the distance from the source",
-        description="Measure a .litertlm file in the engine: perplexity on a text, a greedy "
-        "sample, speed; and with --against how far each next token's distribution is from the "
-        "source's in float.",
+        description="Measure a .litertlm file in the engine, or Core ML packages in numpy: "
+        "perplexity on a text, a greedy sample, speed; and with --against how far each next "
+        "token's distribution is from the source's in float.",
     )
-    parser.add_argument("file", metavar="FILE", type=Path, help="a .litertlm file")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        type=Path,
+        help="a .litertlm file, or for a small model a folder of Core ML packages or one of them",
+    )
     parser.add_argument(
         "--against",
         metavar="SOURCE",
@@ -65,12 +70,18 @@ def main(args: argparse.Namespace) -> None:
     if args.engine == "torch" and not args.against:
         raise OptionError("--engine torch", "has no effect without --against", "name the source")
     text = _read(args.text or TEXT)
+    is_coreml = args.file.is_dir()
+    if is_coreml and args.threads is not None:
+        raise OptionError("--threads", "is for the engine, which runs no packages", "leave it out")
     against = None
     if args.against:
         against = Request(
             args.against, revision=args.revision, offline=args.offline, quiet=args.quiet, asks=True
         )
-    found = measure(args.file, text, against, args.engine, args.threads, args.quiet)
+    if is_coreml:
+        found = measure_packages(args.file, text, against, args.engine, args.quiet)
+    else:
+        found = measure(args.file, text, against, args.engine, args.threads, args.quiet)
     if args.json:
         import json
 
@@ -116,6 +127,27 @@ def measure(
     return perplexity, said, divergence
 
 
+def measure_packages(
+    path: Path, text: str, against: Request | None, engine: str = "direct", quiet: bool = False
+) -> tuple[Perplexity, Sample, Divergence | None]:
+    """The same for a folder of Core ML packages, or one of them; see `measure`."""
+    from runner.coreml_evaluation import measure_divergence, measure_perplexity, sample
+    from runner.coreml_model import CoreMLModel
+    from runner.evaluation import compared_tokens
+
+    with ExitStack() as stack:
+        model = CoreMLModel(path)
+        reference = _reference(against, engine, stack) if against else None
+        said = sample(model, text)
+        perplexity = measure_perplexity(model, text, _progress("scoring", quiet))
+        divergence = None
+        if reference is not None:
+            tokens, logits = reference(compared_tokens(model, text))
+            progress = _progress("comparing", quiet)
+            divergence = measure_divergence(model, logits, tokens, progress)
+    return perplexity, said, divergence
+
+
 def _reference(request: Request, engine: str, stack: ExitStack) -> Reference:
     """What says the source's logits; its files are gone when `stack` is left."""
     from cli.obtain import in_float, require_reference, source_checkpoint
@@ -146,8 +178,8 @@ def _reference(request: Request, engine: str, stack: ExitStack) -> Reference:
 
 def _as_json(
     perplexity: Perplexity, said: Sample, divergence: Divergence | None
-) -> dict[str, float | int]:
-    found: dict[str, float | int] = {
+) -> dict[str, float | int | None]:
+    found: dict[str, float | int | None] = {
         "perplexity": perplexity.perplexity,
         "tokens": perplexity.tokens,
         "repetition": said.repetition,
@@ -174,7 +206,7 @@ def _lines(
 
     lines = [
         f"perplexity  {perplexity.perplexity:.3f} over {perplexity.tokens} tokens",
-        f"speed       prefill {said.prefill_rate:.0f}, decode {said.decode_rate:.1f} tokens/s",
+        _speed(said),
         f"repetition  {said.repetition:.0%} of what it says greedily:",
         f"  {printable(' '.join(said.text.split()))}",
     ]
@@ -185,6 +217,12 @@ def _lines(
             f"  same likeliest token  {divergence.top1_agreement:.1%}",
         ]
     return lines
+
+
+def _speed(said: Sample) -> str:
+    if said.prefill_rate is None or said.decode_rate is None:
+        return "speed       not measured: numpy ran it, each result rounded to float16"
+    return f"speed       prefill {said.prefill_rate:.0f}, decode {said.decode_rate:.1f} tokens/s"
 
 
 def _progress(what: str, quiet: bool) -> Any:

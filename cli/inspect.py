@@ -1,13 +1,19 @@
-"""`litert-lm-cli inspect`: what is inside a .litertlm file."""
+"""`litert-lm-cli inspect`: what is inside a .litertlm file, or a folder of Core ML packages."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from converter.errors import SourceError
+
 if TYPE_CHECKING:
+    from converter.coreml.inspection import PackageSummary, Storage, TensorSummary
     from converter.litertlm.inspection import Bundle, SignatureSummary
     from converter.litertlm.run_memory import RunMemory
 
@@ -22,21 +28,25 @@ _WHY = {
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "inspect",
-        help="show what is inside a .litertlm file",
-        description="Show the sections, metadata and signatures of a .litertlm file.",
+        help="show what is inside a .litertlm file, or a folder of Core ML packages",
+        description="Show the sections, metadata and signatures of a .litertlm file; of Core ML "
+        "packages, their functions, how their weights are stored, and what meta.yaml says.",
     )
-    parser.add_argument("file", metavar="FILE", type=Path, help="a .litertlm file")
+    parser.add_argument(
+        "file", metavar="FILE", type=Path, help="a .litertlm file, a .mlpackage or a folder of them"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.file.is_dir():
+        _show_packages(args.file, args.json)
+        return
     from converter.litertlm.inspection import read_bundle
 
     bundle = read_bundle(args.file)
     if args.json:
-        import json
-
         # In ASCII: a model's strings may hold what a terminal obeys, or its encoding lacks.
         print(json.dumps(as_json(bundle), indent=2))
     else:
@@ -45,8 +55,6 @@ def main(args: argparse.Namespace) -> None:
 
 def as_json(bundle: Bundle) -> dict[str, Any]:
     """The whole of a bundle's description, in plain types."""
-    import dataclasses
-
     from google.protobuf import json_format
 
     return {
@@ -125,6 +133,144 @@ def run_memory_lines(needs: RunMemory) -> list[str]:
             ("beside the engine", needs.total_bytes),
         )
     ]
+
+
+# Packages -----------------------------------------------------------------------------------------
+
+
+def _show_packages(path: Path, in_json: bool) -> None:
+    """Print what is there.
+
+    Raises:
+        SourceError: it is damaged, or is something else.
+    """
+    from converter.coreml.inspection import COMPILED, ENDING, read_package
+
+    if path.suffix in (ENDING, COMPILED):
+        package = read_package(path)
+        found = {"path": str(path), **package_as_json(package)}
+        lines = _package_lines(package)
+    else:
+        found = folder_as_json(path)
+        lines = _folder_lines(path)
+    # In ASCII: a model's strings may hold what a terminal obeys, or its encoding lacks.
+    print(json.dumps(found, indent=2) if in_json else "\n".join(map(printable, lines)))
+
+
+def package_as_json(package: PackageSummary) -> dict[str, Any]:
+    """A package, in plain types."""
+    return {
+        "name": package.path.name,
+        "size": package.nbytes,
+        "specification_version": package.specification,
+        "metadata": dict(package.metadata),
+        "functions": [dataclasses.asdict(function) for function in package.functions],
+        "weights": [
+            {**dataclasses.asdict(storage), "count": count, "bytes": package.weight_bytes[storage]}
+            for storage, count in package.counts.items()
+        ],
+    }
+
+
+def folder_as_json(path: Path) -> dict[str, Any]:
+    """A folder of packages, in plain types.
+
+    Raises:
+        SourceError: it is damaged, or holds none.
+    """
+    from converter.coreml.inspection import folder_bytes, read_meta
+
+    meta = read_meta(path)
+    return {
+        "path": str(path),
+        "size": folder_bytes(path),
+        "source": _source_of(path),
+        "name": meta.name,
+        "scheme": meta.scheme,
+        "parameters": dict(meta.parameters),
+        "packages": [package_as_json(package) for package in _packages(path)],
+    }
+
+
+def _packages(path: Path) -> list[PackageSummary]:
+    from converter.coreml.inspection import packages_of, read_meta, read_package
+
+    return [read_package(package) for package in packages_of(path, read_meta(path))]
+
+
+def _source_of(path: Path) -> dict[str, Any] | None:
+    """What a folder's receipt says of its source but the files; None without one."""
+    from converter.receipt import read_receipt, receipt_path
+
+    try:
+        source = read_receipt(receipt_path(path))["source"]
+    except SourceError:
+        return None
+    return {key: source.get(key) for key in ("kind", "model", "revision", "commit", "file")}
+
+
+def _folder_lines(path: Path) -> list[str]:
+    from converter.coreml.inspection import folder_bytes, read_meta
+
+    meta, source = read_meta(path), _source_of(path)
+    where = "no receipt says it"
+    if source is not None:
+        where = ", ".join(str(source[key]) for key in ("model", "file", "commit") if source[key])
+    lines = [
+        f"{path}  {size(folder_bytes(path))}",
+        f"  name: {meta.name}",
+        f"  source: {where}",
+        f"  scheme: {meta.scheme}",
+        "",
+        "Parameters of meta.yaml",
+    ]
+    for key, value in meta.parameters.items():
+        shown = value
+        if isinstance(value, list):
+            shown = ", ".join(f"{count} of {each}" for each, count in Counter(value).items())
+        lines.append(f"  {key}: {shown}")
+    for package in _packages(path):
+        lines += ["", *_package_lines(package)]
+    return lines
+
+
+def _package_lines(package: PackageSummary) -> list[str]:
+    lines = [f"{package.path.name}  {size(package.nbytes)}"]
+    for function in package.functions:
+        lines.append(f"  {function.name}")
+        for direction, tensors in (
+            ("in", function.inputs),
+            ("out", function.outputs),
+            ("state", function.states),
+        ):
+            lines += [f"    {direction:8}{_tensor(tensor)}" for tensor in tensors]
+    lines.append("  weights")
+    for storage, count in package.counts.items():
+        nbytes = size(package.weight_bytes[storage])
+        lines.append(f"    {storage.kind:12}{_how(storage):32}{nbytes:>10}  x{count}")
+    return lines
+
+
+def _tensor(tensor: TensorSummary) -> str:
+    shapes = tensor.choices or (tensor.shape,)
+    shown = " or ".join(
+        f"[{', '.join('?' if length is None else str(length) for length in shape)}]"
+        for shape in shapes
+    )
+    return f"{tensor.name:24}{tensor.dtype} {shown}"
+
+
+def _how(storage: Storage) -> str:
+    if storage.operation is None:
+        return storage.dtype
+    if storage.bits is None:
+        return f"{storage.operation}, {storage.dtype}"
+    return f"tables of {storage.bits} bits, " + (
+        f"{storage.group} rows each" if storage.group else "one each"
+    )
+
+
+# Text ---------------------------------------------------------------------------------------------
 
 
 def printable(text: str) -> str:

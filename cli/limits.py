@@ -61,6 +61,9 @@ def _real(low: float, high: float, above: bool = False) -> Callable[[str], float
 # The options' names in Python.
 LIMITS: Mapping[str, Callable[[str], Any]] = {
     "kv_cache_max_len": _positive,
+    "context": _positive,
+    "batch": _positive,
+    "max_chunk_mb": _positive,
     "max_tokens": _integer(1, _INT32_MAX),
     "temperature": _real(0, math.inf),
     "top_k": _integer(1, _INT32_MAX),

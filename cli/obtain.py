@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from converter.check import CheckReport
     from converter.checkpoint.base import Checkpoint
     from converter.checkpoint.sources import Source
+    from converter.network import Network
     from converter.options import ConvertOptions
     from converter.report import PlanReport
 
@@ -59,12 +60,12 @@ def obtain(request: Request, announce_kept: bool = False) -> Path:
     output = source.output_path(request.output_dir)
     if source.kind == "litertlm":
         if request.force or request.output_dir is not None or chosen or expected is not None:
-            raise _converted_already(request.model)
+            raise converted_already(request.model)
         return output
     settle(output)
     if output.exists() and not request.force:
         if expected is not None:
-            _require_same(output, expected)
+            require_same(output, expected)
         # To `run` an existing file is what was meant, unless it would surprise.
         outdated = source.path is not None and is_outdated(output, source.path)
         if announce_kept or chosen or outdated:
@@ -88,13 +89,13 @@ def obtain(request: Request, announce_kept: bool = False) -> Path:
     if local.suffix != ".litertlm":
         _convert(local, source, output, chosen, request, sealing)
     elif chosen:
-        raise _converted_already(request.model)
+        raise converted_already(request.model)
     else:
         _adopt(local, output, sealing)
     return output
 
 
-def _require_same(output: Path, receipt: dict[str, Any]) -> None:
+def require_same(output: Path, receipt: dict[str, Any]) -> None:
     """Raise OutputError where a file that exists is not what a receipt says must come out."""
     from converter.receipt import differences
 
@@ -132,6 +133,22 @@ def preview(request: Request) -> PlanReport:
         raise OptionError(
             "--dry-run", "plans for the direct engine alone", "leave it or --engine torch out"
         )
+    with opened_for_plan(request, chosen) as (checkpoint, source):
+        converter = _converter(checkpoint, source, chosen)
+        plan = converter.plan()
+        say_found(request, plan.found)
+        return report(converter, plan, source.output_path(request.output_dir))
+
+
+@contextmanager
+def opened_for_plan(
+    request: Request, chosen: dict[str, Any]
+) -> Iterator[tuple[Checkpoint, Source]]:
+    """What is on this disk of a model and its adapters, which `chosen` names from then on.
+
+    Raises:
+        LiteRTLMError: see `converter.errors`; something would have to be downloaded.
+    """
     source = source_of(request, chosen)
     if "lora" in chosen:
         chosen["lora"] = [adapter_fetched_before(adapter) for adapter in chosen["lora"]]
@@ -143,10 +160,7 @@ def preview(request: Request) -> PlanReport:
             f"see what is in it with litert-lm-cli inspect {local}",
         )
     with open_checkpoint(local) as checkpoint:
-        converter = _converter(checkpoint, source, chosen)
-        plan = converter.plan()
-        _say_found(request, plan)
-        return report(converter, plan, source.output_path(request.output_dir))
+        yield checkpoint, source
 
 
 def examine(request: Request) -> CheckReport:
@@ -156,20 +170,36 @@ def examine(request: Request) -> CheckReport:
         LiteRTLMError: what its conversion would be refused with.
     """
     from converter.check import check
-    from converter.output.scratch import scratch_folder
 
     chosen = request.chosen()
     if "engine" in chosen:
         raise OptionError("check", "is about the direct engine alone", "leave --engine torch out")
+    with opened_for_check(request, chosen) as (checkpoint, source, has_text):
+        return check(checkpoint, source.name, _options(chosen), has_text)
+
+
+@contextmanager
+def opened_for_check(
+    request: Request, chosen: dict[str, Any]
+) -> Iterator[tuple[Checkpoint, Source, bool]]:
+    """A model, or no more than its headers where it is on the hub; and whether its text is there.
+
+    Adapters are those that `chosen` names from then on.
+
+    Raises:
+        LiteRTLMError: see `converter.errors`.
+    """
+    from converter.output.scratch import scratch_folder
+
     source = source_of(request, chosen)
     if "lora" in chosen:
         chosen["lora"] = [adapter_fetched_before(adapter) for adapter in chosen["lora"]]
-    options = _options(chosen)
     local = local_copy_of(source, request, prefer_converted=False)
     if local is not None:
         _refuse_converted(request, local)
         with open_checkpoint(local) as checkpoint:
-            return check(checkpoint, source.name, options, has_text=True)
+            yield checkpoint, source, True
+        return
     if source.kind == "demo":
         raise SourceError(
             request.model, "it comes in one piece, which is not here", "litert-lm-cli run demo"
@@ -179,7 +209,7 @@ def examine(request: Request) -> CheckReport:
             headers = fetch_headers(source, request, folder)
             _refuse_converted(request, headers)
             with open_checkpoint(headers) as checkpoint:
-                return check(checkpoint, source.name, options, has_text=False)
+                yield checkpoint, source, False
         except LiteRTLMError as error:  # which says where the file lies that nobody will see
             what, why, fix = (
                 text.replace(str(folder), request.model)
@@ -192,7 +222,7 @@ def _refuse_converted(request: Request, local: Path) -> None:
     if local.suffix.lower() == ".litertlm":
         raise OptionError(
             request.model,
-            "it is converted already, there is nothing to plan",
+            "it is converted already, and this is about what it was made of",
             "see what is in it with litert-lm-cli inspect",
         )
 
@@ -280,7 +310,25 @@ def source_checkpoint(request: Request) -> Iterator[Checkpoint]:
         yield checkpoint
 
 
-def _converted_already(model: str) -> OptionError:
+@contextmanager
+def source_network(request: Request) -> Iterator[Network]:
+    """The network of a model's own weights, with its adapters; downloaded where it is remote.
+
+    Raises:
+        LiteRTLMError: see `converter.errors`.
+    """
+    from converter.network import read_network
+
+    chosen = request.chosen()
+    source = source_of(request, chosen)
+    local, _ = fetch(source, request, prefer_converted=False)
+    _refuse_converted(request, local)
+    adapters = [fetch_adapter(adapter, request)[0] for adapter in chosen.get("lora", ())]
+    with open_checkpoint(local) as checkpoint:
+        yield read_network(checkpoint, source.name, adapters)
+
+
+def converted_already(model: str) -> OptionError:
     return OptionError(
         model,
         "it is converted already, its scheme and lengths are fixed",
@@ -327,7 +375,7 @@ def _convert(
             f"{source.name}: {plan.family.name}, {plan.quantization.name}, "
             f"KV cache {plan.cache_length}, {plan.model.nbytes / 1e6:.0f} MB -> {output}",
         )
-        _say_found(request, plan)
+        say_found(request, plan.found)
 
         # The torch engine tells its stages instead.
         hidden = request.quiet or "engine" in chosen
@@ -343,8 +391,9 @@ def _convert(
         say(request, f"config.json: ignored, as transformers does: {ignored}")
 
 
-def _say_found(request: Request, plan: Plan) -> None:
-    for what, finding in plan.found.items():
+def say_found(request: Request, found: Mapping[str, str]) -> None:
+    """What a user should know about the weights, by what it concerns."""
+    for what, finding in found.items():
         say(request, f"{what}: {finding}")
 
 

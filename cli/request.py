@@ -7,7 +7,7 @@ import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from converter.errors import OptionError
 
@@ -18,12 +18,8 @@ _Options = TypeVar("_Options", bound="DataclassInstance")
 _Choice = TypeVar("_Choice", bound=enum.Enum)
 
 BACKENDS = ("cpu", "gpu")
+TARGETS = (*BACKENDS, "coreml")
 ENGINES = ("direct", "torch")
-# What a receipt says, so that nobody else may.
-_DECIDED_BY_RECEIPT = (
-    "quantize", "clip", "lora", "chat_template", "prefill_seq_len", "kv_cache_max_len", "target",
-    "engine", "revision",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,13 @@ class Request:
     asks: bool = False
     progress: Callable[[int, int], None] | None = None
 
-    def by_receipt(self, path: Path) -> Request:
+    # What a receipt says, so that nobody else may.
+    decided_by_receipt: ClassVar[tuple[str, ...]] = (
+        "quantize", "clip", "lora", "chat_template", "prefill_seq_len", "kv_cache_max_len",
+        "target", "engine", "revision",
+    )  # fmt: skip
+
+    def by_receipt(self, path: Path) -> Self:
         """This request, with everything that the receipt at `path` decides.
 
         Raises:
@@ -71,7 +73,7 @@ class Request:
         """
         from converter.receipt import read_receipt
 
-        given = [name for name in _DECIDED_BY_RECEIPT if getattr(self, name)]
+        given = [name for name in self.decided_by_receipt if getattr(self, name)]
         if given:
             raise decided_by_receipt(flag(given[0]))
         receipt = read_receipt(path)
@@ -88,23 +90,15 @@ class Request:
         Raises:
             OptionError: one of them cannot be used. No work was done for it.
         """
-        chosen: dict[str, Any] = {}
+        chosen = self.chosen_for_any_target()
         if self.quantize is not None:
             from converter.weights.quantization import parse_quantization
 
             chosen["quantize"] = parse_quantization(self.quantize).name
         if self.clip is not None:
-            from converter.weights.quantization import Clip
+            from converter.weights.row_format import Clip
 
             chosen["clip"] = _member(Clip, "clip", self.clip)
-        if self.lora:
-            from converter.checkpoint.sources import parse_adapter
-
-            chosen["lora"] = tuple(parse_adapter(text) for text in self.lora)
-        if self.chat_template is not None:
-            from converter.options import read_chat_template
-
-            chosen["chat_template"] = read_chat_template(self.chat_template)
         if self.prefill_seq_len is not None:
             from converter.options import parse_prefill_lengths
 
@@ -119,6 +113,19 @@ class Request:
             check_choice("engine", self.engine, ENGINES)
             if self.engine == "torch":
                 chosen["engine"] = self.engine
+        return chosen
+
+    def chosen_for_any_target(self) -> dict[str, Any]:
+        """The part of `chosen` that is the same for every target."""
+        chosen: dict[str, Any] = {}
+        if self.lora:
+            from converter.checkpoint.sources import parse_adapter
+
+            chosen["lora"] = tuple(parse_adapter(text) for text in self.lora)
+        if self.chat_template is not None:
+            from converter.options import read_chat_template
+
+            chosen["chat_template"] = read_chat_template(self.chat_template)
         return chosen
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from converter import receipt
 from converter.checkpoint.files import adapter_files, check_states, file_states
-from converter.errors import OutputError, SourceError
+from converter.errors import OptionError, OutputError, SourceError
 from converter.options import ChatTemplate
 from converter.output.atomic_file import Seal
 from converter.receipt import Origin
@@ -20,6 +20,7 @@ from converter.text import background
 if TYPE_CHECKING:
     from converter.base import ModelConverter, Plan
     from converter.checkpoint.sources import AdapterSource
+    from converter.coreml_pipeline import CoreMLConverter, CoreMLPlan
     from converter.weights.adapters import WeightedAdapter
 
 
@@ -38,8 +39,16 @@ class Sealing:
         origin: Origin,
         adapters: Sequence[tuple[WeightedAdapter, Origin]],
         expected: dict[str, Any] | None,
+        folder_of: str | None = None,
     ) -> None:
-        self._writer = receipt.ReceiptWriter(output)
+        """
+        Args:
+            folder_of: the model's name, where the output is a folder of packages.
+        """
+        self._name = folder_of or output.stem
+        self._writer: receipt.ReceiptWriter | receipt.FolderReceiptWriter = (
+            receipt.FolderReceiptWriter() if folder_of else receipt.ReceiptWriter(output)
+        )
         self._output, self._expected = output, expected
         self._origin, self._adapters = origin, adapters
 
@@ -84,6 +93,15 @@ class Sealing:
 
         return seal
 
+    def of_packages(self, converter: CoreMLConverter, plan: CoreMLPlan) -> Seal:
+        """The same with the complete folder of one."""
+        options = coreml_options_for_receipt(converter, plan)
+
+        def seal(finished: Path) -> Callable[[], None]:
+            return self.seal(finished, options, coreml_figures_for_receipt(converter, plan))
+
+        return seal
+
     def seal(
         self, finished: Path, options: dict[str, Any] | None, plan: dict[str, Any] | None
     ) -> Callable[[], None]:
@@ -100,8 +118,8 @@ class Sealing:
         found: dict[str, Any] = {
             "receipt": receipt.FORMAT,
             "output": {
-                "name": self._output.stem,
-                "size": finished.stat().st_size,
+                "name": self._name,
+                "size": sum(part["size"] for part in parts),
                 "parts": parts,
             },
             "source": source,
@@ -121,7 +139,7 @@ class Sealing:
                     "use these versions, or convert without --from-receipt",
                 )
         check_states(self._states)  # hashed as it was read
-        self._writer.prepare(found)
+        self._writer.prepare(found, finished)
         return self._writer.finish
 
     @contextmanager
@@ -152,7 +170,6 @@ def options_for_receipt(converter: ModelConverter, plan: Plan) -> dict[str, Any]
     """What a receipt says of the options but adapters: what they came to, defaults included."""
     from converter.torch.reference import ReferenceConverter
 
-    template = converter.options.chat_template
     return {
         "quantize": plan.quantization.name,
         "clip": converter.options.clip.value,
@@ -160,9 +177,52 @@ def options_for_receipt(converter: ModelConverter, plan: Plan) -> dict[str, Any]
         "cache_length": plan.cache_length,
         "target": converter.options.target.value,
         "engine": "torch" if isinstance(converter, ReferenceConverter) else "direct",
-        "chat_template": None
-        if template is None
-        else asdict(template) | {"blake3": receipt.hash_text(template.text)},
+        "chat_template": _template_for_receipt(converter.options.chat_template),
+    }
+
+
+def coreml_options_for_receipt(converter: CoreMLConverter, plan: CoreMLPlan) -> dict[str, Any]:
+    """The same of a folder of packages; a scale is the one that was found."""
+    options = converter.options
+    return {
+        "target": "coreml",
+        **{name: getattr(options, name) for name in _COREML_OPTIONS},
+        **{
+            name: None if palette is None else [palette.bits, palette.group]
+            for name in _PALETTES
+            for palette in (getattr(options, name),)
+        },
+        "fp16_scale": None if plan.scale == 1 else plan.scale,
+        "chat_template": _template_for_receipt(options.chat_template),
+    }
+
+
+# Fields of `CoreMLOptions` that a receipt says as they are, with the types that they have there.
+_COREML_OPTIONS: dict[str, Any] = {
+    "context": int, "batch": int, "chunks": int | None, "max_chunk_mb": int | None,
+    "prefix": str | None, "argmax": bool, "split_rotate": bool, "monolithic": bool,
+}  # fmt: skip
+_PALETTES = ("lut_embeddings", "lut_layers", "lut_head")
+
+
+def _template_for_receipt(template: ChatTemplate | None) -> dict[str, Any] | None:
+    if template is None:
+        return None
+    return asdict(template) | {"blake3": receipt.hash_text(template.text)}
+
+
+def coreml_figures_for_receipt(converter: CoreMLConverter, plan: CoreMLPlan) -> dict[str, Any]:
+    """What a receipt says of a plan of packages."""
+    from converter.report import source_bytes, source_types, tensor_groups
+
+    return {
+        "model": converter.name,
+        "family": plan.family.name,
+        "tensors": [asdict(group) for group in tensor_groups(plan.weights)],
+        "source_types": source_types(plan.weights),
+        "source_bytes": source_bytes(converter.checkpoint, plan.weights),
+        "weights_bytes": plan.weights_nbytes,
+        "packages": {part.name: part.nbytes for part in plan.parts},
     }
 
 
@@ -175,7 +235,7 @@ def figures_for_receipt(converter: ModelConverter, plan: Plan) -> dict[str, Any]
         "family": plan.family.name,
         "tensors": [asdict(group) for group in tensor_groups(plan.weights)],
         "source_types": source_types(plan.weights),
-        "source_bytes": source_bytes(converter, plan),
+        "source_bytes": source_bytes(converter.checkpoint, plan.weights),
         "weights_bytes": weights_bytes(plan),
         "output_bytes": plan.bundle.nbytes,
     }
@@ -188,7 +248,7 @@ def options_of_receipt(found: dict[str, Any]) -> dict[str, Any]:
         SourceError: it says something that no option has.
     """
     from converter.tflite.kv_cache import Target
-    from converter.weights.quantization import Clip
+    from converter.weights.row_format import Clip
 
     said = found.get("options")
     if said is None:  # a file that was converted when it was fetched
@@ -204,20 +264,57 @@ def options_of_receipt(found: dict[str, Any]) -> dict[str, Any]:
             "cache_length": int(said["cache_length"]),
             "target": Target(said["target"]),
         }
-        if said.get("adapter") is not None:  # an older receipt's, without its files
-            raise ValueError("its adapter has no hash")
-        if adapters := said.get("adapters"):
-            chosen["lora"] = tuple(_adapter_of_receipt(adapter) for adapter in adapters)
-        if (template := said.get("chat_template")) is not None:
-            text, file = str(template["text"]), template["file"]
-            if template["blake3"] != receipt.hash_text(text) or not isinstance(file, str | None):
-                raise ValueError("its chat template is not the one that it was written with")
-            chosen["chat_template"] = ChatTemplate(text, file)
+        chosen |= _of_both_targets(said)
     except (KeyError, TypeError, ValueError) as error:
-        raise SourceError(
-            "--from-receipt", f"its options are damaged ({error})", "convert the model again"
-        ) from error
+        raise _damaged(error) from error
     return chosen | ({"engine": "torch"} if said.get("engine") == "torch" else {})
+
+
+def coreml_options_of_receipt(found: dict[str, Any]) -> dict[str, Any]:
+    """What the receipt of a folder of packages says of the options.
+
+    Raises:
+        SourceError: it is not of one, or says something that no option has.
+    """
+    from converter.weights.palettes import Palette
+
+    said = found.get("options") or {}
+    try:
+        if said.get("target") != "coreml":
+            raise ValueError("it is not of a folder of packages")
+        chosen: dict[str, Any] = {}
+        for name, kind in _COREML_OPTIONS.items():
+            if not isinstance(said[name], kind):
+                raise TypeError(f"{name} is {said[name]!r}")
+            chosen[name] = said[name]
+        for name in _PALETTES:
+            chosen[name] = None if said[name] is None else Palette(*map(int, said[name]))
+        chosen["fp16_scale"] = None if said["fp16_scale"] is None else float(said["fp16_scale"])
+        chosen |= _of_both_targets(said)
+    except (KeyError, TypeError, ValueError, OptionError) as error:
+        raise _damaged(error) from error
+    return chosen
+
+
+def _of_both_targets(said: dict[str, Any]) -> dict[str, Any]:
+    """Adapters and a template; see `Request.chosen_for_any_target`."""
+    chosen: dict[str, Any] = {}
+    if said.get("adapter") is not None:  # an older receipt's, without its files
+        raise ValueError("its adapter has no hash")
+    if adapters := said.get("adapters"):
+        chosen["lora"] = tuple(_adapter_of_receipt(adapter) for adapter in adapters)
+    if (template := said.get("chat_template")) is not None:
+        text, file = str(template["text"]), template["file"]
+        if template["blake3"] != receipt.hash_text(text) or not isinstance(file, str | None):
+            raise ValueError("its chat template is not the one that it was written with")
+        chosen["chat_template"] = ChatTemplate(text, file)
+    return chosen
+
+
+def _damaged(error: Exception) -> SourceError:
+    return SourceError(
+        "--from-receipt", f"its options are damaged ({error})", "convert the model again"
+    )
 
 
 def _adapter_of_receipt(said: dict[str, Any]) -> AdapterSource:

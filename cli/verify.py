@@ -1,4 +1,4 @@
-"""`litert-lm-cli verify`: is a file still what its receipt says?"""
+"""`litert-lm-cli verify`: is an output still what its receipt says?"""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ from typing import Any
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "verify",
-        help="hold a .litertlm file against its receipt",
+        help="hold a .litertlm file, or a folder of Core ML packages, against its receipt",
         description="Hash every section of a .litertlm file and compare with the receipt beside "
-        "it: prints MATCH, or what differs, and exits with 1 then.",
+        "it; or every file of a folder of packages, with the receipt in it, except for what a Mac "
+        "puts there (.mlmodelc, which compile.sh makes, and hidden files). Prints MATCH, or what "
+        "differs, and exits with 1 then.",
     )
-    parser.add_argument("file", metavar="FILE", type=Path, help="a .litertlm file")
     parser.add_argument(
-        "--receipt", type=Path, metavar="R", help="default: the .json of the same name beside it"
+        "file", metavar="FILE", type=Path, help="a .litertlm file, or a folder of packages"
+    )
+    parser.add_argument(
+        "--receipt",
+        type=Path,
+        metavar="R",
+        help="default: the .json of the same name beside the file, or receipt.json in the folder",
     )
     return parser
 
@@ -26,20 +33,45 @@ def main(args: argparse.Namespace) -> None:
     from converter.errors import SourceError
     from converter.receipt import differences, read_receipt, receipt_path, settle
 
-    if not args.file.is_file():
-        raise SourceError(str(args.file), "there is no such file", "pass a .litertlm file")
-    if args.receipt is None:
+    is_folder = args.file.is_dir()
+    if not is_folder and not args.file.is_file():
+        raise SourceError(
+            str(args.file), "there is no such file", "pass a .litertlm file or a folder of packages"
+        )
+    if is_folder and args.file.suffix == ".mlpackage":
+        raise SourceError(
+            str(args.file),
+            "it is one of several packages that have one receipt",
+            f"verify their folder: litert-lm-cli verify {args.file.parent}",
+        )
+    if args.receipt is None and not is_folder:
         settle(args.file)
     path = args.receipt or receipt_path(args.file)
-    changed = differences(read_receipt(path), args.file)
+    receipt = read_receipt(path)
+    changed = differences(receipt, args.file)
     if not changed:
         print("MATCH")
         return
     for line in changed:
         print(printable(f"DIFFERS {line}"))
+    folder = args.file if is_folder else args.file.parent
+    again = (
+        f"make it again: litert-lm-cli convert --from-receipt {path} --force --output-dir {folder}"
+    )
     raise SourceError(
         str(args.file),
-        f"it is not what {path} says ({len(changed)} of its parts)",
-        f"make it again: litert-lm-cli convert --from-receipt {path} --force "
-        f"--output-dir {args.file.parent}",
+        f"it is not what {path} says ({len(changed)} of its {'files' if is_folder else 'parts'})",
+        _without_strange(receipt, folder, len(changed), again) if is_folder else again,
     )
+
+
+def _without_strange(receipt: dict[str, Any], folder: Path, changed: int, again: str) -> str:
+    """What to do where files may be too many: those are somebody's, and nothing removes them."""
+    from converter.receipt import strange_files
+
+    strange = strange_files(receipt, folder)
+    if not strange:
+        return again
+    more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+    move = f"move {folder / strange[0]}{more} elsewhere"
+    return move if len(strange) == changed else f"{move}, then {again}"

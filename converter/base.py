@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,10 +18,9 @@ from pathlib import Path
 
 from converter.checkpoint.base import Checkpoint
 from converter.decoder import DecoderSpec, Experts
-from converter.errors import OptionError, SourceError, UnsupportedError
+from converter.errors import OptionError, UnsupportedError
 from converter.families.base import Family
-from converter.families.matching import OTHER_GGUF, grouped, listed
-from converter.families.tensors import WeightSource
+from converter.families.matching import listed
 from converter.litertlm.bundle import (
     FIRST_SECTION,
     BundleLayout,
@@ -34,6 +31,7 @@ from converter.litertlm.bundle import (
 )
 from converter.litertlm.metadata import LlmMetadataResult, build_llm_metadata
 from converter.litertlm.sampling import checked_sampling
+from converter.network import check_vocabulary, read_network
 from converter.options import (
     DEFAULT_CACHE_LENGTH,
     ConvertOptions,
@@ -41,7 +39,6 @@ from converter.options import (
     ladder_of,
 )
 from converter.output.atomic_file import AtomicFile, Seal
-from converter.registry import family_of
 from converter.text import background
 from converter.text.chat_template import TEMPLATE_FIX
 from converter.text.tokenizer import load_tokenizer
@@ -50,7 +47,6 @@ from converter.tflite.kv_cache import Target
 from converter.tflite.state import StateBuffer
 from converter.tflite.writer import MOST_TABLES, Layout, write
 from converter.version import __version__
-from converter.weights.lora import merged_updates
 from converter.weights.quantization import (
     Quantization,
     default_scheme,
@@ -58,7 +54,6 @@ from converter.weights.quantization import (
     part_of,
 )
 from converter.weights.stream import PlannedWeight, Progress, Watch, WeightStream
-from converter.weights.tied_head import settle_head, untied
 
 # The metadata, and the kind and the bytes of the tokenizer's section.
 Description = tuple[LlmMetadataResult, str, bytes]
@@ -173,22 +168,10 @@ class ModelConverter:
 
     def plan(self) -> Plan:
         """Validate, emit the graph and fix the place of every weight."""
-        stated = family_of(self.checkpoint.config, self.checkpoint.format)
-        family = settle_head(stated, self.checkpoint)
+        network = read_network(self.checkpoint, self.name, self.options.lora)
+        family = network.family
         cache_length = self._cache_length(family)
-        tensors = list(self.checkpoint.tensors)
-        sources = family.weight_sources(tensors, self.checkpoint.format)
-        found = _found(family.left_out(tensors, sources.values()), sources)
-        if family is not stated:
-            found["head"] = (
-                "kept apart from the embedding, to which the config ties it: they differ"
-            )
-        updates = merged_updates(self.options.lora, family)
-        if family.tie_word_embeddings and updates.get("embedding") != updates.get("head"):
-            found["head"] = "kept apart from the embedding: an adapter changes one of them"
-            family = untied(family)
-            sources["head"] = sources["embedding"]
-        spec = family.spec().for_context(cache_length)
+        spec = network.spec(cache_length)
         has_experts = any(isinstance(layer.feed_forward, Experts) for layer in spec.layers)
         if has_experts and self.options.target is Target.GPU:
             raise UnsupportedError(
@@ -201,8 +184,7 @@ class ModelConverter:
             self.options.quantize or default_scheme(spec, self.options.target)
         )
         quantization.check(spec)
-        shapes = dict(spec.weight_shapes())
-        self._check_shapes(shapes, sources)
+        shapes = network.shapes
         target, rings = self.options.target, not family.has_thoughts()
         describe = background.start(
             lambda: self._describe(family, spec, cache_length),
@@ -223,8 +205,27 @@ class ModelConverter:
                 "choose fewer lengths, or shorter ones",
             )
 
+        def planned(path: str, shape: tuple[int, ...]) -> PlannedWeight:
+            stored = weights[path]
+            offset, scales = model.offsets[path], stored.scales
+            return PlannedWeight(
+                path,
+                network.sources[path],
+                *network.stored_as(path),
+                shape,
+                formats[path],
+                stored.nbytes + (scales.nbytes if scales else 0),
+                FIRST_SECTION + offset,
+                FIRST_SECTION + model.offsets[scales.name] if scales else None,
+                scales.nbytes if scales else 0,
+                model.scales(path) if stored.quantized else None,
+                network.updates.get(path, ()),
+            )
+
         def text_for(network_nbytes: int) -> Text:
-            return self._lay_out(network_nbytes, family, quantization, states, found, *describe())
+            return self._lay_out(
+                network_nbytes, family, quantization, states, network.found, *describe()
+            )
 
         return Plan(
             family=family,
@@ -232,25 +233,10 @@ class ModelConverter:
             quantization=quantization,
             cache_length=cache_length,
             prefill_lengths=lengths,
-            weights=tuple(
-                PlannedWeight(
-                    path,
-                    sources[path],
-                    *self._stored_as(sources[path]),
-                    shape,
-                    formats[path],
-                    weights[path],
-                    FIRST_SECTION + model.offsets[path],
-                    FIRST_SECTION + model.offsets[scales.name]
-                    if (scales := weights[path].scales)
-                    else None,
-                    updates.get(path, ()),
-                )
-                for path, shape in shapes.items()
-            ),
+            weights=tuple(planned(path, shape) for path, shape in shapes.items()),
             model=model,
             text_for=functools.cache(text_for),
-            found=found,
+            found=network.found,
             description=describe,
         )
 
@@ -262,12 +248,7 @@ class ModelConverter:
             prefer_sentencepiece=family.prefers_sentencepiece,
             chat_template=None if chosen is None else chosen.text,
         )
-        if tokenizer.vocab_size > spec.vocab_size:
-            raise SourceError(
-                f"{self.name}: tokenizer",
-                f"has {tokenizer.vocab_size} tokens, the embedding only {spec.vocab_size} rows",
-                "use the tokenizer that belongs to this checkpoint",
-            )
+        check_vocabulary(tokenizer, spec, self.name)
         metadata = build_llm_metadata(
             family.base_metadata(),
             tokenizer,
@@ -366,47 +347,6 @@ class ModelConverter:
             )
         return lengths
 
-    def _stored_as(self, source: WeightSource) -> tuple[str, int | None]:
-        if source.is_absent:
-            return "zeros", None
-        tensor = self.checkpoint.tensors[source.tensor]
-        return tensor.dtype, tensor.int4_block
-
-    def _check_shapes(
-        self, shapes: dict[str, tuple[int, ...]], sources: dict[str, WeightSource]
-    ) -> None:
-        wanted: dict[str, tuple[int, ...]] = {}
-        for path, source in sources.items():
-            if not source.is_absent:  # several weights may share a tensor, one below the other
-                rows = source.end(shapes[path][0])
-                before = wanted.get(source.tensor, (0,))[0]
-                wanted[source.tensor] = (max(before, rows), *shapes[path][1:])
-        stored = {name: _as_matrix(self.checkpoint.tensors[name].shape) for name in wanted}
-        for source in sources.values():
-            if source.is_absent:
-                continue
-            name, shape = source.tensor, self.checkpoint.tensors[source.tensor].shape
-            if source.is_flattened:
-                stored[name] = (math.prod(shape),)
-            elif source.is_transposed and len(shape) == 3:
-                stored[name] = (shape[0] * shape[2], shape[1])
-        said_by = "its metadata" if self.checkpoint.format == "gguf" else "config"
-        wrong = [
-            f"{name} is {list(shape)}, {said_by} says {list(wanted[name])}"
-            for name, shape in stored.items()
-            if shape != _as_matrix(wanted[name])
-        ]
-        if any(0 in shape for shape in stored.values()):
-            fix = "save it whole: DeepSpeed ZeRO-3 leaves empty tensors, zero_to_fp32.py fills them"
-        elif self.checkpoint.format == "gguf":
-            fix = OTHER_GGUF
-        else:
-            fix = "check that config.json belongs to these weights"
-        if wrong:
-            raise SourceError(
-                self.name, f"{len(wrong)} tensors have the wrong shape: {'; '.join(wrong[:5])}", fix
-            )
-
     # Stream ---------------------------------------------------------------------------------------
 
     def stream(
@@ -420,9 +360,7 @@ class ModelConverter:
             if plan.description.is_done():
                 plan.description()  # a fault of the template ends the stream here
 
-        stream = WeightStream(
-            self.checkpoint, self.name, weights, plan.model, file, clip, written, watch
-        )
+        stream = WeightStream(self.checkpoint, self.name, weights, file, clip, written, watch)
         stream.run(plan.spec, self.options.threads, beside=plan.text)
         return stream
 
@@ -456,7 +394,7 @@ class ModelConverter:
         found: dict[str, dict[str, list[str]]] = {}
         for weight in plan.weights:
             if len(weight.shape) > 1:
-                became = f"{weight.stored_as} -> {weight.format.dtype.name.lower()}"
+                became = f"{weight.stored_as} -> {weight.format.dtype_name}"
                 found.setdefault(part_of(weight.path), {}).setdefault(became, []).append(
                     weight.path
                 )
@@ -469,11 +407,6 @@ class ModelConverter:
         }
 
 
-def _as_matrix(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A stack of matrices as one, and a convolution's (width, 1, kernel) as a GGUF has it."""
-    return shape if len(shape) < 3 else (math.prod(shape[:-1]), shape[-1])
-
-
 @contextmanager
 def _without_collector() -> Iterator[None]:
     """For what makes a hundred thousand objects, none of them garbage: looking takes a quarter."""
@@ -484,18 +417,6 @@ def _without_collector() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def _found(left_out: Sequence[str], sources: Mapping[str, WeightSource]) -> dict[str, str]:
-    """What `inspect` and a note say about tensors that are not used, or not there."""
-    found = {}
-    if left_out:
-        found["left out"] = f"{grouped(left_out)}: this network has no place for them"
-    absent = Counter(path.split(".")[-2] for path, source in sources.items() if source.is_absent)
-    if absent:
-        layers = ", ".join(f"{projection} in {n} layers" for projection, n in absent.items())
-        found["biases"] = f"zero where the checkpoint has none: {layers}"
-    return found
 
 
 def _losses(became: str, met: Sequence[tuple[int, int]]) -> str:

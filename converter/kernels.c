@@ -307,3 +307,317 @@ EACH_PROCESSOR void widen_bf16(const uint16_t *values, uint32_t *bits, size_t co
     for (size_t i = 0; i < count; i++)
         bits[i] = bits_at(values, 1, i);
 }
+
+/* Palettes: see `palettize` in kernels.py. Values count as float16; the key of one is 0x8000 plus or
+   minus the bits of its magnitude, so that keys are ordered as the values are. */
+#define KEYS 65536
+#define ZERO_KEY 0x8000
+#define BEYOND_HALF 0x477ff000u /* from here on, float16 is infinite */
+#define CHUNK 512               /* values whose keys are found at once */
+#define MOST_CELLS 256
+#define START_ROUNDS 4
+#define PLACES 16
+#define PASSES 3
+#define FIRST_LEVEL 1
+#define LAST_LEVEL 16 /* a 65,536th of a cell: one value */
+#define IMPOSSIBLE -1e300
+
+typedef struct {
+    uint64_t weights[KEYS];      /* by key; all zeros between groups, as what follows */
+    uint64_t present[KEYS / 64]; /* a bit for each key */
+    uint16_t keys[KEYS];         /* of the distinct values, in order, as what follows */
+    double mass[KEYS + 1], moment[KEYS + 1]; /* sums of w and of w x over those before */
+    float density[KEYS];                     /* of centres, times the width that a value has */
+    double share[KEYS];                      /* sums of it */
+    uint8_t index[KEYS];                     /* in the palette, by key */
+} Palettes;
+const size_t palettes_bytes = sizeof(Palettes);
+
+/* Without branches, for vectors. */
+INLINED uint16_t key_of(uint32_t bits)
+{
+    uint32_t magnitude = bits & 0x7fffffffu;
+    uint32_t normal = (magnitude + 0xfffu + (magnitude >> 13 & 1u) - 0x38000000u) >> 13;
+    uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;
+    uint32_t half = magnitude < 0x38800000u ? subnormal : normal;
+    return (uint16_t)(bits >> 31 ? ZERO_KEY - half : ZERO_KEY + half);
+}
+
+INLINED float value_of(uint16_t key)
+{
+    return key < ZERO_KEY ? -float_of_half((uint16_t)(ZERO_KEY - key))
+                          : float_of_half((uint16_t)(key - ZERO_KEY));
+}
+
+/* The keys of the values from `at` on, as many as are taken at once; how many that is. */
+INLINED size_t find_keys(const void *values, int is_bf16, size_t at, size_t count, uint16_t *keys)
+{
+    size_t size = count - at < CHUNK ? count - at : CHUNK;
+    for (size_t i = 0; i < size; i++)
+        keys[i] = key_of(bits_at(values, is_bf16, at + i));
+    return size;
+}
+
+INLINED void count_row(const void *values, int is_bf16, size_t columns, const uint32_t *costs,
+                       uint64_t *weights, uint64_t *present)
+{
+    uint16_t keys[CHUNK];
+    for (size_t at = 0; at < columns; at += CHUNK) {
+        size_t size = find_keys(values, is_bf16, at, columns, keys);
+        for (size_t i = 0; i < size; i++) {
+            weights[keys[i]] += costs ? costs[at + i] : 1;
+            if (present)
+                present[keys[i] / 64] |= (uint64_t)1 << keys[i] % 64;
+        }
+    }
+}
+
+INLINED int count_rows(const void *values, int is_bf16, size_t rows, size_t columns,
+                       const uint32_t *costs, uint64_t *weights, uint64_t *present)
+{
+    if (peak_of(values, is_bf16, NULL, rows * columns) >= BEYOND_HALF)
+        return 0;
+    size_t stride = columns * (is_bf16 ? sizeof(uint16_t) : sizeof(float));
+    if (!costs)
+        count_row(values, is_bf16, rows * columns, NULL, weights, present);
+    for (size_t r = 0; costs && r < rows; r++)
+        count_row((const char *)values + r * stride, is_bf16, columns, costs, weights, present);
+    return 1;
+}
+
+INLINED void add_value(Palettes *p, size_t n, uint16_t key, uint64_t weight)
+{
+    p->keys[n] = key;
+    p->mass[n + 1] = p->mass[n] + (double)weight;
+    p->moment[n + 1] = p->moment[n] + (double)weight * value_of(key);
+}
+
+/* About the cube root, the same on every processor: a third of the exponent and of the fraction. */
+INLINED float cube_root(float value)
+{
+    return float_of(bits_of(value) / 3 + 0x2a5137a0u);
+}
+
+/* Cells with equal shares of the density of centres that is best where there are many: the cube root
+   of the values' own (Panter and Dite, 1951). No value has more of it than a cell. */
+INLINED void start_cells(Palettes *p, size_t n, size_t cells, int32_t *cuts)
+{
+    for (size_t i = 0; i < n; i++) {
+        float below = value_of(p->keys[i ? i - 1 : 0]);
+        float above = value_of(p->keys[i + 1 < n ? i + 1 : i]);
+        float width = above - below, weight = (float)(p->mass[i + 1] - p->mass[i]);
+        p->density[i] = cube_root(weight * width * width);
+    }
+    double total = 0;
+    for (int round = 0; round < START_ROUNDS; round++) {
+        float most = round ? (float)(total / (double)cells) : FLT_MAX;
+        total = 0;
+        for (size_t i = 0; i < n; i++)
+            p->share[i] = total += p->density[i] < most ? p->density[i] : most;
+    }
+    size_t at = 0, last = 0;
+    cuts[0] = 0;
+    for (size_t c = 1; c < cells; c++) {
+        while (p->share[at] < total * (double)c / (double)cells)
+            at++;
+        last = at > last ? at : last + 1;
+        cuts[c] = (int32_t)(last < n - cells + c ? last : n - cells + c);
+    }
+    cuts[cells] = (int32_t)n;
+}
+
+/* Moves all cuts at once to the best of the places that each has, `first` and so on in steps of a
+   2^level-th of its cell, or of one value. Best is the largest sum of squared moments over masses.
+   Whether one moved. */
+INLINED int move_cuts(const Palettes *p, int32_t cells, int32_t *cuts, int level, int32_t first)
+{
+    int32_t places[MOST_CELLS + 1][PLACES];
+    double from[MOST_CELLS + 1][PLACES];
+    double masses[PLACES] = {0}, moments[PLACES] = {0}, best[PLACES] = {0};
+    int32_t n = cuts[cells];
+    for (int32_t c = 1; c <= cells; c++) {
+        int32_t left = cuts[c] - cuts[c - 1], right = c < cells ? cuts[c + 1] - cuts[c] : 0;
+        int32_t least = c < cells ? c : n, most = n - cells + c;
+        double next_masses[PLACES], next_moments[PLACES], scores[PLACES], choice[PLACES];
+        for (int32_t j = 0; j < PLACES; j++) {
+            int32_t step = first + j, move = step * (step < 0 ? left : right) >> level;
+            if (step < 0 ? move > step : move < step)
+                move = step;
+            int32_t place = cuts[c] + move;
+            place = place < least ? least : place;
+            place = place > most ? most : place;
+            places[c][j] = place;
+            next_masses[j] = p->mass[place], next_moments[j] = p->moment[place];
+            scores[j] = IMPOSSIBLE, choice[j] = 0;
+        }
+        for (int32_t i = 0; i < PLACES; i++) {
+            double mass = masses[i], moment = moments[i], before = best[i], index = i;
+/* Unrolled, gcc makes no vectors of it; nor if a branch could go around the division. */
+#pragma GCC unroll 1
+            for (int32_t j = 0; j < PLACES; j++) {
+                double m = next_masses[j] - mass, s = next_moments[j] - moment;
+                double score = s * s / m + (m > 0 ? before : IMPOSSIBLE); /* NaN where m is 0 */
+                double old_score = scores[j], old_choice = choice[j];
+                scores[j] = score > old_score ? score : old_score;
+                choice[j] = score > old_score ? index : old_choice;
+            }
+        }
+        memcpy(masses, next_masses, sizeof masses);
+        memcpy(moments, next_moments, sizeof moments);
+        memcpy(best, scores, sizeof best);
+        memcpy(from[c], choice, sizeof choice);
+    }
+    int moved = 0;
+    int32_t j = (int32_t)from[cells][0];
+    for (int32_t c = cells - 1; c > 0; c--) {
+        moved |= cuts[c] != places[c][j];
+        cuts[c] = places[c][j];
+        j = (int32_t)from[c][j];
+    }
+    return moved;
+}
+
+INLINED void move_all_cuts(const Palettes *p, int32_t cells, int32_t *cuts)
+{
+    for (int level = FIRST_LEVEL; level <= LAST_LEVEL; level++) {
+        int still = 0; /* passes after one another; both kinds have been then */
+        for (int pass = 0; pass < PASSES && still < 2; pass++)
+            still = move_cuts(p, cells, cuts, level, pass % 2 - PLACES / 2) ? 0 : still + 1;
+        int32_t widest = 0;
+        for (int32_t c = 0; c < cells; c++)
+            widest = cuts[c + 1] - cuts[c] > widest ? cuts[c + 1] - cuts[c] : widest;
+        if (still == 2 && widest <= 1 << level) /* all steps are of one value already */
+            return;
+    }
+}
+
+INLINED uint16_t half_of_key(uint16_t key)
+{
+    return (uint16_t)(key < ZERO_KEY ? 0x8000 | (ZERO_KEY - key) : key - ZERO_KEY);
+}
+
+/* The table for the `n` distinct values that were added, in ascending order. */
+INLINED void find_table(Palettes *p, size_t n, unsigned bits, uint16_t *table)
+{
+    size_t cells = (size_t)1 << bits;
+    if (n <= cells) {
+        for (size_t c = 0; c < cells; c++)
+            table[c] = n ? half_of_key(p->keys[c < n ? c : n - 1]) : 0;
+        return;
+    }
+    int32_t cuts[MOST_CELLS + 1];
+    start_cells(p, n, cells, cuts);
+    move_all_cuts(p, (int32_t)cells, cuts);
+    for (size_t c = 0; c < cells; c++) {
+        double mass = p->mass[cuts[c + 1]] - p->mass[cuts[c]];
+        double moment = p->moment[cuts[c + 1]] - p->moment[cuts[c]];
+        table[c] = half_of_key(key_of(bits_of((float)(moment / mass))));
+    }
+}
+
+/* Twice the largest value that each of a table is the nearest to. */
+INLINED void find_ends(const uint16_t *table, size_t cells, double *ends)
+{
+    for (size_t c = 0; c < cells; c++) {
+        double value = float_of_half(table[c] & 0x7fff);
+        ends[c] = table[c] & 0x8000 ? -value : value;
+        if (c)
+            ends[c - 1] += ends[c];
+    }
+    ends[cells - 1] = DBL_MAX;
+}
+
+typedef struct {
+    uint8_t *end;
+    uint64_t bits;
+    unsigned count;
+} Stream;
+
+INLINED void write_indices(const void *values, int is_bf16, size_t count, unsigned bits,
+                           const uint8_t *index, Stream *stream)
+{
+    uint16_t keys[CHUNK];
+    Stream s = *stream;
+    for (size_t at = 0; at < count; at += CHUNK) {
+        size_t size = find_keys(values, is_bf16, at, count, keys);
+        for (size_t i = 0; i < size; i++) {
+            s.bits |= (uint64_t)index[keys[i]] << s.count;
+            for (s.count += bits; s.count >= 8; s.count -= 8, s.bits >>= 8)
+                *s.end++ = (uint8_t)s.bits;
+        }
+    }
+    *stream = s;
+}
+
+EACH_PROCESSOR int count_halves(const void *values, int is_bf16, size_t rows, size_t columns,
+                                const uint32_t *costs, uint64_t *weights)
+{
+    return is_bf16 ? count_rows(values, 1, rows, columns, costs, weights, NULL)
+                   : count_rows(values, 0, rows, columns, costs, weights, NULL);
+}
+
+EACH_PROCESSOR void find_palette(const uint64_t *weights, unsigned bits, uint16_t *table,
+                                 Palettes *p)
+{
+    size_t n = 0;
+    for (uint32_t key = 0; key < KEYS; key++)
+        if (weights[key])
+            add_value(p, n++, (uint16_t)key, weights[key]);
+    find_table(p, n, bits, table);
+}
+
+EACH_PROCESSOR int assign_palette(const void *values, int is_bf16, size_t count, unsigned bits,
+                                  const uint16_t *table, uint8_t *packed, Palettes *p)
+{
+    if (peak_of(values, is_bf16, NULL, count) >= BEYOND_HALF)
+        return 0;
+    double ends[MOST_CELLS];
+    find_ends(table, (size_t)1 << bits, ends);
+    uint8_t index = 0;
+    for (uint32_t key = ZERO_KEY - 0x7bff; key <= ZERO_KEY + 0x7bff; key++) { /* all finite */
+        while (2.0 * value_of((uint16_t)key) > ends[index])
+            index++;
+        p->index[key] = index;
+    }
+    Stream stream = {packed, 0, 0};
+    write_indices(values, is_bf16, count, bits, p->index, &stream);
+    if (stream.count)
+        *stream.end = (uint8_t)stream.bits;
+    return 1;
+}
+
+EACH_PROCESSOR int palettize(const void *values, int is_bf16, size_t groups, size_t rows,
+                             size_t columns, unsigned bits, const uint32_t *costs, uint8_t *packed,
+                             uint16_t *tables, Palettes *p)
+{
+    size_t stride = rows * columns * (is_bf16 ? sizeof(uint16_t) : sizeof(float));
+    Stream stream = {packed, 0, 0};
+    for (const char *group = values; groups--; group += stride, tables += (size_t)1 << bits) {
+        int done = is_bf16 ? count_rows(group, 1, rows, columns, costs, p->weights, p->present)
+                           : count_rows(group, 0, rows, columns, costs, p->weights, p->present);
+        if (!done)
+            return 0;
+        size_t n = 0;
+        for (size_t word = 0; word < KEYS / 64; word++) {
+            for (uint64_t left = p->present[word]; left; left &= left - 1) {
+                uint16_t key = (uint16_t)(word * 64 + (size_t)__builtin_ctzll(left));
+                add_value(p, n++, key, p->weights[key]);
+                p->weights[key] = 0;
+            }
+            p->present[word] = 0;
+        }
+        find_table(p, n, bits, tables);
+        double ends[MOST_CELLS];
+        find_ends(tables, (size_t)1 << bits, ends);
+        uint8_t index = 0;
+        for (size_t i = 0; i < n; i++) {
+            while (2.0 * value_of(p->keys[i]) > ends[index])
+                index++;
+            p->index[p->keys[i]] = index;
+        }
+        write_indices(group, is_bf16, rows * columns, bits, p->index, &stream);
+    }
+    if (stream.count)
+        *stream.end = (uint8_t)stream.bits;
+    return 1;
+}

@@ -23,6 +23,17 @@ INT4_MIN, INT4_MAX = -8, 7
 _EXACT_COLUMNS = 1024
 _LANES = 8  # in which kernels.c adds up
 
+PALETTE_BITS = (1, 2, 3, 4, 6, 8)
+KEYS = 1 << 16  # of float16 values
+_ZERO_KEY = 1 << 15
+_LARGEST_COST = 1 << 24
+# As in kernels.c.
+_START_ROUNDS = 4
+_PLACES = 16
+_PASSES = 3
+_LEVELS = range(1, 17)
+_IMPOSSIBLE = -1e300
+
 
 @functools.cache
 def _compiled() -> ctypes.CDLL | None:
@@ -56,6 +67,15 @@ def load(path: Path) -> ctypes.CDLL:
     library.multiply_int8.restype = None
     library.pack_int4.argtypes = [*[pointer] * 2, *[size] * 3, pointer, size, *[pointer] * 3]
     library.pack_int4.restype = ctypes.c_int
+    flag, bits = ctypes.c_int, ctypes.c_uint
+    library.count_halves.argtypes = [pointer, flag, size, size, pointer, pointer]
+    library.count_halves.restype = flag
+    library.find_palette.argtypes = [pointer, bits, pointer, pointer]
+    library.find_palette.restype = None
+    library.assign_palette.argtypes = [pointer, flag, size, bits, *[pointer] * 3]
+    library.assign_palette.restype = flag
+    library.palettize.argtypes = [pointer, flag, *[size] * 3, bits, *[pointer] * 4]
+    library.palettize.restype = flag
     return library
 
 
@@ -208,6 +228,164 @@ def pack_int4(
     return True
 
 
+def palettize(
+    rows: np.ndarray,
+    bits: int,
+    group: int,
+    packed: np.ndarray,
+    tables: np.ndarray,
+    importance: np.ndarray | None = None,
+) -> bool:
+    """Values as indices into tables of `2^bits` float16 numbers, one for each group of rows.
+
+    A table is that of least squared error, or nearly: k-means in one dimension. Values count as
+    float16, so that a group is some thousand distinct numbers x with weights w. The error of a cell
+    of neighbours is `sum(w x x) - sum(w x)^2 / sum(w)`. Dynamic programming finds the cells of
+    least error among `_PLACES` places for each cut between two of them; from a start by Panter and
+    Dite's density, this is repeated with places that are ever closer. The centres are rounded to
+    float16, then the nearest is found for each value, the lower of two. At most `2^bits` distinct
+    values are the table as they are, and the last of them fills it. Excess over the optimum:
+    benchmarks/README.md.
+
+    Args:
+        rows: float32, or uint16 for BF16, `(n, columns)`, contiguous.
+        bits: one of `PALETTE_BITS`.
+        group: rows that share a table; a divisor of n.
+        packed: uint8 `(ceil(n * columns * bits / 8),)`, written: a stream of bits, the first index
+            in the lowest.
+        tables: float16 `(n / group, 2^bits)`, written, in ascending order.
+        importance: what a squared error in each column costs, float32 `(columns,)`, positive;
+            rounded to whole parts of the largest / 2^24, but not to 0. None where all are alike.
+
+    Returns:
+        False, with the results undefined, where a value is NaN, infinite or too large for float16.
+    """
+    _check_packed(rows, bits, packed)
+    assert len(rows) % group == 0
+    assert tables.dtype == np.float16
+    assert tables.flags.c_contiguous
+    assert tables.shape == (len(rows) // group, 1 << bits)
+    costs = _costs(importance, rows.shape[1])
+    if (library := _compiled()) is not None:
+        scratch = _scratch(library)  # lives as long as it is used
+        return bool(
+            library.palettize(
+                rows.ctypes.data,
+                rows.dtype == np.uint16,
+                len(tables),
+                group,
+                rows.shape[1],
+                bits,
+                None if costs is None else costs.ctypes.data,
+                packed.ctypes.data,
+                tables.ctypes.data,
+                scratch.ctypes.data,
+            )
+        )
+    keys = _keys(rows)
+    if keys is None:
+        return False
+    keys = keys.reshape(len(tables), group * rows.shape[1])
+    weights = None if costs is None else np.tile(costs, group)
+    _find_tables([_distinct(group_keys, weights) for group_keys in keys], tables)
+    indices = [_nearest(*each) for each in zip(keys, tables, strict=True)]
+    packed[:] = _stream(np.array(indices, np.uint8).reshape(-1), bits)
+    return True
+
+
+def count_halves(
+    rows: np.ndarray, histogram: np.ndarray, importance: np.ndarray | None = None
+) -> bool:
+    """Adds rows to the histogram of a tensor, for `find_palette`; in any order.
+
+    Args:
+        rows: float32, or uint16 for BF16, `(n, columns)`, contiguous.
+        histogram: uint64 `(KEYS,)`; zeros before the first rows.
+        importance: see `palettize`.
+
+    Returns:
+        False where a value is NaN, infinite or too large for float16.
+    """
+    assert rows.dtype in (np.float32, np.uint16)
+    assert rows.flags.c_contiguous
+    assert histogram.dtype == np.uint64
+    assert histogram.shape == (KEYS,)
+    costs = _costs(importance, rows.shape[1])
+    if (library := _compiled()) is not None:
+        return bool(
+            library.count_halves(
+                rows.ctypes.data,
+                rows.dtype == np.uint16,
+                *rows.shape,
+                None if costs is None else costs.ctypes.data,
+                histogram.ctypes.data,
+            )
+        )
+    keys = _keys(rows)
+    if keys is None:
+        return False
+    weights = None if costs is None else np.tile(costs, len(rows))
+    distinct, counts = _distinct(keys.reshape(-1), weights)
+    histogram[distinct] += counts
+    return True
+
+
+def find_palette(histogram: np.ndarray, table: np.ndarray) -> None:
+    """The table for a whole tensor, as `palettize` finds it for a group.
+
+    Args:
+        histogram: uint64 `(KEYS,)`, of `count_halves`.
+        table: float16 `(2^bits,)`, written, in ascending order.
+    """
+    assert histogram.dtype == np.uint64
+    assert histogram.shape == (KEYS,)
+    assert table.dtype == np.float16
+    assert table.flags.c_contiguous
+    if (library := _compiled()) is not None:
+        scratch = _scratch(library)
+        library.find_palette(
+            histogram.ctypes.data, _bits(table), table.ctypes.data, scratch.ctypes.data
+        )
+        return
+    distinct = np.flatnonzero(histogram)
+    _find_tables([(distinct, histogram[distinct])], table[None])
+
+
+def assign_palette(rows: np.ndarray, table: np.ndarray, packed: np.ndarray) -> bool:
+    """Values as indices into a table, as `palettize` has them.
+
+    Args:
+        rows: float32, or uint16 for BF16, `(n, columns)`, contiguous.
+        table: float16 `(2^bits,)`, in ascending order.
+        packed: uint8 `(ceil(n * columns * bits / 8),)`, written.
+
+    Returns:
+        False, with the result undefined, where a value is NaN, infinite or too large for float16.
+    """
+    bits = _bits(table)
+    _check_packed(rows, bits, packed)
+    assert table.dtype == np.float16
+    assert table.flags.c_contiguous
+    if (library := _compiled()) is not None:
+        scratch = _scratch(library)
+        return bool(
+            library.assign_palette(
+                rows.ctypes.data,
+                rows.dtype == np.uint16,
+                rows.size,
+                bits,
+                table.ctypes.data,
+                packed.ctypes.data,
+                scratch.ctypes.data,
+            )
+        )
+    keys = _keys(rows)
+    if keys is None:
+        return False
+    packed[:] = _stream(_nearest(keys.reshape(-1), table), bits)
+    return True
+
+
 def multiply_int8(
     x: np.ndarray, x_scales: np.ndarray, rows: np.ndarray, scales: np.ndarray, product: np.ndarray
 ) -> None:
@@ -273,3 +451,160 @@ def _lane_sum(values: np.ndarray) -> np.ndarray:
     lanes = lanes[:, :4] + lanes[:, 4:]
     lanes = lanes[:, :2] + lanes[:, 2:]
     return lanes[:, 0] + lanes[:, 1]
+
+
+def _check_packed(rows: np.ndarray, bits: int, packed: np.ndarray) -> None:
+    assert bits in PALETTE_BITS
+    assert rows.dtype in (np.float32, np.uint16)
+    assert rows.flags.c_contiguous
+    assert packed.dtype == np.uint8
+    assert packed.flags.c_contiguous
+    assert packed.shape == (-(-rows.size * bits // 8),)
+
+
+def _bits(table: np.ndarray) -> int:
+    """Those of an index into it."""
+    return table.size.bit_length() - 1
+
+
+def _scratch(library: ctypes.CDLL) -> np.ndarray:
+    """Room for what kernels.c keeps of one group, all zeros."""
+    return np.zeros(ctypes.c_size_t.in_dll(library, "palettes_bytes").value, np.uint8)
+
+
+def _costs(importance: np.ndarray | None, columns: int) -> np.ndarray | None:
+    """Importance as integers, whose sums are exact in any order: uint32 `(columns,)`."""
+    if importance is None:
+        return None
+    assert importance.dtype == np.float32
+    assert importance.shape == (columns,)
+    parts = np.rint(importance * (_LARGEST_COST / np.float64(importance.max())))
+    return np.maximum(parts, 1).astype(np.uint32)
+
+
+def _keys(rows: np.ndarray) -> np.ndarray | None:
+    """Integers that are ordered as the values are in float16; None where there is no such value."""
+    if rows.dtype == np.uint16:
+        stored, rows = rows, np.empty(rows.shape, np.float32)
+        widen_bf16(stored.reshape(-1), rows.reshape(-1))
+    with np.errstate(over="ignore"):
+        halves = rows.astype(np.float16)
+    if not np.isfinite(halves).all():
+        return None
+    found = halves.view(np.int16).astype(np.int32)
+    return np.where(found < 0, -(found & 0x7FFF), found) + _ZERO_KEY
+
+
+def _values(keys: np.ndarray) -> np.ndarray:
+    """The float32 values of keys."""
+    signed = keys.astype(np.int32) - _ZERO_KEY
+    magnitudes = np.abs(signed).astype(np.uint16).view(np.float16).astype(np.float32)
+    return np.where(signed < 0, -magnitudes, magnitudes)
+
+
+def _distinct(keys: np.ndarray, costs: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct keys `(n,)`, in order, and what each weighs, uint64 `(n,)`."""
+    if costs is None:
+        distinct, counts = np.unique(keys, return_counts=True)
+        return distinct, counts.astype(np.uint64)
+    distinct, places = np.unique(keys, return_inverse=True)
+    return distinct, np.bincount(places.reshape(-1), costs).astype(np.uint64)
+
+
+def _find_tables(groups: list[tuple[np.ndarray, np.ndarray]], tables: np.ndarray) -> None:
+    """Tables for groups of distinct keys and weights, step by step as `find_table` in kernels.c."""
+    cells = tables.shape[1]
+    many, masses, moments, cuts, start = [], [], [], [], 0
+    for i, (keys, weights) in enumerate(groups):
+        values = _values(keys)
+        if len(keys) <= cells:
+            tables[i] = 0
+            tables[i, : len(keys)] = values
+            tables[i, len(keys) :] = values[-1:] if len(keys) else 0
+            continue
+        sums = np.zeros((2, len(keys) + 1))
+        mass = weights.astype(np.float64)
+        np.cumsum(mass, out=sums[0, 1:])
+        np.cumsum(mass * values, out=sums[1, 1:])
+        many.append(i)
+        cuts.append(start + _start_cells(values, np.diff(sums[0]), cells))
+        masses.append(sums[0])
+        moments.append(sums[1])
+        start += len(keys) + 1
+    if many:
+        mass, moment, cut = np.concatenate(masses), np.concatenate(moments), np.array(cuts)
+        _move_all_cuts(mass, moment, cut)
+        centres = np.diff(moment[cut], axis=1) / np.diff(mass[cut], axis=1)
+        tables[many] = centres.astype(np.float32).astype(np.float16) + np.float16(0)  # no -0
+
+
+def _start_cells(values: np.ndarray, mass: np.ndarray, cells: int) -> np.ndarray:
+    """Where the cells begin at first, and the last ends: `(cells + 1,)`."""
+    around = np.concatenate([values[:1], values, values[-1:]])
+    width = around[2:] - around[:-2]
+    cubes = mass.astype(np.float32) * width * width
+    density = (cubes.view(np.uint32) // 3 + np.uint32(0x2A5137A0)).view(np.float32)
+    share = np.cumsum(density, dtype=np.float64)
+    for _ in range(1, _START_ROUNDS):
+        share = np.cumsum(np.minimum(density, np.float32(share[-1] / cells)), dtype=np.float64)
+    cell = np.arange(1, cells)
+    found = np.searchsorted(share, share[-1] * cell / cells)
+    first = np.maximum(np.maximum.accumulate(found - cell), 0) + cell
+    return np.array([0, *np.minimum(first, len(values) - cells + cell), len(values)])
+
+
+def _move_all_cuts(mass: np.ndarray, moment: np.ndarray, cuts: np.ndarray) -> None:
+    """Moves the cuts `(groups, cells + 1)`, in place, to where the error is least."""
+    for level in _LEVELS:
+        moved = [
+            _move_cuts(mass, moment, cuts, level, i % 2 - _PLACES // 2) for i in range(_PASSES)
+        ]
+        if not any(moved[1:]) and np.diff(cuts, axis=1).max() <= 1 << level:
+            return
+
+
+def _move_cuts(
+    mass: np.ndarray, moment: np.ndarray, cuts: np.ndarray, level: int, first: int
+) -> bool:
+    groups, cells = len(cuts), cuts.shape[1] - 1
+    steps = np.arange(first, first + _PLACES)
+    places = np.empty((cells + 1, groups, _PLACES), np.int64)
+    origins = np.empty((cells + 1, groups, _PLACES), np.int64)
+    masses = np.repeat(mass[cuts[:, :1]], _PLACES, axis=1)
+    moments = np.repeat(moment[cuts[:, :1]], _PLACES, axis=1)
+    best = np.zeros((groups, _PLACES))
+    for c in range(1, cells + 1):
+        cut, start, end = cuts[:, c, None], cuts[:, :1], cuts[:, -1:]
+        if c < cells:
+            left, right = cut - cuts[:, c - 1, None], cuts[:, c + 1, None] - cut
+            moves = steps * np.where(steps < 0, left, right) >> level
+            moves = np.where(steps < 0, np.minimum(moves, steps), np.maximum(moves, steps))
+            places[c] = np.clip(cut + moves, start + c, end - cells + c)
+        else:
+            places[c] = end
+        masses, old_masses = mass[places[c]], masses
+        moments, old_moments = moment[places[c]], moments
+        m = masses[:, None] - old_masses[..., None]  # (groups, places before, places)
+        s = moments[:, None] - old_moments[..., None]
+        whole = m > 0
+        scores = np.where(whole, s * s / np.where(whole, m, 1) + best[..., None], _IMPOSSIBLE)
+        origins[c] = scores.argmax(axis=1)
+        best = np.take_along_axis(scores, origins[c][:, None], axis=1)[:, 0]
+    group, place, before = np.arange(groups), origins[cells][:, 0], cuts.copy()
+    for c in range(cells - 1, 0, -1):
+        cuts[:, c] = places[c][group, place]
+        place = origins[c][group, place]
+    return not np.array_equal(before, cuts)
+
+
+def _nearest(keys: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """The indices of the nearest in a table, the lower of two: uint8, as keys."""
+    centres = table.astype(np.float64)
+    ends = centres[:-1] + centres[1:]  # twice
+    return np.searchsorted(ends, 2 * _values(keys).astype(np.float64)).astype(np.uint8)
+
+
+def _stream(indices: np.ndarray, bits: int) -> np.ndarray:
+    """So many bits of each, one after another, the first in the lowest."""
+    planes = np.unpackbits(indices[:, None], axis=1, count=bits, bitorder="little")
+    return np.packbits(planes, bitorder="little")

@@ -14,7 +14,7 @@ from converter.errors import OptionError
 from converter.text.named_templates import chat_template_of
 from converter.tflite.kv_cache import Target
 from converter.weights.adapters import WeightedAdapter
-from converter.weights.quantization import Clip
+from converter.weights.row_format import Clip
 
 # The engine takes the longest that fits into what is left of a prompt, again and again, and pads
 # the last: with no rung between 8 and 64, 62 tokens were eight calls.

@@ -1,8 +1,9 @@
-"""Receipts: beside every output, what it was made of and how, and the hash of every part of it.
+"""Receipts: with every output, what it was made of and how, and the hash of every part of it.
 
-`NAME.json` stands beside `NAME.litertlm`. It gets its name after the file did; in between it waits
-under a name of its own, so that whoever is interrupted leaves a pair that belongs together, or one
-that the next run completes.
+An output is a `.litertlm` file, whose parts are its sections, or a folder of packages, whose parts
+are its files. A folder's receipt is in it. `NAME.json` stands beside `NAME.litertlm`. It gets its
+name after the file did; in between it waits under a name of its own, so that whoever is interrupted
+leaves a pair that belongs together, or one that the next run completes.
 
 Hashes are BLAKE3 (`b3sum` prints the same): they are made beside the disk's work, and SHA-256 would
 take as long as a conversion. Those of the sources are begun first of all; what this file imports
@@ -18,7 +19,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ from converter.output.atomic_file import AtomicFile, sweep
 from converter.version import __version__
 
 FORMAT = 1
+IN_FOLDER = "receipt.json"  # of a folder of packages
 _LARGEST = 1 << 24  # bytes of a receipt
+_FIX = "pass the .json beside a .litertlm file, or the receipt.json in a folder of packages"
 _READ_SIZE = 1 << 18  # what the L2 cache holds
 _SHARED_READ_SIZE = 1 << 22  # enough for all cores
 _PACKAGES = ("numpy", "flatbuffers", "litert-lm-builder", "tokenizers", "sentencepiece", "gguf")
@@ -55,7 +58,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class Part:
-    """A range of a `.litertlm` file: its header or a section, with the padding behind it."""
+    """A range of a `.litertlm` file: its header or a section, with the padding behind it.
+
+    Of a folder it is a whole file, and `name` is its path there.
+    """
 
     name: str
     offset: int
@@ -63,8 +69,8 @@ class Part:
 
 
 def receipt_path(output: Path) -> Path:
-    """Where the receipt of a `.litertlm` file stands."""
-    return output.with_suffix(".json")
+    """Where the receipt of an output stands."""
+    return output / IN_FOLDER if output.is_dir() else output.with_suffix(".json")
 
 
 def hash_files(paths: Sequence[Path]) -> list[dict[str, Any]]:
@@ -78,7 +84,7 @@ def hash_files(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def hash_parts(path: Path) -> list[dict[str, Any]]:
-    """Name, offset, size and hash of the header and every section of a `.litertlm` file.
+    """Name, offset, size and hash of every part of an output.
 
     Raises:
         SourceError: it cannot be read, or is none.
@@ -94,7 +100,21 @@ def hash_text(text: str) -> str:
 
 
 def parts_of(path: Path) -> list[Part]:
-    """Ranges that cover the whole file."""
+    """Ranges that cover the whole file; of a folder of packages, all files that are its own.
+
+    Its receipt is not, nor what a Mac puts beside packages: `.mlmodelc`, which compile.sh makes of
+    them, and hidden files, like the `.DS_Store` of every folder that was looked at.
+    """
+    if path.is_dir():
+        files = ((file.relative_to(path), file) for file in path.rglob("*") if file.is_file())
+        return sorted(
+            (
+                Part(name.as_posix(), 0, file.stat().st_size)
+                for name, file in files
+                if _is_own(name)
+            ),
+            key=attrgetter("name"),
+        )
     from converter.litertlm.inspection import read_bundle
 
     bundle = read_bundle(path)
@@ -104,6 +124,12 @@ def parts_of(path: Path) -> list[Part]:
     ]
     ends = [offset for _, offset in starts[1:]] + [bundle.nbytes]
     return [Part(name, start, end - start) for (name, start), end in zip(starts, ends, strict=True)]
+
+
+def _is_own(name: Path) -> bool:
+    return name != Path(IN_FOLDER) and not any(
+        part.startswith(".") or part.endswith(".mlmodelc") for part in name.parts
+    )
 
 
 def versions() -> dict[str, str]:
@@ -135,7 +161,7 @@ class ReceiptWriter:
                 "move it, or choose another folder with --output-dir",
             )
 
-    def prepare(self, receipt: dict[str, Any]) -> None:
+    def prepare(self, receipt: dict[str, Any], _: Path) -> None:
         """Before the output has its name."""
         _write(self._pending, receipt)
 
@@ -143,6 +169,21 @@ class ReceiptWriter:
         """After the output has its name."""
         with contextlib.suppress(FileNotFoundError):  # somebody who came later did it
             os.replace(self._pending, self._path)
+
+
+class FolderReceiptWriter:
+    """Writes the receipt of a folder into it.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+
+    def prepare(self, receipt: dict[str, Any], folder: Path) -> None:
+        """Before the folder, which lies there now, has its name."""
+        _write(folder / IN_FOLDER, receipt)
+
+    def finish(self) -> None:
+        """It has its name with the folder."""
 
 
 def pending_path(output: Path) -> Path:
@@ -182,11 +223,9 @@ def read_receipt(path: Path) -> dict[str, Any]:
         wrong = _wrong(receipt)
     except OSError as error:
         why = (error.strerror or str(error)).lower()
-        raise SourceError(str(path), why, "pass the .json beside a .litertlm file") from error
+        raise SourceError(str(path), why, _FIX) from error
     except (ValueError, RecursionError) as error:
-        raise SourceError(
-            str(path), "it is no JSON", "pass the .json beside a .litertlm file"
-        ) from error
+        raise SourceError(str(path), "it is no JSON", _FIX) from error
     if wrong is not None:
         raise SourceError(str(path), f"it is no receipt: {wrong}", "convert the model again")
     found: dict[str, Any] = receipt
@@ -200,6 +239,8 @@ def differences(receipt: dict[str, Any], output: Path) -> list[str]:
         SourceError: the file cannot be read.
     """
     said = receipt["output"]
+    if output.is_dir():
+        return _changed_files(said["parts"], hash_parts(output))
     size = output.stat().st_size
     if size != said["size"]:
         return [f"the file: {size} bytes instead of {said['size']}, {_length(size, said)}"]
@@ -211,11 +252,42 @@ def differences(receipt: dict[str, Any], output: Path) -> list[str]:
     return lines + _changed(said["parts"], found)
 
 
+def strange_files(receipt: dict[str, Any], folder: Path) -> list[str]:
+    """What lies in a folder of packages, and its receipt does not name."""
+    said = {part["name"] for part in receipt["output"]["parts"]}
+    return [part.name for part in parts_of(folder) if part.name not in said]
+
+
+def why_not_replaced(folder: Path) -> str | None:
+    """Why packages must not take the place of a folder: something in it is none of ours."""
+    try:
+        strange = strange_files(read_receipt(receipt_path(folder)), folder)
+    except SourceError:
+        return "it is there, and has no receipt of packages"
+    return f"it is there, and no conversion wrote its {strange[0]}" if strange else None
+
+
 def _length(size: int, said: dict[str, Any]) -> str:
     if size > said["size"]:
         return "something was added at its end"
     cut = [part["name"] for part in said["parts"] if part["offset"] + part["size"] > size]
     return f"cut off, in or before {cut[0]}" if cut else "cut off"
+
+
+def _changed_files(said: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[str]:
+    before, now = ({part["name"]: part for part in parts} for parts in (said, found))
+    lines = []
+    for name in sorted(before.keys() | now.keys()):
+        if name not in now:
+            lines.append(f"{name}: it is missing")
+        elif name not in before:
+            lines.append(f"{name}: there was no such file")
+        elif before[name]["size"] != now[name]["size"]:
+            sizes = f"{now[name]['size']} bytes instead of {before[name]['size']}"
+            lines.append(f"{name}: {sizes}")
+        elif before[name]["blake3"] != now[name]["blake3"]:
+            lines.append(f"{name}: it holds something else than when it was written")
+    return lines
 
 
 def _changed(said: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[str]:
@@ -246,7 +318,11 @@ def is_outdated(output: Path, source: Path) -> bool:
         receipt = read_receipt(receipt_path(output))
     except SourceError:
         return False
-    made = output.stat().st_mtime_ns
+    try:  # a folder's own time is that of whatever was last put into it
+        first = receipt["output"]["parts"][0]["name"]
+        made = (output / first if output.is_dir() else output).stat().st_mtime_ns
+    except (OSError, IndexError):
+        return False
     adapters = (receipt.get("options") or {}).get("adapters", [])
     local = [(Path(each["model"]), each["files"]) for each in adapters if each["kind"] != "hub"]
     for place, files in [(source, receipt["source"]["files"]), *local]:
@@ -269,7 +345,8 @@ def _hash_file(path: Path) -> dict[str, Any]:
 
 
 def _hash_part(path: Path, part: Part) -> dict[str, Any]:
-    digest, _ = _hash_range(path, part.offset, part.size, all_cores=True)
+    file = path / part.name if path.is_dir() else path
+    digest, _ = _hash_range(file, part.offset, part.size, all_cores=True)
     return {"name": part.name, "offset": part.offset, "size": part.size, "blake3": digest}
 
 

@@ -149,6 +149,18 @@ def family_of(config: Mapping[str, Any], fmt: str = "safetensors") -> Family:
         # The head is the larger model's.
         tied = config.get("tie_word_embeddings", True)
         config = {"model_type": "mistral", **text, "tie_word_embeddings": tied}
+    model_type = _model_type(config, fmt)
+    family = family_class(model_type, fmt, config=config)
+    try:
+        return family.from_config(config, fmt)
+    except SourceError as error:
+        if fmt != "gguf":
+            raise
+        # Its metadata was put into the words of a config.json, which is not there to be mended.
+        raise SourceError(error.what, error.why, OTHER_GGUF) from error
+
+
+def _model_type(config: Mapping[str, Any], fmt: str) -> str:
     model_type = config.get("model_type")
     if model_type is None and isinstance(classes := config.get("architectures"), list):
         model_type = next((_OWN_CODE[name] for name in classes if name in _OWN_CODE), None)
@@ -158,14 +170,21 @@ def family_of(config: Mapping[str, Any], fmt: str = "safetensors") -> Family:
         model_type = _WITH_WINDOWS.get(model_type, model_type)
     if fmt == "gguf" and config.get("num_experts"):
         model_type = _WITH_EXPERTS.get(model_type, model_type)
-    family = family_class(model_type, fmt, config=config)
-    try:
-        return family.from_config(config, fmt)
-    except SourceError as error:
-        if fmt != "gguf":
-            raise
-        # Its metadata was put into the words of a config.json, which is not there to be mended.
-        raise SourceError(error.what, error.why, OTHER_GGUF) from error
+    return model_type
+
+
+def text_model_type(config: Mapping[str, Any], fmt: str = "safetensors") -> str:
+    """What transformers calls the decoder of a config that a family has read.
+
+    Raises:
+        SourceError: the config has no `model_type`.
+    """
+    model_type = _model_type(config, fmt)
+    if fmt == "gguf":
+        return ARCHITECTURES.get(model_type, model_type)
+    text = config.get("text_config")
+    own = text.get("model_type") if isinstance(text, dict) else None
+    return own if isinstance(own, str) else model_type
 
 
 def is_variant(model_type: str, architecture: str) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.base import ModelConverter, Plan
+from converter.checkpoint.base import Checkpoint
 from converter.errors import OutputError
 from converter.litertlm.inspection import SignatureSummary, summarise
 from converter.litertlm.run_memory import RunMemory
@@ -94,7 +95,7 @@ def report(converter: ModelConverter, plan: Plan, output: Path) -> PlanReport:
         prefill_lengths=plan.prefill_lengths,
         signatures=model.signatures,
         tensors=tensor_groups(plan.weights),
-        source_bytes=source_bytes(converter, plan),
+        source_bytes=source_bytes(converter.checkpoint, plan.weights),
         weights_bytes=weights_bytes(plan),
         output_bytes=plan.bundle.nbytes,
         memory_bytes=_memory(plan, threads),
@@ -105,10 +106,10 @@ def report(converter: ModelConverter, plan: Plan, output: Path) -> PlanReport:
     )
 
 
-def source_bytes(converter: ModelConverter, plan: Plan) -> int:
+def source_bytes(checkpoint: Checkpoint, weights: Iterable[PlannedWeight]) -> int:
     """What is read of the checkpoint's tensors."""
-    tensors = converter.checkpoint.tensors
-    names = {w.source.tensor for w in plan.weights if not w.source.is_absent}
+    tensors = checkpoint.tensors
+    names = {w.source.tensor for w in weights if not w.source.is_absent}
     return sum(tensors[name].nbytes for name in names)
 
 
@@ -145,7 +146,7 @@ def tensor_groups(weights: Iterable[PlannedWeight]) -> list[TensorGroup]:
     """The weights by kind and element type, in the order in which they first appear."""
     groups: dict[tuple[str, str], list[int]] = {}
     for weight in weights:
-        key = (_kind(weight.path), weight.format.dtype.name.lower())
+        key = (_kind(weight.path), weight.format.dtype_name)
         groups.setdefault(key, []).append(weight.nbytes)
     return [
         TensorGroup(kind, dtype, len(sizes), sum(sizes)) for (kind, dtype), sizes in groups.items()

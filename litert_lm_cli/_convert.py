@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cli.coreml import CoreMLRequest, obtain_packages, preview_packages, request_kind
 from cli.limits import parsed_numbers
 from cli.request import Request, flag
 from converter.errors import OptionError
 
 if TYPE_CHECKING:
+    from converter.coreml_report import CoreMLPlanReport
     from converter.report import PlanReport
 
 AnyPath = str | os.PathLike[str]
@@ -35,13 +38,28 @@ def convert(
     offline: bool = False,
     quiet: bool = False,
     check: bool = False,
+    context: int | None = None,
+    batch: int | None = None,
+    lut1: int | str | None = None,
+    lut2: int | str | None = None,
+    lut3: int | str | None = None,
+    chunk: int | str | None = None,
+    max_chunk_mb: int | None = None,
+    prefix: str | None = None,
+    argmax: bool | None = None,
+    fp16_scale: float | str | None = None,
+    split_rotate: bool | None = None,
+    monolithic: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Convert a model; the path of its `.litertlm` file. One that exists is kept without `force`.
+    """Convert a model; the path of its `.litertlm` file, or of the folder of its Core ML packages.
+
+    What exists is kept without `force`.
 
     Args:
         model: a folder with config.json and *.safetensors, a .gguf file, a Hugging Face id, demo.
-        output_dir: write `output_dir/NAME.litertlm`; None writes to the models folder.
+        output_dir: write `output_dir/NAME.litertlm`, or packages into `output_dir` itself; None
+            writes to the models folder.
         force: replace an existing output.
         from_receipt: make the same bytes again, as a receipt says; `model` may be left out then.
         quantize: as `--quantize`: dynamic_int4, fp16, ...; where None dynamic_int8, or
@@ -52,12 +70,14 @@ def convert(
         clip: mse (where None) or max.
         prefill_seq_len: the longest prefill signature, or several as in "64,256".
         kv_cache_max_len: tokens that the KV cache holds; 1280 where None.
-        target: cpu (where None) or gpu.
+        target: cpu (where None), gpu or coreml.
         engine: direct (where None) or torch.
         revision: branch, tag or commit on the hub.
         offline: use what is on this disk, and no network.
         quiet: no progress and no notes on stderr.
         check: then load the result and ask it easy questions.
+        context, batch, lut1, lut2, lut3, chunk, max_chunk_mb, prefix, argmax, fp16_scale,
+            split_rotate, monolithic: of target coreml; as `--context` and so on.
         progress: is told `(done_bytes, total_bytes)` of the weights while they are converted, in
             place of stderr; from the threads that convert, one at a time.
 
@@ -86,8 +106,23 @@ def convert(
         revision=revision,
         offline=offline,
         quiet=quiet,
+        context=context,
+        batch=batch,
+        lut1=lut1,
+        lut2=lut2,
+        lut3=lut3,
+        chunk=chunk,
+        max_chunk_mb=max_chunk_mb,
+        prefix=prefix,
+        argmax=argmax,
+        fp16_scale=fp16_scale,
+        split_rotate=split_rotate,
+        monolithic=monolithic,
         progress=progress,
+        has_coreml=True,
     )
+    if isinstance(request, CoreMLRequest):
+        return obtain_packages(request, check)
     path = obtain(request, announce_kept=True)
     if check:
         try_out(path)
@@ -107,7 +142,19 @@ def plan(
     target: str | None = None,
     revision: str | None = None,
     quiet: bool = False,
-) -> PlanReport:
+    context: int | None = None,
+    batch: int | None = None,
+    lut1: int | str | None = None,
+    lut2: int | str | None = None,
+    lut3: int | str | None = None,
+    chunk: int | str | None = None,
+    max_chunk_mb: int | None = None,
+    prefix: str | None = None,
+    argmax: bool | None = None,
+    fp16_scale: float | str | None = None,
+    split_rotate: bool | None = None,
+    monolithic: bool | None = None,
+) -> PlanReport | CoreMLPlanReport:
     """What `convert` would do with the same arguments: `convert --dry-run`.
 
     Nothing is written, and nothing downloaded. `as_json()` of what is returned has the whole of it
@@ -118,42 +165,63 @@ def plan(
     """
     from cli.obtain import preview
 
-    return preview(
-        request_for(
-            model,
-            output_dir=output_dir,
-            quantize=quantize,
-            lora=lora,
-            chat_template=chat_template,
-            clip=clip,
-            prefill_seq_len=prefill_seq_len,
-            kv_cache_max_len=kv_cache_max_len,
-            target=target,
-            revision=revision,
-            quiet=quiet,
-        )
+    request = request_for(
+        model,
+        output_dir=output_dir,
+        quantize=quantize,
+        lora=lora,
+        chat_template=chat_template,
+        clip=clip,
+        prefill_seq_len=prefill_seq_len,
+        kv_cache_max_len=kv_cache_max_len,
+        target=target,
+        revision=revision,
+        quiet=quiet,
+        context=context,
+        batch=batch,
+        lut1=lut1,
+        lut2=lut2,
+        lut3=lut3,
+        chunk=chunk,
+        max_chunk_mb=max_chunk_mb,
+        prefix=prefix,
+        argmax=argmax,
+        fp16_scale=fp16_scale,
+        split_rotate=split_rotate,
+        monolithic=monolithic,
+        has_coreml=True,
     )
+    return preview_packages(request) if isinstance(request, CoreMLRequest) else preview(request)
 
 
 def request_for(
-    model: AnyPath | None, from_receipt: AnyPath | None = None, **options: Any
+    model: AnyPath | None,
+    from_receipt: AnyPath | None = None,
+    has_coreml: bool = False,
+    **options: Any,
 ) -> Request:
     """What was asked for, in the types of the command line.
+
+    Args:
+        has_coreml: whether what is made may be packages, which nothing runs here.
 
     Raises:
         OptionError, SourceError: see `Request`.
     """
     if model is None and from_receipt is None:
         raise OptionError("convert", "no model was named", "name one, or a receipt")
-    for name in ("quantize", "clip", "target", "engine", "revision"):
+    for name in ("quantize", "clip", "target", "engine", "revision", "prefix"):
         check_text(name, options.get(name))
     progress = options.get("progress")
     if progress is not None and not callable(progress):
         raise OptionError(
             f"progress={progress!r:.40}", "it cannot be called", "pass a function of two numbers"
         )
-    if options.get("prefill_seq_len") is not None:
-        options["prefill_seq_len"] = str(options["prefill_seq_len"])
+    for name in ("prefill_seq_len", "lut1", "lut2", "lut3", "chunk", "fp16_scale"):
+        if options.get(name) is not None:
+            options[name] = str(options[name])
+    for name in ("argmax", "split_rotate", "monolithic"):
+        options[name] = options.get(name) or None  # to leave out is not to decide
     options |= parsed_numbers(options)
     if (lora := options.get("lora")) is not None:
         adapters: Any = [lora] if isinstance(lora, str | bytes | os.PathLike) else lora
@@ -165,10 +233,14 @@ def request_for(
             options[name] = _text(name, options[name])
     if options.get("output_dir") is not None:
         options["output_dir"] = Path(options["output_dir"])
-    request = Request(model="" if model is None else _text("model", model), **options)
-    if from_receipt is None:
-        return request
-    return request.by_receipt(Path(_text("from_receipt", from_receipt)))
+    paper = None if from_receipt is None else Path(_text("from_receipt", from_receipt))
+    kind = request_kind({**options, "from_receipt": paper}) if has_coreml else Request
+    names = {field.name for field in fields(kind)}
+    request = kind(
+        model="" if model is None else _text("model", model),
+        **{name: value for name, value in options.items() if name in names},
+    )
+    return request if paper is None else request.by_receipt(paper)
 
 
 def check_text(name: str, value: object) -> None:

@@ -135,6 +135,11 @@ class Model:
         )
         return next(masks, None)
 
+    @property
+    def start_tokens(self) -> list[int]:
+        """What the engine puts before any text."""
+        return list(self.metadata.start_token.token_ids.ids)
+
     @cached_property
     def is_chat(self) -> bool:
         """Whether the chat template does more than pass the text through."""

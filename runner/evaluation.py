@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -22,16 +23,35 @@ from runner.engine import Model, Sampling
 TEXT_TITLE = "William Morris, News from Nowhere (1890)"
 TEXT = Path(__file__).with_name("evaluation_text.txt")
 # Characters of a passage, and of its beginning, which is read and not scored.
-_PASSAGE, _GIVEN = 1600, 160
+PASSAGE, _GIVEN = 1600, 160
 # Characters; longer tokens are runs of one sign.
 _LONGEST_TOKEN = 16
 # Positions over which two bundles are compared.
 _COMPARED = 512
-_GREEDY_TOKENS = 64
+GREEDY_TOKENS = 64
 _PROMPT_TOKENS, _RUNS = 512, 3  # whose speed is measured
 _CHAT_PROMPT = "Describe a river in five sentences."
 
 Progress = Callable[[int, int], None]
+
+
+class Tokenizing(Protocol):
+    """A model as texts see it.
+
+    Attributes:
+        context_length: tokens; None where it is not told.
+        start_tokens: what stands before any text.
+    """
+
+    @property
+    def context_length(self) -> int | None: ...
+
+    @property
+    def start_tokens(self) -> Sequence[int]: ...
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids, without those that start a text."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,13 +68,13 @@ class Sample:
 
     Attributes:
         repetition: the share of its words, in threes, that were said before: 0 to 1.
-        prefill_rate, decode_rate: tokens per second.
+        prefill_rate, decode_rate: tokens per second; None where what runs it says nothing of them.
     """
 
     text: str
     repetition: float
-    prefill_rate: float
-    decode_rate: float
+    prefill_rate: float | None = None
+    decode_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -84,10 +104,10 @@ def measure_perplexity(
         OptionError: the text is too short.
         EngineError: the engine failed.
     """
-    passages = list(_passages(model, text))
+    parts = list(passages(model, text))
     total, count = 0.0, 0
-    for done, (given, scored) in enumerate(passages):
-        progress(done, len(passages))
+    for done, (given, scored) in enumerate(parts):
+        progress(done, len(parts))
         begin, text = given, scored
         if model.has_recurrent_state:
             begin, text = given[:1], given[1:] + scored
@@ -100,24 +120,33 @@ def measure_perplexity(
         scores = scores[-len(model.tokenize(scored)) :]
         total += sum(scores)
         count += len(scores)
+    return perplexity_of(total, count)
+
+
+def perplexity_of(likelihood: float, count: int) -> Perplexity:
+    """That of so many tokens, whose log likelihoods have this sum.
+
+    Raises:
+        OptionError: there are none, as the text is too short.
+    """
     if not count:
         raise OptionError("--text", "holds too little to score", "take a text of some paragraphs")
-    return Perplexity(math.exp(min(-total / count, 700.0)), count)
+    return Perplexity(math.exp(min(-likelihood / count, 700.0)), count)
 
 
-def _passages(model: Model, text: str) -> Iterator[tuple[str, str]]:
+def passages(model: Tokenizing, text: str) -> Iterator[tuple[str, str]]:
     """(given, scored) parts of a text; they are cut at spaces where there are some."""
     # A start token, the last one that is given again, and one that stays free.
-    limit = (model.context_length or _PASSAGE) - 3
+    limit = (model.context_length or PASSAGE) - 3
     while text.strip():
-        passage = _fitting(model, text, _PASSAGE, limit)
+        passage = fitting(model, text, PASSAGE, limit)
         text = text[len(passage) :]
-        given = _cut(passage, len(passage) * _GIVEN // _PASSAGE)
+        given = _cut(passage, len(passage) * _GIVEN // PASSAGE)
         if given.strip() and passage[len(given) :].strip():
             yield given, passage[len(given) :]
 
 
-def _fitting(model: Model, text: str, length: int, limit: int) -> str:
+def fitting(model: Tokenizing, text: str, length: int, limit: int) -> str:
     """The beginning of a text: at most `length` characters and, if it can be, `limit` tokens."""
     while len(model.tokenize(_cut(text, length))) > limit and length > 2:
         length //= 2
@@ -151,13 +180,13 @@ def _cut(text: str, length: int) -> str:
 
 def sample(model: Model, text: str) -> Sample:
     """Let a model speak: answer a question, or go on with a text where it is a base model."""
-    greedy = {"sampling": Sampling(temperature=0), "max_tokens": _GREEDY_TOKENS}
+    greedy = {"sampling": Sampling(temperature=0), "max_tokens": GREEDY_TOKENS}
     if model.is_chat:
         conversation = model.conversation(**greedy)  # type: ignore[arg-type]
         prompt = _CHAT_PROMPT
     else:
         conversation = model.completion(**greedy)  # type: ignore[arg-type]
-        prompt = _fitting(model, text, _GIVEN, (model.context_length or _GIVEN) // 2)
+        prompt = fitting(model, text, _GIVEN, (model.context_length or _GIVEN) // 2)
     said = "".join(piece.text for piece in conversation.ask(prompt))
     rates = conversation.statistics
     return Sample(
@@ -177,10 +206,10 @@ def measure_speed(model: Model, text: str) -> Statistics:
         EngineError: the engine failed.
     """
     limit = min(_PROMPT_TOKENS, (model.context_length or _PROMPT_TOKENS) // 2)
-    prompt = _fitting(model, text, _LONGEST_TOKEN * limit, limit)
+    prompt = fitting(model, text, _LONGEST_TOKEN * limit, limit)
     runs = []
     for _ in range(_RUNS):
-        conversation = model.completion(sampling=Sampling(temperature=0), max_tokens=_GREEDY_TOKENS)
+        conversation = model.completion(sampling=Sampling(temperature=0), max_tokens=GREEDY_TOKENS)
         for _piece in conversation.ask(prompt):
             pass
         assert conversation.statistics is not None  # the model was loaded to measure
@@ -225,7 +254,7 @@ def divergence_of(
     divergences, agreed = [], 0
     for position, pair in enumerate(zip(logits, reference, strict=True)):
         progress(position)
-        ours, theirs = map(_log_softmax, pair)
+        ours, theirs = map(log_softmax, pair)
         divergences.append(float((np.exp(theirs) * (theirs - ours)).sum()))
         agreed += int(ours.argmax() == theirs.argmax())
     count = len(divergences)
@@ -242,13 +271,13 @@ def graph_logits(bundle: Path, tokens: Sequence[int]) -> Iterator[np.ndarray]:
         yield runner.decode(token, position)
 
 
-def compared_tokens(model: Model, text: str) -> list[int]:
+def compared_tokens(model: Tokenizing, text: str) -> list[int]:
     """The tokens over which a bundle is compared: the beginning of a text."""
-    start = list(model.metadata.start_token.token_ids.ids)
     limit = min(_COMPARED, model.context_length or _COMPARED)
-    return [*start, *model.tokenize(_cut(text, 8 * limit))][:limit]
+    return [*model.start_tokens, *model.tokenize(_cut(text, 8 * limit))][:limit]
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log likelihoods, float64."""
     shifted = logits.astype(np.float64) - logits.max()
     return shifted - np.log(np.exp(shifted).sum())

@@ -20,6 +20,10 @@ from typing import NamedTuple
 import pytest
 from filelock import FileLock
 
+# As `cli.__main__` has it, and before anything imports numpy: where several processes multiply,
+# BLAS's own threads spin against each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 _ROOT = Path(__file__).resolve().parent.parent
 _BLOCK = 1 << 20
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from converter.base import Plan
 from converter.tflite.graph import DType
+from converter.weights.quantization import Format
 from converter.weights.stream import PlannedWeight
 
 _FLOATS = {DType.FLOAT16: np.float16, DType.FLOAT32: np.float32}
@@ -20,7 +21,9 @@ def int4_values(packed: np.ndarray) -> np.ndarray:
 def stored_matrix(content: bytes, plan: Plan, weight: PlannedWeight) -> np.ndarray:
     """A matrix as the file holds it, in float32."""
     rows, columns = weight.shape
-    dtype, block, count = weight.format.dtype, weight.format.block, rows * columns
+    form, count = weight.format, rows * columns
+    assert isinstance(form, Format)
+    dtype, block = form.dtype, form.block
     if block is not None:
         assert weight.scales_offset is not None
         packed = np.frombuffer(content, np.uint8, count // 2, weight.offset)

@@ -22,9 +22,11 @@ from litert_lm_cli import LiteRTLMError, OptionError, SourceError, chat, convert
 from tests.tiny_models import make_checkpoint, make_model
 
 PAGE = Path(__file__).resolve().parent.parent / "README_MODELS.md"
+COREML: dict[str, Any] = {"target": "coreml"}
 # What only makes sense where somebody types.
 TYPED = {
     "help", "debug", "dry_run", "json", "prompt", "stats", "handler", "tools", "yes", "schema",
+    "restart", "only", "skip_check", "skip_anemll_dedup",
 }  # fmt: skip
 
 
@@ -104,6 +106,28 @@ def test_a_result_is_that_of_the_command(
     assert again.read_bytes() == path.read_bytes()
 
 
+def test_packages_are_those_of_the_command(
+    tiny: Path, work: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    chosen = {"context": np.int64(64), "batch": "16", "lut1": 8, "lut2": "none", "lut3": "6,tensor"}
+    more = {"chunk": 1, "fp16_scale": 0.5, "argmax": True, "monolithic": False, "prefix": "my"}
+    found = plan(tiny, **COREML, **chosen, **more, output_dir="ours")
+    path = convert(tiny, **COREML, **chosen, **more, output_dir="ours", quiet=True)
+    assert capfd.readouterr() == ("", "")
+    assert path.resolve() == work / "ours"
+    assert (found.output, found.context) == (str(path), 64)
+    said = chosen | {"chunk": 1, "fp16-scale": 0.5, "prefix": "my"}
+    options = [part for name, value in said.items() for part in (f"--{name}", str(value))]
+    command_line = ["convert", str(tiny), "--target", "coreml", *options, "--argmax"]
+    assert command([*command_line, "--output-dir", "theirs"]) == 0
+    again = convert(from_receipt=receipt_path(path), output_dir=work / "again")
+    for folder in (work / "theirs", again):
+        for file in path.rglob("*"):
+            if file.is_file():
+                assert (folder / file.relative_to(path)).read_bytes() == file.read_bytes()
+    assert convert(tiny, **COREML) == work / "models/local/tiny/coreml"
+
+
 def test_what_exists_is_kept(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = convert(str(tiny))
     before = path.stat().st_mtime_ns
@@ -140,7 +164,16 @@ def test_a_number_may_be_a_text_or_of_numpy(length: Any, tiny: Path) -> None:
         (lambda m: convert(object()), OptionError, "a object is not the name of a file or folder"),
         (lambda m: convert(m, quantize=8), OptionError, "--quantize 8, it is no text"),
         (lambda m: convert(m, quantize="int3"), OptionError, "int3"),
-        (lambda m: convert(m, target="tpu"), OptionError, "--target tpu, there is no such choice"),
+        (lambda m: convert(m, target="tpu"), OptionError, "use cpu or gpu or coreml"),
+        (lambda m: chat(m, target="coreml"), OptionError, "use cpu or gpu"),
+        (lambda m: convert(m, context=64), OptionError, "--context, is about --target coreml"),
+        (lambda m: convert(m, argmax=True), OptionError, "--argmax, is about --target coreml"),
+        (lambda m: convert(m, **COREML, batch=0), OptionError, "--batch, '0' is not a positive"),
+        (lambda m: convert(m, **COREML, lut2=5), OptionError, "--lut2 5, "),
+        (lambda m: convert(m, **COREML, lut2=[4, 8]), OptionError, "it is not BITS or BITS,GROUP"),
+        (lambda m: convert(m, **COREML, prefix=7), OptionError, "--prefix 7, it is no text"),
+        (lambda m: convert(m, **COREML, check=True), OptionError, "nothing here runs packages"),
+        (lambda m: plan(m, **COREML, quantize="fp16"), OptionError, "choose tables with --lut1"),
         (lambda m: convert(m, clip="min"), OptionError, "use mse or max"),
         (lambda m: convert(m, engine="jax"), OptionError, "use direct or torch"),
         (lambda m: convert(m, kv_cache_max_len=0), OptionError, "--kv-cache-max-len, '0' is not"),

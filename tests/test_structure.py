@@ -15,12 +15,15 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("litert_lm_cli", "reliability", "cli", "benchmarks"),
     ("server", "publish", "device"),
+    ("converter.coreml_report",),
     ("converter.report", "converter.check", "converter.torch"),
-    ("converter.base",),
+    ("converter.base", "converter.coreml_pipeline"),
+    ("converter.coreml_layout",),
     ("runner",),
-    ("converter.receipt", "converter.options"),
+    ("converter.preflight",),
+    ("converter.receipt", "converter.options", "converter.coreml_options", "converter.network"),
     ("converter.weights",),
-    ("converter.text", "converter.litertlm", "converter.tflite"),
+    ("converter.text", "converter.litertlm", "converter.tflite", "converter.coreml"),
     ("converter.checkpoint", "converter.families", "converter.registry"),
     (
         "converter.output",

@@ -1,6 +1,7 @@
 """The models folder: what is in it, and how a model leaves it.
 
 models/{org}/{name}/{name}.litertlm    converted; models/local/{name} for what came from a disk
+models/{org}/{name}/coreml/              converted to Core ML packages
 models/{org}/{name}/checkpoint/        downloaded, to be converted again or continued
 models/{org}/{name}/adapter/           a downloaded LoRA adapter; of a GGUF, in adapter/{file}/
 """
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter.checkpoint.sources import DEMO_ID, shown
+from converter.checkpoint.sources import DEMO_ID, PACKAGES, shown
 from converter.errors import OutputError, SourceError
 
 
@@ -38,6 +39,11 @@ class StoredModel:
     def checkpoint(self) -> Path:
         """Where what was downloaded lies, if anything was."""
         return self.home / "checkpoint"
+
+    @property
+    def packages(self) -> Path:
+        """Where its Core ML packages lie, if it has any."""
+        return self.home / PACKAGES
 
 
 def stored_models(folder: Path) -> list[StoredModel]:

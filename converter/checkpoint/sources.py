@@ -33,6 +33,7 @@ from converter.home import data_folder
 
 DEMO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SUFFIX = ".litertlm"
+PACKAGES = "coreml"  # the folder of a model's packages, in the model's own
 
 Kind = Literal["demo", "litertlm", "gguf", "folder", "hub"]
 
@@ -88,6 +89,11 @@ class Source:
     def checkpoint_dir(self) -> Path:
         """Where fetched files go. It does not follow --output-dir: nothing is fetched twice."""
         return self.home / "checkpoint"
+
+    @property
+    def packages_dir(self) -> Path:
+        """Where Core ML packages go."""
+        return self.home / PACKAGES
 
     def output_path(self, output_dir: Path | None = None) -> Path:
         """Where the converted file goes; for a `.litertlm` file, the file itself."""

@@ -82,11 +82,7 @@ class AtomicFile:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
                     raise OSError(errno.EEXIST, f"{unfinished(self.target)} is no file")
                 if lock(fd) is False:
-                    raise OutputError(
-                        str(self.target),
-                        "another conversion is writing it",
-                        "wait for that one, or choose another folder with --output-dir",
-                    )
+                    raise written_elsewhere(self.target)
                 # Its writer may have given it its name, or removed it, before the lock was ours.
                 with contextlib.suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(fd), os.stat(unfinished(self.target))):
@@ -106,31 +102,17 @@ class AtomicFile:
 
     def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write all of `data` at `offset` bytes from the start; gaps read as zeros."""
-        view = memoryview(data).cast("B")
         try:
-            while view:
-                written = self._pwrite(view[:_WRITE_SIZE], offset)
-                view, offset = view[written:], offset + written
+            write_at(self._fd, offset, data, self._lock)
         except OSError as error:
             raise self._error(error) from error
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
         """What was written there."""
         try:
-            if hasattr(os, "pread"):
-                return os.pread(self._fd, nbytes, offset)
-            with self._lock:
-                os.lseek(self._fd, offset, os.SEEK_SET)
-                return os.read(self._fd, nbytes)
+            return read_at(self._fd, offset, nbytes, self._lock)
         except OSError as error:
             raise self._error(error) from error
-
-    def _pwrite(self, view: memoryview, offset: int) -> int:
-        if hasattr(os, "pwrite"):
-            return os.pwrite(self._fd, view, offset)
-        with self._lock:  # Windows has no positioned write
-            os.lseek(self._fd, offset, os.SEEK_SET)
-            return os.write(self._fd, view)
 
     def _sync_early(self) -> None:
         """Let the disk work while there is more to come: at the end there is less to wait for."""
@@ -201,13 +183,56 @@ class AtomicFile:
                 folder.rmdir()
 
     def _error(self, error: OSError) -> OutputError:
-        if isinstance(error, FileExistsError):  # mkdir's word for a file in place of the folder
-            error = NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        return OutputError(
-            str(self.target),
-            error.strerror or str(error),
-            "choose a writable folder with enough room with --output-dir",
-        )
+        return not_written(self.target, error)
+
+
+def write_at(
+    fd: int, offset: int, data: bytes | bytearray | memoryview, seeking: threading.Lock
+) -> None:
+    """Write all of `data` at `offset` bytes from the start of an open file.
+
+    Args:
+        seeking: the file's, for where there is no positioned write (Windows).
+    """
+    view = memoryview(data).cast("B")
+    while view:
+        piece = view[:_WRITE_SIZE]
+        if hasattr(os, "pwrite"):
+            written = os.pwrite(fd, piece, offset)
+        else:
+            with seeking:
+                os.lseek(fd, offset, os.SEEK_SET)
+                written = os.write(fd, piece)
+        view, offset = view[written:], offset + written
+
+
+def read_at(fd: int, offset: int, nbytes: int, seeking: threading.Lock) -> bytes:
+    """Read from an open file; see `write_at`."""
+    if hasattr(os, "pread"):
+        return os.pread(fd, nbytes, offset)
+    with seeking:
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.read(fd, nbytes)
+
+
+def not_written(target: Path, error: OSError) -> OutputError:
+    """Why an output cannot be written."""
+    if isinstance(error, FileExistsError):  # mkdir's word for a file in place of the folder
+        error = NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    return OutputError(
+        str(target),
+        error.strerror or str(error),
+        "choose a writable folder with enough room with --output-dir",
+    )
+
+
+def written_elsewhere(target: Path) -> OutputError:
+    """That another process holds the lock of an output."""
+    return OutputError(
+        str(target),
+        "another conversion is writing it",
+        "wait for that one, or choose another folder with --output-dir",
+    )
 
 
 def unfinished(target: Path) -> Path:

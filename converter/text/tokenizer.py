@@ -80,11 +80,11 @@ def _from_folder(
             "merges.txt",
             SAVE_AGAIN,
         )
-    settings = _read_json(folder / "special_tokens_map.json")
-    settings |= _read_json(folder / "tokenizer_config.json")
+    settings = read_json(folder / "special_tokens_map.json")
+    settings |= read_json(folder / "tokenizer_config.json")
     template = chosen_template
     if template is None:
-        template = _folder_template(folder, settings)
+        template = folder_template(folder, settings)
     if template is not None:
         template = with_named_tokens(template, {k: _token_text(v) for k, v in settings.items()})
     rows = _embedding_rows(checkpoint.config)
@@ -285,7 +285,7 @@ def _folder_bos(
     return bos, added == bos
 
 
-def _folder_template(folder: Path, settings: dict[str, Any]) -> str | None:
+def folder_template(folder: Path, settings: dict[str, Any]) -> str | None:
     """The chat template: files of its own first, then tokenizer_config.json."""
     files = {path.stem: path for path in folder.glob("additional_chat_templates/*.jinja")}
     if (jinja := folder / "chat_template.jinja").is_file():
@@ -294,7 +294,7 @@ def _folder_template(folder: Path, settings: dict[str, Any]) -> str | None:
         texts = {name: _text(_read_utf8(path), path) for name, path in sorted(files.items())}
         return join_named(texts, str(folder))
     own = folder / "chat_template.json"
-    template = chat_template_of(_read_json(own).get("chat_template"), str(own))
+    template = chat_template_of(read_json(own).get("chat_template"), str(own))
     return template or chat_template_of(
         settings.get("chat_template"), str(folder / "tokenizer_config.json")
     )
@@ -334,7 +334,7 @@ def _tokens_beside(folder: Path, settings: dict[str, Any]) -> dict[str, dict[str
     The ids that are stated there count for the order alone.
     """
     ids: dict[str, int] = {
-        text: i for text, i in _read_json(folder / "added_tokens.json").items() if type(i) is int
+        text: i for text, i in read_json(folder / "added_tokens.json").items() if type(i) is int
     }
     tokens: dict[str, dict[str, bool]] = {text: {} for text in ids}
     for number, token in _mapping(settings.get("added_tokens_decoder")).items():
@@ -405,7 +405,7 @@ def _text(data: bytes, path: Path) -> str:
         raise SourceError(str(path), "is not UTF-8 text", DOWNLOAD_AGAIN) from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """An object from a JSON file; {} where there is no file."""
     if not path.is_file():
         return {}

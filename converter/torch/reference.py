@@ -30,7 +30,7 @@ from converter.options import ConvertOptions
 from converter.output.atomic_file import AtomicFile, Seal
 from converter.tflite.kv_cache import Target
 from converter.version import __version__
-from converter.weights.quantization import Clip
+from converter.weights.row_format import Clip
 
 SCHEMES = ("dynamic_int8", "int8", "fp16", "fp32")
 # Measured: 6.3 GB for 270M, 9.7 GB for 0.6B (litert-torch 0.9.4).

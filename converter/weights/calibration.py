@@ -29,7 +29,6 @@ import numpy as np
 from converter.decoder import (
     MLP_PROJECTIONS,
     PER_LAYER_TABLE,
-    QUICK_GELU_SLOPE,
     XIELU_BETA,
     Activation,
     AltUp,
@@ -49,6 +48,7 @@ from converter.decoder import (
     ShortConv,
 )
 from converter.kernels import INT8_MAX
+from converter.weights.activations import activate
 
 TOKENS = 32
 # Of the mean over a matrix, added to every column: 32 tokens do not know those that look dead.
@@ -310,7 +310,7 @@ class _Calibration:
         weights, o = self.weights, f"{block}.o"
         parts = (f"{block}.{part}" for part in ("qkv", "z", "beta", "alpha"))
         qkv, z, strength, alpha = weights.multiply(inputs, y, *parts)
-        mixed = _activate(Activation.SILU, self.shifted(block, qkv))
+        mixed = activate(Activation.SILU, self.shifted(block, qkv))
         q, k, v = np.split(mixed, np.cumsum(mixer.widths)[:2], axis=1)
         q, k = (_unit(x.reshape(TOKENS, mixer.num_key_heads, -1)) for x in (q, k))
         q *= np.float32(mixer.key_dim**-0.5)
@@ -329,7 +329,7 @@ class _Calibration:
             memory += k[i][:, :, None] * (beta[i] * error)[:, None]
             out[i] = np.einsum("hkv,hk->hv", memory, q[i])
         out = self.normed(f"{block}.out_norm", out, mixer.norm).reshape(TOKENS, -1)
-        out *= _activate(Activation.SILU, z)
+        out *= activate(Activation.SILU, z)
         [product] = weights.multiply(_inputs(out), out, o)
         return product
 
@@ -342,7 +342,7 @@ class _Calibration:
             for path, product in zip(paths, weights.multiply(inputs, y, *paths), strict=True)
         )
         mixed = self.projected(f"{block}.conv", mixer, self.shifted(block, xbc))
-        mixed = _activate(mixer.activation, mixed)
+        mixed = activate(mixer.activation, mixed)
         x, b, c = np.split(mixed, np.cumsum(mixer.widths)[:2], axis=1)
         x = x.reshape(TOKENS, mixer.num_heads, mixer.head_dim)
         per_group = mixer.num_heads // mixer.groups
@@ -355,7 +355,7 @@ class _Calibration:
         for i in range(TOKENS):
             memory = memory * decay[i] + (step[i][:, None] * x[i])[:, :, None] * b[i][:, None]
             out[i] += np.einsum("hps,hs->hp", memory, c[i])
-        out, gate = out.reshape(TOKENS, -1), _activate(Activation.SILU, gate)
+        out, gate = out.reshape(TOKENS, -1), activate(Activation.SILU, gate)
         if mixer.gates_last:
             out = self.normed_in_parts(block, mixer, out) * gate
         else:
@@ -495,7 +495,7 @@ class _Calibration:
         part = self.rows[:, index * given.width : (index + 1) * given.width]
         part = (part + self.normed("per_layer_norm", context)) * np.float32(2**-0.5)
         [gate] = weights.multiply(_inputs(x), x, f"{block}.gate")
-        y = _activate(given.activation, gate) * part
+        y = activate(given.activation, gate) * part
         [update] = weights.multiply(_inputs(y), y, f"{block}.up")
         return self.normed(f"{block}.post_norm", update)
 
@@ -537,7 +537,7 @@ class _Calibration:
 
     def activated(self, block: str, feed_forward: FeedForward, x: np.ndarray) -> np.ndarray:
         if feed_forward.activation is not Activation.XIELU:
-            return _activate(feed_forward.activation, x)
+            return activate(feed_forward.activation, x)
         positive, negative = (
             np.logaddexp(0, self.weights.vector(f"{block}.alpha_{sign}")) for sign in "pn"
         )
@@ -649,33 +649,3 @@ def _unit(x: np.ndarray) -> np.ndarray:
     """Rows of length 1."""
     unit: np.ndarray = x / np.sqrt((x * x).sum(axis=-1, keepdims=True) + np.float32(1e-6))
     return unit
-
-
-def _activate(activation: Activation, x: np.ndarray) -> np.ndarray:
-    """The activation's values, with room for no others."""
-    with np.errstate(over="ignore"):
-        if activation is Activation.RELU2:
-            np.maximum(x, 0, out=x)
-            x *= x
-            return x
-        if activation in (
-            Activation.GELU,
-            Activation.GELU_TANH,
-        ):  # the two GELUs differ by less than 1e-3
-            # 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
-            y = np.float32(0.044715) * x
-            for _ in range(2):
-                y *= x
-            y += x
-            y *= np.float32(np.sqrt(2 / np.pi))
-            np.tanh(y, out=y)
-            y += 1
-            y *= x
-            y *= np.float32(0.5)
-            return y
-        y = np.negative(x)  # x / (1 + exp(-x))
-        if activation is Activation.QUICK_GELU:
-            y *= np.float32(QUICK_GELU_SLOPE)
-        np.exp(y, out=y)
-        y += 1
-        return np.divide(x, y, out=y)

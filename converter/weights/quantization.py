@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,7 @@ from converter.errors import OptionError, UnsupportedError
 from converter.kernels import pack_int4, pack_int8
 from converter.tflite.graph import DType, Weight
 from converter.tflite.kv_cache import Target
+from converter.weights.row_format import Clip, RowFormat, ValueRangeError
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 _NOT_FINITE = "holds NaN or infinite values"
@@ -28,25 +28,8 @@ _NOT_FINITE = "holds NaN or infinite values"
 _REACHES = (9.0, 8.0, 7.0, 6.0, 5.0)
 
 
-class Clip(StrEnum):
-    """How numbers are rounded: `--clip`.
-
-    MSE: the scale of an int4 block is that of least squared error, and columns are scaled by what
-    reaches them (`converter.weights.calibration`). MAX: plainly, the largest magnitude gives the
-    scale. An int8 row always takes that: with so many steps, clipping gains nothing that can be
-    measured (benchmarks/README.md).
-    """
-
-    MSE = "mse"
-    MAX = "max"
-
-
-class ValueRangeError(ValueError):
-    """A weight holds a value that the format cannot represent; the message says which."""
-
-
 @dataclass(frozen=True)
-class Format:
+class Format(RowFormat):
     """How one weight is stored.
 
     Attributes:
@@ -92,14 +75,31 @@ class Format:
         return Weight(path, shape, self.dtype, scales=scales)
 
     @property
+    def dtype_name(self) -> str:
+        return self.dtype.name.lower()
+
+    @property
     def rounds_inputs(self) -> bool:
-        """Whether a product with it takes its input in int8, rounded token by token."""
         return self.block is not None or (self.dtype is DType.INT8 and not self.is_widened)
 
     @property
     def takes_bf16(self) -> bool:
-        """Whether `pack` takes BF16 rows as uint16, which saves widening them."""
         return self.dtype is DType.INT8
+
+    @property
+    def takes_importance(self) -> bool:
+        return self.block is not None
+
+    @property
+    def is_int8(self) -> bool:
+        return self.dtype is DType.INT8
+
+    @property
+    def wider(self) -> str:
+        return ", or try --quantize fp32" if self.dtype is DType.FLOAT16 else ""
+
+    def carries(self, stored_block: int) -> bool:
+        return self.block is not None and stored_block % self.block == 0
 
     def pack(
         self,
@@ -110,23 +110,11 @@ class Format:
         factors: np.ndarray | None = None,
         stored_block: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Pack rows, `(n, columns)`; except by int8, they are used as scratch space and lost.
-
-        Args:
-            rows: float32; or uint16 for BF16, where the format `takes_bf16`.
-            buffer: int8, of one dimension and large enough, for a result that is int8 or int4.
-            clip: how the scales of int4 blocks are chosen.
-            importance: what a squared error in each column costs, float32 `(columns,)`; None where
-                all cost the same.
-            factors: what columns are multiplied with first, float32 `(columns,)`.
-            stored_block: columns that shared a scale in int4 before, some of these blocks.
+        """As `RowFormat.pack`; but by int8, rows are used as scratch space and lost.
 
         Returns:
             The packed rows, `(n, columns)`, or `(n, columns / 2)` in int4; and their scales, `(n,)`
             or `(n, blocks)`, or None.
-
-        Raises:
-            ValueRangeError: a value is NaN or infinite, or too large for float16.
         """
         if self.dtype is DType.INT8:
             packed = _room(buffer, rows.shape, np.int8)

@@ -1,6 +1,6 @@
 """Every weight's way: read by rows, packed, written where the plan says.
 
-    checkpoint --rows--> _read --> Format.pack --> AtomicFile, at the planned offset
+    checkpoint --rows--> _read --> RowFormat.pack --> AtomicFile, at the planned offset
                                        `---> the product that calibration waits for
 
 Threads take blocks of rows. Those that calibration waits for come first, in the order of the
@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
@@ -22,13 +23,11 @@ from converter.decoder import PER_LAYER_TABLE, DecoderSpec
 from converter.errors import UnsupportedError
 from converter.families.tensors import WeightSource
 from converter.kernels import SMALLEST_HALF, SMALLEST_NORMAL, multiply_int8
-from converter.output.atomic_file import AtomicFile
-from converter.tflite.graph import DType, Weight
-from converter.tflite.writer import Layout
 from converter.weights.calibration import Inputs, calibrate, to_integers
 from converter.weights.lora_update import Update
-from converter.weights.placed_rows import read_placed
-from converter.weights.quantization import INT8, Clip, Format, ValueRangeError, blocks_met
+from converter.weights.quantization import INT8, blocks_met
+from converter.weights.row_format import Clip, RowFormat, ValueRangeError
+from converter.weights.weight_rows import read_weight, row_units
 from converter.weights.workers import Task, Workers
 
 # Values per block, measured (benchmarks/README.md): a block of 2^18 would stay in the L2 cache, but
@@ -43,16 +42,32 @@ Progress = Callable[[int], None]
 Watch = Callable[[str, Inputs], None]
 
 
+class File(Protocol):
+    """Where bytes go, in any order, from any thread."""
+
+    def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write all of `data` so many bytes from the start."""
+
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        """What was written there."""
+
+
 @dataclass(frozen=True)
 class PlannedWeight:
     """One weight on its way: where it comes from, how it is stored, where its bytes go.
 
     Attributes:
+        path: in the network. Several may have the same: pieces, some rows each.
         stored_as: its type in the checkpoint; `zeros` where that has no such tensor.
         stored_block: columns that share a scale there, where they lie on a grid of int4.
+        nbytes: what is streamed: its data, and the scales of its blocks or its tables.
         offset: bytes from the start of the file.
-        scales_offset: the same of its blocks' scales, where it has blocks.
+        scales_offset: the same of its blocks' scales, or of its tables, where it has some.
+        scales_nbytes: of those.
+        row_scales: where its rows' scales go, float32 `(rows,)`, where each has one.
         updates: what adapters make of it, one after the other.
+        factor: what all values are multiplied with then.
+        first_row: of a piece, which row of the whole weight it begins with.
     """
 
     path: str
@@ -60,48 +75,39 @@ class PlannedWeight:
     stored_as: str
     stored_block: int | None
     shape: tuple[int, ...]
-    format: Format
-    stored: Weight
+    format: RowFormat
+    nbytes: int
     offset: int
-    scales_offset: int | None
+    scales_offset: int | None = None
+    scales_nbytes: int = 0
+    row_scales: np.ndarray | None = None
     updates: tuple[Update, ...] = ()
-
-    @property
-    def nbytes(self) -> int:
-        """What is streamed: its data, and the scales of its blocks."""
-        return self.stored.nbytes + (self.stored.scales.nbytes if self.stored.scales else 0)
+    factor: float = 1.0
+    first_row: int = 0
 
     @property
     def carries_blocks(self) -> bool:
         """Whether the checkpoint's own blocks of int4 may go in bit for bit."""
-        block, stored = self.format.block, self.stored_block
-        fits = block is not None and stored is not None and stored % block == 0
-        return fits and not self.updates
+        stored = self.stored_block
+        is_changed = bool(self.updates) or self.factor != 1
+        return stored is not None and not is_changed and self.format.carries(stored)
 
     def row_blocks(self) -> Iterator[tuple[int, int]]:
         """(first row, row after the last) of pieces that are worked on at once: whole heads."""
         rows, columns = _as_matrix(self.shape)
         step = max(1, BLOCK_VALUES // columns)
-        for size in self._units():
-            step = -(-step // size) * size
+        unit = math.lcm(*row_units(self.source, self.updates), self.format.row_step(columns))
+        step = -(-step // unit) * unit
         if len(self.shape) == 1:
             step = rows
         for start in range(0, rows, step):
             yield start, min(start + step, rows)
 
-    def _units(self) -> Iterator[int]:
-        """How many rows must be read together, in the checkpoint and in adapters."""
-        for source in (self.source, *(update.source for update in self.updates)):
-            if source.interleaved:
-                yield source.interleaved[0]
-            if source.turns:
-                yield source.turns
-
 
 def needs_calibration(weights: Iterable[PlannedWeight], clip: Clip) -> bool:
     """Whether anything is chosen by what reaches the weights."""
     return clip is Clip.MSE and any(
-        weight.format.block is not None
+        weight.format.takes_importance
         or (weight.format.rounds_inputs and weight.path not in ("embedding", PER_LAYER_TABLE))
         for weight in weights
     )
@@ -123,16 +129,17 @@ class WeightStream:
         checkpoint: Checkpoint,
         name: str,
         weights: Sequence[PlannedWeight],
-        model: Layout,
-        file: AtomicFile,
+        file: File,
         clip: Clip,
         progress: Progress,
         watch: Watch | None = None,
     ) -> None:
         self.met: dict[str, tuple[int, int]] = {}
         self._checkpoint, self._name = checkpoint, name
-        self._weights = {weight.path: weight for weight in weights}
-        self._model, self._file, self._clip, self._progress = model, file, clip, progress
+        self._pieces: dict[str, list[PlannedWeight]] = {}
+        for weight in weights:
+            self._pieces.setdefault(weight.path, []).append(weight)
+        self._file, self._clip, self._progress = file, clip, progress
         self._watch = watch
         self._sent: set[str] = set()
         self._counting = threading.Lock()
@@ -142,14 +149,15 @@ class WeightStream:
     def run(self, spec: DecoderSpec, threads: int, beside: Callable[[], object]) -> None:
         """Write all weights; `beside` is called here while threads are busy."""
         with Workers(threads) as self._workers:
-            if needs_calibration(self._weights.values(), self._clip):
-                # The largest matrices wait for nothing, but for blocks that go by importance.
-                if not spec.tied_head or self._weights["embedding"].format.block is None:
+            weights = [weight for pieces in self._pieces.values() for weight in pieces]
+            if needs_calibration(weights, self._clip):
+                # The largest matrices wait for nothing, but for what goes by importance.
+                if not spec.tied_head or not self._whole("embedding").format.takes_importance:
                     self.store(Inputs(), "embedding")
                 if spec.per_layer_input is not None:
                     self.store(Inputs(), PER_LAYER_TABLE)
                 calibrate(spec, self)
-            for path in self._weights:
+            for path in self._pieces:
                 self.store(Inputs(), path)
             beside()
             self._workers.finish()
@@ -157,21 +165,21 @@ class WeightStream:
     # For calibration ------------------------------------------------------------------------------
 
     def embed(self, tokens: np.ndarray, path: str) -> np.ndarray:
-        table = self._weights[path]
+        table = self._whole(path)
         return np.stack([self._read(table, i, i + 1)[0].copy() for i in tokens.tolist()])
 
     def vector(self, path: str) -> np.ndarray:
-        found: np.ndarray = self._read(self._weights[path], 0, 1)[0].copy()
+        found: np.ndarray = self._read(self._whole(path), 0, 1)[0].copy()
         return found
 
     def table(self, path: str) -> np.ndarray:
-        weight = self._weights[path]
+        weight = self._whole(path)
         found: np.ndarray = self._read(weight, 0, weight.shape[0]).copy()
         return found
 
     def may_scale(self, *paths: str) -> bool:
-        weights = [self._weights[path] for path in paths]
-        return all(w.format.rounds_inputs and not w.carries_blocks for w in weights)
+        pieces = [piece for path in paths for piece in self._pieces[path]]
+        return all(w.format.rounds_inputs and not w.carries_blocks for w in pieces)
 
     def store(self, inputs: Inputs, *paths: str) -> None:
         for path in paths:
@@ -184,14 +192,15 @@ class WeightStream:
         integers, scales = to_integers(x, inputs.factors)
         products, tasks = [], []
         for path in paths:
-            product = np.empty((len(x), self._weights[path].shape[0]), np.float32)
+            rows = sum(piece.shape[0] for piece in self._pieces[path])
+            product = np.empty((len(x), rows), np.float32)
             products.append(product)
             tasks += self._tasks(path, inputs, Wanted(integers, scales, product))
         self._workers.do(tasks)
         return [product[:count] for product in products]
 
     def divide(self, path: str, factors: np.ndarray | None) -> None:
-        weight = self._weights[path]
+        weight = self._whole(path)
         if len(weight.shape) == 1:
             self.store(Inputs(factors=None if factors is None else 1 / factors), path)
         elif factors is not None:
@@ -199,12 +208,11 @@ class WeightStream:
 
     def _divide_rows(self, weight: PlannedWeight, factors: np.ndarray) -> None:
         """Divide rows that are in the file: their scales."""
-        if weight.scales_offset is None:
-            scales = self._model.scales(weight.path)
+        if (scales := weight.row_scales) is not None:
             np.maximum(scales / factors, SMALLEST_NORMAL, out=scales)
             return
-        assert weight.stored.scales is not None
-        content = self._file.read_at(weight.scales_offset, weight.stored.scales.nbytes)
+        assert weight.scales_offset is not None
+        content = self._file.read_at(weight.scales_offset, weight.scales_nbytes)
         stored = np.frombuffer(content, np.float16).reshape(len(factors), -1)
         with np.errstate(over="ignore"):
             halves = (stored.astype(np.float32) / factors[:, None]).astype(np.float16)
@@ -214,45 +222,80 @@ class WeightStream:
 
     # Blocks ---------------------------------------------------------------------------------------
 
+    def _whole(self, path: str) -> PlannedWeight:
+        [weight] = self._pieces[path]
+        return weight
+
     def _tasks(self, path: str, inputs: Inputs, wanted: Wanted | None = None) -> list[Task]:
-        weight = self._weights[path]
         assert path not in self._sent, f"{path} would be stored twice"
         self._sent.add(path)
         if self._watch is not None:
             self._watch(path, inputs)
-        return [
-            partial(self._stream_block, weight, inputs, wanted, *block)
-            for block in weight.row_blocks()
-        ]
+        tasks: list[Task] = []
+        for weight in self._pieces[path]:
+            if weight.format.sees_all_rows:
+                tasks.append(partial(self._stream_whole, weight, inputs, wanted))
+                continue
+            for block in weight.row_blocks():
+                tasks.append(
+                    partial(self._stream_block, weight, weight.format, inputs, wanted, *block)
+                )
+        return tasks
+
+    def _stream_whole(self, weight: PlannedWeight, inputs: Inputs, wanted: Wanted | None) -> None:
+        """Stream a weight whose rows share something: they are read twice."""
+        blocks = list(weight.row_blocks())
+        rows = (self._read(weight, *block, weight.format.takes_bf16) for block in blocks)
+        try:
+            form, shared = weight.format.settled(rows, inputs.importance)
+        except ValueRangeError as error:
+            raise self._out_of_range(weight, str(error)) from error
+        assert weight.scales_offset is not None
+        self._file.write_at(weight.scales_offset, shared.data)
+        self._count(weight, shared.nbytes)
+        for block in blocks:
+            self._stream_block(weight, form, inputs, wanted, *block)
 
     def _stream_block(
-        self, weight: PlannedWeight, inputs: Inputs, wanted: Wanted | None, start: int, stop: int
+        self,
+        weight: PlannedWeight,
+        form: RowFormat,
+        inputs: Inputs,
+        wanted: Wanted | None,
+        start: int,
+        stop: int,
     ) -> None:
-        form = weight.format
         rows = self._read(weight, start, stop, form.takes_bf16)
         try:
-            if wanted is not None and form.dtype is not DType.INT8:
+            if wanted is not None and not form.is_int8:
                 # `pack` may use the rows as scratch space, but not the one to int8.
-                wanted.fill(start, *self._pack(INT8, rows, inputs, self._integers))
+                wanted.fill(
+                    weight.first_row + start, *self._pack(INT8, rows, inputs, self._integers)
+                )
             stored_block = weight.stored_block if weight.carries_blocks else None
             packed, scales = self._pack(form, rows, inputs, self._packed, stored_block)
         except ValueRangeError as error:
-            wider = ", or try --quantize fp32" if form.dtype is DType.FLOAT16 else ""
-            raise self._out_of_range(weight, f"{error} (rows {start} to {stop - 1})", wider) from (
-                error
-            )
-        if wanted is not None and form.dtype is DType.INT8:
-            wanted.fill(start, packed, scales)
-        self._file.write_at(weight.offset + start * packed[0].nbytes, packed.data)
+            why = f"{error} (rows {start} to {stop - 1})"
+            raise self._out_of_range(weight, why, form.wider) from error
+        if wanted is not None and form.is_int8:
+            wanted.fill(weight.first_row + start, packed, scales)
+        self._write_rows(weight.offset, packed, start, stop)
         written, met, blocks = packed.nbytes, 0, 0
-        if scales is not None and weight.scales_offset is None:
-            self._model.scales(weight.path)[start:stop] = scales
+        if scales is not None and weight.row_scales is not None:
+            weight.row_scales[start:stop] = scales
         elif scales is not None:
             assert weight.scales_offset is not None
-            self._file.write_at(weight.scales_offset + start * scales[0].nbytes, scales.data)
+            self._write_rows(weight.scales_offset, scales, start, stop)
             written += scales.nbytes
             if weight.carries_blocks:
                 met, blocks = int(blocks_met(rows, packed, scales).sum()), scales.size
+        self._count(weight, written, met, blocks)
+
+    def _write_rows(self, offset: int, packed: np.ndarray, start: int, stop: int) -> None:
+        """Write what rows became to their place among all rows: these take whole bytes."""
+        self._file.write_at(offset + start * packed.nbytes // (stop - start), packed.data)
+
+    def _count(self, weight: PlannedWeight, written: int, met: int = 0, blocks: int = 0) -> None:
         with self._counting:
             if blocks:
                 before = self.met.get(weight.path, (0, 0))
@@ -265,7 +308,7 @@ class WeightStream:
 
     def _pack(
         self,
-        form: Format,
+        form: RowFormat,
         rows: np.ndarray,
         inputs: Inputs,
         buffer: ThreadBuffer,
@@ -286,28 +329,18 @@ class WeightStream:
         self, weight: PlannedWeight, start: int, stop: int, keep_bf16: bool = False
     ) -> np.ndarray:
         """Rows of a weight as the network has it, valid until the thread's next call."""
-        source = weight.source
-        columns = weight.shape[-1]
-        if source.is_absent:
-            rows = self._floats.of_size((stop - start) * columns).reshape(-1, columns)
-            rows.fill(0)
-        else:
-            is_vector = len(weight.shape) == 1
-            rows = read_placed(
-                self._checkpoint,
-                source.tensor,
-                source,
-                *((0, columns) if is_vector else (start, stop)),
-                buffer=self._floats.of_size((stop - start) * columns),
-                keep_bf16=keep_bf16 and not (source.add or source.factors or weight.updates),
-            )
-        if source.is_log_of_negative:
-            np.negative(np.exp(rows, out=rows), out=rows)
-        if source.add:
-            rows += np.float32(source.add)
-        for update in weight.updates:
-            update.apply(rows, start)
-        return rows
+        return read_weight(
+            self._checkpoint,
+            weight.source,
+            weight.shape,
+            weight.updates,
+            start,
+            stop,
+            self._floats,
+            keep_bf16,
+            weight.first_row,
+            weight.factor,
+        )
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,13 @@ def test_peak_memory_is_the_commands_own() -> None:
     assert 100 * _MIB < large.peak_bytes < 150 * _MIB
 
 
+def test_core_seconds_are_of_all_its_processes() -> None:
+    spin = "import os, time\nwhile time.process_time() < 0.3: pass"
+    fork = f"import os\nif os.fork() == 0:\n    exec({spin!r})\n    os._exit(0)\nos.wait()"
+    assert run([sys.executable, "-S", "-c", fork]).core_seconds > 0.3
+    assert run(["sleep", "0.3"]).core_seconds < 0.2
+
+
 def test_what_a_command_says_and_how_it_fails() -> None:
     assert run(["sh", "-c", "echo out; echo err >&2"]).said == "err\n"
     with pytest.raises(subprocess.CalledProcessError) as caught:
@@ -48,7 +55,7 @@ def test_subjects_take_turns_after_a_warm_up() -> None:
 
     def subject(name: str) -> Run:
         order.append(name)
-        return Run(float(len(order)), _MIB * len(order))
+        return Run(float(len(order)), _MIB * len(order), core_seconds=2.0 * len(order))
 
     runs = in_turn({"a": lambda: subject("a"), "b": lambda: subject("b")}, rounds=3)
     assert order == ["a", "b", "b", "a"] * 2
@@ -57,5 +64,6 @@ def test_subjects_take_turns_after_a_warm_up() -> None:
         "seconds": 5.0,
         "seconds_min": 4.0,
         "seconds_max": 8.0,
+        "core_seconds": 10.0,
         "peak_mib": 8.0,
     }

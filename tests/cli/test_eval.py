@@ -11,6 +11,7 @@ import pytest
 
 from cli.main import main
 from runner.evaluation import TEXT
+from tests.tiny_models import make_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,6 +59,66 @@ def test_for_people(smollm2_bundle: Path, text: Path) -> None:
     assert printed.startswith("perplexity  ")
     assert "KL divergence  0.0000 mean, 0.000 largest" in printed
     assert "same likeliest token  100.0%" in printed
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("eval") / "qwen3"
+    make_checkpoint("qwen3", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packages(checkpoint: Path) -> Path:
+    folder = checkpoint.parent / "coreml"
+    options = ["--target", "coreml", "--context", "64", "--batch", "16", "--lut2", "8,4"]
+    command = ["convert", str(checkpoint), *options, "--output-dir", str(folder), "--quiet"]
+    assert main(command) == 0
+    return folder
+
+
+def test_packages(
+    packages: Path, checkpoint: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text.write_text(text.read_text(encoding="utf-8")[:120], encoding="utf-8")
+    options = ["--text", str(text), "--against", str(checkpoint), "--quiet"]
+    assert main(["eval", str(packages / "qwen_embeddings.mlpackage"), *options, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 50 < found["perplexity"] < 1000  # random weights
+    assert 100 < found["tokens"] < 120
+    assert found["prefill_tokens_per_second"] is found["decode_tokens_per_second"] is None
+    assert 0 < found["kl_mean"] < found["kl_max"] < 1e-3
+    assert (found["top1_agreement"] > 0.9, found["positions"]) == (True, 64)
+
+    assert main(["eval", str(packages), *options]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out.startswith("perplexity  ")
+    assert "speed       not measured: numpy ran it, each result rounded to float16" in printed.out
+    assert "in float, 64 positions\n  KL divergence  0.0000 mean, " in printed.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{packages}", "--threads", "1"], "error: --threads, is for the engine, which runs no "),
+        (["{packages}/no.mlpackage"], "no.mlpackage, there is no such file, convert a model first"),
+        (["{checkpoint}"], "meta.yaml, there is no such file, name a folder that convert --target"),
+    ],
+)
+def test_packages_that_cannot_be_measured(
+    packages: Path,
+    checkpoint: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    places = {"packages": packages, "checkpoint": checkpoint}
+    assert main(["eval", *(a.format(**places) for a in arguments)]) != 0
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from tests.tiny_models import make_checkpoint
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
-    "run", "serve", "convert", "check", "eval", "package", "upload", "push", "inspect",
+    "run", "serve", "convert", "check", "preflight", "eval", "package", "upload", "push", "inspect",
     "list", "rm", "verify", "completion",
 )  # fmt: skip
 
@@ -67,7 +67,7 @@ def test_help_names_every_scheme(command: str, capsys: pytest.CaptureFixture[str
     assert set(SCHEMES) <= words
 
 
-@pytest.mark.parametrize("command", ["run", "convert", "check"])
+@pytest.mark.parametrize("command", ["run", "convert", "check", "preflight"])
 def test_help_names_every_source(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([command, "--help"])

@@ -28,7 +28,8 @@ from converter.output.atomic_file import AtomicFile
 from converter.registry import family_of
 from converter.tflite.kv_cache import Target
 from converter.torch.reference import ReferenceConverter
-from converter.weights.quantization import SCHEMES, Clip
+from converter.weights.quantization import SCHEMES
+from converter.weights.row_format import Clip
 from runner.interpreter import GraphRunner
 from tests.published_configs import PUBLISHED
 from tests.small_tokenizers import SMALL_BPE
@@ -358,7 +359,7 @@ def test_a_q4_0_gguf_goes_in_without_a_second_rounding(llama: Path, tmp_path: Pa
     gguf = write_llama_gguf(source, tmp_path / "m.gguf", GGMLQuantizationType.Q4_0)
     plan = convert(gguf, tmp_path / "m", "dynamic_int4")
     content = (tmp_path / "m").read_bytes()
-    carried = [weight for weight in plan.weights if weight.format.block]
+    carried = [weight for weight in plan.weights if weight.format.takes_importance]
     assert len(carried) == 2 * 7 + 1
     names = {gguf_name(name): name for name in on_grid}
     for weight in carried:
@@ -418,7 +419,7 @@ def test_the_plan_is_the_file(llama: Path, tmp_path: Path, scheme: str) -> None:
     for weight in sorted(plan.weights, key=lambda weight: weight.offset):
         assert weight.offset >= end  # no two overlap
         assert (weight.offset - model.offset) % 16 == 0
-        end = weight.offset + weight.stored.nbytes
+        end = weight.offset + weight.nbytes - weight.scales_nbytes
     assert end <= model.offset + model.nbytes
     assert sum(written) == sum(weight.nbytes for weight in plan.weights)
 

@@ -522,10 +522,10 @@ def test_a_receipt_that_cannot_be_written(output: Path, monkeypatch: pytest.Monk
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("converter.output.atomic_file.AtomicFile._pwrite", full)
+    monkeypatch.setattr("converter.output.atomic_file.write_at", full)
     before = {path.name for path in output.parent.iterdir()}
     with pytest.raises(OutputError, match="No space left on device"):
-        writer.prepare({})
+        writer.prepare({}, output)
     assert {path.name for path in output.parent.iterdir()} == before
 
 

@@ -22,7 +22,7 @@ from converter.tflite.kv_cache import Target
 from converter.torch import reference
 from converter.torch.reference import ReferenceConverter
 from converter.weights.adapters import WeightedAdapter
-from converter.weights.quantization import Clip
+from converter.weights.row_format import Clip
 from runner.engine import Model, Sampling
 from runner.interpreter import GraphRunner
 from tests.quantized_checkpoints import bnb_int8, quantize

@@ -16,7 +16,7 @@ from converter.options import ConvertOptions
 from converter.output.atomic_file import AtomicFile
 from converter.registry import family_of
 from converter.weights.calibration import TOKENS, Inputs, calibrate, to_integers
-from converter.weights.quantization import Clip
+from converter.weights.row_format import Clip
 from tests.float_weights import FloatWeights
 from tests.tiny_models import TINY_CONFIGS, make_model, write_tokenizer
 

@@ -30,12 +30,11 @@ from converter.weights.quantization import (
     INT8_TWO_TERMS,
     INT8_WEIGHT_ONLY,
     SCHEMES,
-    Clip,
     Format,
-    ValueRangeError,
     default_scheme,
     parse_quantization,
 )
+from converter.weights.row_format import Clip, ValueRangeError
 from tests.stored_weights import int4_values
 
 

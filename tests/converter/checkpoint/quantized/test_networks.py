@@ -18,6 +18,7 @@ from converter.check import check
 from converter.litertlm.inspection import read_bundle
 from converter.options import ConvertOptions
 from converter.weights.adapters import WeightedAdapter
+from converter.weights.quantization import INT4_BLOCK32
 from runner.interpreter import GraphRunner
 from tests import quantized_checkpoints as packers
 from tests.quantized_checkpoints import PACK_QUANTIZED, Packer, quantize
@@ -124,7 +125,7 @@ def test_experts_of_gpt_oss_in_mxfp4(tmp_path: Path) -> None:
     }
     assert np.abs(differences(tmp_path / "out", text_logits(model, TOKENS))).max() < 1e-3
     plan = convert(folder, tmp_path / "int4", "dynamic_int4")
-    assert {w.format.block for w in plan.weights if w.path.endswith(".down")} == {32}
+    assert {w.format for w in plan.weights if w.path.endswith(".down")} == {INT4_BLOCK32}
 
 
 GRIDS: dict[str, tuple[dict[str, Any], Packer, str]] = {
@@ -149,7 +150,7 @@ def test_symmetric_codes_go_in_without_a_second_rounding(tmp_path: Path, case: s
     model = quantize(make_checkpoint("llama", folder), folder, settings, pack)
     plan = convert(folder, tmp_path / "out", "dynamic_int4")
     content, weights = (tmp_path / "out").read_bytes(), model.state_dict()
-    carried = [weight for weight in plan.weights if weight.format.block]
+    carried = [weight for weight in plan.weights if weight.format.takes_importance]
     assert len(carried) == 2 * 7 + 1
     for weight in carried:
         expected = weights[weight.source.tensor].numpy()
