@@ -83,6 +83,7 @@ def test_what_is_left_out_has_the_default_of_transformers(model_type: str) -> No
         ("qwen3", {"rope_scaling": {"rope_type": "default", "x": 1}}, ("rope_scaling.x",)),
         ("gemma3_text", {"attn_logit_softcapping": 5.0}, ("attn_logit_softcapping",)),
         ("gemma3_text", {"hidden_act": "relu"}, ("hidden_act",)),
+        ("nemotron", {"rms_norm_eps": 0.5}, ("rms_norm_eps",)),
         ("gemma3_text", {"mlp_bias": True, "cache_implementation": "hybrid"}, ("mlp_bias",)),
     ],
 )
