@@ -40,7 +40,7 @@ def test_every_key_of_transformers_is_known(model_type: str) -> None:
 _ELSEWHERE = {
     "head_dim", "rope_theta", "rope_scaling", "rope_local_base_freq", "sliding_window_pattern",
     "is_causal", "partial_rotary_factor", "per_layer_config", "block_ff_dim", "tie_embedding",
-    "full_attention_interval",
+    "full_attention_interval", "hybrid_override_pattern", "layer_types", "num_hidden_layers",
     "num_experts", "num_local_experts", "swiglu_limit",
 }  # fmt: skip
 
