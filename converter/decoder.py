@@ -464,20 +464,20 @@ class Experts:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One layer.
+    """One layer; of mixer and feed-forward block it may have only one, as in Nemotron-H.
 
     Attributes:
         beside: a mixer of another kind, fed with the same; what both make is added.
     """
 
-    mixer: Mixer
-    feed_forward: FeedForward | Experts
+    mixer: Mixer | None
+    feed_forward: FeedForward | Experts | None
     beside: Mixer | None = None
 
     @property
     def mixers(self) -> tuple[Mixer, ...]:
-        """Both, where there are two."""
-        return (self.mixer,) if self.beside is None else (self.mixer, self.beside)
+        """Both, where there are two; none where there is only a feed-forward block."""
+        return tuple(mixer for mixer in (self.mixer, self.beside) if mixer is not None)
 
 
 @dataclass(frozen=True)
@@ -594,25 +594,27 @@ class DecoderSpec:
         for i in others:
             yield f"altup_begin.{i}", (hidden, hidden)
         for i, layer in enumerate(self.layers):
-            mixer = f"layers.{i}.{layer.mixer.block}"
             if self.altup is not None:
                 yield from self.altup.weight_shapes(f"layers.{i}.altup", hidden)
-            if placement.has_pre_norms:
-                yield from self.norm.weight_shapes(f"{mixer}.norm", hidden)
-            for part in layer.mixers:
-                yield from part.weight_shapes(f"layers.{i}.{part.block}", hidden)
-            if placement.has_post_norms:
-                yield from self.norm.weight_shapes(f"{mixer}.post_norm", hidden)
+            if layer.mixer is not None:
+                mixer = f"layers.{i}.{layer.mixer.block}"
+                if placement.has_pre_norms:
+                    yield from self.norm.weight_shapes(f"{mixer}.norm", hidden)
+                for part in layer.mixers:
+                    yield from part.weight_shapes(f"layers.{i}.{part.block}", hidden)
+                if placement.has_post_norms:
+                    yield from self.norm.weight_shapes(f"{mixer}.post_norm", hidden)
             if self.laurel_rank is not None:
                 yield f"layers.{i}.laurel.left", (self.laurel_rank, hidden)
                 yield f"layers.{i}.laurel.right", (hidden, self.laurel_rank)
                 yield from self.norm.weight_shapes(f"layers.{i}.laurel.post_norm", hidden)
-            mlp = f"layers.{i}.mlp"
-            if placement in (Placement.BEFORE, Placement.BOTH):
-                yield from self.norm.weight_shapes(f"{mlp}.norm", hidden)
-            yield from layer.feed_forward.weight_shapes(mlp, hidden)
-            if placement.has_post_norms:
-                yield from self.norm.weight_shapes(f"{mlp}.post_norm", hidden)
+            if layer.feed_forward is not None:
+                mlp = f"layers.{i}.mlp"
+                if placement in (Placement.BEFORE, Placement.BOTH):
+                    yield from self.norm.weight_shapes(f"{mlp}.norm", hidden)
+                yield from layer.feed_forward.weight_shapes(mlp, hidden)
+                if placement.has_post_norms:
+                    yield from self.norm.weight_shapes(f"{mlp}.post_norm", hidden)
             if self.per_layer_input is not None:
                 block = f"layers.{i}.per_layer"
                 yield f"{block}.projection", (width, hidden)

@@ -40,6 +40,7 @@ from converter.families.ministral3 import Ministral3
 from converter.families.mistral import Mistral
 from converter.families.mixtral import Mixtral
 from converter.families.nemotron import Nemotron
+from converter.families.nemotron_h import NemotronH
 from converter.families.olmo2 import Olmo2
 from converter.families.olmo3 import Olmo3
 from converter.families.olmoe import Olmoe
@@ -94,6 +95,7 @@ FAMILIES: dict[str, type[Family]] = {
     "mistral": Mistral,
     "mixtral": Mixtral,
     "nemotron": Nemotron,
+    "nemotron_h": NemotronH,
     "olmo2": Olmo2,
     "olmo3": Olmo3,
     "olmoe": Olmoe,

@@ -1293,6 +1293,82 @@ _FALCON_H1 = """{{bos_token}}
 '}}{%- endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant
 ' }}{% endif %}"""
 
+_NEMOTRON_NANO = """{%- set ns = namespace(enable_thinking=true) -%}
+{%- for message in messages -%}
+  {%- set content = message['content'] -%}
+  {%- if message['role'] == 'user' or message['role'] == 'system' -%}
+    {%- if '/think' in content -%}{%- set ns.enable_thinking = true -%}
+    {%- elif '/no_think' in content -%}{%- set ns.enable_thinking = false -%}{%- endif -%}
+  {%- endif -%}
+{%- endfor -%}
+{%- if messages[0]['role'] != 'system' -%}
+  {%- set ns.told = '' -%}
+  {{- '<SPECIAL_10>System\n' -}}
+{%- else -%}
+  {%- set ns.told = (messages[0]['content'] | default('', true)).replace('/think', '').strip() -%}
+  {{- '<SPECIAL_10>System\n' + ns.told }}
+{%- endif -%}
+{%- if tools -%}
+  {%- if ns.told is defined and ns.told != '' -%}{{- '\n\n' -}}{%- endif -%}
+  {{- 'You can use these.\n<AVAILABLE_TOOLS>[' -}}
+  {%- for tool in tools -%}
+    {{- (tool.function if tool.function is defined else tool) | tojson -}}
+    {{- ', ' if not loop.last else '' -}}
+  {%- endfor -%}
+  {{- ']</AVAILABLE_TOOLS>' -}}
+{%- endif -%}
+{{- '\n\n' -}}
+{%- set messages = messages[1:] if messages[0]['role'] == 'system' else messages -%}
+{%- if messages[-1]['role'] == 'assistant' -%}
+  {%- set ns.last_content = (messages[-1]['content'] | default('', true)).strip() -%}
+  {%- set messages = messages[:-1] -%}
+{%- endif -%}
+{%- for message in messages %}
+  {%- set content = message['content'] %}
+  {%- if message['role'] == 'user' -%}
+    {{- '<SPECIAL_11>User\n' + (content | default('', true)).replace('/no_think', '').strip() }}
+    {{- '\n' }}
+  {%- elif message['role'] == 'tool' -%}
+    {%- if loop.first or (messages[loop.index0 - 1].role != 'tool') -%}
+      {{- '<SPECIAL_11>User\n' + '<TOOL_RESPONSE>[' }}
+    {%- endif -%}
+    {{- message['content'] -}}
+    {{- ', ' if not loop.last and (messages[loop.index0 + 1].role == 'tool') else '' -}}
+    {%- if loop.last or (messages[loop.index0 + 1].role != 'tool') -%}
+      {{- ']</TOOL_RESPONSE>' -}}
+    {%- endif -%}
+  {%- elif message['role'] == 'assistant' -%}
+    {%- if content and '</think>' in content -%}
+      {%- set content = (content.split('</think>')[1] | default('', true)).strip() %}
+    {%- endif -%}
+    {{- '<SPECIAL_11>Assistant\n' }}
+    {{- ((content | default('', true)).strip() if content is not none else '') }}
+    {%- if message.tool_calls -%}
+      {%- if (content | default('', true)).strip() != '' -%}{{- '\n' -}}{%- endif -%}
+      {{- '<TOOLCALL>[' -}}
+      {%- for call in message.tool_calls -%}
+        {%- set fn = call.function if call.function is defined else call -%}
+        {{- '{"name": "' + fn.name + '", "arguments": ' -}}
+        {%- if fn.arguments is string -%}{{- fn.arguments -}}
+        {%- else -%}{{- fn.arguments | tojson -}}{%- endif -%}
+        {{- '}' + (', ' if not loop.last else '') -}}
+      {%- endfor -%}
+      {{- ']</TOOLCALL>' -}}
+    {%- endif -%}
+    {{- '\n<SPECIAL_12>\n' -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<SPECIAL_11>Assistant\n' -}}
+  {%- if ns.enable_thinking is false -%}{{- '<think></think>' -}}
+  {%- else -%}{{- '<think>\n' -}}{%- endif -%}
+{%- elif ns.last_content is defined and ns.last_content != '' -%}
+  {{- '<SPECIAL_11>Assistant\n' -}}
+  {%- if ns.enable_thinking is false -%}{{- '<think></think>' -}}
+  {%- else -%}{{- '<think>\n' -}}{%- endif -%}
+  {{- ns.last_content + '\n<SPECIAL_12>\n' -}}
+{%- endif -%}"""
+
 FAMILY_TEMPLATES = {
     "Falcon-H1": Template("falcon_h1", _FALCON_H1, "<|begin_of_text|>", "<|end_of_text|>"),
     "Falcon-H1 Tiny": Template(
@@ -1324,6 +1400,7 @@ FAMILY_TEMPLATES = {
     "Command R": Template("cohere", _COHERE, "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>"),
     "Command R7B": Template("cohere2", _COHERE2, "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>"),
     "Nemotron Mini": Template("nemotron", _NEMOTRON, "<s>", "</s>"),
+    "Nemotron Nano v2": Template("nemotron_h", _NEMOTRON_NANO, "<s>", "<SPECIAL_12>", tools=True),
     "Jais 2": Template("jais2", _JAIS2, "<|begin_of_text|>", "<|eot_id|>"),
     "Seed-OSS": Template("seed_oss", _SEED, "<seed:bos>", "<seed:eos>", "It meows.", True),
     "Apertus": Template("apertus", _APERTUS, "<s>", "<|assistant_end|>", tools=True),

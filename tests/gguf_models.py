@@ -292,21 +292,46 @@ def _mamba_keys(config: Any) -> Keys:
     }
 
 
-def _mamba_split(config: Any, state: Tensors) -> Tensors:
+def _mamba_split(config: Any, state: Tensors, block: str = "mamba") -> Tensors:
     """Decays worked out, a convolution without its middle axis, vectors as matrices."""
     split: Tensors = {}
+    groups = config.n_groups if block == "mixer" else config.mamba_n_groups
     for name, value in state.items():
-        part = name.partition(".mamba.")[2]
+        part = name.partition(f".{block}.")[2]
         if part == "A_log":
             value = -np.exp(value)[:, None]
         elif part == "D":
             value = value[:, None]
         elif part == "norm.weight":
-            value = value.reshape(config.mamba_n_groups, -1)
+            value = value.reshape(groups, -1)
         elif part == "conv1d.weight":
             value = value[:, 0]
         split[name.replace("dt_bias", "dt_proj.bias")] = value
     return split
+
+
+def _nemotron_h_keys(config: Any) -> Keys:
+    heads, width, kinds = (
+        config.num_key_value_heads, config.intermediate_size, config.layers_block_type,
+    )  # fmt: skip
+    return {
+        "attention.head_count_kv": [heads if kind == "full_attention" else 0 for kind in kinds],
+        "feed_forward_length": [width if kind == "mlp" else 0 for kind in kinds],
+        "attention.layer_norm_rms_epsilon": config.layer_norm_epsilon,
+        "context_length": 2**20,
+        "rope.dimension_count": config.hidden_size // config.num_attention_heads,
+        "rope.scaling.finetuned": False,
+        "ssm.conv_kernel": config.conv_kernel,
+        "ssm.state_size": config.ssm_state_size,
+        "ssm.group_count": config.n_groups,
+        "ssm.time_step_rank": config.mamba_num_heads,
+        "ssm.inner_size": config.mamba_num_heads * config.mamba_head_dim,
+    }
+
+
+def _nemotron_h_split(config: Any, state: Tensors) -> Tensors:
+    named = {name.replace("model.", "backbone.", 1): value for name, value in state.items()}
+    return _mamba_split(config, named, "mixer")
 
 
 def _falcon_h1_split(config: Any, state: Tensors) -> Tensors:
@@ -546,6 +571,7 @@ WRITTEN: dict[str, Written] = {
     "mistral": Written("llama", permutes=True),
     "mixtral": Written("llama", _mixtral_keys, permutes=True, split=_experts_split),
     "nemotron": Written("nemotron", change=_gemma_norms),
+    "nemotron_h": Written("nemotron_h", _nemotron_h_keys, split=_nemotron_h_split),
     "olmo2": Written("olmo2"),
     "olmo3": Written("olmo2", _olmo3_keys),
     "olmoe": Written("olmoe", _experts_keys, split=_experts_split),

@@ -619,6 +619,68 @@ _FALCON_H1: dict[str, Published] = {
     ),
 }  # fmt: skip
 
+_NEMOTRON_H_8B = "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-"
+_NEMOTRON_NANO_9B = "M-M-M-MM-M-M-M*-M-M-M*-M-M-M-M*-M-M-M-M*-M-MM-M-M-M-M-M-"
+_NEMOTRON_3_4B = "M-M-M-MM-M-M*-M-M*-M-M-M*-M-M-MM*-MMM-M-M-"
+_NEMOTRON_H_PLAIN: dict[str, Any] = {
+    "model_type": "nemotron_h", "attention_bias": False, "chunk_size": 128, "conv_kernel": 4,
+    "layer_norm_epsilon": 1e-05, "mamba_hidden_act": "silu", "mamba_proj_bias": False,
+    "mlp_bias": False, "mlp_hidden_act": "relu2", "n_groups": 8, "num_key_value_heads": 8,
+    "num_logits_to_keep": 1, "rescale_prenorm_residual": True, "residual_in_fp32": False,
+    "rms_norm_eps": 1e-05, "ssm_state_size": 128, "tie_word_embeddings": False, "use_bias": False,
+    "use_conv_bias": True, "use_mamba_kernels": True, "vocab_size": 131072,
+}  # fmt: skip
+
+
+def _nemotron_h(pattern: str, mamba: tuple[int, ...]) -> dict[str, Any]:
+    """What all have in common, but for their sizes."""
+    return {
+        "nope": [i for i, kind in enumerate(pattern) if kind == "*"],
+        "rotated": None,
+        "theta": None,
+        "activation": "relu2",
+        "gate": False,
+        "mambas": {i: mamba for i, kind in enumerate(pattern) if kind == "M"},
+    }
+
+
+# The repositories' files are not at hand: 8B is as NVIDIA's Megatron-Bridge has it in its tests,
+# the others' sizes are from there and from readers of their files; the rest is as in 8B.
+_NEMOTRON_H: dict[str, Published] = {
+    "nvidia/Nemotron-H-8B-Base-8K": (
+        {
+            **_NEMOTRON_H_PLAIN, "attention_head_dim": 128, "expand": 2, "hidden_act": "relu2",
+            "hidden_size": 4096, "hybrid_override_pattern": _NEMOTRON_H_8B,
+            "intermediate_size": 21504, "mamba_head_dim": 64, "mamba_num_heads": 128,
+            "max_position_embeddings": 8192, "num_attention_heads": 32, "num_hidden_layers": 52,
+        },
+        {"parameters": 8_100_852_736, **_nemotron_h(_NEMOTRON_H_8B, (128, 64, 8, 128, 4))},
+    ),
+    "nvidia/NVIDIA-Nemotron-Nano-9B-v2": (
+        {
+            **_NEMOTRON_H_PLAIN, "head_dim": 128, "hidden_size": 4480,
+            "hybrid_override_pattern": _NEMOTRON_NANO_9B, "intermediate_size": 15680,
+            "mamba_head_dim": 80, "mamba_num_heads": 128, "max_position_embeddings": 131072,
+            "num_attention_heads": 40, "num_hidden_layers": 56, "sliding_window": None,
+            "time_step_floor": 0.0001, "time_step_limit": [0.0, math.inf], "time_step_max": 0.1,
+            "time_step_min": 0.001,
+        },
+        {"parameters": 8_888_227_328, **_nemotron_h(_NEMOTRON_NANO_9B, (128, 80, 8, 128, 4))},
+    ),
+    "nvidia/NVIDIA-Nemotron-3-Nano-4B-BF16": (
+        {
+            **_NEMOTRON_H_PLAIN, "chunk_size": 256, "head_dim": 128, "hidden_size": 3136,
+            "intermediate_size": 12544,
+            "layers_block_type": [
+                {"M": "mamba", "*": "attention", "-": "mlp"}[kind] for kind in _NEMOTRON_3_4B
+            ],
+            "mamba_head_dim": 80, "mamba_num_heads": 96, "max_position_embeddings": 262144,
+            "num_attention_heads": 40,
+        },
+        {"parameters": 3_973_556_832, **_nemotron_h(_NEMOTRON_3_4B, (96, 80, 8, 128, 4))},
+    ),
+}  # fmt: skip
+
 _PHI: dict[str, Published] = {
     "microsoft/phi-2": (
         {
@@ -1564,6 +1626,6 @@ _EXPERTS: dict[str, Published] = {
 
 PUBLISHED: dict[str, Published] = {
     **_LLAMA, **_LFM2, **_QWEN, **_QWEN35, **_GEMMA, **_GEMMA4, **_MISTRAL, **_GRANITE,
-    **_GRANITE_HYBRID, **_FALCON_H1, **_PHI, **_EXPERTS,
+    **_GRANITE_HYBRID, **_FALCON_H1, **_NEMOTRON_H, **_PHI, **_EXPERTS,
     **_OTHERS,
 }  # fmt: skip

@@ -615,6 +615,47 @@ TINY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "falcon_h1": ("falcon_h1", {**_FALCON_H1}),
+    # Two mixers in a row, two MLPs in a row, an MLP first and a mixer last.
+    "nemotron_h": (
+        "nemotron_h",
+        {
+            "vocab_size": 258,
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 24,
+            "hybrid_override_pattern": "-MM*--M",
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 8,
+            "n_groups": 2,
+            "ssm_state_size": 16,
+            "layer_norm_epsilon": 1e-4,
+            "time_step_min": 0.3,
+        },
+    ),
+    "nemotron_h-biases": (
+        "nemotron_h",
+        {
+            "vocab_size": 258,
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "head_dim": 16,
+            "layers_block_type": ["attention", "mamba", "mlp"],
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 16,
+            "n_groups": 1,
+            "ssm_state_size": 16,
+            "conv_kernel": 2,
+            "use_bias": True,
+            "mlp_bias": True,
+            "use_conv_bias": False,
+            "mlp_hidden_act": "gelu",
+            "mamba_hidden_act": "gelu_pytorch_tanh",
+        },
+    ),
     "falcon_h1-norm-tied": (
         "falcon_h1",
         {
@@ -715,6 +756,25 @@ def settle_torch() -> None:
     torch.zeros(1).sin()
 
 
+def settle_nemotron_h(model: Any) -> Any:
+    """Let a Nemotron-H remember rightly, and keep a cache; other models stay as they are.
+
+    transformers 5.14.1 is wrong from the second chunk on, but on a GPU: it adds up what a chunk
+    leaves over those that read it, and not over those that left it. So a text is one chunk. Its MLP
+    layers have no entry among the caches; those of experts, which keep as little, have one.
+    """
+    from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING
+
+    def take_all(mixer: Any, inputs: tuple[Any, ...]) -> None:
+        mixer.chunk_size = inputs[0].shape[1]
+
+    DYNAMIC_LAYER_TYPE_MAPPING.setdefault("mlp", DYNAMIC_LAYER_TYPE_MAPPING["moe"])
+    for module in model.modules():
+        if type(module).__name__ == "NemotronHMamba2Mixer":
+            module.register_forward_pre_hook(take_all)
+    return model
+
+
 def make_model(test_id: str) -> Any:
     """A transformers model with random weights whose logits have a scale of about 1."""
     model_type, values = TINY_CONFIGS[test_id]
@@ -750,7 +810,7 @@ def random_model(model_type: str, values: dict[str, Any], seed: int = 0) -> Any:
     is_larger = model_type in ("gemma3", "qwen3_5")
     auto = AutoModelForImageTextToText if is_larger else AutoModelForCausalLM
     # The other implementations know no softcap.
-    model = auto.from_config(config, attn_implementation="eager").eval().float()
+    model = settle_nemotron_h(auto.from_config(config, attn_implementation="eager").eval().float())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:  # transformers starts norms at 0 or 1 and biases at 0

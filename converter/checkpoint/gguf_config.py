@@ -57,7 +57,9 @@ _REPEATED = {
     "rope.dimension_count_swa": "rope.dimension_count",
 }
 # What layers are that have no heads of keys and values, in the words of `layer_types`.
-_WITHOUT_HEADS = {"lfm2": "conv", "lfm2moe": "conv", "granitehybrid": "mamba"}
+_WITHOUT_HEADS = {
+    "lfm2": "conv", "lfm2moe": "conv", "granitehybrid": "mamba", "nemotron_h": "mamba",
+}  # fmt: skip
 # Architectures whose layers may differ in width: `intermediate_size` becomes a list.
 _WITH_WIDTHS = frozenset({"gemma3n", "gemma4"})
 _BIASES = {
@@ -112,6 +114,8 @@ def translate_config(
     if keys.arch == "lfm2moe":
         config["num_dense_layers"] = keys.number("leading_dense_block_count", 0)
         config["use_expert_bias"] = any(name.endswith("exp_probs_b.bias") for name in tensors)
+    if keys.arch == "nemotron_h":
+        config.update(_single_blocks(keys, config["layer_types"]))
     if keys.arch == "granitehybrid":
         # Of a feed-forward block it says the width where experts have theirs.
         config["num_experts"] = keys.number("expert_count", 0)
@@ -125,7 +129,8 @@ def translate_config(
         if name not in config and (value := keys.number(key)):
             config[name] = value
     rotary = keys.count("rope.dimension_count", config["head_dim"])
-    config["partial_rotary_factor"] = rotary / config["head_dim"]  # defaults differ by family
+    if keys.arch != "nemotron_h":  # which has no positions; the width it says is not its heads'
+        config["partial_rotary_factor"] = rotary / config["head_dim"]  # defaults differ by family
     if keys.arch == "gemma4":
         config.update(_gemma4_heads(keys, tensors, config))
     if keys.arch.startswith("gemma") and "attention_multiplier" in config:
@@ -133,7 +138,7 @@ def translate_config(
         if not 1e-6 < scale < 1e6:
             raise keys.wrong("attention.scale", f"is {scale}")
         config["query_pre_attn_scalar"] = scale**-2
-    if keys.arch in ("granitehybrid", "falcon-h1"):
+    if keys.arch in ("granitehybrid", "falcon-h1", "nemotron_h"):
         config.update(_mamba(keys, tensors, config["hidden_size"]))
     if keys.arch == "qwen35":
         config.update(_delta_net(keys, layers))
@@ -313,6 +318,22 @@ def _kv_heads(keys: _Keys, layers: int, heads: int, layer_types: Sequence[str]) 
     }
 
 
+def _single_blocks(keys: _Keys, kinds: Sequence[str]) -> dict[str, Any]:
+    """Nemotron-H's layers, of one block each: a feed-forward block where the width is not 0."""
+    key = "feed_forward_length"
+    widths = keys.get(key)
+    if not isinstance(widths, np.ndarray) or len(widths) != len(kinds) or widths.min() < 0:
+        raise keys.wrong(key, f"is not a number for each of {len(kinds)} layers")
+    found = set(widths.tolist()) - {0}
+    if len(found) > 1:
+        raise keys.differs(key)
+    layers = zip(kinds, widths, strict=True)
+    return {
+        "layer_types": ["mlp" if width else kind for kind, width in layers],
+        **({"intermediate_size": found.pop()} if found else {}),
+    }
+
+
 def _per_layer_gemma(keys: _Keys, tensors: Mapping[str, TensorInfo], layers: int) -> dict[str, Any]:
     """What Gemma 3n and 4 say of their layers; zeros say something, too."""
 
@@ -387,9 +408,10 @@ def _mamba(keys: _Keys, tensors: Mapping[str, TensorInfo], hidden: int) -> dict[
     if keys.arch == "falcon-h1":
         has_norm = any(name.endswith("ssm_norm.weight") for name in tensors)
         return config | {"mamba_d_ssm": width, "mamba_rms_norm": has_norm}
-    if width % hidden:
-        raise keys.wrong("ssm.inner_size", f"is {width}, no multiple of {hidden}")
-    return config | {"mamba_expand": width // hidden}
+    unit = heads if keys.arch == "nemotron_h" else hidden
+    if width % unit:
+        raise keys.wrong("ssm.inner_size", f"is {width}, no multiple of {unit}")
+    return config | {"mamba_expand": width // unit}
 
 
 def _delta_net(keys: _Keys, layers: int) -> dict[str, Any]:

@@ -30,6 +30,7 @@ _PARTS: Mapping[Any, str] = {
     ShortConv: "short convolutions",
     GatedDeltaNet: "a gated delta net",
     Mamba2: "Mamba layers",
+    type(None): "layers of one block",
     Experts: "mixtures of experts",
     Activation.XIELU: "the activation xIELU",
 }

@@ -136,6 +136,13 @@ class Family(StoredWeights):
         if fmt == "gguf":
             config = {cls.gguf_aliases.get(key, key): value for key, value in config.items()}
         _check_objects(cls.name, config)
+        if fmt != "gguf":  # where a key is called otherwise, a field's name is no key of the class
+            known, fields_of_others = cls.keys(), cls.aliases.values()
+            config = {
+                key: value
+                for key, value in config.items()
+                if key in known or key not in fields_of_others
+            }
         config = cls.resolve_aliases(config)
         if fmt != "gguf":
             for key in [key for key in config if key.startswith("gguf_")]:

@@ -21,7 +21,7 @@ from converter.errors import SourceError, UnsupportedError
 
 # Leading parts of a tensor's name that say only where the decoder sits in a larger model, or what
 # it was wrapped in when it was saved: DistributedDataParallel, Lightning, peft.
-_OUTER = {"model", "language_model", "module", "_forward_module", "base_model"}
+_OUTER = {"backbone", "model", "language_model", "module", "_forward_module", "base_model"}
 # The same, at any place: torch.compile, FSDP, activation checkpointing.
 _TRANSPARENT = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # What a layer's attention computes for itself, and saved before 2023: masks and rotary tables.

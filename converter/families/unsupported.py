@@ -18,7 +18,7 @@ _EXPERT_COUNTS = (
 _LATENTS = ("kv_lora_rank", "attention.kv_lora_rank")
 # Names, in either spelling, of networks whose layers keep something else than keys and values.
 _WITH_STATE = re.compile(
-    r"mamba|rwkv|jamba|zamba|recurrent|qwen3_?5|qwen3_?next|nemotron_h|"
+    r"mamba|rwkv|jamba|zamba|recurrent|qwen3_?5|qwen3_?next|"
     r"hybrid|xlstm|^minimax|plamo2"
 )  # fmt: skip
 # Those of which no release of transformers has numbers that ours could be held against.

@@ -203,21 +203,31 @@ class _DecoderGraph:
         return x
 
     def make_blocks(self, index: int, layer: LayerSpec, x: Tensor) -> Tensor:
-        """Mixer and feed-forward block, (N, hidden) -> the same."""
+        """Mixer and feed-forward block, or one of them, (N, hidden) -> the same."""
+        if layer.mixer is not None:
+            x = self.make_mixer_block(index, layer, x)
+        if layer.feed_forward is None or self.spec.placement is Placement.PARALLEL:
+            return x
+        mlp = f"layers.{index}.mlp"
+        fed = self.make_pre_norm(mlp, x)
+        update = make_feed_forward(self.blocks, mlp, layer.feed_forward, fed, x)
+        return self.make_residual(mlp, x, self.make_post_norm(mlp, update))
+
+    def make_mixer_block(self, index: int, layer: LayerSpec, x: Tensor) -> Tensor:
+        """The mixer, and the feed-forward block where it is beside it, (N, hidden) -> the same."""
         g, block, mlp = self.graph, mixer_path(index, layer), f"layers.{index}.mlp"
         fed = self.make_pre_norm(block, x)
         self.write(index, layer, fed)
         update = self.mix(index, layer, fed)
         if self.spec.placement is Placement.PARALLEL:
+            assert layer.feed_forward is not None
             fed = make_feed_forward(self.blocks, mlp, layer.feed_forward, fed, x)
             update = g.make_add(f"layers.{index}/parallel", update, fed)
             return self.make_residual(f"layers.{index}", x, update)
         x = self.make_residual(block, x, self.make_post_norm(block, update))
         if self.spec.laurel_rank is not None:
             x = self.add_laurel(f"layers.{index}.laurel", x, fed)
-        fed = self.make_pre_norm(mlp, x)
-        update = make_feed_forward(self.blocks, mlp, layer.feed_forward, fed, x)
-        return self.make_residual(mlp, x, self.make_post_norm(mlp, update))
+        return x
 
     def add_laurel(self, block: str, x: Tensor, fed: Tensor) -> Tensor:
         """See `DecoderSpec.laurel_rank`; (N, hidden) -> the same."""
@@ -310,4 +320,5 @@ class _DecoderGraph:
 
 def mixer_path(index: int, layer: LayerSpec) -> str:
     """Where a layer's mixer has its weights."""
+    assert layer.mixer is not None
     return f"layers.{index}.{layer.mixer.block}"

@@ -150,32 +150,42 @@ class _Calibration:
         weights.store(inputs, head)
 
     def blocks(self, index: int, layer: LayerSpec, x: np.ndarray) -> np.ndarray:
-        """A layer's mixer and feed-forward block."""
+        """A layer's mixer and feed-forward block, or one of them."""
+        if layer.mixer is not None:
+            x = self.mixer_block(index, layer, layer.mixer, x)
+        if layer.feed_forward is None or self.spec.placement is Placement.PARALLEL:
+            return x
+        mlp = f"layers.{index}.mlp"
+        y, inputs = self.fed(mlp, x, self.first_matrices(mlp, layer.feed_forward))
+        return self.add(x, self.after(mlp, self.feed(mlp, layer.feed_forward, y, inputs, x)))
+
+    def mixer_block(self, index: int, layer: LayerSpec, mixer: Mixer, x: np.ndarray) -> np.ndarray:
+        """The mixer, and the feed-forward block where it is beside it."""
         spec, laurel = self.spec, f"layers.{index}.laurel"
-        block, mlp = f"layers.{index}.{layer.mixer.block}", f"layers.{index}.mlp"
+        block, mlp = f"layers.{index}.{mixer.block}", f"layers.{index}.mlp"
+        parallel = layer.feed_forward if spec.placement is Placement.PARALLEL else None
         first = [
             path
-            for mixer in layer.mixers
-            for path in self.first_matrices(f"layers.{index}.{mixer.block}", mixer)
+            for part in layer.mixers
+            for path in self.first_matrices(f"layers.{index}.{part.block}", part)
         ]
         if spec.laurel_rank is not None:
             first.append(f"{laurel}.left")
-        if spec.placement is Placement.PARALLEL:
-            first += self.first_matrices(mlp, layer.feed_forward)
+        if parallel is not None:
+            first += self.first_matrices(mlp, parallel)
         # What is also added to the residual stream stays as it is.
         y, inputs = self.fed(block, x, first, may_scale=spec.laurel_rank is None)
-        update = self.mix(index, layer.mixer, y, inputs)
+        update = self.mix(index, mixer, y, inputs)
         if layer.beside is not None:
             update = update + self.mix(index, layer.beside, y, inputs)
-        if spec.placement is Placement.PARALLEL:
-            return self.add(x, update + self.feed(mlp, layer.feed_forward, y, inputs, x))
+        if parallel is not None:
+            return self.add(x, update + self.feed(mlp, parallel, y, inputs, x))
         x = self.add(x, self.after(block, update))
         if spec.laurel_rank is not None:
             [low] = self.weights.multiply(inputs, y, f"{laurel}.left")
             [wide] = self.weights.multiply(_inputs(low), low, f"{laurel}.right")
             x = (x + y + self.normed(f"{laurel}.post_norm", wide)) * np.float32(2**-0.5)
-        y, inputs = self.fed(mlp, x, self.first_matrices(mlp, layer.feed_forward))
-        return self.add(x, self.after(mlp, self.feed(mlp, layer.feed_forward, y, inputs, x)))
+        return x
 
     # A block's parts ------------------------------------------------------------------------------
 

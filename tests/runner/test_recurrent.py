@@ -26,10 +26,12 @@ from runner.conversation import Conversation
 from runner.engine import Model, Sampling
 from runner.evaluation import measure_perplexity
 from tests.edited_bundle import edited_bundle
-from tests.tiny_models import make_checkpoint, text_logits, write_tokenizer
+from tests.tiny_models import make_checkpoint, settle_nemotron_h, text_logits, write_tokenizer
 
 # How much larger the row of the head is that ends an answer: some are to end, others not.
-MODELS = {"qwen3_5_text": 1.0, "granitemoehybrid-mamba-groups": 1.4, "falcon_h1": 1.4}
+MODELS = {
+    "qwen3_5_text": 1.0, "granitemoehybrid-mamba-groups": 1.4, "falcon_h1": 1.4, "nemotron_h": 1.1,
+}  # fmt: skip
 END = 257
 # What is rendered of a history is what the cache holds of it, to the token.
 TEMPLATE = (
@@ -112,7 +114,8 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         options = ConvertOptions("fp32", cache_length=1024, prefill_lengths=(8, 32, 128))
         ModelConverter(checkpoint, "tiny", options).convert(folder / "tiny.litertlm")
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
-    return Remembering(folder / "tiny.litertlm", model.eval().float(), tokenizer)
+    model = settle_nemotron_h(model.eval().float())
+    return Remembering(folder / "tiny.litertlm", model, tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -189,6 +189,11 @@ def test_longrope_tensors_are_told(file: Path) -> None:
             {"ssm.inner_size": 128, "ssm.conv_kernel": 0},
             "metadata key 'granitehybrid.ssm.conv_kernel' is 0, not a positive whole number",
         ),
+        (
+            "nemotron_h",
+            {"feed_forward_length": [0, 96], "ssm.inner_size": 90},
+            "metadata key 'nemotron_h.ssm.inner_size' is 90, no multiple of 4",
+        ),
     ],
 )
 def test_sizes_of_a_state_space_model(
@@ -315,6 +320,21 @@ def test_layers_of_different_shape(file: Path) -> None:
 )
 def test_layers_with_and_without_heads(file: Path, counts: list[int], why: str) -> None:
     assert refused(write_gguf(file, {"attention.head_count_kv": counts}, arch="lfm2")).why == why
+
+
+@pytest.mark.parametrize(
+    ("widths", "why"),
+    [
+        ([48, 96], "differs between layers"),
+        (96, "is not a number for each of 2 layers"),
+        ([96], "is not a number for each of 2 layers"),
+        ([0, -1], "is not a number for each of 2 layers"),
+    ],
+)
+def test_layers_with_and_without_a_feed_forward_block(file: Path, widths: Any, why: str) -> None:
+    error = refused(write_gguf(file, {"feed_forward_length": widths}, arch="nemotron_h"))
+    assert "nemotron_h.feed_forward_length" in error.why
+    assert error.why.endswith(why)
 
 
 def test_gemma_s_attention_scale_out_of_range(file: Path) -> None:

@@ -51,6 +51,7 @@ REFUSED = {
     "gemma4": "an embedding for each layer",
     "gemma4_text": "an embedding for each layer",
     "falcon_h1": "two mixers in a layer",
+    "nemotron_h": "layers of one block, Mamba layers",
     "qwen3_5": "a gated delta net",
     "qwen3_5_text": "a gated delta net",
 }

@@ -40,7 +40,7 @@ def test_every_key_of_transformers_is_known(model_type: str) -> None:
 _ELSEWHERE = {
     "head_dim", "rope_theta", "rope_scaling", "rope_local_base_freq", "sliding_window_pattern",
     "is_causal", "partial_rotary_factor", "per_layer_config", "block_ff_dim", "tie_embedding",
-    "full_attention_interval",
+    "full_attention_interval", "hybrid_override_pattern", "layer_types", "num_hidden_layers",
     "num_experts", "num_local_experts", "swiglu_limit",
 }  # fmt: skip
 
@@ -83,6 +83,7 @@ def test_what_is_left_out_has_the_default_of_transformers(model_type: str) -> No
         ("qwen3", {"rope_scaling": {"rope_type": "default", "x": 1}}, ("rope_scaling.x",)),
         ("gemma3_text", {"attn_logit_softcapping": 5.0}, ("attn_logit_softcapping",)),
         ("gemma3_text", {"hidden_act": "relu"}, ("hidden_act",)),
+        ("nemotron", {"rms_norm_eps": 0.5}, ("rms_norm_eps",)),
         ("gemma3_text", {"mlp_bias": True, "cache_implementation": "hybrid"}, ("mlp_bias",)),
     ],
 )

@@ -164,6 +164,12 @@ def test_unsupported_architecture_lists_the_supported_ones() -> None:
         ({"model_type": "bamba"}, "transformers 5 rotates whole heads"),
         ({"model_type": "jamba"}, "its layers keep another state than keys and values"),
         ({"model_type": "qwen3_next", "text_config": {}}, "its layers keep another state"),
+        (
+            {"model_type": "nemotron_h", "hybrid_override_pattern": "ME*"},
+            "only linear_attention, full_attention, mlp, mamba, attention are",
+        ),
+        ({"model_type": "nemotron_h", "hybrid_override_pattern": "--"}, "only beside attention"),
+        ({"model_type": "nemotron_h_moe", "expert_count": 128}, "are 128 experts"),
         ({"model_type": "t5", "is_encoder_decoder": True}, "no decoder that writes text"),
         ({"model_type": "xlm-roberta"}, "no decoder that writes text"),
         (

@@ -25,7 +25,8 @@ NOT_IN_A_GGUF = {
     "gemma3_text-yarn-llama3", "gemma3n", "gemma3n_text-widths", "gemma4", "gemma4_unified",
     "granitemoehybrid-experts", "granitemoehybrid-mamba-groups", "helium", "lfm2-biases-untied",
     "lfm2_moe-without-bias", "llama-gelu-dynamic", "llama-rope-linear", "llama-rope-llama3",
-    "llama-rope-longrope", "ministral", "mixtral-window", "olmoe-renormalised-bias",
+    "llama-rope-longrope", "ministral", "mixtral-window", "nemotron_h-biases",
+    "olmoe-renormalised-bias",
     "qwen2-rope-yarn", "qwen2-window", "qwen2_moe-some", "qwen3-tied-bias", "qwen3_moe-some",
     "qwen3_5", "qwen3_5_text-biases-tied", "smollm3-window", "vaultgemma", "vaultgemma-full",
 }  # fmt: skip
@@ -35,6 +36,7 @@ WRAPPERS = {"gemma3", "gemma3n", "gemma4", "gemma4_unified", "qwen3_5"}
 INSTEAD: dict[str, dict[str, Any]] = {
     "gemma2": {"query_pre_attn_scalar": 16},
     "mistral": {"sliding_window": None},
+    "nemotron_h": {"time_step_min": 1e-9, "vocab_size": 288},
     "starcoder2": {"sliding_window": None},
 }
 

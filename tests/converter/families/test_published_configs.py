@@ -45,13 +45,13 @@ def described(spec: DecoderSpec) -> dict[str, Any]:
     `theta` and `stretch`, by which the slowest frequency is divided, are those of the layers that
     see everything, where there are such with a rotary embedding; `local` is for the others.
     """
-    by_layer = {i: layer.mixer for i, layer in enumerate(spec.layers)}
+    by_layer = {i: layer.mixer for i, layer in enumerate(spec.layers) if layer.mixer}
     attention = {i: mixer for i, mixer in by_layer.items() if isinstance(mixer, Attention)}
     mixers = list(attention.values())
     windows = [mixer.sliding_window for mixer in mixers]
     ropes = {mixer.sliding_window: mixer.rope for mixer in mixers if mixer.rope}
     main = ropes.get(None) or next(iter(ropes.values()), None)
-    blocks = [_dense(layer.feed_forward) for layer in spec.layers]
+    blocks = [_dense(layer.feed_forward) for layer in spec.layers if layer.feed_forward]
     mixer, feed_forward = mixers[0], blocks[0]
     given = spec.per_layer_input
     heads = {(m.num_heads, m.num_kv_heads, m.head_dim) for m in mixers}
@@ -212,10 +212,13 @@ def test_a_class_of_the_repositorys_own_code_tells_the_family() -> None:
 
 # Gemma and Olmo 3 have a set of rotary parameters for each kind of layer; the older spelling has
 # one of them. In Gemma 3 a `type` is lost: see `docs/configs.md`; Gemma 4 has no older spelling.
+# Nemotron-H has no positions.
 ONE_SET = [
     model
     for model in OF_TRANSFORMERS
-    if not text_part(PUBLISHED[model][0])["model_type"].startswith(("gemma3", "gemma4", "olmo3"))
+    if not text_part(PUBLISHED[model][0])["model_type"].startswith(
+        ("gemma3", "gemma4", "nemotron_h", "olmo3")
+    )
 ]
 
 
@@ -276,6 +279,9 @@ REFUSED: dict[str, dict[str, Any]] = {
     "mistralai/Mistral-7B-v0.1": {"is_causal": False},
     "inceptionai/Jais-2-8B-Chat": {"hidden_act": "relu"},
     "nvidia/Nemotron-Mini-4B-Instruct": {"hidden_act": "relu"},
+    "nvidia/Nemotron-H-8B-Base-8K": {"mlp_hidden_act": "relu"},
+    "nvidia/NVIDIA-Nemotron-Nano-9B-v2": {"time_step_limit": [0.01, 1.0]},
+    "nvidia/NVIDIA-Nemotron-3-Nano-4B-BF16": {"mamba_hidden_act": "relu"},
     "allenai/OLMo-2-0425-1B-Instruct": {"rope_scaling": {"type": "ntk", "factor": 2.0}},
     "allenai/Olmo-3-7B-Instruct": {"layer_types": ["chunked_attention"] * 32},
     "internlm/internlm3-8b-instruct": {"hidden_act": "relu"},

@@ -148,6 +148,7 @@ def assert_logits(bundle: Path, tokens: list[int], expected: Any) -> None:
         ("falcon_h1-norm-first-biases", {"target_modules": ["in_proj", "k_proj"], "bias": "all"}),
         ("falcon_h1", {"target_modules": ["in_proj", "down_proj"], "use_dora": True}),
         ("granitemoehybrid-mamba-groups", {"target_modules": "all-linear", "bias": "all"}),
+        ("nemotron_h-biases", {"target_modules": ["in_proj", "up_proj", "q_proj"], "bias": "all"}),
         # What a run started from, where that leaves the base as it is.
         ("llama", {"init_lora_weights": "gaussian"}),
         ("llama", {"init_lora_weights": "orthogonal"}),
