@@ -145,7 +145,7 @@ def measure(shape: str, work: Path, rounds: int) -> dict[str, Any]:
             runs = in_turn({"": partial(convert, example)}, rounds, warm_up=False)[""]
             said |= {**medians(runs), **packages[example.written]}
         except subprocess.CalledProcessError as error:
-            said["refused"] = error.stderr.strip().splitlines()[-1]
+            said["failed"] = error.stderr.strip().splitlines()[-1]
         found["examples"].append(said)
     return found
 
@@ -170,8 +170,8 @@ def table(figures: dict[str, Any]) -> str:
         for row in found["examples"]:
             options = f"`{row['written']}`" if row["written"] else "none"
             begin = f"| {shape} | {options} | {row['documents']} |"
-            if "refused" in row:
-                lines.append(f"{begin} refused: {row['refused']} | | | | |")
+            if "failed" in row:
+                lines.append(f"{begin} failed: {row['failed']} | | | | |")
                 continue
             lines.append(
                 f"{begin} {row['seconds']:.1f} s | {row['core_seconds']:.1f} s | "

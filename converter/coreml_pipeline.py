@@ -16,6 +16,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from converter.checkpoint.base import Checkpoint
+from converter.checkpoint.files import PositionedFile
 from converter.checkpoint.papers import read_papers
 from converter.coreml.chunks import layer_bytes, settle_chunks, settle_head
 from converter.coreml.decoder_program import (
@@ -63,6 +64,8 @@ from converter.text.tokenizer_files import class_of, pad_token_id, tokenizer_fil
 from converter.weights.row_format import Clip
 from converter.weights.stream import PlannedWeight, Progress, WeightStream
 
+_COPIED_AT_ONCE = 1 << 20  # bytes
+
 
 @dataclass(frozen=True)
 class CoreMLPlan:
@@ -73,7 +76,8 @@ class CoreMLPlan:
         scale: what the residual stream is multiplied with, so that float16 can carry it.
         found: what a user should know about the weights, by what it concerns.
         notes: what is taken, and may be slow or surprise.
-        texts: files beside the packages, by name; waits for their proof.
+        texts: files beside the packages, by name, as paths where they are copied; waits for their
+            proof.
     """
 
     family: Family
@@ -84,7 +88,7 @@ class CoreMLPlan:
     weights: tuple[PlannedWeight, ...]
     found: Mapping[str, str]
     notes: tuple[str, ...]
-    texts: background.Work[Mapping[str, bytes]]
+    texts: background.Work[Mapping[str, bytes | Path]]
 
     @property
     def interface(self) -> Interface:
@@ -250,7 +254,7 @@ class CoreMLConverter:
             sampling=checked_sampling(self.checkpoint.generation_config, self.name),
         )
 
-    def _texts(self, described: Description) -> Mapping[str, bytes]:
+    def _texts(self, described: Description) -> Mapping[str, bytes | Path]:
         """The files beside the packages."""
         chosen = self.options.chat_template
         template = None if chosen is None else chosen.text
@@ -315,8 +319,11 @@ class CoreMLConverter:
                     folder.write_at(weights, offset, content)
             self._stream(plan, WeightFiles(folder, plan.parts), progress)
             self.checkpoint.check_unchanged()
-            for name, content in plan.texts().items():
-                folder.write(name, content, is_program=name.endswith(".sh"))
+            for name, text in plan.texts().items():
+                if isinstance(text, Path):
+                    _copy(text, folder, name)
+                else:
+                    folder.write(name, text, is_program=name.endswith(".sh"))
             folder.commit(seal)
 
     def _stream(self, plan: CoreMLPlan, files: WeightFiles, progress: Progress) -> None:
@@ -332,3 +339,12 @@ class CoreMLConverter:
         scaled = (plan.spec.embedding_scale or 1.0) * plan.scale
         spec = dataclasses.replace(plan.spec, tied_head=False, embedding_scale=scaled)
         stream.run(spec, self.options.threads, beside=plan.texts)
+
+
+def _copy(source: Path, folder: AtomicFolder, name: str) -> None:
+    """Write a file like another one, which may be as large as some tokenizers are."""
+    with PositionedFile(source) as file:
+        folder.create(name, file.size)
+        for start in range(0, file.size, _COPIED_AT_ONCE):
+            nbytes = min(_COPIED_AT_ONCE, file.size - start)
+            folder.write_at(name, start, file.read_at(start, nbytes))

@@ -92,7 +92,10 @@ class CoreMLPlanReport:
 def report(converter: CoreMLConverter, plan: CoreMLPlan, output: Path) -> CoreMLPlanReport:
     """Describe what `converter.write(plan, output)` would do."""
     options, interface = converter.options, plan.interface
-    nbytes = plan.packages_nbytes + sum(map(len, plan.texts().values()))
+    texts = plan.texts().values()
+    nbytes = plan.packages_nbytes + sum(
+        text.stat().st_size if isinstance(text, Path) else len(text) for text in texts
+    )
     lut = options.lut_layers
     bits = 16 if lut is None else lut.bits
     limit = options.max_chunk_mb or MAX_CHUNK_MB

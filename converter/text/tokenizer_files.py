@@ -7,10 +7,12 @@ all of them look: in tokenizer_config.json.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.base import Checkpoint
-from converter.checkpoint.files import read_file
+from converter.checkpoint.files import PositionedFile, something_else
 from converter.checkpoint.gguf import GGUFCheckpoint
 from converter.errors import UnsupportedError
 from converter.text.bundle_tokenizer import BundleTokenizer
@@ -29,8 +31,8 @@ _ANY_CLASS = "PreTrainedTokenizerFast"
 
 def tokenizer_files(
     checkpoint: Checkpoint, tokenizer: BundleTokenizer, chosen_template: str | None = None
-) -> dict[str, bytes]:
-    """The files by name: a folder's own, or made of what a GGUF has.
+) -> dict[str, bytes | Path]:
+    """The files by name: those that are copied as paths, the others made.
 
     Args:
         tokenizer: the checkpoint's (`load_tokenizer`).
@@ -40,11 +42,11 @@ def tokenizer_files(
         SourceError: a file is damaged.
         UnsupportedError: no tokenizer.json can be made of it.
     """
-    files: dict[str, bytes] = {}
+    files: dict[str, bytes | Path] = {}
     template = tokenizer.chat_template if chosen_template is None else chosen_template
     if checkpoint.format != "gguf":
         folder = checkpoint.path
-        files = {name: read_file(folder / name) for name in _COPIED if (folder / name).is_file()}
+        files = {name: _own(folder / name) for name in _COPIED if (folder / name).is_file()}
         settings = read_json(folder / CONFIG)
         if chosen_template is None:
             template = folder_template(folder, settings)
@@ -76,9 +78,19 @@ def _end_token(tokenizer: BundleTokenizer) -> str | None:
     return next((text for text, i in tokenizer.special_tokens.items() if i in ends), None)
 
 
-def class_of(files: dict[str, bytes]) -> str:
+def class_of(files: Mapping[str, bytes | Path]) -> str:
     """The tokenizer's class, as tokenizer_config.json names it."""
-    return str(json.loads(files[CONFIG]).get("tokenizer_class") or _ANY_CLASS)
+    made = files[CONFIG]
+    assert isinstance(made, bytes)
+    return str(json.loads(made).get("tokenizer_class") or _ANY_CLASS)
+
+
+def _own(path: Path) -> Path:
+    """A file that is what its name says."""
+    with PositionedFile(path) as file:
+        if (other := something_else(file)) is not None:
+            raise other
+    return path
 
 
 def pad_token_id(checkpoint: Checkpoint) -> int | None:

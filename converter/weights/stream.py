@@ -86,6 +86,11 @@ class PlannedWeight:
     first_row: int = 0
 
     @property
+    def data_nbytes(self) -> int:
+        """Without scales or tables."""
+        return self.nbytes - self.scales_nbytes
+
+    @property
     def carries_blocks(self) -> bool:
         """Whether the checkpoint's own blocks of int4 may go in bit for bit."""
         stored = self.stored_block
@@ -279,21 +284,27 @@ class WeightStream:
             raise self._out_of_range(weight, why, form.wider) from error
         if wanted is not None and form.is_int8:
             wanted.fill(weight.first_row + start, packed, scales)
-        self._write_rows(weight.offset, packed, start, stop)
+        self._write_rows(weight, weight.offset, weight.data_nbytes, packed, start)
         written, met, blocks = packed.nbytes, 0, 0
         if scales is not None and weight.row_scales is not None:
             weight.row_scales[start:stop] = scales
         elif scales is not None:
             assert weight.scales_offset is not None
-            self._write_rows(weight.scales_offset, scales, start, stop)
+            self._write_rows(weight, weight.scales_offset, weight.scales_nbytes, scales, start)
             written += scales.nbytes
             if weight.carries_blocks:
                 met, blocks = int(blocks_met(rows, packed, scales).sum()), scales.size
         self._count(weight, written, met, blocks)
 
-    def _write_rows(self, offset: int, packed: np.ndarray, start: int, stop: int) -> None:
-        """Write what rows became to their place among all rows: these take whole bytes."""
-        self._file.write_at(offset + start * packed.nbytes // (stop - start), packed.data)
+    def _write_rows(
+        self, weight: PlannedWeight, offset: int, nbytes: int, packed: np.ndarray, start: int
+    ) -> None:
+        """Write what rows from `start` on became to their place among all, which take `nbytes`.
+
+        They begin with a whole byte; the last rows alone may end within one.
+        """
+        rows, _ = _as_matrix(weight.shape)
+        self._file.write_at(offset + start * nbytes // rows, packed.data)
 
     def _count(self, weight: PlannedWeight, written: int, met: int = 0, blocks: int = 0) -> None:
         with self._counting:

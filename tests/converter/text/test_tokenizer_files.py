@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,28 +27,36 @@ OTHER = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
 MESSAGES = [{"role": "user", "content": "ab ab"}]
 
 
-def read(files: dict[str, bytes], folder: Path) -> Any:
+def read(files: Mapping[str, bytes | Path], folder: Path) -> Any:
     """As ANEMLL's chats do."""
     from transformers import AutoTokenizer
 
     folder.mkdir()
     for name, content in files.items():
-        (folder / name).write_bytes(content)
+        (folder / name).write_bytes(content_of(content))
     return AutoTokenizer.from_pretrained(folder, use_fast=False)
 
 
-def of_folder(folder: Path, chosen: str | None = None) -> dict[str, bytes]:
+def content_of(file: bytes | Path) -> bytes:
+    return file.read_bytes() if isinstance(file, Path) else file
+
+
+def of_folder(folder: Path, chosen: str | None = None) -> dict[str, bytes | Path]:
     checkpoint = Folder(folder)
     return tokenizer_files(checkpoint, load_tokenizer(checkpoint, chat_template=chosen), chosen)
 
 
-def of_gguf(path: Path, tokenizer: dict[str, Any]) -> dict[str, bytes]:
+def of_gguf(path: Path, tokenizer: dict[str, Any]) -> dict[str, bytes | Path]:
     with open_gguf(write_tokenizer_gguf(path, tokenizer)) as checkpoint:
         return tokenizer_files(checkpoint, load_tokenizer(checkpoint))
 
 
-def template_in(files: dict[str, bytes]) -> str | None:
-    found: str | None = json.loads(files["tokenizer_config.json"]).get("chat_template")
+def settings_in(files: Mapping[str, bytes | Path]) -> Any:
+    return json.loads(content_of(files["tokenizer_config.json"]))
+
+
+def template_in(files: Mapping[str, bytes | Path]) -> str | None:
+    found: str | None = settings_in(files).get("chat_template")
     return found
 
 
@@ -66,8 +75,8 @@ def test_a_folders_files_are_copied(tmp_path: Path) -> None:
         "tokenizer.json",
         "tokenizer_config.json",
     ]
-    assert files["tokenizer.json"] == (tmp_path / "tokenizer.json").read_bytes()
-    assert json.loads(files["tokenizer_config.json"]) == settings | {"more": "é"}
+    assert files["tokenizer.json"] == tmp_path / "tokenizer.json"
+    assert settings_in(files) == settings | {"more": "é"}
     assert class_of(files) == "PreTrainedTokenizerFast"
 
 
