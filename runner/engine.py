@@ -7,6 +7,7 @@ the end of the cache without a word, and forgets the bundle's sampler when one o
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +50,8 @@ class Model:
         threads: for cpu; None leaves the engine's choice.
         verbose: let the engine's log through.
         benchmark: measure, for `Conversation.statistics`.
+        packed_weights: a folder for the engine's packed weights that others share; None for one
+            that is gone once the model is loaded.
 
     Raises:
         SourceError: missing, not a `.litertlm` file, or a damaged one.
@@ -63,6 +66,7 @@ class Model:
         threads: int | None = None,
         verbose: bool = False,
         benchmark: bool = False,
+        packed_weights: str | None = None,
     ) -> None:
         self.path = path
         self.benchmark = benchmark
@@ -72,6 +76,7 @@ class Model:
         self._backend = backend
         self._threads = threads
         self._verbose = verbose
+        self._packed_weights = packed_weights
         self._log = NativeLog(hidden=not verbose)
         self._conversations: list[Conversation] = []
         self._possible: set[Schema] = set()  # that the engine has made a grammar of
@@ -87,7 +92,8 @@ class Model:
         litert_lm.set_min_log_severity(severity.INFO if self._verbose else severity.ERROR)
         self._log.__enter__()
         try:
-            with packed_weights_folder(self.path) as folder:
+            shared = self._packed_weights
+            with nullcontext(shared) if shared else packed_weights_folder(self.path) as folder:
                 self.engine = litert_lm.Engine(
                     str(self.path),
                     backend=backends[self._backend](),
