@@ -26,6 +26,7 @@ from runner.schema import Schema
 _COMPLETION_TEMPLATE = Path(__file__).parent.parent / "converter/families/completion.jinja"
 _WIDE_TOP_K = 50  # transformers' default, where a bundle's own k of 1 would undo other options
 _PROBE = "probe"
+_NO_GPU = "Failed to initialize WebGPU environment"
 _KEYS_AND_VALUES = ("kv_cache_k_", "kv_cache_v_")
 
 
@@ -103,9 +104,10 @@ class Model:
         except RuntimeError as error:
             failure = self.failure(str(self.path), error)
             if self._backend != "cpu":
-                failure = EngineError(
-                    failure.what, failure.why, f"try --backend cpu, or {failure.fix}"
-                )
+                why = failure.why
+                if _NO_GPU in why:
+                    why = f"the engine finds no GPU here that it can use ({_NO_GPU})"
+                failure = EngineError("--backend gpu", why, f"use --backend cpu, or {failure.fix}")
             self._log.__exit__(None, None, None)
             raise failure from error
         except BaseException:
