@@ -145,9 +145,9 @@ class Host:
             seat.heard.extend(trail[-1:])
             self._crashes_in_a_row = 0
         except WorkerDiedError:
-            self._count_crash()
             if self._pool is not None:
                 await self._pool.drop(seat)
+            self._count_crash()
             raise
         finally:
             self._answer_seconds += 0.2 * (time.monotonic() - begin - self._answer_seconds)
@@ -227,7 +227,9 @@ class Host:
                 await self._start_one()
         except (WorkerDiedError, OSError) as error:
             self._count_crash()
-            if not self.engines and self._queue:
+            if self.engines:  # they go on; there may be no room for one more
+                await asyncio.sleep(_CRASH_PAUSE_SECONDS)
+            elif self._queue:
                 told = error if isinstance(error, WorkerDiedError) else WorkerDiedError(str(error))
                 one = self._queue.pop(0)
                 if not one.seat.done():
@@ -249,7 +251,8 @@ class Host:
 
     def _count_crash(self) -> None:
         self.crashes += 1
-        self._crashes_in_a_row += 1
+        if not self.engines:
+            self._crashes_in_a_row += 1
 
     # What is idle ---------------------------------------------------------------------------------
 
