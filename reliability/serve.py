@@ -510,12 +510,16 @@ def miscounted(clients: Clients, counted: dict[str, float]) -> list[str]:
 
 
 def _footprint(served: Served) -> dict[str, int]:
-    """Memory and open files of the server itself when nobody asks (Linux)."""
-    homes = [Path(f"/proc/{pid}") for pid in set(served.processes()) - set(served.workers())]
+    """Memory and open files of the server itself when nobody asks (Linux).
+
+    The two ends of the pipes to each engine are left out: there may be more or fewer of them.
+    """
+    workers = served.workers()
+    homes = [Path(f"/proc/{pid}") for pid in set(served.processes()) - set(workers)]
     pages = sum(int((home / "statm").read_text().split()[1]) for home in homes)
     return {
         "bytes": pages * os.sysconf("SC_PAGE_SIZE"),
-        "descriptors": sum(len(list((home / "fd").iterdir())) for home in homes),
+        "descriptors": sum(len(list((home / "fd").iterdir())) for home in homes) - 2 * len(workers),
     }
 
 
