@@ -32,9 +32,10 @@ from benchmarks.checkpoints import SHAPES
 from benchmarks.convert_report import tables
 from benchmarks.measure import Run, commit, in_turn, machine, medians, run
 from benchmarks.sources import GEMMA3_270M
+from converter.memory import free_memory
 from converter.options import DEFAULT_CACHE_LENGTH, PREFILL_LADDER
 from converter.registry import family_of
-from converter.torch.reference import BYTES_PER_PARAMETER, free_memory
+from converter.torch.reference import BYTES_PER_PARAMETER
 from converter.version import __version__
 from tests.conftest import real_model
 

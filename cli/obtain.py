@@ -109,15 +109,17 @@ def require_same(output: Path, receipt: dict[str, Any]) -> None:
 
 
 def _made_as(output: Path) -> str:
-    """In which scheme and for what a kept file was made, where it says so."""
+    """In which scheme, for what and how long a kept file was made, where it says so."""
     from converter.litertlm.inspection import read_bundle
 
     try:
-        system = read_bundle(output).system
+        bundle = read_bundle(output)
     except SourceError:  # whoever uses the file will say what is wrong with it
         return ""
+    system, context = bundle.system, bundle.metadata.max_num_tokens
     said = [str(system[key]) for key in ("quantization", "target") if key in system]
-    return f" in {' for '.join(said)}" if said else ""
+    made = f" in {' for '.join(said)}" if said else ""
+    return f"{made} with a context of {context} tokens" if context else made
 
 
 def preview(request: Request) -> PlanReport:

@@ -27,8 +27,13 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "models", metavar="MODEL", nargs="*", help=f"a .litertlm file, {MODEL_HELP}"
     )
     service = parser.add_argument_group("service")
-    service.add_argument("--host", default="127.0.0.1", metavar="ADDRESS")
-    service.add_argument("--port", type=int, default=9379, metavar="N")
+    service.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="where it listens (default: 127.0.0.1)",
+    )
+    service.add_argument("--port", type=int, default=9379, metavar="N", help="default: 9379")
     service.add_argument(
         "--api-key", metavar="KEY", help=f"what clients have to know (or {_KEY}, which ps hides)"
     )
@@ -41,7 +46,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     service.add_argument(
         "--keep-alive", default="5m", metavar="TIME", help="30s, 5m, 2h; -1 keeps a model loaded"
     )
-    service.add_argument("--threads", type=LIMITS["threads"], metavar="N", help="for the engine")
+    service.add_argument(
+        "--threads",
+        type=LIMITS["threads"],
+        metavar="N",
+        help="that a model's engines share (default: the cores, four at most)",
+    )
     add_conversion_options(parser)
     return parser
 

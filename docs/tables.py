@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from functools import partial
 from pathlib import Path
 
 from cli.chat.commands import COMMANDS
@@ -16,6 +17,7 @@ from converter.registry import FAMILIES
 from converter.weights.quantization import DEFAULT_SCHEME, DEFAULT_SCHEME_OF_SMALL, SCHEMES, SMALL
 
 ROOT = Path(__file__).resolve().parent.parent
+OF_COMMANDS = ("convert", "run", "serve", "eval", "inspect", "push", "package", "upload")
 PAGES = (ROOT / "README_MODELS.md", ROOT / "docs/terminal.md")
 
 
@@ -53,7 +55,7 @@ def options(command: str) -> str:
             continue
         if action.help == argparse.SUPPRESS or isinstance(action, argparse._HelpAction):
             continue
-        names = ", ".join(action.option_strings) or str(action.metavar)
+        names = ", ".join(action.option_strings) or str(action.metavar).replace("|", "\\|")
         if action.option_strings and action.nargs != 0:
             choices = "\\|".join(map(str, action.choices)) if action.choices else None
             names += f" {action.metavar or choices or ''}".rstrip()
@@ -75,10 +77,7 @@ def filled(page: str) -> str:
         "families": families,
         "schemes": schemes,
         "commands": commands,
-        "run": lambda: options("run"),
-        "convert": lambda: options("convert"),
-        "eval": lambda: options("eval"),
-        "inspect": lambda: options("inspect"),
+        **{command: partial(options, command) for command in OF_COMMANDS},
     }
 
     def fill(match: re.Match[str]) -> str:

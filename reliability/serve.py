@@ -159,6 +159,11 @@ class Clients:
         pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
         return {name.removeprefix("litert_lm_"): float(value) for name, value in pairs}
 
+    async def engines(self) -> int:
+        """How many the server says it has."""
+        answer = await self._http.get("/health")
+        return int(answer.json()["engines"])
+
     async def close(self) -> None:
         await self._http.aclose()
 
@@ -348,7 +353,7 @@ class Clients:
     # Engines that die -----------------------------------------------------------------------------
 
     async def _kill_own(self) -> str:
-        """The one that is answering: its client is told."""
+        """The one that is answering, and all others: its client is told."""
         body = self._body((self._story,), stream=True, max_tokens=_LONG)
         has_killed = is_over = False
         while True:
@@ -361,20 +366,20 @@ class Clients:
                     return _struck(answer.status_code, (await answer.aread()).decode())
                 async for line in answer.aiter_lines():
                     if not has_killed and '"content": ""' not in line and line:
-                        has_killed = self._kill()
+                        has_killed = self._kill(self._served.workers())
                     if "engine_died" in line:
                         return "told that the engine died"
                     is_over |= "[DONE]" in line
                 return "killed too late" if is_over else "no answer"
 
     async def _kill_any(self) -> str:
-        """Whatever it does: it answers another one, it loads, it is idle."""
+        """One of them, whatever it does: it answers another one, it loads, it is idle."""
         await asyncio.sleep(random.uniform(0, 0.5))
-        self._kill()
+        self._kill(random.sample(workers := self._served.workers(), min(len(workers), 1)))
         return await self._chat()
 
-    def _kill(self) -> bool:
-        for worker in self._served.workers():
+    def _kill(self, workers: list[int]) -> bool:
+        for worker in workers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL)
                 self.kills += 1
@@ -463,7 +468,7 @@ async def _measured(served: Served, asked: list[str]) -> dict[str, Any]:
     losses: Counter[str] = Counter()
     losses["memory grew"] = int(after["bytes"] > before["bytes"] + _GROWTH)
     losses["descriptors grew"] = int(after["descriptors"] > before["descriptors"])
-    losses["left over"] = max(len(served.workers()) - 1, 0)
+    losses["left over"] = max(len(served.workers()) - await clients.engines(), 0)
     losses["traceback"] = served.log.read_text().count("Traceback")
     counted = await clients.metrics()
     told = sum(found["told that the engine died"] for found in clients.found.values())
@@ -505,12 +510,16 @@ def miscounted(clients: Clients, counted: dict[str, float]) -> list[str]:
 
 
 def _footprint(served: Served) -> dict[str, int]:
-    """Memory and open files of the server itself when nobody asks (Linux)."""
-    homes = [Path(f"/proc/{pid}") for pid in set(served.processes()) - set(served.workers())]
+    """Memory and open files of the server itself when nobody asks (Linux).
+
+    The two ends of the pipes to each engine are left out: there may be more or fewer of them.
+    """
+    workers = served.workers()
+    homes = [Path(f"/proc/{pid}") for pid in set(served.processes()) - set(workers)]
     pages = sum(int((home / "statm").read_text().split()[1]) for home in homes)
     return {
         "bytes": pages * os.sysconf("SC_PAGE_SIZE"),
-        "descriptors": sum(len(list((home / "fd").iterdir())) for home in homes),
+        "descriptors": sum(len(list((home / "fd").iterdir())) for home in homes) - 2 * len(workers),
     }
 
 

@@ -7,6 +7,7 @@ the end of the cache without a word, and forgets the bundle's sampler when one o
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ from runner.schema import Schema
 _COMPLETION_TEMPLATE = Path(__file__).parent.parent / "converter/families/completion.jinja"
 _WIDE_TOP_K = 50  # transformers' default, where a bundle's own k of 1 would undo other options
 _PROBE = "probe"
+_NO_GPU = "Failed to initialize WebGPU environment"
 _KEYS_AND_VALUES = ("kv_cache_k_", "kv_cache_v_")
 
 
@@ -49,6 +51,8 @@ class Model:
         threads: for cpu; None leaves the engine's choice.
         verbose: let the engine's log through.
         benchmark: measure, for `Conversation.statistics`.
+        packed_weights: a folder for the engine's packed weights that others share; None for one
+            that is gone once the model is loaded.
 
     Raises:
         SourceError: missing, not a `.litertlm` file, or a damaged one.
@@ -63,6 +67,7 @@ class Model:
         threads: int | None = None,
         verbose: bool = False,
         benchmark: bool = False,
+        packed_weights: str | None = None,
     ) -> None:
         self.path = path
         self.benchmark = benchmark
@@ -72,6 +77,7 @@ class Model:
         self._backend = backend
         self._threads = threads
         self._verbose = verbose
+        self._packed_weights = packed_weights
         self._log = NativeLog(hidden=not verbose)
         self._conversations: list[Conversation] = []
         self._possible: set[Schema] = set()  # that the engine has made a grammar of
@@ -87,7 +93,8 @@ class Model:
         litert_lm.set_min_log_severity(severity.INFO if self._verbose else severity.ERROR)
         self._log.__enter__()
         try:
-            with packed_weights_folder(self.path) as folder:
+            shared = self._packed_weights
+            with nullcontext(shared) if shared else packed_weights_folder(self.path) as folder:
                 self.engine = litert_lm.Engine(
                     str(self.path),
                     backend=backends[self._backend](),
@@ -97,9 +104,10 @@ class Model:
         except RuntimeError as error:
             failure = self.failure(str(self.path), error)
             if self._backend != "cpu":
-                failure = EngineError(
-                    failure.what, failure.why, f"try --backend cpu, or {failure.fix}"
-                )
+                why = failure.why
+                if _NO_GPU in why:
+                    why = f"the engine finds no GPU here that it can use ({_NO_GPU})"
+                failure = EngineError("--backend gpu", why, f"use --backend cpu, or {failure.fix}")
             self._log.__exit__(None, None, None)
             raise failure from error
         except BaseException:

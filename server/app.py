@@ -124,11 +124,13 @@ class Service:
         return found
 
     async def health(self, _: Request, __: Note) -> Response:
-        return JSONResponse({"status": "ok", "version": __version__, "loaded": self.host.loaded})
+        now = {"loaded": self.host.loaded, "engines": self.host.engines}
+        return JSONResponse({"status": "ok", "version": __version__, **now})
 
     async def show_metrics(self, _: Request, __: Note) -> Response:
-        now = {"waiting": self.host.waiting, "loaded": float(self.host.loaded is not None)}
-        return PlainTextResponse(self.metrics.text(self.host.crashes, now))
+        host = self.host
+        now = {"waiting": host.waiting, "loaded": host.loaded is not None, "engines": host.engines}
+        return PlainTextResponse(self.metrics.text(host.crashes, now))
 
     async def models(self, _: Request, __: Note) -> Response:
         data = [_described(name) for name in self.host.offered]
@@ -164,7 +166,7 @@ class Service:
         if asked is not None:
             return await self._answered(request, asked, note)
         name = self.host.find(body.get("model"))  # an empty prompt loads the model, or unloads it
-        async with self.host.turn(name, ollama.keep_alive(body)):
+        async with self.host.turn(name, keep_alive=ollama.keep_alive(body)):
             return JSONResponse(ollama.loaded(name, ollama.keep_alive(body)))
 
     async def ollama_version(self, _: Request, __: Note) -> Response:
@@ -200,7 +202,7 @@ class Service:
 
     async def _whole(self, name: str, asked: Asked, note: Note) -> dict[str, Any]:
         reply = asked.reply()
-        async with self.host.turn(name, asked.keep_alive) as engine:
+        async with self.host.turn(name, asked.ask, asked.keep_alive) as engine:
             for index in range(asked.answers):
                 reply.begin()
                 async with contextlib.aclosing(self._say(engine, asked, index, note)) as pieces:
@@ -216,7 +218,7 @@ class Service:
         reply.begin()
         try:
             async with (
-                self.host.turn(name, asked.keep_alive) as engine,
+                self.host.turn(name, asked.ask, asked.keep_alive) as engine,
                 contextlib.aclosing(self._say(engine, asked, 0, note)) as pieces,
             ):
                 async for said in pieces:

@@ -28,16 +28,19 @@ class WorkerDiedError(Exception):
 class EngineProcess:
     """One loaded model.
 
+    Args:
+        keep_bytes: of kept conversations; one is kept in any case.
+        packed_weights: a folder that the model's engines share.
+
     Attributes:
         ready: what the worker said of its model.
     """
 
-    def __init__(self, bundle: Path, threads: int | None, keep_bytes: int) -> None:
+    def __init__(self, bundle: Path, threads: int, keep_bytes: int, packed_weights: str) -> None:
         self.bundle = bundle
         self.ready: wire.Ready | None = None
-        self._arguments = [str(bundle), "--keep-bytes", str(keep_bytes)]
-        if threads is not None:
-            self._arguments += ["--threads", str(threads)]
+        self._arguments = [str(bundle), "--threads", str(threads)]
+        self._arguments += ["--keep-bytes", str(keep_bytes), "--packed-weights", packed_weights]
         self._process: asyncio.subprocess.Process | None = None
         self._numbers = itertools.count(1)
         self._giving_up: asyncio.Task[None] | None = None
@@ -48,15 +51,22 @@ class EngineProcess:
         return self._process is not None and self._process.returncode is None
 
     @property
-    def pid(self) -> int | None:
-        """Of the process."""
-        return None if self._process is None else self._process.pid
+    def resident_bytes(self) -> int | None:
+        """What the process has in memory; None where the system does not say, or it has ended."""
+        if self._process is None:
+            return None
+        try:
+            pages = Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]
+        except OSError:
+            return None
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     async def start(self) -> wire.Ready:
         """Load the model.
 
         Raises:
             WorkerDiedError: the engine refuses it, or takes too long.
+            OSError: there can be no process.
         """
         # -I: as for the server itself, nothing in the current folder may replace our modules.
         command = [sys.executable, "-I", "-m", "server.worker", *self._arguments]
@@ -77,6 +87,9 @@ class EngineProcess:
         except WorkerDiedError:
             await self.stop()
             raise WorkerDiedError(f"the engine could not load {self.bundle.name}") from None
+        except asyncio.CancelledError:
+            await self.stop()
+            raise
         assert isinstance(said, wire.Ready)
         self.ready = said
         return said

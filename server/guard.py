@@ -23,6 +23,9 @@ from server.errors import RequestError
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _JSON = "application/json"
+_FORM = "application/x-www-form-urlencoded"
+# A browser sends at least one of these with every form, whoever's page it is on.
+_OF_BROWSERS = (b"origin", b"sec-fetch-site", b"referer")
 
 
 @dataclass(frozen=True)
@@ -117,11 +120,16 @@ class Guard:
             )
 
     def _check_type(self, method: str, headers: dict[bytes, list[bytes]]) -> None:
-        """A form or a plain text could be sent by any page without asking."""
+        """A form or a plain text could be sent by any page without asking.
+
+        `curl -d` calls what it sends a form; without a browser's headers it is taken for JSON.
+        """
         if method != "POST":
             return
         kind = headers.get(b"content-type", [b""])[0].decode("latin-1").partition(";")[0]
-        if kind.strip().lower() != _JSON:
+        kind = kind.strip().lower()
+        is_of_curl = kind == _FORM and not any(name in headers for name in _OF_BROWSERS)
+        if kind != _JSON and not is_of_curl:
             raise RequestError(f"Content-Type must be {_JSON}", status=415)
         length = headers.get(b"content-length", [b"0"])[0]
         if not length.isdigit() or int(length) > self._rules.body_bytes:

@@ -16,7 +16,7 @@ from converter.errors import OptionError
 from server import page
 from server.app import Service
 from server.guard import Rules, hosts_of
-from server.host import Host, Limits
+from server.host import Host, Limits, usable_threads
 
 _ENDING_SECONDS = 20.0
 _OPEN_PATHS = frozenset(("/health", *page.PATHS))
@@ -42,7 +42,8 @@ def serve(
     Raises:
         OptionError: the address cannot be had.
     """
-    models = Host(offered, Limits(queue, keep_alive, threads), called)
+    limits = Limits(queue, keep_alive, threads or usable_threads())
+    models = Host(offered, limits, called)
     rules = Rules(hosts_of(host), frozenset(origins), key, _OPEN_PATHS)
     service = Service(models, rules, log=not quiet)
     bound = _bound(host, port)

@@ -1,4 +1,4 @@
-"""The process that holds an engine: `python -m server.worker BUNDLE [--threads N]`.
+"""The process that holds an engine: `python -m server.worker BUNDLE --threads N`.
 
 It is told what to answer on its stdin and says what comes on its stdout (`server.wire`). It ends
 with its stdin. A crash of the engine is thus one process's end; unloading gives back all memory.
@@ -288,14 +288,16 @@ def _close(conversation: Any) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="server.worker")
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--keep-bytes", type=int, required=True)
+    parser.add_argument("--packed-weights", help="a folder that the model's engines share")
     args = parser.parse_args()
     # What the engine or a library prints must not come between our messages.
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     read_bundle(args.bundle)
-    with Model(args.bundle, threads=args.threads) as model:
+    packed = args.packed_weights
+    with Model(args.bundle, threads=args.threads, packed_weights=packed) as model:
         Worker(model, out, args.keep_bytes).serve(sys.stdin.buffer)
 
 

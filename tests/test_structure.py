@@ -32,6 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "converter.compile_kernels",
         "converter.home",
         "converter.errors",
+        "converter.memory",
         "converter.version",
     ),
 )

@@ -26,6 +26,7 @@ from converter import home
 from converter.base import ModelConverter, Plan, Progress
 from converter.checkpoint.base import Checkpoint
 from converter.errors import EngineError, OptionError, OutputError, UnsupportedError
+from converter.memory import free_memory
 from converter.options import ConvertOptions
 from converter.output.atomic_file import AtomicFile, Seal
 from converter.tflite.kv_cache import Target
@@ -226,15 +227,6 @@ def _check_memory(parameters: int, bytes_per_parameter: int, name: str) -> None:
             f"bytes per parameter, and {free / 1e9:.1f} GB are free",
             "leave --engine torch out: the direct engine needs less than 0.3 GB",
         )
-
-
-def free_memory() -> int | None:
-    """Bytes that new processes may use without swapping; None where the system does not say."""
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return None
-    fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024
 
 
 def _parameters(plan: Plan) -> int:

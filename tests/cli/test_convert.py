@@ -34,7 +34,7 @@ from tests.tiny_models import make_checkpoint
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "model.safetensors"
 KEPT = "litert-lm-cli: keeping {}, which exists{} (convert --force replaces it)\n"
-AS_MADE = " in dynamic_int8_a16 for cpu"
+AS_MADE = " in dynamic_int8_a16 for cpu with a context of 1280 tokens"
 
 
 @pytest.fixture(scope="module")

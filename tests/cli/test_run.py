@@ -221,6 +221,18 @@ def test_what_the_model_cannot_do(
     assert printed.err == message.format(name=smollm2_bundle.name)
 
 
+def test_without_a_gpu_it_says_so_in_a_line(smollm2_bundle: Path) -> None:
+    arguments = ["--prompt", "Hi", "--backend", "gpu", "--max-tokens", "2"]
+    ended = run(str(smollm2_bundle), *arguments)
+    if ended.returncode == 0:  # there is one
+        assert ended.stdout
+        return
+    assert re.fullmatch(
+        "error: --backend gpu, the engine finds no GPU here .*, use --backend cpu, or .*\n",
+        ended.stderr,
+    )
+
+
 def test_chat_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("run", "chat"):
         assert main([command, str(tmp_path / "none.litertlm"), "--prompt", "Hi"]) == 1

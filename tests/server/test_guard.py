@@ -101,12 +101,38 @@ def test_a_key_is_not_in_the_log(guarded: Served) -> None:
     assert KEY not in guarded.log.read_text()
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
-def test_what_a_form_could_send_is_refused(served: Served, kind: str) -> None:
-    answer = httpx.post(
-        f"{served.url}/v1/chat/completions", content="{}", headers={"Content-Type": kind}
-    )
+FORM = "application/x-www-form-urlencoded"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Type": "text/plain"},
+        {"Content-Type": ""},
+        {"Content-Type": "multipart/form-data; boundary=x"},
+        {"Content-Type": FORM, "Sec-Fetch-Site": "cross-site"},
+        {"Content-Type": FORM, "Referer": "http://evil.example/"},
+        {"Content-Type": FORM, "Origin": "{own}"},
+    ],
+)
+def test_what_a_form_could_send_is_refused(served: Served, headers: dict[str, str]) -> None:
+    told = {name: value.replace("{own}", served.url) for name, value in headers.items()}
+    answer = httpx.post(f"{served.url}/v1/chat/completions", content="{}", headers=told)
     assert answer.status_code == 415
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null"])
+def test_a_form_of_a_page_elsewhere_is_refused(served: Served, origin: str) -> None:
+    headers = {"Content-Type": FORM, "Origin": origin}
+    answer = httpx.post(f"{served.url}/api/chat", content="{}", headers=headers)
+    assert answer.status_code == 403
+
+
+def test_curl_need_not_say_that_it_sends_json(served: Served) -> None:
+    asked = json.dumps({"model": served.model, "prompt": ""})  # loads the model
+    command = ["curl", "--silent", "--fail", f"{served.url}/api/generate", "-d", asked]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert json.loads(said)["done"]
 
 
 @pytest.mark.parametrize(

@@ -57,18 +57,46 @@ def test_sixteen_clients_are_all_answered_rightly(served: Served) -> None:
     assert together == alone
 
 
-def test_first_come_first_served(served: Served) -> None:
+def test_first_come_first_served(smollm2_bundle: Path, tmp_path: Path) -> None:
     """Each is told apart by the length of its answer; the log says who was answered when."""
-    begun = len(answers(served))
-    with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        with busy(served):
+    model = smollm2_bundle.stem
+    with (
+        serving(tmp_path, smollm2_bundle, "--threads", "1", model=model) as server,
+        concurrent.futures.ThreadPoolExecutor(6) as pool,
+    ):
+        with busy(server):
             asked = []
             for number in range(6):
-                asked.append(pool.submit(served.chat, "Count to ten.", max_tokens=2 + number))
-                until(lambda number=number: metrics(served)["waiting"] == number + 1)
+                asked.append(pool.submit(server.chat, "Count to ten.", max_tokens=2 + number))
+                until(lambda number=number: metrics(server)["waiting"] == number + 1)
         assert all(text_of(one.result()) for one in asked)
-    counts = [line["completion_tokens"] for line in answers(served)[begun:]]
+        counts = [line["completion_tokens"] for line in answers(server)]
+        assert len(server.workers()) == 1
     assert [count for count in counts if count] == [*range(2, 8)]
+
+
+def test_several_engines_for_several_clients(smollm2_bundle: Path, tmp_path: Path) -> None:
+    """One that dies costs one answer; chats find the engine that knows them."""
+    model = smollm2_bundle.stem
+    capitals = [f"What is the capital of {country}?" for country in ("France", "Spain", "Japan")]
+    with (
+        serving(tmp_path, smollm2_bundle, "--threads", "2", model=model) as server,
+        concurrent.futures.ThreadPoolExecutor(3) as pool,
+    ):
+        with busy(server) as pieces:
+            [first] = server.workers()
+            with busy(server):
+                [other] = set(server.workers()) - {first}
+                health = httpx.get(f"{server.url}/health").json()
+                assert health["engines"] == metrics(server)["engines"] == 2
+                os.kill(other, signal.SIGKILL)
+                until(lambda: metrics(server)["crashes_total"] == 1)
+            assert all(next(pieces) for _ in range(10))
+        # Where each chat was begun is where it goes on.
+        begun = list(pool.map(server.chat, capitals))
+        for question, answer in zip(capitals, begun, strict=True):
+            again = server.chat(question, text_of(answer), QUESTION, max_tokens=4)
+            assert again.json()["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
 
 
 @contextlib.contextmanager
@@ -147,7 +175,12 @@ def test_an_engine_that_dies_costs_one_answer(smollm2_bundle: Path, tmp_path: Pa
 
 def test_a_full_queue_says_when_to_come_again(smollm2_bundle: Path, tmp_path: Path) -> None:
     with (
-        serving(tmp_path, smollm2_bundle, "--max-queue", "1", model=smollm2_bundle.stem) as server,
+        serving(
+            tmp_path,
+            smollm2_bundle,
+            *("--max-queue", "1", "--threads", "1"),
+            model=smollm2_bundle.stem,
+        ) as server,
         concurrent.futures.ThreadPoolExecutor(1) as pool,
     ):
         with busy(server):
