@@ -26,7 +26,7 @@ from cli.obtain import (
     say_found,
 )
 from cli.request import TARGETS, Request, check_choice, flag, of_arguments
-from converter.errors import OptionError, OutputError
+from converter.errors import OptionError, OutputError, SourceError
 
 if TYPE_CHECKING:
     from cli.sealing import Sealing
@@ -48,6 +48,7 @@ _NEEDLESS = {
     "only": "nothing is done in steps: all packages are written at once",
     "skip_check": "there is nothing to check: no Mac, Xcode or coremltools is needed",
     "skip_anemll_dedup": "nothing is there twice: functions share their weights as written",
+    "dynamic_prefill_slice": "prefill always writes its slice where the position says",
 }
 
 
@@ -73,9 +74,10 @@ def add_coreml_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             f"--lut{i}",
             metavar="BITS[,GROUP]",
-            help=f"tables for the {what}: bits of an index, and rows that share a table; none for "
-            f"float16 (default: {default})",
+            help=f"tables for the {what}: bits of an index, and rows that share a table, 0 for "
+            f"all; none for float16 (default: {default})",
         )
+    group.add_argument("--no-lut", action="store_true", default=None, help="float16 everywhere")
     group.add_argument(
         "--chunk", metavar="N", help="packages that share the layers, or auto (default: 2)"
     )
@@ -83,8 +85,8 @@ def add_coreml_options(parser: argparse.ArgumentParser) -> None:
         "--max-chunk-mb",
         type=LIMITS["max_chunk_mb"],
         metavar="MB",
-        help="how large the largest of them may be (default: 950 for --chunk auto; more than that "
-        "is noted)",
+        help="how large the largest of them may be; with a number of chunks, more is refused if "
+        "you say this, else noted (default: 950)",
     )
     group.add_argument(
         "--prefix", metavar="NAME", help="what names of files begin with (default: the family's)"
@@ -98,7 +100,8 @@ def add_coreml_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fp16-scale",
         metavar="A",
-        help="multiply the residual stream, where float16 could not carry it; auto measures",
+        help="multiply the residual stream, where float16 could not carry it; auto measures, none "
+        "leaves it (default: auto where norms stand after blocks, as in Gemma)",
     )
     group.add_argument("--split-rotate", action="store_true", default=None, help=argparse.SUPPRESS)
     group.add_argument(
@@ -107,7 +110,7 @@ def add_coreml_options(parser: argparse.ArgumentParser) -> None:
     # Steps that direct writing has not.
     for name in ("restart", "only"):
         group.add_argument(f"--{name}", metavar="STEP", help=argparse.SUPPRESS)
-    for name in ("skip_check", "skip_anemll_dedup"):
+    for name in ("skip_check", "skip_anemll_dedup", "dynamic_prefill_slice"):
         group.add_argument(flag(name), action="store_true", default=None, help=argparse.SUPPRESS)
 
 
@@ -131,10 +134,12 @@ class CoreMLRequest(Request):
     only: str | None = None
     skip_check: bool | None = None
     skip_anemll_dedup: bool | None = None
+    dynamic_prefill_slice: bool | None = None
+    no_lut: bool | None = None
 
     decided_by_receipt = (
         *Request.decided_by_receipt, "context", "batch", "lut1", "lut2", "lut3", "chunk",
-        "max_chunk_mb", "prefix", "argmax", "fp16_scale", "split_rotate", "monolithic",
+        "no_lut", "max_chunk_mb", "prefix", "argmax", "fp16_scale", "split_rotate", "monolithic",
     )  # fmt: skip
 
     def chosen(self) -> dict[str, Any]:
@@ -143,17 +148,28 @@ class CoreMLRequest(Request):
         Raises:
             OptionError: one of them cannot be used. No work was done for it.
         """
-        from converter.coreml_options import parse_chunks, parse_fp16_scale, parse_lut
+        from converter.coreml_options import (
+            CoreMLOptions,
+            parse_chunks,
+            parse_fp16_scale,
+            parse_lut,
+        )
 
         for name, instead in _OTHERS.items():
             if getattr(self, name) is not None:
                 raise OptionError(flag(name), "is not about --target coreml", instead)
         chosen = self.chosen_for_any_target()
+        if self.context is not None and self.batch is None:
+            chosen["batch"] = min(CoreMLOptions.batch, self.context)
+        if self.monolithic and self.chunk is not None:
+            raise OptionError("--chunk", "has no effect with --monolithic", "leave one of them out")
         for name in ("context", "batch", "max_chunk_mb", "prefix", "argmax", "split_rotate",
                      "monolithic"):  # fmt: skip
             if (value := getattr(self, name)) is not None:
                 chosen[name] = value
         for name, field in (("lut1", "embeddings"), ("lut2", "layers"), ("lut3", "head")):
+            if self.no_lut:
+                chosen[f"lut_{field}"] = None
             if (text := getattr(self, name)) is not None:
                 chosen[f"lut_{field}"] = parse_lut(flag(name), text)
         if self.chunk is not None:
@@ -183,7 +199,6 @@ def request_kind(options: Mapping[str, Any]) -> type[Request]:
 
     Raises:
         OptionError: an option of this target was given for another one.
-        SourceError: they name a receipt that is none.
     """
     target = options.get("target")
     if target is not None:
@@ -198,12 +213,15 @@ def request_kind(options: Mapping[str, Any]) -> type[Request]:
 
 
 def _is_of_packages(path: Path | None) -> bool:
-    """Whether a receipt is one of a folder of packages."""
+    """Whether a receipt is one of a folder of packages; what is none is said where it is used."""
     if path is None:
         return False
     from converter.receipt import read_receipt
 
-    return (read_receipt(path).get("options") or {}).get("target") == "coreml"
+    try:
+        return (read_receipt(path).get("options") or {}).get("target") == "coreml"
+    except SourceError:
+        return False
 
 
 def obtain_packages(request: CoreMLRequest, check: bool = False) -> Path:
@@ -216,7 +234,9 @@ def obtain_packages(request: CoreMLRequest, check: bool = False) -> Path:
         LiteRTLMError: see `converter.errors`.
     """
     if check:
-        raise OptionError("--check", "nothing here runs packages", "leave it out")
+        raise OptionError(
+            "--check", "the engine runs no packages", "leave it out, and try eval FOLDER"
+        )
     from cli.sealing import Sealing, coreml_options_of_receipt
     from converter.output.atomic_folder import require_replaceable
     from converter.receipt import is_outdated, why_not_replaced
@@ -231,9 +251,9 @@ def obtain_packages(request: CoreMLRequest, check: bool = False) -> Path:
     if not request.force and _holds_packages(output):
         if expected is not None:
             require_same(output, expected)
-        older = ""
+        older = _made_as(output)
         if source.path is not None and is_outdated(output, source.path):
-            older = ", older than what it was made of"
+            older += ", older than what it was made of"
         say(request, f"keeping {output}, which exists{older} (convert --force replaces it)")
         return output
     require_replaceable(output, why_not_replaced)
@@ -246,6 +266,20 @@ def obtain_packages(request: CoreMLRequest, check: bool = False) -> Path:
     sealing = Sealing(output, origin, adapters, expected, source.name)
     _convert(local, source, output, chosen, request, sealing)
     return output
+
+
+def _made_as(output: Path) -> str:
+    """How a kept folder was made, where its receipt says so."""
+    from converter.receipt import read_receipt, receipt_path
+
+    try:
+        said = read_receipt(receipt_path(output)).get("options") or {}
+        palettes = [said[name] for name in ("lut_embeddings", "lut_layers", "lut_head")]
+        context, argmax = int(said["context"]), ", argmax" if said["argmax"] else ""
+        tables = "/".join("fp16" if each is None else f"lut{each[0]}" for each in palettes)
+    except (SourceError, KeyError, TypeError, ValueError, IndexError):
+        return ""  # `verify` says what is wrong with it
+    return f" in {tables} for context {context}{argmax}"
 
 
 def _convert(
@@ -274,9 +308,8 @@ def _convert(
 def _scale(converter: CoreMLConverter, request: CoreMLRequest) -> float:
     """What the residual stream is multiplied by, with the progress of measuring it."""
     from cli.progress import byte_progress
-    from converter.coreml_options import AUTO_SCALE
 
-    hidden = request.quiet or converter.options.fp16_scale != AUTO_SCALE
+    hidden = request.quiet or not converter.measures_scale
     values = sum(math.prod(shape) for shape in converter.network.shapes.values())
     with byte_progress(values, hidden, what="Measuring") as progress:
         return converter.measured_scale(progress)
@@ -343,7 +376,7 @@ def plan_lines(report: CoreMLPlanReport, force: bool) -> list[str]:
     lines += ["", f"Chunks of at most {report.max_chunk_mb} MiB, as ANEMLL estimates them"]
     lines += [f"  {figure}" for figure in report.chunk_figures]
     parts = Counter(report.head_parts)
-    heads = " and ".join(f"{count} of {rows} rows" for rows, count in parts.items())
+    heads = " and ".join(f"{count} parts of {rows} rows" for rows, count in parts.items())
     lines += ["", f"Head: {heads}", "", "Weights"]
     for group in report.tensors:
         lines.append(f"  {group.kind:12}{group.dtype:12}{size(group.bytes):>10}  x{group.count}")
@@ -371,10 +404,11 @@ def check_lines(report: CoreMLCheckReport) -> list[str]:
         f"  made for: {report.context_length} tokens",
         "",
         "Size of all packages",
+        f"  {'as chosen, or by default':30}{size(report.bytes):>10}",
     ]
     for each in report.sizes:
         nbytes = f"refused: {each.refusal}" if each.bytes is None else size(each.bytes)
-        lines.append(f"  {_format(each.lut):24}{nbytes:>10}")
+        lines.append(f"  {_format(each.lut):30}{nbytes:>10}")
     lines += ["", f"States in a context of {report.context}: {size(report.states_bytes)}", ""]
     if not report.text_proved:
         lines.append("The tokenizer was not fetched; it is proved at conversion.")

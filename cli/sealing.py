@@ -192,7 +192,7 @@ def coreml_options_for_receipt(converter: CoreMLConverter, plan: CoreMLPlan) -> 
             for name in _PALETTES
             for palette in (getattr(options, name),)
         },
-        "fp16_scale": None if plan.scale == 1 else plan.scale,
+        "fp16_scale": plan.scale,
         "chat_template": _template_for_receipt(options.chat_template),
     }
 
@@ -289,7 +289,7 @@ def coreml_options_of_receipt(found: dict[str, Any]) -> dict[str, Any]:
             chosen[name] = said[name]
         for name in _PALETTES:
             chosen[name] = None if said[name] is None else Palette(*map(int, said[name]))
-        chosen["fp16_scale"] = None if said["fp16_scale"] is None else float(said["fp16_scale"])
+        chosen["fp16_scale"] = float(said["fp16_scale"])
         chosen |= _of_both_targets(said)
     except (KeyError, TypeError, ValueError, OptionError) as error:
         raise _damaged(error) from error

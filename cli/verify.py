@@ -31,8 +31,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     from cli.inspect import printable
     from converter.errors import SourceError
-    from converter.receipt import differences, read_receipt, receipt_path, settle
+    from converter.receipt import IN_FOLDER, differences, read_receipt, receipt_path, settle
 
+    if args.file.name == IN_FOLDER and args.receipt is None:
+        args.file = args.file.parent
     is_folder = args.file.is_dir()
     if not is_folder and not args.file.is_file():
         raise SourceError(

@@ -13,6 +13,7 @@ from converter.weights.adapters import WeightedAdapter
 from converter.weights.palettes import Palette
 
 AUTO_SCALE = 0.0  # `--fp16-scale auto`: what the preflight finds
+LEAST_SCALE = 2.0**-10  # below, small numbers are lost at the other end of float16
 _OFF = ("none", "no", "false", "")
 _WHOLE_TENSOR = ("tensor", "t")
 
@@ -32,7 +33,8 @@ class CoreMLOptions:
         prefix: what names of files begin with; None for what suits the model.
         argmax: the head names the likeliest token and nothing else, so that runtimes are greedy.
         fp16_scale: what the residual stream is multiplied by, so that float16 can carry it;
-            `AUTO_SCALE` for what the model needs, None for nothing.
+            1 for nothing, `AUTO_SCALE` for what the model needs. None: as `AUTO_SCALE` where norms
+            stand after blocks, as in Gemma, and else as 1.
         split_rotate: the functions of full windows have files of their own.
         monolithic: everything is in one package.
         lora: LoRA adapters to merge, in this order.
@@ -102,21 +104,25 @@ def parse_chunks(text: str) -> int | None:
 
 
 def parse_fp16_scale(text: str) -> float:
-    """`0.5` -> 0.5, `auto` -> `AUTO_SCALE`.
+    """`0.5` -> 0.5, `auto` -> `AUTO_SCALE`, `none` -> 1.
 
     Raises:
-        OptionError: it is neither, or not above 0.
+        OptionError: it is none of these, or out of range.
     """
     text = text.strip().lower()
     if text == "auto":
         return AUTO_SCALE
+    if text in _OFF:
+        return 1.0
     try:
         scale = float(text)
     except ValueError:
         scale = math.nan
-    if not 0 < scale < math.inf:
+    if not LEAST_SCALE <= scale <= 1:
         raise OptionError(
-            f"--fp16-scale {text}", "it is not a number above 0", "give it like 0.5, or auto"
+            f"--fp16-scale {text}",
+            f"it is not a number from {LEAST_SCALE:g} to 1: beyond, float16 loses what it holds",
+            "give it like 0.5, or auto, or none",
         )
     return scale
 

@@ -45,7 +45,7 @@ from converter.coreml.meta import (
     usual_head_parts,
 )
 from converter.coreml.package import MANIFEST, MODEL, WEIGHTS, manifest
-from converter.coreml.words import check_words
+from converter.coreml.words import check_words, trace_of_scale
 from converter.coreml_layout import PackageLayout, Part, WeightFiles, is_palettized
 from converter.coreml_options import AUTO_SCALE, CoreMLOptions
 from converter.decoder import Attention, DecoderSpec
@@ -144,6 +144,18 @@ class CoreMLConverter:
         self.write(plan, output, progress)
         return plan
 
+    @property
+    def measures_scale(self) -> bool:
+        """Whether the scale is to be measured: where nobody chose one, in a kind that may need it.
+
+        With norms after blocks too, as in Gemma, what blocks add may be of any size: peaks of
+        60,000 to 300,000 are known. Without, the largest that is known is 25,000.
+        """
+        chosen = self.options.fp16_scale
+        if chosen is None:
+            return self.spec.placement.has_post_norms and trace_of_scale(self.spec) is None
+        return chosen == AUTO_SCALE
+
     def measured_scale(self, progress: Progress = lambda _: None) -> float:
         """What `--fp16-scale` comes to; where it is `auto`, all weights are read for it.
 
@@ -153,14 +165,14 @@ class CoreMLConverter:
         Raises:
             UnsupportedError: float16 cannot carry the network under any scale.
         """
-        if self.options.fp16_scale != AUTO_SCALE:
+        if not self.measures_scale:
             return self.options.fp16_scale or 1.0
         report = preflight(self.network, self.spec, self.options.threads, progress)
         if report.verdict is Verdict.TOO_LARGE:
             raise UnsupportedError(
                 self.name,
                 f"float16 cannot carry it: {report.reason}, and a scale does not help there",
-                "convert it for LiteRT-LM: --target cpu",
+                "convert it for LiteRT-LM: --target cpu, or as it is: --fp16-scale none",
             )
         return fp16_scale_for(report) or 1.0
 

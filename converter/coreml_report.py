@@ -10,7 +10,7 @@ from typing import Any
 
 from converter.checkpoint.base import Checkpoint
 from converter.coreml.chunks import MAX_CHUNK_MB, Figure, figures, layer_bytes
-from converter.coreml_options import AUTO_SCALE, CoreMLOptions
+from converter.coreml_options import CoreMLOptions
 from converter.coreml_pipeline import CoreMLConverter, CoreMLPlan
 from converter.errors import LiteRTLMError, SourceError
 from converter.report import TensorGroup, disk_free, source_bytes, tensor_groups
@@ -99,7 +99,6 @@ def report(converter: CoreMLConverter, plan: CoreMLPlan, output: Path) -> CoreML
     lut = options.lut_layers
     bits = 16 if lut is None else lut.bits
     limit = options.max_chunk_mb or MAX_CHUNK_MB
-    is_measured = options.fp16_scale == AUTO_SCALE
     return CoreMLPlanReport(
         model=converter.name,
         family=plan.family.name,
@@ -114,7 +113,7 @@ def report(converter: CoreMLConverter, plan: CoreMLPlan, output: Path) -> CoreML
             "layers": _pair(lut),
             "head": _pair(options.lut_head),
         },
-        fp16_scale=None if is_measured else plan.scale,
+        fp16_scale=None if converter.measures_scale else plan.scale,
         packages=tuple(
             Package(part.name, part.kind, tuple(f.name for f in part.functions), part.nbytes)
             for part in plan.parts
@@ -162,6 +161,7 @@ class CoreMLCheckReport:
     Attributes:
         parameters: values in its weights; a tied head counts once.
         context_length: tokens that the model was made for.
+        bytes: of all packages as they were chosen.
         states_bytes: what runtimes keep in the context that was chosen.
         text_proved: whether the tokenizer was there to be proved.
     """
@@ -173,6 +173,7 @@ class CoreMLCheckReport:
     parameters: int
     context_length: int
     context: int
+    bytes: int
     states_bytes: int
     sizes: tuple[PaletteSize, ...]
     text_proved: bool
@@ -214,6 +215,7 @@ def check(
         parameters=sum(math.prod(shape) for shape in converter.network.shapes.values()),
         context_length=plan.family.max_position_embeddings,
         context=plan.interface.context,
+        bytes=plan.packages_nbytes,
         states_bytes=sum(states),
         sizes=tuple(_size(checkpoint, name, options, palette) for palette in PALETTES),
         text_proved=has_text,

@@ -24,6 +24,7 @@ from runner.evaluation import (
     passages,
     perplexity_of,
     repetition,
+    too_little,
 )
 
 _AT_ONCE = 16  # passages: the whole of our own text, and some 400 MB of states
@@ -77,6 +78,8 @@ def sample(model: CoreMLModel, text: str) -> Sample:
     count = min(GREEDY_TOKENS, model.context_length // 2)
     limit = model.context_length - count
     beginning = model.tokenize(fitting(model, text, PASSAGE, limit - len(model.start_tokens)))
+    if not (model.start_tokens or beginning):
+        raise too_little()
     *prompt, last = [*model.start_tokens, *beginning][:limit]
     conversation = Conversations(model)
     conversation.read(np.array([prompt], np.int32))

@@ -130,8 +130,13 @@ def perplexity_of(likelihood: float, count: int) -> Perplexity:
         OptionError: there are none, as the text is too short.
     """
     if not count:
-        raise OptionError("--text", "holds too little to score", "take a text of some paragraphs")
+        raise too_little()
     return Perplexity(math.exp(min(-likelihood / count, 700.0)), count)
+
+
+def too_little() -> OptionError:
+    """That a text is too short for its purpose."""
+    return OptionError("--text", "holds too little to score", "take a text of some paragraphs")
 
 
 def passages(model: Tokenizing, text: str) -> Iterator[tuple[str, str]]:

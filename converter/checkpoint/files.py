@@ -234,6 +234,10 @@ def weight_files(names: Iterable[str]) -> list[str]:
     return shards or [name for name in names if name == INDEX_NAME]
 
 
+# Folders that Core ML's files lie in, and what lies in a compiled one.
+_CORE_ML = re.compile(r"\.(mlpackage|mlmodelc)(/|$)|^model\.mil$")
+
+
 def why_not_a_model(what: str, names: Collection[str]) -> LiteRTLMError | None:
     """Return the error for a folder or repository that cannot be converted, None if it can.
 
@@ -245,6 +249,14 @@ def why_not_a_model(what: str, names: Collection[str]) -> LiteRTLMError | None:
         if "config.json" in names:
             return None
         return SourceError(what, "config.json is missing", "copy it from the original model")
+    if any(map(_CORE_ML.search, names)) or {"Manifest.json", "Data"} <= set(names):
+        return UnsupportedError(
+            what,
+            "it is a model as Core ML packages, for Apple's systems, which is neither run nor "
+            "converted here",
+            "finish it on a Mac with the compile.sh in its folder, or name the model that it was "
+            "made of",
+        )
     if "adapter_config.json" in names:
         return UnsupportedError(
             what,

@@ -25,7 +25,7 @@ _LEAST_GROUP = 8
 _TILES = (1, 2, 3, 4, 8)
 _MOST_NAMED = 64
 # Parts of file names by which runtimes tell files apart.
-_RESERVED = ("_chunk_", "_lut", "embeddings", "FFN_PF", "lm_head", "monolithic")
+_RESERVED = ("chunk_", "_lut", "embeddings", "FFN_PF", "lm_head", "monolithic")
 
 
 def check_context(context: int, longest: int, name: str) -> None:

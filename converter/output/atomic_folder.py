@@ -40,7 +40,8 @@ class AtomicFolder:
     """
 
     def __init__(self, target: Path, refusal: Callable[[Path], str | None]) -> None:
-        self.target = target
+        # A link stays one: what it points to is replaced.
+        self.target = target = Path(os.path.realpath(target)) if target.is_symlink() else target
         self._refusal = refusal
         self._temporary = unfinished(target)
         self._fd: int | None = None  # the locked folder's
@@ -151,7 +152,8 @@ class AtomicFolder:
             if before.exists() and not self.target.exists():
                 before.rename(self.target)
             raise
-        _remove(before)
+        with contextlib.suppress(OSError):  # the new one has its name; the next one tries again
+            _remove(before)
 
     def _close(self) -> None:
         while self._files:

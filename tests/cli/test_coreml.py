@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +16,11 @@ from typing import Any
 import pytest
 
 from cli.main import EXIT_FAILURE, EXIT_USAGE, main
+from converter import report
+from converter.output.atomic_folder import AtomicFolder
 from tests.tiny_models import make_checkpoint
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = ("--target", "coreml", "--context", "64", "--batch", "16", "--chunk", "1")
 
 
@@ -113,6 +120,8 @@ def test_what_a_mac_puts_there_is_not_strange(
     for folder in (packages, packages / "llama_lm_head_lut6.mlpackage"):
         (folder / ".DS_Store").write_bytes(b"icons")
     assert main(["verify", str(packages)]) == 0
+    assert capsys.readouterr().out == "MATCH\n"
+    assert main(["verify", str(packages / "receipt.json")]) == 0  # as its folder
     assert capsys.readouterr().out == "MATCH\n"
 
 
@@ -253,7 +262,8 @@ def test_packages_are_kept_unless_forced(
         os.utime(path, ns=(made - 1, made - 1))
     command = ["convert", str(source), *SMALL, "--output-dir", str(packages)]
     assert main(command) == 0
-    kept = f"litert-lm-cli: keeping {packages}, which exists"
+    how = "in fp16/lut4/lut6 for context 64"
+    kept = f"litert-lm-cli: keeping {packages}, which exists {how}"
     assert capsys.readouterr() == (f"{packages}\n", f"{kept} (convert --force replaces it)\n")
     # Older than its source, though compile.sh put something into it since.
     os.utime(source / "config.json", ns=(made + 10**9, made + 10**9))
@@ -426,3 +436,142 @@ def test_damaged_packages_do_not_hide_other_models(
         f"litert-lm-cli: {models}/a/x/coreml/meta.yaml, it is missing, pass a .mlpackage or a "
         "folder of them, as convert --target coreml makes\n"
     )
+
+
+# What goes wrong ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGINT, 130, "error: interrupted, at your request, run it again\n"),
+        (signal.SIGTERM, 143, "error: interrupted, by SIGTERM, run it again\n"),
+    ],
+)
+def test_an_interruption(
+    smollm2_gguf: Path, tmp_path: Path, number: int, code: int, said: str
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli", "convert", str(smollm2_gguf), "--target", "coreml",
+         "--quiet", "--output-dir", str(tmp_path / "new" / "out")],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("new/.out.partial/*.mlpackage")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert (stdout, stderr) == ("", said)
+    assert list(tmp_path.iterdir()) == []
+
+
+_LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+from cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_disk_without_room(llama: Path, packages: Path, tmp_path: Path) -> None:
+    """What is there stays as it is."""
+    before = content_of(tmp_path)
+    for out, option in ((tmp_path / "new" / "out", "--quiet"), (packages, "--force")):
+        done = subprocess.run(
+            [sys.executable, "-c", _LIMITED, "convert", llama, *SMALL, "--output-dir", out,
+             "--quiet", option],
+            cwd=ROOT,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=60,
+            check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == (
+            f"error: {out}, File too large, "
+            "choose a writable folder with enough room with --output-dir\n"
+        )
+    assert content_of(tmp_path) == before
+    assert list(tmp_path.iterdir()) == [packages]
+
+
+def test_too_little_disk_is_seen_before_the_first_byte(
+    llama: Path,
+    converted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    needed = sum(len(content) for name, content in content_of(converted).items() if "/" in name)
+    monkeypatch.setattr(report, "disk_free", lambda _: needed - 1)
+    command = ["convert", llama, *SMALL, "--output-dir", tmp_path / "out"]
+    line = refusal(capsys, *command)
+    assert line.startswith(f"{tmp_path / 'out'}, needs {needed / 1000:.1f} kB of disk, ")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(report, "disk_free", lambda _: needed)
+    assert main([*map(str, command)]) == 0
+
+
+def test_two_conversions_to_one_folder(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = ["convert", llama, *SMALL, "--quiet", "--output-dir", out]
+    with AtomicFolder(out, lambda _: None) as other:
+        other.write("meta.yaml", b"theirs")
+        line = refusal(capsys, *command)
+        assert line.startswith(f"{out}, another ")
+        other.commit()
+    assert content_of(out) == {"meta.yaml": b"theirs"}
+
+
+def test_a_folder_that_cannot_be_made(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_bytes(b"mine")
+    for below in ("file/below", "file/far/below"):
+        line = refusal(
+            capsys, "convert", llama, *SMALL, "--output-dir", tmp_path / below, "--quiet"
+        )
+        assert line.startswith(f"{tmp_path / below}, Not a directory, choose a writable folder")
+    assert content_of(tmp_path) == {"file": b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        *(([command, *options], "") for command, *options in (
+            ("run", "--prompt", "Hi"), ("serve",), ("package", "--to", "card"), ("convert",),
+            ("convert", "--target", "coreml"), ("check",), ("preflight",))),
+        (["run", "--prompt", "Hi"], "llama_lm_head_lut6.mlpackage"),
+        (["convert"], "x.mlmodelc"),
+    ],
+    ids=lambda part: part if isinstance(part, str) else part[0],
+)  # fmt: skip
+def test_packages_are_no_model_to_run_or_convert(
+    command: list[str],
+    name: str,
+    packages: Path,
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(packages.parent)
+    (packages / "x.mlmodelc").mkdir()
+    (packages / "x.mlmodelc" / "model.mil").write_bytes(b"")
+    path = packages / name
+    assert refusal(capsys, command[0], path, *command[1:]) == (
+        f"{path}, it is a model as Core ML packages, for Apple's systems, which is neither run nor "
+        "converted here, finish it on a Mac with the compile.sh in its folder, or name the model "
+        "that it was made of"
+    )
+    assert not models.exists()
+    assert {path.name for path in packages.parent.iterdir()} == {"packages"}

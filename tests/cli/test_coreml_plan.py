@@ -85,6 +85,27 @@ def test_a_scale_that_is_measured_is_not_known_before(
     assert said(capsys, *command, "0.5")["fp16_scale"] == 0.5
 
 
+def test_where_norms_stand_after_blocks_it_is_measured_unless_somebody_chose(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_checkpoint("gemma3_text", tmp_path / "m")
+    sizes = ("--context", "32", "--batch", "16")  # no longer than its window
+    command = ["convert", tmp_path / "m", "--target", "coreml", *sizes, "--dry-run"]
+    assert said(capsys, *command)["fp16_scale"] is None
+    for chosen, scale in (("none", 1), ("0.25", 0.25)):
+        assert said(capsys, *command, "--fp16-scale", chosen)["fp16_scale"] == scale
+
+
+def test_a_context_below_the_usual_batch(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = said(capsys, "convert", llama, "--target", "coreml", "--context", "32", "--dry-run")
+    assert (plan["context"], plan["batch"]) == (32, 32)
+
+
+def test_no_tables_at_all(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = said(capsys, "convert", llama, *SMALL, "--no-lut", "--dry-run")
+    assert set(plan["lut"].values()) == {None}
+
+
 def test_check_tells_the_size_of_palettes(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = said(capsys, "check", llama, *SMALL)
     assert found["supported"] is True
@@ -92,6 +113,8 @@ def test_check_tells_the_size_of_palettes(llama: Path, capsys: pytest.CaptureFix
     assert [size["lut"] for size in found["sizes"]] == [None, [8, 8], [6, 8], [4, 8]]
     nbytes = [size["bytes"] for size in found["sizes"]]
     assert nbytes[1] > nbytes[2] > nbytes[3]
+    default = said(capsys, "convert", llama, *SMALL, "--dry-run")
+    assert found["bytes"] == sum(package["bytes"] for package in default["packages"])
     plan = said(
         capsys, "convert", llama, *SMALL, "--dry-run", "--chunk", "auto",
         *("--lut1", "none", "--lut2", "none", "--lut3", "none"),
@@ -128,7 +151,10 @@ def test_check_of_a_model_on_the_hub_fetches_headers_alone(
         (("--lut2", "5"), "--lut2 5, a palette of 5 bits is none that Core ML has, choose one of"),
         (("--lut2", "4,7"), "--lut2 4,7, groups of 7 do not divide the "),
         (("--chunk", "9"), "--chunk 9, the network has 2 layers, choose 2 or fewer"),
-        (("--prefix", "x_chunk_"), "--prefix x_chunk_, runtimes look for _chunk_ in names"),
+        (("--prefix", "x_chunk_"), "--prefix x_chunk_, runtimes look for chunk_ in names"),
+        (("--monolithic", "--chunk", "2"), "--chunk, has no effect with --monolithic, leave one"),
+        (("--fp16-scale", "1e9"), "--fp16-scale 1e9, it is not a number from 0.000976562 to 1: "),
+        (("--fp16-scale", "1e-5"), "--fp16-scale 1e-5, it is not a number from 0.000976562 to 1"),
     ],
 )  # fmt: skip
 def test_refusals(

@@ -74,9 +74,10 @@ def test_chunks_are_a_number_or_auto() -> None:
             parse_chunks(text)
 
 
-def test_a_scale_is_a_number_above_0_or_auto() -> None:
+def test_a_scale_is_a_number_auto_or_none() -> None:
     assert parse_fp16_scale("0.1875") == 0.1875
     assert parse_fp16_scale("auto") == AUTO_SCALE
-    for text in ("0", "-1", "inf", "nan", "half", ""):
-        with pytest.raises(OptionError, match="it is not a number above 0"):
+    assert parse_fp16_scale("none") == parse_fp16_scale("1") == 1
+    for text in ("0", "-1", "1e-4", "1.5", "inf", "nan", "half"):
+        with pytest.raises(OptionError, match=r"it is not a number from 0\.000976562 to 1"):
             parse_fp16_scale(text)

@@ -116,6 +116,18 @@ def test_a_file_in_its_place_is_kept(tmp_path: Path) -> None:
     assert content_of(tmp_path) == {"m": b"a user's"}
 
 
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for content in (b"1", b"2"):
+        with AtomicFolder(tmp_path / "link", always) as folder:
+            folder.write("x", content)
+            folder.commit()
+        assert (tmp_path / "link").is_symlink()
+        assert content_of(tmp_path / "real") == {"x": content}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
 def test_a_folder_that_cannot_get_its_name_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
