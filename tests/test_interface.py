@@ -26,7 +26,7 @@ COREML: dict[str, Any] = {"target": "coreml"}
 # What only makes sense where somebody types.
 TYPED = {
     "help", "debug", "dry_run", "json", "prompt", "stats", "handler", "tools", "yes", "schema",
-    "restart", "only", "skip_check", "skip_anemll_dedup",
+    "restart", "only", "skip_check", "skip_anemll_dedup", "dynamic_prefill_slice", "no_lut",
 }  # fmt: skip
 
 
@@ -172,7 +172,7 @@ def test_a_number_may_be_a_text_or_of_numpy(length: Any, tiny: Path) -> None:
         (lambda m: convert(m, **COREML, lut2=5), OptionError, "--lut2 5, "),
         (lambda m: convert(m, **COREML, lut2=[4, 8]), OptionError, "it is not BITS or BITS,GROUP"),
         (lambda m: convert(m, **COREML, prefix=7), OptionError, "--prefix 7, it is no text"),
-        (lambda m: convert(m, **COREML, check=True), OptionError, "nothing here runs packages"),
+        (lambda m: convert(m, **COREML, check=True), OptionError, "the engine runs no packages"),
         (lambda m: plan(m, **COREML, quantize="fp16"), OptionError, "choose tables with --lut1"),
         (lambda m: convert(m, clip="min"), OptionError, "use mse or max"),
         (lambda m: convert(m, engine="jax"), OptionError, "use direct or torch"),

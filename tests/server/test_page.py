@@ -88,7 +88,7 @@ def guarded(smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     folder = tmp_path_factory.mktemp("guarded")
     other = folder / "other.litertlm"
     other.hardlink_to(smollm2_bundle)
-    arguments = (smollm2_bundle, other, "--max-queue", "1")
+    arguments = (smollm2_bundle, other, "--max-queue", "1", "--threads", "1")
     with serving(folder, *arguments, model=smollm2_bundle.stem, LITERT_LM_API_KEY=KEY) as server:
         yield server
 
