@@ -112,22 +112,23 @@ class PackageLayout:
     def drafts(self, described: Description, chunks: Sequence[range]) -> Iterator[Draft]:
         """Every part, in the order in which a token goes through them."""
         spec, interface, names = self.spec, self.interface, described.names
-        metadata = partial(user_metadata, described)
+        of_layers = partial(user_metadata, described, names.layers_lut)
         if not chunks:
             make = tuple(partial(monolithic, spec, interface, call) for call in calls(interface))
-            yield Draft("monolithic", names.monolithic, make, metadata=metadata)
+            yield Draft("monolithic", names.monolithic, make, metadata=of_layers)
             return
         yield Draft(
             "embeddings",
             names.embeddings,
             (partial(embeddings, spec, interface),),
-            metadata=metadata,
+            metadata=partial(user_metadata, described, names.embeddings_lut),
             shapes={"input_ids": [(1, 1), (1, interface.batch)]},
             described={"hidden_states": ()},
         )
         for i, which in enumerate(chunks):
-            yield Draft("layers", names.chunk(i), self.of_layers(which), i + 1, metadata)
-        yield Draft("head", names.head, (partial(head, spec, interface),), metadata=metadata)
+            yield Draft("layers", names.chunk(i), self.of_layers(which), i + 1, of_layers)
+        of_head = partial(user_metadata, described, names.head_lut)
+        yield Draft("head", names.head, (partial(head, spec, interface),), metadata=of_head)
 
     def of_layers(self, which: range) -> tuple[Callable[[WeightOf], Function], ...]:
         """The functions of some layers."""

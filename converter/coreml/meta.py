@@ -209,11 +209,12 @@ def recommended_sampling(said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def user_metadata(
-    described: Description, functions: Sequence[str], chunk: int = 0
+    described: Description, lut: Lut | None, functions: Sequence[str], chunk: int = 0
 ) -> dict[str, str]:
     """What a package says of itself, in keys of which the Python chats read some.
 
     Args:
+        lut: its own.
         functions: their names.
         chunk: which of the layers, counted from 1; 0 where it is none of these.
     """
@@ -229,8 +230,8 @@ def user_metadata(
         "prefill_dynamic_slice": "true",
         "functions": ",".join(functions),
     }
-    if names.layers_lut:  # a word would not be a number, and end the chats
-        found["lut_bits"] = str(names.layers_lut.bits)
+    if lut:  # a word would not be a number, and end the chats
+        found["lut_bits"] = str(lut.bits)
     if chunk:
         found["chunk_no"] = str(chunk)
     if interface.argmax:

@@ -76,21 +76,15 @@ class AtomicFile:
 
     def _open(self) -> int:
         """The unfinished file, locked."""
-        while True:
-            fd = os.open(unfinished(self.target), _CREATE, 0o666)  # less the umask
-            try:
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    raise OSError(errno.EEXIST, f"{unfinished(self.target)} is no file")
-                if lock(fd) is False:
-                    raise written_elsewhere(self.target)
-                # Its writer may have given it its name, or removed it, before the lock was ours.
-                with contextlib.suppress(FileNotFoundError):
-                    if os.path.samestat(os.fstat(fd), os.stat(unfinished(self.target))):
-                        return fd
-            except BaseException:
+
+        def create(path: Path) -> int:
+            fd = os.open(path, _CREATE, 0o666)  # less the umask
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
                 os.close(fd)
-                raise
-            os.close(fd)
+                raise OSError(errno.EEXIST, f"{path} is no file")
+            return fd
+
+        return open_locked(self.target, create)
 
     def __exit__(
         self,
@@ -226,13 +220,32 @@ def not_written(target: Path, error: OSError) -> OutputError:
     )
 
 
-def written_elsewhere(target: Path) -> OutputError:
-    """That another process holds the lock of an output."""
-    return OutputError(
-        str(target),
-        "another conversion is writing it",
-        "wait for that one, or choose another folder with --output-dir",
-    )
+def open_locked(target: Path, create: Callable[[Path], int]) -> int:
+    """Open what an output is until it is complete, locked.
+
+    Args:
+        create: opens it, and makes it where it is not there.
+
+    Raises:
+        OutputError: another process holds its lock.
+    """
+    while True:
+        fd = create(unfinished(target))
+        try:
+            if lock(fd) is False:
+                raise OutputError(
+                    str(target),
+                    "another conversion is writing it",
+                    "wait for that one, or choose another folder with --output-dir",
+                )
+            # Its writer may have given it its name, or removed it, before the lock was ours.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), os.stat(unfinished(target))):
+                    return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
 
 
 def unfinished(target: Path) -> Path:

@@ -13,12 +13,11 @@ from types import TracebackType
 from converter.errors import OutputError
 from converter.output.atomic_file import (
     Seal,
-    lock,
     not_written,
+    open_locked,
     read_at,
     unfinished,
     write_at,
-    written_elsewhere,
 )
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -68,23 +67,16 @@ class AtomicFolder:
 
     def _open(self) -> int | None:
         """The unfinished folder, locked; None where folders cannot be opened (Windows)."""
-        while True:
+        if not hasattr(os, "O_DIRECTORY"):
+            self._temporary.mkdir(exist_ok=True)
+            return None
+
+        def create(path: Path) -> int:
             with contextlib.suppress(FileExistsError):
-                self._temporary.mkdir()
-            if not hasattr(os, "O_DIRECTORY"):
-                return None
-            fd = os.open(self._temporary, os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                if lock(fd) is False:
-                    raise written_elsewhere(self.target)
-                # Its writer may have given it its name, or removed it, before the lock was ours.
-                with contextlib.suppress(FileNotFoundError):
-                    if os.path.samestat(os.fstat(fd), os.stat(self._temporary)):
-                        return fd
-            except BaseException:
-                os.close(fd)
-                raise
-            os.close(fd)
+                path.mkdir()
+            return os.open(path, os.O_DIRECTORY | os.O_NOFOLLOW)
+
+        return open_locked(self.target, create)
 
     def __exit__(
         self,

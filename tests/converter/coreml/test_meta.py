@@ -207,14 +207,14 @@ def test_sampling_is_whole_or_not_said(
 
 
 def test_packages_describe_themselves_in_numbers() -> None:
-    found = user_metadata(described(), ["infer", "prefill"], chunk=2)
+    found = user_metadata(described(), Palette(3), ["infer", "prefill"], chunk=2)
 
     for key in ("context_length", "state_length", "batch_size", "lut_bits", "num_chunks"):
         assert int(found[f"com.anemll.{key}"]) > 0  # chat.py takes them for numbers
     assert found["com.anemll.functions"] == "infer,prefill"
     assert found["com.anemll.chunk_no"] == "2"
-    plain = replace(described().names, layers_lut=None)
-    assert "com.anemll.lut_bits" not in user_metadata(described(names=plain), ["main"])
+    assert found["com.anemll.lut_bits"] == "3"  # the package's own
+    assert "com.anemll.lut_bits" not in user_metadata(described(), None, ["main"])
 
 
 def test_config_json_names_tokens() -> None:
