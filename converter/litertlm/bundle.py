@@ -22,6 +22,10 @@ from converter.tflite.state import StateBuffer
 
 FIRST_SECTION = 16 * 1024  # where it begins: the header, a few hundred bytes, has room before it
 _MOST_VALUE = 1000  # characters of a value in it: what strangers wrote may be of any length
+# The engine's words for what a TFLite model is there for.
+NETWORK = "tf_lite_prefill_decode"
+EMBEDDER = "tf_lite_embedder"
+DRAFTER = "tf_lite_mtp_drafter"
 ENGINE_VERSION = "0.18"  # the LiteRT-LM release whose behaviour shared/runtime-contract.md measures
 
 
@@ -111,6 +115,14 @@ def _header(
 
 def _shortened(value: str) -> str:
     return value if len(value) <= _MOST_VALUE else f"{value[: _MOST_VALUE - 3]}..."
+
+
+def draft_note(drafts: int) -> str:
+    """What the header says of drafts, above all to those who write apps."""
+    return (
+        f"lookup, at most {drafts} tokens at once; the engine has them off unless an app turns "
+        "speculative decoding on, and then samples greedily, whatever temperature it is given"
+    )
 
 
 def tokenizer_section(kind: str, data: bytes) -> bytes:
