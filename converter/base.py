@@ -22,10 +22,7 @@ from converter.errors import OptionError, UnsupportedError
 from converter.families.base import Family
 from converter.families.matching import listed
 from converter.litertlm.bundle import (
-    DRAFTER,
-    EMBEDDER,
     FIRST_SECTION,
-    NETWORK,
     BundleLayout,
     Section,
     draft_note,
@@ -34,6 +31,7 @@ from converter.litertlm.bundle import (
     tokenizer_section,
 )
 from converter.litertlm.metadata import LlmMetadataResult, build_llm_metadata
+from converter.litertlm.model_types import DRAFTER, EMBEDDER, NETWORK
 from converter.litertlm.sampling import checked_sampling
 from converter.network import check_vocabulary, read_network
 from converter.options import (

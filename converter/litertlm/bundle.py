@@ -22,10 +22,6 @@ from converter.tflite.state import StateBuffer
 
 FIRST_SECTION = 16 * 1024  # where it begins: the header, a few hundred bytes, has room before it
 _MOST_VALUE = 1000  # characters of a value in it: what strangers wrote may be of any length
-# The engine's words for what a TFLite model is there for.
-NETWORK = "tf_lite_prefill_decode"
-EMBEDDER = "tf_lite_embedder"
-DRAFTER = "tf_lite_mtp_drafter"
 ENGINE_VERSION = "0.18"  # the LiteRT-LM release whose behaviour shared/runtime-contract.md measures
 
 
