@@ -231,18 +231,23 @@ class ModelConverter:
                 network.updates.get(path, ()),
             )
 
-        drafters: dict[str, bytes] = {}
-        if drafts:
+        def make_drafters(stops: Sequence[int]) -> dict[str, bytes]:
+            if not drafts:
+                return {}
             history = History.of(len(spec.layers), cache_length, lengths)
-            drafter = build_drafter(history, cache_length, spec.vocab_size, drafts)
-            drafters = {
-                EMBEDDER: bytes(write(build_embedder()).flatbuffer),
-                DRAFTER: bytes(write(drafter).flatbuffer),
-            }
+            drafter = build_drafter(history, cache_length, spec.vocab_size, drafts, stops)
+            models = {EMBEDDER: build_embedder(), DRAFTER: drafter}
+            return {name: bytes(write(model).flatbuffer) for name, model in models.items()}
 
         def text_for(network_nbytes: int) -> Text:
             return self._lay_out(
-                network_nbytes, family, quantization, states, drafters, network.found, *describe()
+                network_nbytes,
+                family,
+                quantization,
+                states,
+                make_drafters,
+                network.found,
+                *describe(),
             )
 
         return Plan(
@@ -284,7 +289,7 @@ class ModelConverter:
         family: Family,
         quantization: Quantization,
         states: Sequence[StateBuffer],
-        drafters: Mapping[str, bytes],
+        make_drafters: Callable[[Sequence[int]], dict[str, bytes]],
         found: Mapping[str, str],
         metadata: LlmMetadataResult,
         tokenizer_kind: str,
@@ -295,6 +300,9 @@ class ModelConverter:
             ("LlmMetadataProto", message.SerializeToString(deterministic=True)),
             ("ExecutorMetadataProto", executor_metadata(states, message.max_num_tokens)),
             (tokenizer_kind, tokenizer),
+        )
+        drafters = make_drafters(
+            [number for stop in message.stop_tokens for number in stop.token_ids.ids]
         )
         network = Section("TFLiteModel", network_nbytes, {"model_type": NETWORK})
         sections = (

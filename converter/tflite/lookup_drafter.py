@@ -9,10 +9,14 @@ that, what it handed on itself; in the first call, zeros. `input_pos` is always 
 that of the last token which is no draft. It compares the last four tokens with all places further
 up, and proposes what followed the longest match, of several the latest. A text that ends where the
 match began is gone on with from its beginning: what repeats is taken for a loop.
+
+What ends an answer is never proposed: where the engine finds it among drafts that are right, it
+leaves it out of the cache, and the next turn would be read without it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +46,9 @@ def build_embedder() -> Model:
     return model
 
 
-def build_drafter(history: History, cache_length: int, vocab_size: int, drafts: int) -> Model:
+def build_drafter(
+    history: History, cache_length: int, vocab_size: int, drafts: int, stops: Sequence[int]
+) -> Model:
     """The drafter.
 
     Args:
@@ -50,6 +56,7 @@ def build_drafter(history: History, cache_length: int, vocab_size: int, drafts: 
         cache_length: tokens that the context holds, C.
         vocab_size: V, which is proposed where nothing is.
         drafts: the most that are proposed one after another.
+        stops: tokens that end an answer.
     """
     model = Model("litert-lm-cli")
     g = model.add_graph("draft")
@@ -60,10 +67,10 @@ def build_drafter(history: History, cache_length: int, vocab_size: int, drafts: 
     values = g.make_reshape("values", activations, (2 * WIDTH,))
     token = g.make_slice("token", values, (0,), (1,))
     found = drafter.search(token, cache_length, drafts)
-    handed = drafter.handed_on(values, found)
-    draft = drafter.draft(handed, vocab_size)
+    now = drafter.handed_on(values, found)
+    draft = drafter.draft(now, vocab_size, stops)
     g.add_output("logits", drafter.make_logits(draft, vocab_size))
-    g.add_output("projected_activations", drafter.make_handed(handed))
+    g.add_output("projected_activations", drafter.make_handed(now, draft, vocab_size))
     return model
 
 
@@ -169,7 +176,7 @@ class _Drafter:
             }
         )
 
-    def draft(self, now: _Found, none: int) -> Tensor:
+    def draft(self, now: _Found, none: int, stops: Sequence[int]) -> Tensor:
         """The token that is proposed, float32, (1,); `none` for none."""
         g = self.g
         one = g.constant("one", 1.0)
@@ -185,7 +192,13 @@ class _Drafter:
         token = g.make_select("draft/token", is_last, now.token, known)
         done = g.make_add("draft/number", now.done, one)
         is_worth_it = g.make_greater_equal("draft/is_worth_it", now.limit, done)
-        return g.make_select("draft", is_worth_it, token, g.constant("draft/none", float(none)))
+        nothing = g.constant("draft/nothing", float(none))
+        token = g.make_select("draft/worth_it", is_worth_it, token, nothing)
+        ends = g.constant("draft/stops", np.asarray(stops, np.float32))
+        distance = g.make_sub("draft/distance", token, ends)
+        distance = g.make_mul("draft/square", distance, distance)
+        goes_on = g.make_greater_equal("draft/goes_on", g.make_reduce_min("nearest", distance), one)
+        return g.make_select("draft", goes_on, token, nothing)
 
     def make_logits(self, draft: Tensor, vocab_size: int) -> Tensor:
         """1 for the draft, 0 for everything else: (1, 1, V + 1)."""
@@ -197,10 +210,15 @@ class _Drafter:
         one = g.constant("logits/one", np.ones(1, np.float32))
         return g.make_scatter("logits", place, one, (1, 1, vocab_size + 1))
 
-    def make_handed(self, now: _Found) -> Tensor:
-        """What the next call is to know, (1, 1, E)."""
+    def make_handed(self, now: _Found, draft: Tensor, none: int) -> Tensor:
+        """What the next call is to know, (1, 1, E); after no draft there is none any more."""
         g, parts = self.g, dict(now.parts)
         parts["done"] = g.make_add("projected/done", now.done, g.constant("one", 1.0))
+        is_none = g.make_greater_equal(
+            "projected/is_none", draft, g.constant("nothing", float(none))
+        )
+        zero = g.constant("none", np.zeros(1, np.float32))
+        parts["limit"] = g.make_select("projected/limit", is_none, zero, now.limit)
         rest = g.constant("projected/rest", np.zeros(WIDTH - len(parts), np.float32))
         all_ = g.make_concatenation("projected/flat", (*parts.values(), rest), axis=0)
         return g.make_reshape("projected_activations", all_, (1, 1, WIDTH))
