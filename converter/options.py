@@ -155,6 +155,11 @@ def parse_draft(text: str) -> int:
     )
 
 
+def spelled_draft(drafts: int) -> str:
+    """How `--draft` names `ConvertOptions.drafts`."""
+    return f"lookup:{drafts}" if drafts else "none"
+
+
 def parse_prefill_lengths(text: str) -> tuple[int, ...]:
     """`256` -> the ladder up to 256 and 256 itself; `32,100` -> exactly these.
 

@@ -78,7 +78,7 @@ def test_json(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     value: dict[str, Any] = json.loads(printed_by(capsys, bundle, "--json"))
     assert set(value) == {
         "path", "size", "format_version", "system", "sections", "metadata", "signatures",
-        "weight_bytes", "run_memory",
+        "weight_bytes", "run_memory", "drafts",
     }  # fmt: skip
     assert value["path"] == str(bundle)
     assert value["size"] == bundle.stat().st_size

@@ -75,6 +75,7 @@ def test_it_says_what_was_read_and_what_came_out(source: Path, output: Path) -> 
         "prefill_lengths": [8, 16],
         "cache_length": 64,
         "target": "cpu",
+        "draft": "none",
         "engine": "direct",
         "adapters": [],
         "chat_template": None,
