@@ -339,9 +339,9 @@ class ModelConverter:
 
     def _check_drafts(self, spec: DecoderSpec) -> None:
         """Raise where a token that was drafted wrongly could not be taken back."""
-        without = "leave --draft out"
+        without = "leave it out"
         if self.options.target is Target.GPU:
-            raise UnsupportedError(
+            raise OptionError(
                 "--draft lookup",
                 "its network stands behind branches, which a GPU does not take",
                 f"{without}, or convert for the CPU: --target cpu",

@@ -8,12 +8,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
 from cli.obtain import open_checkpoint
 from converter.base import ModelConverter
 from converter.options import ConvertOptions
+from converter.tflite.lookup import MOST_DRAFTS, WIDTH, widths
+from runner.interpreter import GraphRunner
 from tests.edited_bundle import edited_bundle
 from tests.reciting import recite
 from tests.tiny_models import TINY_CONFIGS, random_model, write_tokenizer
@@ -177,3 +180,31 @@ def test_the_end_of_an_answer_is_not_lost(tmp_path: Path) -> None:
     answers = compare(convert(folder, 0), convert(folder, DRAFTS), ["one", "two", "three"])
     assert [said.text for said in answers] == ["abcdefghijkl"] * 3
     assert answers[-1].pieces < 8
+
+
+@pytest.mark.parametrize("bundles", ["gemma3_text", "gpt_oss"], indirect=True)
+def test_as_many_rows_as_there_are_drafts(bundles: Bundles) -> None:
+    """Their logits are those of `decode`; no token never wins."""
+    bundle = convert(bundles.plain.parent, MOST_DRAFTS)
+    text = [*np.random.default_rng(0).integers(0, 256, 30).tolist()]
+    length = len(text) - MOST_DRAFTS - 1
+    expected = GraphRunner(bundle)
+    for position, token in enumerate(text[:length]):
+        expected.decode(token, position)
+    caches = dict(expected._caches)
+    wanted = [expected.decode(text[p], p) for p in range(length, len(text))]
+    no_token = len(wanted[0])
+    verify = expected._interpreter.get_signature_runner("verify")
+    for rows in range(1, MOST_DRAFTS + 2):
+        ids = [*text[length : length + rows], *[no_token] * (MOST_DRAFTS + 1 - rows)]
+        embeddings = np.zeros((1, MOST_DRAFTS + 1, WIDTH), np.float32)
+        embeddings[0, :, 0] = ids
+        positions = np.arange(length, len(text), dtype=np.int32)
+        said = verify(embeddings=embeddings, input_pos=positions, **caches)
+        logits = said["logits"][0]
+        np.testing.assert_allclose(logits[:rows, :no_token], wanted[:rows], atol=2e-5)
+        assert (logits[:, no_token] == logits.min()).all()
+        assert logits.min() < -1e8
+        computed = next(width for width in widths(MOST_DRAFTS) if width >= rows)
+        assert (logits[computed:] == logits.min()).all()
+        assert not said["activations"].any()
