@@ -164,10 +164,6 @@ def test_the_end_of_the_context(bundles: Bundles) -> None:
         said = chat.ask(question, CONTEXT)
         assert CONTEXT <= said.used <= CONTEXT + DRAFTS
         assert said.text == expected.ask(question, said.tokens).text
-        again = chat.ask("More?")
-    with Chat(bundles.plain) as plain:
-        plain.ask(question, CONTEXT)
-        assert again.text == plain.ask("More?").text == ""
 
 
 def test_the_end_of_an_answer_is_not_lost(tmp_path: Path) -> None:
