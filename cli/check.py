@@ -72,6 +72,7 @@ def _lines(report: CheckReport) -> list[str]:
         f"  family: {report.family}",
         f"  parameters: {report.parameters / 1e9:.2f} billion",
         f"  made for: {report.context_length} tokens",
+        f"  draft: {report.draft}",
         "",
         "Size of the file, without the tokenizer",
     ]

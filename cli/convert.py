@@ -126,6 +126,13 @@ def add_conversion_options(parser: argparse.ArgumentParser, has_coreml: bool = F
         help="direct (default), or torch: PyTorch's own export by litert-torch, in the layout for "
         "gpu; it takes minutes, 15 bytes of memory per parameter, and ./setup --reference",
     )
+    parser.add_argument(
+        "--draft",
+        metavar="KIND",
+        help="lookup, or lookup:N: the file can draft at most N tokens at once, N from 1 to 7 "
+        "(3 where it is not said), by looking for the last ones further up in the text; faster "
+        "where an answer repeats it, for greedy sampling alone; or none (default)",
+    )
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub")
     add_fetch_options(parser)
     if has_coreml:
@@ -212,6 +219,7 @@ def _lines(report: PlanReport, force: bool) -> list[str]:
         f"  target: {report.target}",
         f"  chat template: {report.chat_template}",
         f"  KV cache: {report.kv_cache_length}",
+        f"  draft: {report.draft}",
         f"  threads: {report.threads}",
         "",
         "Signatures",

@@ -42,6 +42,7 @@ _OTHERS = {
     "prefill_seq_len": "say --batch",
     "kv_cache_max_len": "say --context",
     "engine": "leave it out",
+    "draft": "leave it out: no app that reads packages drafts",
 }
 _NEEDLESS = {
     "restart": "nothing is done in steps: a conversion takes seconds, and begins anew",

@@ -70,6 +70,7 @@ def as_json(bundle: Bundle) -> dict[str, Any]:
         "signatures": [dataclasses.asdict(s) for s in bundle.model.signatures],
         "weight_bytes": bundle.model.weight_bytes,
         "run_memory": dataclasses.asdict(bundle.model.run_memory),
+        "drafts": bundle.drafts,
     }
 
 
@@ -81,6 +82,8 @@ def _lines(bundle: Bundle) -> list[str]:
         lines.append(f"  {key}: {value}")
         if key == "target" and value in _WHY:
             lines.append(f"    {_WHY[value]}")
+    if bundle.drafts and "draft" not in bundle.system:
+        lines.append(f"  draft: {bundle.drafts} tokens at once; greedy where an app turns it on")
     lines += ["", "Sections"]
     for section in bundle.sections:
         items = "  ".join(f"{key}={value}" for key, value in section.items.items())

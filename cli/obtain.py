@@ -119,7 +119,8 @@ def _made_as(output: Path) -> str:
     system, context = bundle.system, bundle.metadata.max_num_tokens
     said = [str(system[key]) for key in ("quantization", "target") if key in system]
     made = f" in {' for '.join(said)}" if said else ""
-    return f"{made} with a context of {context} tokens" if context else made
+    made += f" with a context of {context} tokens" if context else ""
+    return made + (" and drafts" if "draft" in system else "")
 
 
 def preview(request: Request) -> PlanReport:

@@ -48,6 +48,7 @@ class Request:
     kv_cache_max_len: int | None = None
     target: str | None = None
     engine: str | None = None
+    draft: str | None = None
     revision: str | None = None
     offline: bool = False
     quiet: bool = False
@@ -61,7 +62,7 @@ class Request:
     # What a receipt says, so that nobody else may.
     decided_by_receipt: ClassVar[tuple[str, ...]] = (
         "quantize", "clip", "lora", "chat_template", "prefill_seq_len", "kv_cache_max_len",
-        "target", "engine", "revision",
+        "target", "engine", "draft", "revision",
     )  # fmt: skip
 
     def by_receipt(self, path: Path) -> Self:
@@ -113,6 +114,10 @@ class Request:
             check_choice("engine", self.engine, ENGINES)
             if self.engine == "torch":
                 chosen["engine"] = self.engine
+        if self.draft is not None:
+            from converter.options import parse_draft
+
+            chosen["drafts"] = parse_draft(self.draft)
         return chosen
 
     def chosen_for_any_target(self) -> dict[str, Any]:

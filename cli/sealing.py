@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from converter import receipt
 from converter.checkpoint.files import adapter_files, check_states, file_states
 from converter.errors import OptionError, OutputError, SourceError
-from converter.options import ChatTemplate
+from converter.options import ChatTemplate, parse_draft, spelled_draft
 from converter.output.atomic_file import Seal
 from converter.receipt import Origin
 from converter.text import background
@@ -176,6 +176,7 @@ def options_for_receipt(converter: ModelConverter, plan: Plan) -> dict[str, Any]
         "prefill_lengths": list(plan.prefill_lengths),
         "cache_length": plan.cache_length,
         "target": converter.options.target.value,
+        "draft": spelled_draft(converter.options.drafts),
         "engine": "torch" if isinstance(converter, ReferenceConverter) else "direct",
         "chat_template": _template_for_receipt(converter.options.chat_template),
     }
@@ -263,9 +264,10 @@ def options_of_receipt(found: dict[str, Any]) -> dict[str, Any]:
             "prefill_lengths": lengths,
             "cache_length": int(said["cache_length"]),
             "target": Target(said["target"]),
+            "drafts": parse_draft(str(said.get("draft", "none"))),  # older ones say nothing
         }
         chosen |= _of_both_targets(said)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OptionError, TypeError, ValueError) as error:
         raise _damaged(error) from error
     return chosen | ({"engine": "torch"} if said.get("engine") == "torch" else {})
 

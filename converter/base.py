@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter.checkpoint.base import Checkpoint
-from converter.decoder import DecoderSpec, Experts
+from converter.decoder import Attention, DecoderSpec, Experts
 from converter.errors import OptionError, UnsupportedError
 from converter.families.base import Family
 from converter.families.matching import listed
@@ -25,11 +25,13 @@ from converter.litertlm.bundle import (
     FIRST_SECTION,
     BundleLayout,
     Section,
+    draft_note,
     executor_metadata,
     lay_out,
     tokenizer_section,
 )
 from converter.litertlm.metadata import LlmMetadataResult, build_llm_metadata
+from converter.litertlm.model_types import DRAFTER, EMBEDDER, NETWORK
 from converter.litertlm.sampling import checked_sampling
 from converter.network import check_vocabulary, read_network
 from converter.options import (
@@ -44,6 +46,8 @@ from converter.text.chat_template import TEMPLATE_FIX
 from converter.text.tokenizer import load_tokenizer
 from converter.tflite.decoder_graph import build_decoder
 from converter.tflite.kv_cache import Target
+from converter.tflite.lookup import History
+from converter.tflite.lookup_drafter import build_drafter, build_embedder
 from converter.tflite.state import StateBuffer
 from converter.tflite.writer import MOST_TABLES, Layout, write
 from converter.version import __version__
@@ -179,6 +183,9 @@ class ModelConverter:
                 "its experts stand behind branches, which a GPU does not take",
                 self.instead_of_gpu,
             )
+        drafts = self.options.drafts
+        if drafts:
+            self._check_drafts(spec)
         lengths = self._prefill_lengths(cache_length, spec)
         quantization = parse_quantization(
             self.options.quantize or default_scheme(spec, self.options.target)
@@ -194,7 +201,9 @@ class ModelConverter:
         formats = {path: quantization.format_of(path, shape) for path, shape in shapes.items()}
         weights = {path: formats[path].weight(path, shape) for path, shape in shapes.items()}
         with _without_collector():
-            decoder = build_decoder(spec, lengths, cache_length, weights.__getitem__, target, rings)
+            decoder = build_decoder(
+                spec, lengths, cache_length, weights.__getitem__, target, rings, drafts
+            )
             model = write(decoder.model)
             states = decoder.states
             del decoder
@@ -222,9 +231,23 @@ class ModelConverter:
                 network.updates.get(path, ()),
             )
 
+        def make_drafters(stops: Sequence[int]) -> dict[str, bytes]:
+            if not drafts:
+                return {}
+            history = History.of(len(spec.layers), cache_length, lengths)
+            drafter = build_drafter(history, cache_length, spec.vocab_size, drafts, stops)
+            models = {EMBEDDER: build_embedder(), DRAFTER: drafter}
+            return {name: bytes(write(model).flatbuffer) for name, model in models.items()}
+
         def text_for(network_nbytes: int) -> Text:
             return self._lay_out(
-                network_nbytes, family, quantization, states, network.found, *describe()
+                network_nbytes,
+                family,
+                quantization,
+                states,
+                make_drafters,
+                network.found,
+                *describe(),
             )
 
         return Plan(
@@ -266,6 +289,7 @@ class ModelConverter:
         family: Family,
         quantization: Quantization,
         states: Sequence[StateBuffer],
+        make_drafters: Callable[[Sequence[int]], dict[str, bytes]],
         found: Mapping[str, str],
         metadata: LlmMetadataResult,
         tokenizer_kind: str,
@@ -277,14 +301,22 @@ class ModelConverter:
             ("ExecutorMetadataProto", executor_metadata(states, message.max_num_tokens)),
             (tokenizer_kind, tokenizer),
         )
-        network = Section("TFLiteModel", network_nbytes, {"model_type": "tf_lite_prefill_decode"})
-        sections = ((network, None), *((Section(k, len(d), {}), d) for k, d in parts))
+        drafters = make_drafters(
+            [number for stop in message.stop_tokens for number in stop.token_ids.ids]
+        )
+        network = Section("TFLiteModel", network_nbytes, {"model_type": NETWORK})
+        sections = (
+            (network, None),
+            *((Section("TFLiteModel", len(d), {"model_type": t}), d) for t, d in drafters.items()),
+            *((Section(k, len(d), {}), d) for k, d in parts),
+        )
         system = {
             "producer": self.producer,
             "model": self.name,
             "family": family.name,
             "quantization": quantization.name,
             "target": self.options.target.value,
+            **({"draft": draft_note(self.options.drafts)} if drafters else {}),
             **found,
             "chat template": self._template_origin(metadata.template.chosen),
         }
@@ -304,6 +336,23 @@ class ModelConverter:
         if ".jinja" in candidate:
             return f"the family's {candidate}, in place of {origin}"
         return f"{origin}, {'as it is' if candidate == 'source' else 'adapted'}"
+
+    def _check_drafts(self, spec: DecoderSpec) -> None:
+        """Raise where a token that was drafted wrongly could not be taken back."""
+        without = "leave it out"
+        if self.options.target is Target.GPU:
+            raise OptionError(
+                "--draft lookup",
+                "its network stands behind branches, which a GPU does not take",
+                f"{without}, or convert for the CPU: --target cpu",
+            )
+        mixers = {type(mixer) for layer in spec.layers for mixer in layer.mixers}
+        if mixers != {Attention}:
+            raise UnsupportedError(
+                f"{self.name}: --draft lookup",
+                "its layers keep a state that no wrong draft can be taken out of again",
+                without,
+            )
 
     def _cache_length(self, family: Family) -> int:
         limit = family.longest_context

@@ -15,7 +15,7 @@ from converter.checkpoint.base import Checkpoint
 from converter.errors import LiteRTLMError, SourceError
 from converter.litertlm.inspection import summarise
 from converter.litertlm.run_memory import RunMemory
-from converter.options import DEFAULT_CACHE_LENGTH, ConvertOptions
+from converter.options import DEFAULT_CACHE_LENGTH, ConvertOptions, spelled_draft
 from converter.weights.quantization import SCHEMES
 
 # Tokens of context whose memory is told, as far as the model goes.
@@ -65,6 +65,7 @@ class CheckReport:
     context_length: int
     scheme: str
     target: str
+    draft: str
     sizes: tuple[SchemeSize, ...]
     memory: tuple[ContextMemory, ...]
     text_proved: bool
@@ -106,6 +107,7 @@ def check(
         context_length=plan.family.max_position_embeddings,
         scheme=plan.quantization.name,
         target=options.target.value,
+        draft=spelled_draft(options.drafts),
         sizes=tuple(_sizes(checkpoint, name, options, plan)),
         memory=tuple(_memory(checkpoint, name, options, lengths or _contexts(plan))),
         text_proved=has_text,

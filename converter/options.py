@@ -13,6 +13,7 @@ from converter.decoder import DecoderSpec, Experts
 from converter.errors import OptionError
 from converter.text.named_templates import chat_template_of
 from converter.tflite.kv_cache import Target
+from converter.tflite.lookup import MOST_DRAFTS
 from converter.weights.adapters import WeightedAdapter
 from converter.weights.row_format import Clip
 
@@ -25,6 +26,7 @@ PREFILL_LADDER = (8, 16, 32, 64, 128, 256, 512, 1024)
 _LONGEST_OF_EXPERTS = 128
 _ROWS_OF_EXPERTS = 1 << 30
 DEFAULT_CACHE_LENGTH = 1280
+DEFAULT_DRAFTS = 3
 _LARGEST_TEMPLATE = 1 << 20  # bytes; published ones are below 30,000
 
 
@@ -73,6 +75,7 @@ class ConvertOptions:
         cache_length: slots in the KV cache; None for the default, or the model's own limit where
             that is lower.
         target: what the graph is made for.
+        drafts: the most tokens that are drafted at once, by prompt lookup; 0 for no drafts.
         lora: LoRA adapters to merge, in this order.
         chat_template: one that the user chose; None for the source's own.
         threads: workers that stream weights; the result does not depend on it.
@@ -83,6 +86,7 @@ class ConvertOptions:
     prefill_lengths: Sequence[int] | None = None
     cache_length: int | None = None
     target: Target = Target.CPU
+    drafts: int = 0
     lora: Sequence[WeightedAdapter] = ()
     chat_template: ChatTemplate | None = None
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -130,6 +134,30 @@ def _json_object(text: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def parse_draft(text: str) -> int:
+    """What `--draft` names, `lookup`, `lookup:N` or `none`, as `ConvertOptions.drafts`.
+
+    Raises:
+        OptionError: it is none of these.
+    """
+    kind, colon, count = text.partition(":")
+    if text == "none":
+        return 0
+    drafts = int(count) if count.isdecimal() else 0
+    if kind == "lookup" and (not colon or 0 < drafts <= MOST_DRAFTS):
+        return drafts or DEFAULT_DRAFTS
+    raise OptionError(
+        f"--draft {text}",
+        "is no kind of drafts",
+        f"say none, lookup, or lookup:N for at most N drafts at once, N from 1 to {MOST_DRAFTS}",
+    )
+
+
+def spelled_draft(drafts: int) -> str:
+    """How `--draft` names `ConvertOptions.drafts`."""
+    return f"lookup:{drafts}" if drafts else "none"
 
 
 def parse_prefill_lengths(text: str) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from converter.checkpoint.base import Checkpoint
 from converter.errors import OutputError
 from converter.litertlm.inspection import SignatureSummary, summarise
 from converter.litertlm.run_memory import RunMemory
+from converter.options import spelled_draft
 from converter.text.bundle_tokenizer import SENTENCEPIECE_KIND
 from converter.text.tokenizer_json import HF_KIND
 from converter.weights.stream import BLOCK_VALUES, PlannedWeight
@@ -62,6 +63,7 @@ class PlanReport:
     output: str
     output_exists: bool
     kv_cache_length: int
+    draft: str
     prefill_lengths: tuple[int, ...]
     signatures: list[SignatureSummary]
     tensors: list[TensorGroup]
@@ -92,6 +94,7 @@ def report(converter: ModelConverter, plan: Plan, output: Path) -> PlanReport:
         output=str(output),
         output_exists=output.exists(),
         kv_cache_length=plan.cache_length,
+        draft=spelled_draft(converter.options.drafts),
         prefill_lengths=plan.prefill_lengths,
         signatures=model.signatures,
         tensors=tensor_groups(plan.weights),

@@ -34,6 +34,7 @@ def convert(
     kv_cache_max_len: int | None = None,
     target: str | None = None,
     engine: str | None = None,
+    draft: str | None = None,
     revision: str | None = None,
     offline: bool = False,
     quiet: bool = False,
@@ -72,6 +73,7 @@ def convert(
         kv_cache_max_len: tokens that the KV cache holds; 1280 where None.
         target: cpu (where None), gpu or coreml.
         engine: direct (where None) or torch.
+        draft: "lookup" or "lookup:N", for at most N drafts at once, or "none" (where None).
         revision: branch, tag or commit on the hub.
         offline: use what is on this disk, and no network.
         quiet: no progress and no notes on stderr.
@@ -103,6 +105,7 @@ def convert(
         kv_cache_max_len=kv_cache_max_len,
         target=target,
         engine=engine,
+        draft=draft,
         revision=revision,
         offline=offline,
         quiet=quiet,
@@ -140,6 +143,7 @@ def plan(
     prefill_seq_len: int | str | None = None,
     kv_cache_max_len: int | None = None,
     target: str | None = None,
+    draft: str | None = None,
     revision: str | None = None,
     quiet: bool = False,
     context: int | None = None,
@@ -175,6 +179,7 @@ def plan(
         prefill_seq_len=prefill_seq_len,
         kv_cache_max_len=kv_cache_max_len,
         target=target,
+        draft=draft,
         revision=revision,
         quiet=quiet,
         context=context,
@@ -210,7 +215,7 @@ def request_for(
     """
     if model is None and from_receipt is None:
         raise OptionError("convert", "no model was named", "name one, or a receipt")
-    for name in ("quantize", "clip", "target", "engine", "revision", "prefix"):
+    for name in ("quantize", "clip", "target", "engine", "draft", "revision", "prefix"):
         check_text(name, options.get(name))
     progress = options.get("progress")
     if progress is not None and not callable(progress):

@@ -113,6 +113,14 @@ def _shortened(value: str) -> str:
     return value if len(value) <= _MOST_VALUE else f"{value[: _MOST_VALUE - 3]}..."
 
 
+def draft_note(drafts: int) -> str:
+    """What the header says of drafts, above all to those who write apps."""
+    return (
+        f"lookup, at most {drafts} tokens at once; the engine has them off unless an app turns "
+        "speculative decoding on, and then samples greedily, whatever temperature it is given"
+    )
+
+
 def tokenizer_section(kind: str, data: bytes) -> bytes:
     """The bytes of a tokenizer section: a tokenizer.json is compressed, after its size."""
     if kind != "HF_Tokenizer_Zlib":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import SourceError
+from converter.litertlm.model_types import DRAFTER
 from converter.litertlm.run_memory import RunMemory, run_memory
 
 _MAX_HEADER = 1 << 24
@@ -74,6 +75,25 @@ class Bundle:
     def section(self, kind: str) -> SectionInfo | None:
         """The first section of a type, or None."""
         return next((section for section in self.sections if section.kind == kind), None)
+
+    @property
+    def drafts(self) -> int:
+        """How many tokens are drafted at once where an app asks for it, by any kind of drafter; 0
+        where the file has none.
+
+        Raises:
+            SourceError: its model cannot be parsed.
+        """
+        if not any(section.items.get("model_type") == DRAFTER for section in self.sections):
+            return 0
+        rows = (
+            tensor.shape[0]
+            for signature in self.model.signatures
+            if signature.name == "verify"
+            for tensor in signature.inputs
+            if tensor.name == "input_pos" and tensor.shape
+        )
+        return next(rows, 1) - 1
 
     @cached_property
     def metadata(self) -> Any:

@@ -1,4 +1,4 @@
-"""Turns a `DecoderSpec` into the signatures `prefill_N` and `decode` of a TFLite model.
+"""Turns a `DecoderSpec` into the signatures `prefill_N`, `decode` and `verify` of a TFLite model.
 
     tokens (1, N)  input_pos (N,)  [gpu only: mask (1, 1, N, C)]  states
         |
@@ -6,7 +6,7 @@
 
 with N tokens in this call and C slots asked for. A layer's mixer has a file of its own, which says
 what it keeps between calls: `attention_layers`, whose caches' shapes stand in `kv_cache`,
-`short_conv` and `delta_net`.
+`short_conv` and `delta_net`. `verify`, which is there for drafts, stands in `lookup`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from converter.tflite.attention_layers import AttentionLayers
 from converter.tflite.blocks import Blocks, WeightOf, at
 from converter.tflite.delta_net import DeltaNetLayers
 from converter.tflite.feed_forward import make_feed_forward
-from converter.tflite.graph import DType, Model, Tensor
+from converter.tflite.graph import DType, Graph, Model, Tensor
 from converter.tflite.kv_cache import Call, Target, cache_shape
+from converter.tflite.lookup import History, add_no_activations, add_verify
 from converter.tflite.mamba2 import Mamba2Layers
 from converter.tflite.short_conv import ShortConvLayers
 from converter.tflite.state import StateBuffer
@@ -65,8 +66,9 @@ def build_decoder(
     weight_of: WeightOf,
     target: Target,
     rings: bool,
+    drafts: int = 0,
 ) -> Decoder:
-    """Emit one `prefill_N` for every length, and `decode`.
+    """Emit one `prefill_N` for every length, `decode`, and `verify` where there are drafts.
 
     Args:
         spec: the network.
@@ -75,52 +77,76 @@ def build_decoder(
         weight_of: the stored form of each weight path in `spec.weight_shapes`.
         target: what it will run on.
         rings: whether caches of windows may be rings; see `cache_shape`.
+        drafts: how many tokens are drafted at once; 0 for none. They may reach beyond C.
     """
     model = Model("litert-lm-cli")
     # Declared first and in order of use, so that the file is read front to back.
     for path, _ in spec.weight_shapes():
         model.declare(weight_of(path))
 
-    def emit(signature: str, length: int) -> _DecoderGraph:
-        return _DecoderGraph(model, signature, spec, length, weight_of, cache_length, target, rings)
+    slots, history = cache_length, None
+    if drafts:
+        slots += drafts + 1
+        history = History.of(len(spec.layers), cache_length, prefill_lengths)
+
+    def emit(g: Graph, ids: Tensor, positions: Tensor, fits: bool = False) -> _DecoderGraph:
+        mask = None
+        if target is Target.GPU:
+            shape = 1, 1, *positions.shape, slots
+            mask = g.add_input("mask", shape, DType.FLOAT32)
+        first = g.make_slice("cache/first", positions, (0,), (1,))
+        last = g.make_reduce_max("cache/last", positions)
+        call = Call(model, g, positions.shape[0], positions, first, last, mask, fits)
+        return _DecoderGraph(call, spec, ids, weight_of, slots, target, rings)
+
+    def emit_signature(signature: str, n: int) -> _DecoderGraph:
+        g = model.add_graph(signature)
+        tokens = g.add_input("tokens", (1, n), DType.INT32)
+        positions = g.add_input("input_pos", (n,), DType.INT32)
+        ids = g.make_reshape("embedding/ids", tokens, (n,))
+        network = emit(g, ids, positions)
+        if history is not None:
+            history.add(g, ids, network.first)
+        return network
 
     for length in prefill_lengths:
-        emit(f"prefill_{length}", length).build_prefill()
-    decode = emit("decode", 1)
-    decode.build_decode()
-    return Decoder(model, decode.states)
+        emit_signature(f"prefill_{length}", length).build_prefill()
+    decode = emit_signature("decode", 1)
+    decode.graph.add_output("logits", decode.make_logits())
+    states = decode.states
+    if history is not None:
+        add_no_activations(decode.graph, decode.first)
+
+        def emit_rows(g: Graph, ids: Tensor, positions: Tensor) -> Tensor:
+            return emit(g, ids, positions, fits=True).make_logits()
+
+        add_verify(model, drafts, spec.vocab_size, states, history, emit_rows)
+        states = (*states, history.state)
+    return Decoder(model, states)
 
 
 class _DecoderGraph:
-    """One signature: N tokens through the network."""
+    """One call: N tokens through the network."""
 
     def __init__(
         self,
-        model: Model,
-        signature: str,
+        call: Call,
         spec: DecoderSpec,
-        length: int,
+        ids: Tensor,
         weight_of: WeightOf,
         cache_length: int,
         target: Target,
         rings: bool,
     ) -> None:
-        self.graph = g = model.add_graph(signature)
+        self.graph = call.graph
         self.spec = spec
-        self.length = n = length
-        tokens = g.add_input("tokens", (1, n), DType.INT32)
-        positions = g.add_input("input_pos", (n,), DType.INT32)
-        mask = None
-        if target is Target.GPU:
-            mask = g.add_input("mask", (1, 1, n, cache_length), DType.FLOAT32)
-        first = g.make_slice("cache/first", positions, (0,), (1,))
-        last = g.make_reduce_max("cache/last", positions)
-        call = Call(model, g, n, positions, first, last, mask)
+        self.length = call.length
+        self.first = call.first
+        self.ids = ids
         self.blocks = Blocks(call, weight_of)
         self.altup = None
         if spec.altup is not None:
             self.altup = AltUpStreams(self.blocks, spec.altup, spec.norm)
-        self.ids = g.make_reshape("embedding/ids", tokens, (n,))
         mixers = [(i, mixer) for i, layer in enumerate(spec.layers) for mixer in layer.mixers]
         attention = {i: mixer for i, mixer in mixers if isinstance(mixer, Attention)}
         convs = {i: mixer for i, mixer in mixers if isinstance(mixer, ShortConv)}
@@ -148,8 +174,8 @@ class _DecoderGraph:
             x = self.altup.active_of(f"layers.{last}", self.altup.predict(last, x))
         self.write(last, layer, self.make_pre_norm(mixer_path(last, layer), x))
 
-    def build_decode(self) -> None:
-        """All layers, and the head."""
+    def make_logits(self) -> Tensor:
+        """All layers, and the head: (1, N, vocabulary)."""
         g, spec = self.graph, self.spec
         x = self.make_layers(len(spec.layers))
         if self.altup is not None:
@@ -164,7 +190,7 @@ class _DecoderGraph:
         if spec.logits_softcap is not None:
             logits = make_softcap(g, "head/capped", logits, spec.logits_softcap)
         shape = 1, self.length, spec.vocab_size
-        g.add_output("logits", g.make_reshape("logits", logits, shape))
+        return g.make_reshape("logits", logits, shape)
 
     def make_layers(self, count: int) -> Tensor:
         """The tokens after so many layers, (N, hidden)."""

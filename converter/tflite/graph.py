@@ -318,6 +318,13 @@ class Graph:
         sizes = self.constant(f"{name}/size", size)
         return self._make("SLICE", name, (x, begins, sizes), size, x.dtype)
 
+    def make_pad(self, name: str, x: Tensor, after: Sequence[int], value: float) -> Tensor:
+        """So many more elements along every axis behind those that are there, all `value`."""
+        pairs = self.constant(f"{name}/after", np.asarray([(0, n) for n in after], np.int32))
+        shape = [size + n for size, n in zip(x.shape, after, strict=True)]
+        filling = self.constant(f"{name}/value", np.asarray([value], np.float32))
+        return self._make("PADV2", name, (x, pairs, filling), shape)
+
     def make_gather(self, name: str, x: Tensor, indices: Tensor, axis: int) -> Tensor:
         """The slices of x at `indices`, (n,), along `axis`."""
         shape = (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
@@ -378,21 +385,31 @@ class Graph:
     def make_if(
         self, name: str, condition: Tensor, then: Graph, otherwise: Graph, inputs: Sequence[Tensor]
     ) -> Tensor:
-        """The output of `then` where the condition, (1,), holds, else that of `otherwise`.
+        """The one output of `then` where the condition holds, else that of `otherwise`."""
+        [result] = self.make_ifs(name, condition, then, otherwise, inputs).values()
+        return result
 
-        Both are bodies with one input for each of `inputs` and one output of the same shape. The
-        runtime hands the inputs over without copying them.
+    def make_ifs(
+        self, name: str, condition: Tensor, then: Graph, otherwise: Graph, inputs: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """The outputs of `then` where the condition, (1,), holds, else those of `otherwise`.
+
+        Both are bodies with one input for each of `inputs`, and with the same outputs in the same
+        order. The runtime hands the inputs over without copying them, and a body writes its outputs
+        where they are wanted: what is updated in place outside is updated in place inside, too.
         """
-        [result] = then.outputs.values()
-        return self._make(
-            "IF",
-            name,
-            (condition, *inputs),
-            result.shape,
-            result.dtype,
-            ThenSubgraphIndex=then.number,
-            ElseSubgraphIndex=otherwise.number,
-        )
+        assert [x.shape for x in then.outputs.values()] == [
+            x.shape for x in otherwise.outputs.values()
+        ]
+        results = {
+            output: self._tensor(name if len(then.outputs) == 1 else f"{name}/{output}", *of)
+            for output, of in ((key, (x.shape, x.dtype)) for key, x in then.outputs.items())
+        }
+        options = (("ThenSubgraphIndex", then.number), ("ElseSubgraphIndex", otherwise.number))
+        handed = tuple(tensor.index for tensor in (condition, *inputs))
+        made = tuple(tensor.index for tensor in results.values())
+        self.ops.append(Op("IF", handed, made, options))
+        return results
 
 
 class Model:

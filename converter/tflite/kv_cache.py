@@ -42,7 +42,8 @@ from converter.tflite.state import StateBuffer, StateKind
 _MASKED = -1e9
 # How many tokens the engine may take back between two turns.
 REWIND = 120
-# A call may leave so much padding in a ring: what the shortest signature of the ladder has.
+# A call may leave so much padding in a ring, or so many drafts that were wrong: what the shortest
+# signature of the ladder has.
 _PADDING = 8
 # Slots of a ring beyond the window. A call of so many tokens overwrites nothing that it looks at.
 RING_SLACK = REWIND + _PADDING
@@ -106,6 +107,7 @@ class Call:
         positions: (N,), position 0 for the padding at a prefill's end.
         first, last: the first of them, and the last that is not padding, (1,).
         mask: the runtime's causal mask, (1, 1, N, C); None on a CPU.
+        always_fits: whether every cache has room for all its tokens; padding may reach beyond.
     """
 
     model: Model
@@ -115,6 +117,7 @@ class Call:
     first: Tensor
     last: Tensor
     mask: Tensor | None
+    always_fits: bool = False
 
 
 @dataclass(frozen=True)
@@ -255,7 +258,7 @@ class FullCache(KVCache):
         self.start = self.make_start("start", self.call.first, axis=2)
         columns = np.arange(slots, dtype=np.float32).reshape(1, 1, 1, slots)
         self.attention = self.make_attention(g.constant(f"{self.name}/columns", columns))
-        if self.length == 1:
+        if self.length == 1 or self.call.always_fits:
             return
         # The padding of a last prefill may reach beyond the cache. DYNAMIC_UPDATE_SLICE then moves
         # the block back, over keys that are in use: it is to begin with these.
@@ -318,7 +321,7 @@ class FullCache(KVCache):
     def write(self, name: str, new: Tensor, cache: Tensor) -> Tensor:
         """A cache with this call's tokens, (1, N, kv, d)."""
         block = make_heads_first(self.graph, f"{name}/heads_first", new)
-        if self.length > 1:
+        if self.length > 1 and not self.call.always_fits:
             block = self.make_either(f"{name}/block", block, cache)
         return self.graph.make_dynamic_update_slice(f"{name}/cache", cache, block, self.start)
 

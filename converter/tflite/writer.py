@@ -58,6 +58,7 @@ _OPTIONS: dict[str, str | None] = {
     "MINIMUM": "MaximumMinimumOptions",
     "MUL": "MulOptions",
     "NEG": "NegOptions",
+    "PADV2": "PadV2Options",
     "REDUCE_MAX": "ReducerOptions",
     "REDUCE_MIN": "ReducerOptions",
     "RESHAPE": "ReshapeOptions",

@@ -105,6 +105,7 @@ class ReferenceConverter(ModelConverter):
         for option, refused in (
             ("--target cpu", self.options.target is not Target.GPU),
             ("--lora", bool(self.options.lora)),
+            ("--draft lookup", bool(self.options.drafts)),
             ("--clip max", self.options.clip is not Clip.MSE),
             (f"--quantize {self.options.quantize}", self.options.quantize not in (None, *SCHEMES)),
         ):

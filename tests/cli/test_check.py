@@ -59,8 +59,8 @@ def test_its_figures_are_those_of_the_result(
 ) -> None:
     value = said(capsys, llama)
     assert set(value) == {
-        "model", "supported", "family", "parameters", "context_length", "scheme", "target", "sizes",
-        "memory", "text_proved", "notes",
+        "model", "supported", "family", "parameters", "context_length", "scheme", "target", "draft",
+        "sizes", "memory", "text_proved", "notes",
     }  # fmt: skip
     assert (value["model"], value["supported"], value["family"]) == ("llama", True, "llama")
     assert value["text_proved"]

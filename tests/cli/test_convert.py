@@ -295,6 +295,24 @@ def test_a_path_that_is_no_text(llama: Path, tmp_path: Path) -> None:
             "--quantize int3, no such scheme, choose one of: dynamic_int8, dynamic_int8_a16, "
             "dynamic_int4, dynamic_int4_block128, int8, fp16, fp32",
         ),
+        *(
+            (
+                ["--draft", text],
+                f"--draft {text}, is no kind of drafts, say none, lookup, or lookup:N for at most "
+                "N drafts at once, N from 1 to 7",
+            )
+            for text in ("lookup:0", "lookup:8", "lookup:", "lookup:x", "none:3", "eagle")
+        ),
+        (
+            ["--draft", "lookup", "--target", "gpu"],
+            "--draft lookup, its network stands behind branches, which a GPU does not take, leave "
+            "it out, or convert for the CPU: --target cpu",
+        ),
+        (
+            ["--draft", "lookup", "--target", "coreml"],
+            "--draft, is not about --target coreml, leave it out: no app that reads packages "
+            "drafts",
+        ),
         (
             ["--prefill-seq-len", "0"],
             "--prefill-seq-len 0, '0' is not a positive integer, "
@@ -617,7 +635,7 @@ def test_a_dry_run(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     path, _ = converted(capsys, llama, "--output-dir", out, "--prefill-seq-len", "8,16",
         "--kv-cache-max-len", "32")  # fmt: skip
     lines = said[0].splitlines()
-    assert lines[:10] == [
+    assert lines[:11] == [
         f"{path}  {size(path.stat().st_size)}",
         "  model: llama",
         "  family: llama",
@@ -625,6 +643,7 @@ def test_a_dry_run(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         "  target: cpu",
         "  chat template: none, the source has none",
         "  KV cache: 32",
+        "  draft: none",
         f"  threads: {os.cpu_count()}",
         "",
         "Signatures",
@@ -666,7 +685,7 @@ def test_a_dry_run_as_json(llama: Path, tmp_path: Path, capsys: pytest.CaptureFi
     value = json.loads(text)
     assert list(value) == [
         "model", "family", "scheme", "target", "chat_template", "output", "output_exists",
-        "kv_cache_length",
+        "kv_cache_length", "draft",
         "prefill_lengths", "signatures", "tensors", "source_bytes", "weights_bytes",
         "output_bytes", "memory_bytes", "disk_needed_bytes", "disk_free_bytes", "threads",
         "run_memory",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from converter.options import ConvertOptions
 from tests.edited_bundle import edited_bundle
 from tests.tiny_models import make_checkpoint
 
+DRAFTING = ConvertOptions(prefill_lengths=(8, 16), cache_length=32, drafts=2)
 HOSTILE = "\x1b[2Jboo\x9b31m\x07\u202e"
 
 
@@ -74,11 +76,34 @@ def test_text(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "jinja_prompt_template" not in text  # it has a part of its own
 
 
+def test_drafts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What an app must know: how many, and that they want greedy sampling."""
+    make_checkpoint("llama", tmp_path / "llama")
+    path = tmp_path / "tiny.litertlm"
+    with open_checkpoint(tmp_path / "llama") as checkpoint:
+        ModelConverter(checkpoint, "tiny", DRAFTING).convert(path)
+    capsys.readouterr()
+    text = printed_by(capsys, path)
+    assert "\n  draft: lookup, at most 2 tokens at once; " in text
+    assert "samples greedily, whatever temperature it is given\n" in text
+    for line in (
+        "    in      embeddings      float32 [1, 3, 8]",
+        "    out     logits          float32 [1, 3, 321]",
+        "    in+out  kv_cache_k_*    float32 [1, 2, 35, 16]  x2",
+        "  max_num_tokens: 32",
+    ):
+        assert f"\n{line}\n" in text
+    assert re.search(r"\n  TFLiteModel +\d+ B  model_type=tf_lite_embedder\n", text)
+    assert re.search(r"\n  TFLiteModel +\d.\d kB  model_type=tf_lite_mtp_drafter\n", text)
+    assert read_bundle(path).drafts == 2
+    assert json.loads(printed_by(capsys, path, "--json"))["drafts"] == 2
+
+
 def test_json(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     value: dict[str, Any] = json.loads(printed_by(capsys, bundle, "--json"))
     assert set(value) == {
         "path", "size", "format_version", "system", "sections", "metadata", "signatures",
-        "weight_bytes", "run_memory",
+        "weight_bytes", "run_memory", "drafts",
     }  # fmt: skip
     assert value["path"] == str(bundle)
     assert value["size"] == bundle.stat().st_size

@@ -579,6 +579,15 @@ def test_experts_are_not_for_gpus(tmp_path: Path) -> None:
     assert "which a GPU does not take, leave --engine torch" in str(found.value)
 
 
+@pytest.mark.parametrize("model", ["lfm2", "qwen3_5_text", "falcon_h1-norm-tied"])
+def test_no_drafts_where_none_can_be_taken_back(model: str, tmp_path: Path) -> None:
+    """Short convolutions, delta nets, Mamba layers."""
+    make_checkpoint(model, tmp_path / "model")
+    error = refusal(tmp_path / "model", tmp_path / "out" / "m", drafts=3)
+    assert isinstance(error, UnsupportedError)
+    assert "its layers keep a state that no wrong draft can be taken out of again" in str(error)
+
+
 def test_more_branches_than_the_runtime_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

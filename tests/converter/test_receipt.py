@@ -75,6 +75,7 @@ def test_it_says_what_was_read_and_what_came_out(source: Path, output: Path) -> 
         "prefill_lengths": [8, 16],
         "cache_length": 64,
         "target": "cpu",
+        "draft": "none",
         "engine": "direct",
         "adapters": [],
         "chat_template": None,
@@ -175,6 +176,19 @@ def test_the_same_bytes_again(
     assert main(["convert", str(moved), "--from-receipt", paper, *options]) == EXIT_FAILURE
     assert "config.json, it is not the file that the receipt names" in capsys.readouterr().err
     assert (again / "tiny.litertlm").read_bytes() == output.read_bytes()
+
+
+def test_drafts_stand_in_it(source: Path, tmp_path: Path) -> None:
+    options = ["--prefill-seq-len", "8,16", "--draft", "lookup:2", "--quiet"]
+    assert main(["convert", str(source), "--output-dir", str(tmp_path), *options]) == 0
+    output = tmp_path / "tiny.litertlm"
+    assert said(output)["options"]["draft"] == "lookup:2"
+    kinds = [part["name"] for part in said(output)["output"]["parts"]]
+    assert kinds[1:4] == ["TFLiteModel"] * 3
+    assert main(["verify", str(output)]) == 0
+    again = ["--output-dir", str(tmp_path / "again"), "--quiet"]
+    assert main(["convert", "--from-receipt", str(output.with_suffix(".json")), *again]) == 0
+    assert (tmp_path / "again/tiny.litertlm").read_bytes() == output.read_bytes()
 
 
 def test_other_bytes_than_those_of_the_receipt_are_not_kept(
@@ -345,7 +359,7 @@ def test_an_origin_that_is_no_text_is_refused(
 @pytest.mark.parametrize(
     ("option", "value"),
     [("prefill_lengths", [-1]), ("prefill_lengths", []), ("prefill_lengths", 5), ("clip", {}),
-     ("target", []), ("cache_length", None), ("adapter", "x")],
+     ("target", []), ("cache_length", None), ("draft", "eagle"), ("adapter", "x")],
 )  # fmt: skip
 def test_damaged_options_are_refused(
     output: Path, option: str, value: Any, capsys: pytest.CaptureFixture[str]
