@@ -24,15 +24,14 @@ import numpy as np
 from converter.tflite.graph import DType, Graph, Model, Tensor
 from converter.tflite.lookup import COMPARED, WIDTH, History
 
-# A match of one token more outweighs every position. Floats are exact up to 2^24.
+# A match of one token more outweighs every position, in a context of up to 2 million tokens. Floats
+# are exact up to 2^24.
 _MATCH = 1 << 21
 # One token says little. Of the drafts after two, one in three or four is right in free text, and
 # most where something is repeated.
 _SHORTEST = 2
 # After a match that is shorter than what is compared, no more than these are worth verifying.
 _FEW = 3
-# The longest text whose positions can be told apart.
-MOST_POSITIONS = _MATCH
 
 
 def build_embedder() -> Model:
@@ -112,17 +111,43 @@ class _Drafter:
     before: Tensor
 
     def search(self, token: Tensor, cache_length: int, drafts: int) -> _Found:
-        """Where the last tokens stood before."""
-        g = self.g
-        one = g.constant("one", 1.0)
+        """Where the last tokens stood before: the longest match, of several the latest."""
+        g, zero, one = self.g, self.g.constant("zero", 0.0), self.g.constant("one", 1.0)
         before = g.make_cast("before", self.before, DType.FLOAT32)
-        # Which of `length` tokens, from the last one back, are the same at each position.
-        differs, length = None, g.constant("compared", float(COMPARED))
+        positions = g.constant("positions", np.arange(cache_length, dtype=np.float32))
+        score = self.match(token, cache_length)
+        score = g.make_mul("score/length", score, g.constant("match", float(_MATCH)))
+        score = g.make_add("score/all", score, positions)
+        # What stands behind the text is of an earlier one, or of drafts that were wrong.
+        behind = g.make_minimum("score/behind", g.make_sub("score/ago", before, positions), zero)
+        behind = g.make_mul("score/hidden", behind, g.constant("hidden", float(8 * _MATCH)))
+        best = g.make_reduce_max("best", g.make_add("score", score, behind))
+        best = g.make_cast("best/int32", g.make_maximum("best/any", best, zero), DType.INT32)
+        match = g.constant("match/int32", [_MATCH])
+        place = g.make_cast("place", g.make_floor_mod("place/int32", best, match), DType.FLOAT32)
+        length = g.make_floor_div("length", best, match)
+        is_long = g.make_greater_equal("is_long", length, g.constant("long", [COMPARED]))
+        is_found = g.make_greater_equal("is_found", length, g.constant("least", [_SHORTEST]))
+        few, all_ = (g.constant(f"{n}_drafts", float(n)) for n in (min(_FEW, drafts), drafts))
+        none = g.constant("none", np.zeros(1, np.float32))
+        limit = g.make_select("limit/found", is_long, all_, few)
+        return _Found(
+            done=none,
+            start=g.make_add("start", place, one),
+            period=g.make_sub("period", g.make_add("last", before, one), place),
+            token=token,
+            limit=g.make_select("limit", is_found, limit, none),
+        )
+
+    def match(self, token: Tensor, cache_length: int) -> Tensor:
+        """How many of the last tokens end at each position too, at most `COMPARED`; (C,)."""
+        g, one = self.g, self.g.constant("one", 1.0)
+        wanted = g.make_add("match/token", token, one)
+        differs = g.constant("zero", 0.0)
+        length = g.constant("match/longest", float(COMPARED))
         for back in range(COMPARED):
             name = f"match/{back}"
-            if back == 0:
-                wanted = g.make_add(f"{name}/wanted", token, one)
-            else:
+            if back:
                 slot = g.constant(f"{name}/back", [COMPARED + 1 - back])
                 place = g.make_add(f"{name}/place", self.before, slot)
                 wanted = g.make_gather(f"{name}/wanted", self.text, place, 0)
@@ -130,37 +155,9 @@ class _Drafter:
             distance = g.make_sub(f"{name}/distance", there, wanted)
             distance = g.make_mul(f"{name}/square", distance, distance)
             other = g.make_minimum(f"{name}/differs", distance, one)
-            if differs is not None:
-                other = g.make_maximum(f"{name}/differs_so_far", differs, other)
-            differs = other
+            differs = g.make_maximum(f"{name}/differs_so_far", differs, other)
             length = g.make_sub(f"{name}/length", length, differs)
-        positions = g.constant("positions", np.arange(cache_length, dtype=np.float32))
-        score = g.make_mul("score/length", length, g.constant("match", float(_MATCH)))
-        score = g.make_add("score/all", score, positions)
-        # What is not written yet is none of the text.
-        ahead = g.make_sub("score/ago", before, positions)
-        ahead = g.make_minimum("score/ahead", ahead, g.constant("zero", 0.0))
-        ahead = g.make_mul("score/hidden", ahead, g.constant("hidden", float(8 * _MATCH)))
-        best = g.make_reduce_max("best", g.make_add("score", score, ahead))
-        best = g.make_maximum("best/any", best, g.constant("zero", 0.0))
-        best = g.make_cast("best/int32", best, DType.INT32)
-        match = g.constant("match/int32", [_MATCH])
-        place = g.make_cast("place", g.make_floor_mod("place/int32", best, match), DType.FLOAT32)
-        length = g.make_floor_div("length/int32", best, match)
-        few = g.constant("few", float(min(_FEW, drafts)))
-        is_long = g.make_greater_equal("is_long", length, g.constant("long", [COMPARED]))
-        limit = g.make_select("limit/all", is_long, g.constant("drafts", float(drafts)), few)
-        is_found = g.make_greater_equal("is_found", length, g.constant("least", [_SHORTEST]))
-        zero = g.constant("none", np.zeros(1, np.float32))
-        start = g.make_add("start", place, one)
-        last = g.make_add("last", before, one)
-        return _Found(
-            zero,
-            start,
-            g.make_sub("period", last, place),
-            token,
-            g.make_select("limit", is_found, limit, zero),
-        )
+        return length
 
     def handed_on(self, values: Tensor, found: _Found) -> _Found:
         """What the call before handed on; in the first call `found`."""
