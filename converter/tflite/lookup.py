@@ -27,8 +27,9 @@ import numpy as np
 from converter.tflite.graph import DType, Graph, Model, Tensor
 from converter.tflite.state import StateBuffer, StateKind
 
-# The width of embeddings and activations, E: what the drafter keeps from one draft to the next.
-WIDTH = 8
+# The width of embeddings and activations, E: what the drafter keeps from one draft to the next, how
+# many there were and the last token before them.
+WIDTH = 2
 # How many tokens are compared with those further up.
 COMPARED = 4
 # Wrong drafts may not reach further into a ring than padding does (`kv_cache`).

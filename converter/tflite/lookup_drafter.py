@@ -11,7 +11,8 @@ up, and proposes what followed the longest match, of several the latest. A text 
 match began is gone on with from its beginning: what repeats is taken for a loop.
 
 What ends an answer is never proposed: where the engine finds it among drafts that are right, it
-leaves it out of the cache, and the next turn would be read without it.
+leaves it out of the cache, and the next turn would be read without it. That is left of an answer
+without a word: its first token comes in one step with what is drafted after it.
 """
 
 from __future__ import annotations
@@ -62,63 +63,50 @@ def build_drafter(
     g = model.add_graph("draft")
     activations = g.add_input("activations", (1, 1, 2 * WIDTH), DType.FLOAT32)
     before = g.add_input("input_pos", (1,), DType.INT32)
-    text = history.state.add_to(g)
-    drafter = _Drafter(g, g.make_reshape("text", text, (history.slots,)), before)
-    values = g.make_reshape("values", activations, (2 * WIDTH,))
-    token = g.make_slice("token", values, (0,), (1,))
-    found = drafter.search(token, cache_length, drafts)
-    now = drafter.handed_on(values, found)
-    draft = drafter.draft(now, vocab_size, stops)
+    text = g.make_reshape("text", history.state.add_to(g), (history.slots,))
+    fed, _, done, kept = (
+        g.make_reshape(
+            f"values/{i}", g.make_slice(f"value/{i}", activations, (0, 0, i), (1, 1, 1)), (1,)
+        )
+        for i in range(2 * WIDTH)
+    )
+    is_later = g.make_greater_equal("is_later", done, g.constant("one", 1.0))
+    token = g.make_select("token", is_later, kept, fed)
+    drafter = _Drafter(g, text, before, token)
+    place, limit = drafter.search(cache_length, drafts)
+    draft = drafter.following(place, done)
+    done, draft = drafter.limited(draft, done, limit, stops, vocab_size)
     g.add_output("logits", drafter.make_logits(draft, vocab_size))
-    g.add_output("projected_activations", drafter.make_handed(now, draft, vocab_size))
+    handed = g.make_concatenation("handed", (done, token), axis=0)
+    handed = g.make_reshape("projected_activations", handed, (1, 1, WIDTH))
+    g.add_output("projected_activations", handed)
     return model
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What is handed on from one draft to the next; float32, (1,) each.
-
-    Attributes:
-        done: drafts so far.
-        start: the position after the match.
-        period: how many tokens stand from there to the last one that is no draft.
-        token: that one.
-        limit: how many drafts are worth it; 0 where nothing was found.
-    """
-
-    done: Tensor
-    start: Tensor
-    period: Tensor
-    token: Tensor
-    limit: Tensor
-
-    @property
-    def parts(self) -> dict[str, Tensor]:
-        return vars(self)
-
-
-@dataclass(frozen=True)
 class _Drafter:
-    """The drafter's graph.
+    """The drafter's graph; numbers in it are float32, (1,), where nothing else is said.
 
     Attributes:
         text: see `History`; (slots,).
-        before: position of the token before the last one that is no draft, (1,), int32.
+        before: position of the token before `token`, (1,), int32.
+        token: the last one that is no draft, and not yet in the text.
     """
 
     g: Graph
     text: Tensor
     before: Tensor
+    token: Tensor
 
-    def search(self, token: Tensor, cache_length: int, drafts: int) -> _Found:
-        """Where the last tokens stood before: the longest match, of several the latest."""
-        g, zero, one = self.g, self.g.constant("zero", 0.0), self.g.constant("one", 1.0)
-        before = g.make_cast("before", self.before, DType.FLOAT32)
+    def search(self, cache_length: int, drafts: int) -> tuple[Tensor, Tensor]:
+        """Where the longest match ends, of several the latest; and how many drafts it is worth."""
+        g, zero = self.g, self.g.constant("zero", 0.0)
         positions = g.constant("positions", np.arange(cache_length, dtype=np.float32))
-        score = self.match(token, cache_length)
+        score = self.match(cache_length)
         score = g.make_mul("score/length", score, g.constant("match", float(_MATCH)))
         score = g.make_add("score/all", score, positions)
         # What stands behind the text is of an earlier one, or of drafts that were wrong.
+        before = g.make_cast("before", self.before, DType.FLOAT32)
         behind = g.make_minimum("score/behind", g.make_sub("score/ago", before, positions), zero)
         behind = g.make_mul("score/hidden", behind, g.constant("hidden", float(8 * _MATCH)))
         best = g.make_reduce_max("best", g.make_add("score", score, behind))
@@ -129,20 +117,13 @@ class _Drafter:
         is_long = g.make_greater_equal("is_long", length, g.constant("long", [COMPARED]))
         is_found = g.make_greater_equal("is_found", length, g.constant("least", [_SHORTEST]))
         few, all_ = (g.constant(f"{n}_drafts", float(n)) for n in (min(_FEW, drafts), drafts))
-        none = g.constant("none", np.zeros(1, np.float32))
         limit = g.make_select("limit/found", is_long, all_, few)
-        return _Found(
-            done=none,
-            start=g.make_add("start", place, one),
-            period=g.make_sub("period", g.make_add("last", before, one), place),
-            token=token,
-            limit=g.make_select("limit", is_found, limit, none),
-        )
+        return place, g.make_select("limit", is_found, limit, zero)
 
-    def match(self, token: Tensor, cache_length: int) -> Tensor:
+    def match(self, cache_length: int) -> Tensor:
         """How many of the last tokens end at each position too, at most `COMPARED`; (C,)."""
         g, one = self.g, self.g.constant("one", 1.0)
-        wanted = g.make_add("match/token", token, one)
+        wanted = g.make_add("match/token", self.token, one)
         differs = g.constant("zero", 0.0)
         length = g.constant("match/longest", float(COMPARED))
         for back in range(COMPARED):
@@ -159,44 +140,46 @@ class _Drafter:
             length = g.make_sub(f"{name}/length", length, differs)
         return length
 
-    def handed_on(self, values: Tensor, found: _Found) -> _Found:
-        """What the call before handed on; in the first call `found`."""
-        g = self.g
-        handed = {
-            name: g.make_slice(f"handed/{name}", values, (WIDTH + i,), (1,))
-            for i, name in enumerate(found.parts)
-        }
-        is_later = g.make_greater_equal("is_later", handed["done"], g.constant("one", 1.0))
-        return _Found(
-            **{
-                name: g.make_select(f"now/{name}", is_later, handed[name], new)
-                for name, new in found.parts.items()
-            }
-        )
+    def following(self, place: Tensor, done: Tensor) -> Tensor:
+        """The token so many places after the match, from the text as if it went on in a loop."""
+        g, one = self.g, self.g.constant("one", 1.0)
+        first = g.make_add("following/first", place, one)
+        last = g.make_cast("following/before", self.before, DType.FLOAT32)
+        last = g.make_add("following/last", last, one)
+        period = g.make_sub("following/period", last, place)
+        place = g.make_add("following", first, g.make_floor_mod("following/offset", done, period))
+        slot = g.make_cast("following/position", place, DType.INT32)
+        slot = g.make_add("following/slot", slot, g.constant("following/before_text", [COMPARED]))
+        known = g.make_gather("following/known", self.text, slot, 0)
+        known = g.make_sub("following/token", known, one)
+        is_last = g.make_greater_equal("following/is_last", place, last)
+        return g.make_select("following/draft", is_last, self.token, known)
 
-    def draft(self, now: _Found, none: int, stops: Sequence[int]) -> Tensor:
-        """The token that is proposed, float32, (1,); `none` for none."""
-        g = self.g
-        one = g.constant("one", 1.0)
-        last = g.make_add(
-            "draft/last", g.make_cast("draft/before", self.before, DType.FLOAT32), one
+    def limited(
+        self, draft: Tensor, done: Tensor, limit: Tensor, stops: Sequence[int], none: int
+    ) -> tuple[Tensor, Tensor]:
+        """How many drafts there were then, and the draft; `none` where there is to be none now.
+
+        Args:
+            done: how many there were before.
+        """
+        g, one = self.g, self.g.constant("one", 1.0)
+        number = g.make_add("limited/number", done, one)
+        room = g.make_sub("limited/room", limit, done)
+        # 0 for what ends an answer; ids are whole numbers.
+        distance = g.make_sub(
+            "limited/distance", draft, g.constant("stops", np.asarray(stops, np.float32))
         )
-        offset = g.make_floor_mod("draft/offset", now.done, now.period)
-        place = g.make_add("draft/place", now.start, offset)
-        slot = g.make_cast("draft/position", place, DType.INT32)
-        slot = g.make_add("draft/slot", slot, g.constant("draft/before_text", [COMPARED]))
-        known = g.make_sub("draft/known", g.make_gather("draft/there", self.text, slot, 0), one)
-        is_last = g.make_greater_equal("draft/is_last", place, last)
-        token = g.make_select("draft/token", is_last, now.token, known)
-        done = g.make_add("draft/number", now.done, one)
-        is_worth_it = g.make_greater_equal("draft/is_worth_it", now.limit, done)
-        nothing = g.constant("draft/nothing", float(none))
-        token = g.make_select("draft/worth_it", is_worth_it, token, nothing)
-        ends = g.constant("draft/stops", np.asarray(stops, np.float32))
-        distance = g.make_sub("draft/distance", token, ends)
-        distance = g.make_mul("draft/square", distance, distance)
-        goes_on = g.make_greater_equal("draft/goes_on", g.make_reduce_min("nearest", distance), one)
-        return g.make_select("draft", goes_on, token, nothing)
+        distance = g.make_mul("limited/square", distance, distance)
+        worth = g.make_minimum(
+            "limited/worth", room, g.make_reduce_min("limited/nearest", distance)
+        )
+        is_worth_it = g.make_greater_equal("limited/is_worth_it", worth, one)
+        nothing, over = g.constant("nothing", float(none)), g.constant("over", float(_MATCH))
+        return (
+            g.make_select("limited/done", is_worth_it, number, over),
+            g.make_select("limited/draft", is_worth_it, draft, nothing),
+        )
 
     def make_logits(self, draft: Tensor, vocab_size: int) -> Tensor:
         """1 for the draft, 0 for everything else: (1, 1, V + 1)."""
@@ -207,16 +190,3 @@ class _Drafter:
         place = g.make_reshape("logits/places", place, (1, 3))
         one = g.constant("logits/one", np.ones(1, np.float32))
         return g.make_scatter("logits", place, one, (1, 1, vocab_size + 1))
-
-    def make_handed(self, now: _Found, draft: Tensor, none: int) -> Tensor:
-        """What the next call is to know, (1, 1, E); after no draft there is none any more."""
-        g, parts = self.g, dict(now.parts)
-        parts["done"] = g.make_add("projected/done", now.done, g.constant("one", 1.0))
-        is_none = g.make_greater_equal(
-            "projected/is_none", draft, g.constant("nothing", float(none))
-        )
-        zero = g.constant("none", np.zeros(1, np.float32))
-        parts["limit"] = g.make_select("projected/limit", is_none, zero, now.limit)
-        rest = g.constant("projected/rest", np.zeros(WIDTH - len(parts), np.float32))
-        all_ = g.make_concatenation("projected/flat", (*parts.values(), rest), axis=0)
-        return g.make_reshape("projected_activations", all_, (1, 1, WIDTH))

@@ -87,7 +87,7 @@ def test_drafts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "\n  draft: lookup, at most 2 tokens at once; " in text
     assert "samples greedily, whatever temperature it is given\n" in text
     for line in (
-        "    in      embeddings      float32 [1, 3, 8]",
+        "    in      embeddings      float32 [1, 3, 2]",
         "    out     logits          float32 [1, 3, 321]",
         "    in+out  kv_cache_k_*    float32 [1, 2, 35, 16]  x2",
         "  max_num_tokens: 32",
