@@ -94,7 +94,7 @@ def test_drafts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert f"\n{line}\n" in text
     assert re.search(r"\n  TFLiteModel +\d+ B  model_type=tf_lite_embedder\n", text)
-    assert re.search(r"\n  TFLiteModel +\d.\d kB  model_type=tf_lite_mtp_drafter\n", text)
+    assert re.search(r"\n  TFLiteModel +\d+\.\d kB  model_type=tf_lite_mtp_drafter\n", text)
     assert read_bundle(path).drafts == 2
     assert json.loads(printed_by(capsys, path, "--json"))["drafts"] == 2
 
