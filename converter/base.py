@@ -30,7 +30,7 @@ from converter.litertlm.bundle import (
     lay_out,
     tokenizer_section,
 )
-from converter.litertlm.metadata import LlmMetadataResult, build_llm_metadata
+from converter.litertlm.metadata import DRAFTING_ENGINE, LlmMetadataResult, build_llm_metadata
 from converter.litertlm.model_types import DRAFTER, EMBEDDER, NETWORK
 from converter.litertlm.sampling import checked_sampling
 from converter.network import check_vocabulary, read_network
@@ -281,6 +281,8 @@ class ModelConverter:
             generation_config=checked_sampling(self.checkpoint.generation_config, self.name),
             template_fix=f"correct {chosen.file}" if chosen and chosen.file else TEMPLATE_FIX,
         )
+        if self.options.drafts:
+            metadata.message.min_runtime_version = DRAFTING_ENGINE
         return metadata, tokenizer.kind, tokenizer_section(tokenizer.kind, tokenizer.data)
 
     def _lay_out(

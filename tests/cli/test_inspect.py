@@ -91,6 +91,7 @@ def test_drafts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "    out     logits          float32 [1, 3, 321]",
         "    in+out  kv_cache_k_*    float32 [1, 2, 35, 16]  x2",
         "  max_num_tokens: 32",
+        '  min_runtime_version: "0.18.1"',
     ):
         assert f"\n{line}\n" in text
     assert re.search(r"\n  TFLiteModel +\d+ B  model_type=tf_lite_embedder\n", text)
