@@ -163,18 +163,18 @@ class _Verifier:
         if len(choices) == 1:
             return self.computing(*choices)
         body = self.body(f"verify/{choices[0]}_rows_or_more")
-        given = [state.add_to(body) for state in self.states]
+        for state in self.states:
+            state.add_to(body)
         for name, tensor in self.choose(body, choices, [*body.inputs.values()]).items():
             body.add_output(name, tensor)
-        assert len(body.inputs) == 2 + len(given)
         return body
 
     def computing(self, count: int) -> Graph:
         """The branch in which so many rows are computed."""
         body = self.body(f"verify/{count}_rows")
         ids, positions = (
-            body.make_slice(f"{name}/taken", tensor, (0,), (count,))
-            for name, tensor in [*body.inputs.items()]
+            body.make_slice(f"{name}/taken", body.inputs[name], (0,), (count,))
+            for name in ("ids", "positions")
         )
         last = body.constant("last_token", [self.vocab_size - 1])
         logits = self.emit(body, body.make_minimum("known", ids, last), positions)
