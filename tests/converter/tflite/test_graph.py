@@ -75,6 +75,35 @@ def test_gather(axis: int) -> None:
     np.testing.assert_array_equal(result, values.take(wanted, axis))
 
 
+def test_pad() -> None:
+    model = Model("test")
+    g = model.add_graph("main")
+    x = g.add_input("x", (1, 2), DType.FLOAT32)
+    g.add_output("y", g.make_pad("y", x, (1, 2), -3.0))
+    result = _run(model, x=np.array([[1, 2]], np.float32))
+    assert result["y"].tolist() == [[1, 2, -3, -3], [-3, -3, -3, -3]]
+
+
+def test_if_with_two_outputs() -> None:
+    model = Model("test")
+    g = model.add_graph("main")
+    x, many = g.add_input("x", (2,), DType.INT32), g.add_input("many", (1,), DType.INT32)
+    bodies = []
+    for name in ("one", "other"):
+        body = model.add_body(name)
+        given = body.add_input("x", (2,), DType.INT32)
+        factor = body.constant("factor", [3 if name == "one" else 5])
+        body.add_output("times", body.make_mul("times", given, factor))
+        body.add_output("plus", body.make_add("plus", given, factor))
+        bodies.append(body)
+    condition = g.make_greater_equal("condition", many, g.constant("ten", [10]))
+    for name, tensor in g.make_ifs("made", condition, *bodies, (x,)).items():
+        g.add_output(name, tensor)
+    for many_, times, plus in ((10, [6, 9], [5, 6]), (9, [10, 15], [7, 8])):
+        result = _run(model, x=np.array([2, 3], np.int32), many=np.array([many_], np.int32))
+        assert (result["times"].tolist(), result["plus"].tolist()) == (times, plus)
+
+
 def test_if_runs_one_body_and_bodies_are_no_signatures() -> None:
     model = Model("test")
     g = model.add_graph("main")
