@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-_SECONDS_BETWEEN_LINES = 2.0
+_SECONDS_TO_A_LINE = 2.0
+_MOST_SECONDS_BETWEEN_LINES = 60.0
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
 
 
@@ -91,22 +92,27 @@ def _redraws() -> bool:
 
 
 class Lines:
-    """A line when a while has gone by since the last; short work prints none."""
+    """A line after a while, and another one whenever the work has taken twice as long since.
+
+    So that a log of an hour has some, and one of a minute few; short work prints none.
+    """
 
     def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._total = total
         self._clock = clock
         self._done = 0
-        self._begin = self._last = clock()
+        self._begin = clock()
+        self._due = self._begin + _SECONDS_TO_A_LINE
 
     def advance(self, count: int) -> None:
         """`count` more bytes are done."""
         self._done += count
         now = self._clock()
-        if now - self._last < _SECONDS_BETWEEN_LINES:
+        if now < self._due:
             return
-        self._last = now
-        line = progress_line(self._done, self._total, now - self._begin)
+        seconds = now - self._begin
+        self._due = now + min(seconds, _MOST_SECONDS_BETWEEN_LINES)
+        line = progress_line(self._done, self._total, seconds)
         print(f"litert-lm-cli: {line}", file=sys.stderr, flush=True)
 
 

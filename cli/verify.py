@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from cli.outputs import FILE_HELP, output_of
+
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
@@ -16,9 +18,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "puts there (.mlmodelc, which compile.sh makes, and hidden files). Prints MATCH, or what "
         "differs, and exits with 1 then.",
     )
-    parser.add_argument(
-        "file", metavar="FILE", type=Path, help="a .litertlm file, or a folder of packages"
-    )
+    parser.add_argument("file", metavar="FILE", type=Path, help=FILE_HELP)
     parser.add_argument(
         "--receipt",
         type=Path,
@@ -35,11 +35,8 @@ def main(args: argparse.Namespace) -> None:
 
     if args.file.name == IN_FOLDER and args.receipt is None:
         args.file = args.file.parent
+    args.file = output_of(args.file)
     is_folder = args.file.is_dir()
-    if not is_folder and not args.file.is_file():
-        raise SourceError(
-            str(args.file), "there is no such file", "pass a .litertlm file or a folder of packages"
-        )
     if is_folder and args.file.suffix == ".mlpackage":
         raise SourceError(
             str(args.file),

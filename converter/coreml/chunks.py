@@ -156,12 +156,12 @@ def settle_head(
         if (vocab_size % n == 0 if argmax else _equal_parts(vocab_size, usual, n) is not None)
     ]
     if divides:
-        least = "in parts of one size " if not argmax else ""
+        cut = "" if argmax else ", cut into parts of one size"
         fix = f"choose a group of {' or '.join(map(str, divides[-3:]))}, or 0 for a table per part"
         if not argmax and vocab_size % step == 0:
             fix += ", or --argmax"
         raise OptionError(
-            text, f"the head's {vocab_size} rows are not {least}whole groups of {step}", fix
+            text, f"groups of {step} do not divide the head's {vocab_size} rows{cut}", fix
         )
     raise OptionError(
         f"a head of {vocab_size} rows",

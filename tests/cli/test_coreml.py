@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +157,8 @@ def test_strange_files_are_named_and_never_removed(
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("nowhere", "there is no such file, pass a .litertlm file or a folder of packages"),
+        ("nowhere", "there is no such file, pass a .litertlm file, a folder of Core ML packages, "
+         "or a model's name in list"),
         (".", "receipt.json, no such file or directory, pass the .json beside a .litertlm file, "
               "or the receipt.json in a folder of packages"),
         ("packages/llama_lm_head_lut6.mlpackage", "it is one of several packages that have one "
@@ -417,6 +420,66 @@ def test_a_model_that_has_packages_alone_is_removed(
     assert not home.exists()
 
 
+def test_names_of_models_that_have_packages_alone(
+    llama: Path, packages: Path, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What looks at results takes them; the others say what they are, and what to do."""
+    home = models / "local" / "llama"
+    home.mkdir(parents=True)
+    packages = packages.rename(home / "coreml")
+    assert main(["inspect", "local/llama"]) == 0
+    assert capsys.readouterr().out.startswith(f"{packages}  ")
+    assert main(["verify", "local/llama"]) == 0
+    assert capsys.readouterr().out == "MATCH\n"
+    for command in (
+        ["run", "local/llama", "--prompt", "a"], ["serve", "local/llama"],
+        ["check", "local/llama"], ["preflight", "local/llama"], ["convert", "local/llama"],
+        ["convert", "local/llama", "--dry-run"],
+        ["convert", "local/llama", "--target", "coreml", "--force"],
+    ):  # fmt: skip
+        assert refusal(capsys, *command) == (
+            f"local/llama, it is here as Core ML packages alone ({packages}), for Apple's systems, "
+            f"finish them on a Mac (docs/coreml.md), or convert {llama} without --target coreml"
+        )
+    assert "models/, holds no .litertlm file yet, name a model" in refusal(capsys, "serve")
+    (packages / "receipt.json").unlink()
+    assert "or convert what it was made of without --target coreml" in refusal(
+        capsys, "run", "local/llama", "--prompt", "a"
+    )
+    # Of a model on the hub, another conversion is meant, where it can be had.
+    home = home.rename(models / "local" / "name")
+    home.parent.rename(models / "org")
+    assert refusal(capsys, "run", "org/name", "--prompt", "a", "--offline").startswith(
+        f"org/name, it is here as Core ML packages alone ({models}/org/name/coreml), and it is not "
+        "complete on this disk, and --offline forbids to use the network, leave --offline out"
+    )
+
+
+def test_names_of_models_that_have_both(
+    llama: Path, packages: Path, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = models / "local" / "llama"
+    home.mkdir(parents=True)
+    packages.rename(home / "coreml")
+    shape = ["--kv-cache-max-len", "32", "--prefill-seq-len", "8", "--quantize", "fp16"]
+    assert main(["convert", str(llama), *shape, "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", "llama"]) == 0
+    assert capsys.readouterr().out.startswith(f"{home}/llama.litertlm  ")
+    assert refusal(capsys, "check", "local/llama") == (
+        f"local/llama, it is the result {home}/llama.litertlm, and this is about what that was "
+        f"made of, name {llama}"
+    )
+    (models / "local" / "other").mkdir()
+    (models / "local" / "other" / "checkpoint").mkdir()
+    for name, said in (
+        ("local/lama", "there is no such file, and there is no such model in "),
+        ("other", "local/other, it is not converted yet, litert-lm-cli convert local/other"),
+    ):
+        for command in ("inspect", "verify", "eval"):
+            assert said in refusal(capsys, command, name)
+
+
 def test_damaged_packages_do_not_hide_other_models(
     packages: Path, models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -436,6 +499,70 @@ def test_damaged_packages_do_not_hide_other_models(
         f"litert-lm-cli: {models}/a/x/coreml/meta.yaml, it is missing, pass a .mlpackage or a "
         "folder of them, as convert --target coreml makes\n"
     )
+
+
+# What cannot be read ------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may read everything."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize(
+    ("command", "closed"),
+    [
+        (["inspect", "packages"], ""),
+        (["inspect", "packages"], "packages/llama_lm_head_lut6.mlpackage/Data"),
+        (["inspect", "packages"], "packages/meta.yaml"),
+        (["inspect", "packages/llama_lm_head_lut6.mlpackage"], f"packages/{WEIGHTS}"),
+        (["verify", "packages"], ""),
+        (["verify", "packages"], "packages/receipt.json"),
+        (["verify", "packages"], "packages/llama_lm_head_lut6.mlpackage/Data"),
+        (["eval", "packages", "--text", "odd"], "packages/meta.yaml"),
+        (["eval", "packages", "--text", "odd"], f"packages/{WEIGHTS}"),
+        (["run", "llama.gguf", "--prompt", "a"], ""),
+        (["convert", "llama.gguf"], "llama.gguf"),
+        (["convert", "odd"], "odd"),
+        (["list"], "models"),
+        (["list"], "models/local"),
+    ],
+)
+def test_what_may_not_be_read_is_not_called_missing(
+    command: list[str],
+    closed: str,
+    converted: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are root's alone
+        home = Path(name)
+        place = home / "home"
+        shutil.copytree(converted, place / "packages")
+        (place / "models" / "local").mkdir(parents=True)
+        for file in ("llama.gguf", "odd"):
+            (place / file).write_bytes(b"GGUF")
+        monkeypatch.setenv("LITERT_LM_MODELS", str(place / "models"))
+        monkeypatch.chdir(place)
+        words = [str(place / word) if (place / word).exists() else word for word in command]
+        main(words)  # what is imported only now
+        home.chmod(0o755)
+        (place / closed).chmod(0)
+        try:
+            with as_nobody():
+                said = refusal(capsys, *words)
+        finally:
+            (place / closed).chmod(0o755)
+    assert said.startswith(str(place / closed))
+    assert ", permission denied, " in said
 
 
 # What goes wrong ----------------------------------------------------------------------------------
