@@ -30,6 +30,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     from cli.inspect import printable
+    from converter.checkpoint.files import status_of
     from converter.errors import SourceError
     from converter.receipt import IN_FOLDER, differences, read_receipt, receipt_path, settle
 
@@ -37,11 +38,13 @@ def main(args: argparse.Namespace) -> None:
         args.file = args.file.parent
     args.file = output_of(args.file)
     is_folder = args.file.is_dir()
-    if is_folder and args.file.suffix == ".mlpackage":
+    has_none = status_of(receipt_path(args.file)) is None and args.receipt is None
+    is_part = has_none and status_of(args.file.parent / IN_FOLDER) is not None
+    if is_part or args.file.suffix == ".mlpackage":
         raise SourceError(
             str(args.file),
-            "it is one of several packages that have one receipt",
-            f"verify their folder: litert-lm-cli verify {args.file.parent}",
+            "it is a part of a folder that has one receipt",
+            f"verify that: litert-lm-cli verify {args.file.parent}",
         )
     if args.receipt is None and not is_folder:
         settle(args.file)

@@ -137,4 +137,4 @@ def parse_fp16_scale(text: str) -> float:
 
 def _is_number(text: str) -> bool:
     """Whether it is a whole number that Python reads, of few digits."""
-    return text.isascii() and text.isdecimal() and len(text) < 10
+    return text.isascii() and text.isdecimal() and len(text) < 19

@@ -161,8 +161,9 @@ def test_strange_files_are_named_and_never_removed(
          "or a model's name in list"),
         (".", "receipt.json, no such file or directory, pass the .json beside a .litertlm file, "
               "or the receipt.json in a folder of packages"),
-        ("packages/llama_lm_head_lut6.mlpackage", "it is one of several packages that have one "
-         "receipt, verify their folder: litert-lm-cli verify "),
+        ("packages/llama_lm_head_lut6.mlpackage", "it is a part of a folder that has one receipt, "
+         "verify that: litert-lm-cli verify "),
+        ("packages/meta.yaml", "it is a part of a folder that has one receipt, verify"),
     ],
 )  # fmt: skip
 def test_what_has_no_receipt_cannot_be_verified(

@@ -147,6 +147,13 @@ def test_argmax_takes_parts_that_differ_by_a_group(vocab_size: int, group: int |
             "for a table per part",
         ),
         (
+            262144,
+            262144,
+            False,
+            "--lut3, a part of the head has at most 16384 rows, choose a group of 16 or 32 or 64, "
+            "or 0 for a table per part",
+        ),
+        (
             50261,  # a prime
             None,
             False,
