@@ -315,9 +315,9 @@ def _scale(converter: CoreMLConverter, request: CoreMLRequest) -> float:
     from cli.progress import byte_progress
 
     hidden = request.quiet or not converter.measures_scale
-    values = sum(math.prod(shape) for shape in converter.network.shapes.values())
-    with byte_progress(values, hidden, what="Measuring") as progress:
-        return converter.measured_scale(progress)
+    halves = 2 * sum(math.prod(shape) for shape in converter.network.shapes.values())
+    with byte_progress(halves, hidden, what="Measuring") as advance:
+        return converter.measured_scale(lambda count: advance(2 * count))
 
 
 def preview_packages(request: CoreMLRequest) -> CoreMLPlanReport:
@@ -415,10 +415,11 @@ def check_lines(report: CoreMLCheckReport) -> list[str]:
     for each in report.sizes:
         nbytes = f"refused: {each.refusal}" if each.bytes is None else size(each.bytes)
         lines.append(f"  {_format(each.lut):30}{nbytes:>10}")
-    lines += ["", f"States in a context of {report.context}: {size(report.states_bytes)}", ""]
+    lines += ["", f"States in a context of {report.context}: {size(report.states_bytes)}"]
+    notes = [f"Note: {note}" for note in report.notes]
     if not report.text_proved:
-        lines.append("The tokenizer was not fetched; it is proved at conversion.")
-    lines += [f"Note: {note}" for note in report.notes]
+        notes.insert(0, "The tokenizer was not fetched; it is proved at conversion.")
+    lines += ["", *notes] if notes else []
     return [printable(line) for line in lines]
 
 
