@@ -308,6 +308,7 @@ def _convert(
             say(request, note)
         with byte_progress(plan.weights_nbytes, request.quiet, request.progress) as progress:
             converter.write(plan, output, progress, sealing.of_packages(converter, plan))
+    say(request, "on a Mac, compile.sh in it is what comes next: docs/coreml.md")
 
 
 def _scale(converter: CoreMLConverter, request: CoreMLRequest) -> float:
