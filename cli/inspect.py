@@ -233,7 +233,11 @@ def _folder_lines(path: Path) -> list[str]:
             shown = ", ".join(f"{count} of {each}" for each, count in Counter(value).items())
         lines.append(f"  {key}: {shown}")
     for package in _packages(path):
-        lines += ["", *_package_lines(package)]
+        title, *more = _package_lines(package)
+        lines += ["", title]
+        if meta.packages and package.path.stem not in meta.packages:
+            lines.append("  no part of this model: meta.yaml does not name it")
+        lines += more
     return lines
 
 

@@ -74,6 +74,11 @@ def _without_strange(receipt: dict[str, Any], folder: Path, changed: int, again:
     strange = strange_files(receipt, folder)
     if not strange:
         return again
-    more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
-    move = f"move {folder / strange[0]}{more} elsewhere"
+    known = {part["name"].partition("/")[0] for part in receipt["output"]["parts"]}
+    tops = [name.partition("/")[0] for name in strange]
+    # A package of nothing else goes as a whole: runtimes would take what is left of it for one.
+    entries = [name if top in known else top for name, top in zip(strange, tops, strict=True)]
+    first, *others = dict.fromkeys(entries)
+    more = f" and {len(others)} more" if others else ""
+    move = f"move {folder / first}{more} elsewhere"
     return move if len(strange) == changed else f"{move}, then {again}"

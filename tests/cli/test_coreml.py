@@ -136,7 +136,7 @@ def test_strange_files_are_named_and_never_removed(
     stale.write_bytes(b"{}")
     (packages / "notes.txt").write_bytes(b"mine")
     line = refusal(capsys, "verify", packages)
-    assert line.endswith(f", move {stale} and 1 more elsewhere")
+    assert line.endswith(f", move {stale.parent} and 1 more elsewhere")
     shutil.rmtree(stale.parent)
     (packages / "meta.yaml").unlink()
     line = refusal(capsys, "verify", packages)
@@ -331,6 +331,19 @@ def test_inspect_shows_a_folder(
     )
 
 
+def test_inspect_says_what_is_no_part_of_a_model(
+    packages: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = packages / "llama_lm_head_lut6.mlpackage"
+    shutil.copytree(head, packages / "llama_lm_head_lut4.mlpackage")
+    assert main(["inspect", str(packages)]) == 0
+    *before, last = capsys.readouterr().out.split("\n\n")
+    assert last.startswith("llama_lm_head_lut4.mlpackage  ")
+    said = "\n  no part of this model: meta.yaml does not name it\n"
+    assert said in last
+    assert not any(said in part for part in before)
+
+
 def test_inspect_as_json(converted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(converted), "--json"]) == 0
     folder = json.loads(capsys.readouterr().out)
@@ -490,15 +503,20 @@ def test_damaged_packages_do_not_hide_other_models(
     (models / "a/x/coreml").mkdir()
     (models / "a/x/checkpoint").mkdir()
     (models / "a/x/checkpoint/config.json").write_bytes(bytes(1234))
+    shutil.copytree(packages, models / "c/z/coreml")
+    shutil.rmtree(models / "c/z/coreml/llama_embeddings.mlpackage")
     assert main(["list"]) == 0
     printed = capsys.readouterr()
     rows = [line.split() for line in printed.out.splitlines()[1:]]
     assert rows[0] == ["a/x", "damaged", "-", "-", "1.2", "kB"]
     assert rows[1][0] == "b/y"
-    assert len(rows) == 2
+    assert rows[2] == ["c/z", "damaged", "-", "-", "-"]
+    assert len(rows) == 3
     assert printed.err == (
         f"litert-lm-cli: {models}/a/x/coreml/meta.yaml, it is missing, pass a .mlpackage or a "
         "folder of them, as convert --target coreml makes\n"
+        f"litert-lm-cli: {models}/c/z/coreml/llama_embeddings.mlpackage, it is missing, and "
+        "meta.yaml names it, convert the model again\n"
     )
 
 
