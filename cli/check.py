@@ -89,8 +89,10 @@ def _lines(report: CheckReport) -> list[str]:
             needs.weights_bytes, needs.kv_cache_bytes, needs.scratch_bytes, needs.total_bytes,
         )  # fmt: skip
         lines.append(f"  {context.kv_cache_length:<24}{''.join(f'{size(n):>10}' for n in sizes)}")
-    lines.append("")
+    notes = [f"Note: {note}" for note in report.notes]
     if not report.text_proved:
-        lines.append("Tokenizer and chat template were not fetched; they are proved at conversion.")
-    lines += [f"Note: {note}" for note in report.notes]
+        notes.insert(
+            0, "Tokenizer and chat template were not fetched; they are proved at conversion."
+        )
+    lines += ["", *notes] if notes else []
     return [printable(line) for line in lines]

@@ -42,12 +42,24 @@ def answer_the_shell(parser: argparse.ArgumentParser) -> None:
         names = ["demo", *models_by_name(models_dir())]
         return [name for name in names if name.startswith(prefix)] + list(files(prefix))
 
+    def stored(prefix: str, **_: Any) -> list[str]:
+        from converter.checkpoint.model_store import stored_models
+        from converter.checkpoint.sources import models_dir
+
+        names = [model.name for model in stored_models(models_dir())]
+        return [name for name in names if name.startswith(prefix)]
+
+    def outputs(prefix: str, **_: Any) -> list[str]:
+        return stored(prefix) + list(files(prefix))
+
     def schemes(**_: Any) -> list[str]:
         from converter.weights.quantization import SCHEMES
 
         return list(SCHEMES)
 
-    completers = {"model": models, "models": models, "quantize": schemes}
+    completers = {
+        "model": models, "models": models, "name": stored, "file": outputs, "quantize": schemes,
+    }  # fmt: skip
     for action in _actions(parser):
         if action.dest in completers:
             action.completer = completers[action.dest]  # type: ignore[attr-defined]

@@ -116,6 +116,7 @@ def add_conversion_options(parser: argparse.ArgumentParser, has_coreml: bool = F
     parser.add_argument(
         "--target",
         choices=TARGETS if has_coreml else BACKENDS,
+        type=str if has_coreml else _run_here,
         help="what the model will run on: cpu (default), whose cost follows the context in use, or "
         "gpu, in the plain layout that GPU delegates take and CPUs run more slowly"
         + ("; or coreml, for Apple's Neural Engine" if has_coreml else ""),
@@ -137,6 +138,16 @@ def add_conversion_options(parser: argparse.ArgumentParser, has_coreml: bool = F
     add_fetch_options(parser)
     if has_coreml:
         add_coreml_options(parser)
+
+
+def _run_here(target: str) -> str:
+    """An argparse type: a target that something here runs."""
+    if target == "coreml":
+        raise argparse.ArgumentTypeError(
+            "Core ML packages run on Apple's systems alone: convert MODEL --target coreml makes "
+            "them (docs/coreml.md)"
+        )
+    return target
 
 
 def add_fetch_options(parser: argparse.ArgumentParser) -> None:

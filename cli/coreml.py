@@ -110,7 +110,7 @@ def add_coreml_options(parser: argparse.ArgumentParser) -> None:
     )
     # Steps that direct writing has not.
     for name in ("restart", "only"):
-        group.add_argument(f"--{name}", metavar="STEP", help=argparse.SUPPRESS)
+        group.add_argument(f"--{name}", type=LIMITS[name], metavar="STEP", help=argparse.SUPPRESS)
     for name in ("skip_check", "skip_anemll_dedup", "dynamic_prefill_slice"):
         group.add_argument(flag(name), action="store_true", default=None, help=argparse.SUPPRESS)
 
@@ -131,8 +131,8 @@ class CoreMLRequest(Request):
     fp16_scale: str | None = None
     split_rotate: bool | None = None
     monolithic: bool | None = None
-    restart: str | None = None
-    only: str | None = None
+    restart: int | None = None
+    only: int | None = None
     skip_check: bool | None = None
     skip_anemll_dedup: bool | None = None
     dynamic_prefill_slice: bool | None = None
@@ -162,8 +162,11 @@ class CoreMLRequest(Request):
         chosen = self.chosen_for_any_target()
         if self.context is not None and self.batch is None:
             chosen["batch"] = min(CoreMLOptions.batch, self.context)
-        if self.monolithic and self.chunk is not None:
-            raise OptionError("--chunk", "has no effect with --monolithic", "leave one of them out")
+        for name, by in (("chunk", "monolithic"), *((f"lut{i}", "no_lut") for i in (1, 2, 3))):
+            if getattr(self, by) and getattr(self, name) is not None:
+                raise OptionError(
+                    flag(name), f"has no effect with {flag(by)}", "leave one of them out"
+                )
         for name in ("context", "batch", "max_chunk_mb", "prefix", "argmax", "split_rotate",
                      "monolithic"):  # fmt: skip
             if (value := getattr(self, name)) is not None:
@@ -177,6 +180,7 @@ class CoreMLRequest(Request):
             chosen["chunks"] = parse_chunks(self.chunk)
         if self.fp16_scale is not None:
             chosen["fp16_scale"] = parse_fp16_scale(self.fp16_scale)
+        CoreMLOptions(**chosen).check()
         return chosen
 
     def say_needless(self) -> None:
@@ -304,6 +308,7 @@ def _convert(
             say(request, note)
         with byte_progress(plan.weights_nbytes, request.quiet, request.progress) as progress:
             converter.write(plan, output, progress, sealing.of_packages(converter, plan))
+    say(request, "on a Mac, compile.sh in it is what comes next: docs/coreml.md")
 
 
 def _scale(converter: CoreMLConverter, request: CoreMLRequest) -> float:
@@ -311,9 +316,9 @@ def _scale(converter: CoreMLConverter, request: CoreMLRequest) -> float:
     from cli.progress import byte_progress
 
     hidden = request.quiet or not converter.measures_scale
-    values = sum(math.prod(shape) for shape in converter.network.shapes.values())
-    with byte_progress(values, hidden, what="Measuring") as progress:
-        return converter.measured_scale(progress)
+    halves = 2 * sum(math.prod(shape) for shape in converter.network.shapes.values())
+    with byte_progress(halves, hidden, what="Measuring") as advance:
+        return converter.measured_scale(lambda count: advance(2 * count))
 
 
 def preview_packages(request: CoreMLRequest) -> CoreMLPlanReport:
@@ -374,8 +379,9 @@ def plan_lines(report: CoreMLPlanReport, force: bool) -> list[str]:
     lines += ["", "States"]
     for state in report.states:
         lines.append(f"  {state.name}  {list(state.shape)}  {size(state.bytes)}")
-    lines += ["", f"Chunks of at most {report.max_chunk_mb} MiB, as ANEMLL estimates them"]
-    lines += [f"  {figure}" for figure in report.chunk_figures]
+    if all(package.kind != "monolithic" for package in report.packages):
+        lines += ["", f"Chunks of at most {report.max_chunk_mb} MiB, as ANEMLL estimates them"]
+        lines += [f"  {figure}" for figure in report.chunk_figures]
     parts = Counter(report.head_parts)
     heads = " and ".join(f"{count} parts of {rows} rows" for rows, count in parts.items())
     lines += ["", f"Head: {heads}", "", "Weights"]
@@ -404,16 +410,17 @@ def check_lines(report: CoreMLCheckReport) -> list[str]:
         f"  parameters: {report.parameters / 1e9:.2f} billion",
         f"  made for: {report.context_length} tokens",
         "",
-        "Size of all packages",
+        "Size of all packages, without the tokenizer",
         f"  {'as chosen, or by default':30}{size(report.bytes):>10}",
     ]
     for each in report.sizes:
         nbytes = f"refused: {each.refusal}" if each.bytes is None else size(each.bytes)
         lines.append(f"  {_format(each.lut):30}{nbytes:>10}")
-    lines += ["", f"States in a context of {report.context}: {size(report.states_bytes)}", ""]
+    lines += ["", f"States in a context of {report.context}: {size(report.states_bytes)}"]
+    notes = [f"Note: {note}" for note in report.notes]
     if not report.text_proved:
-        lines.append("The tokenizer was not fetched; it is proved at conversion.")
-    lines += [f"Note: {note}" for note in report.notes]
+        notes.insert(0, "The tokenizer was not fetched; it is proved at conversion.")
+    lines += ["", *notes] if notes else []
     return [printable(line) for line in lines]
 
 
@@ -429,11 +436,10 @@ def _output(request: Request, source: Source) -> Path:
 
 
 def _holds_packages(folder: Path) -> bool:
-    if not folder.is_dir():
-        return False
+    from converter.checkpoint.files import status_of
     from converter.coreml.meta import META
 
-    return (folder / META).is_file()
+    return status_of(folder / META) is not None
 
 
 def _converter(checkpoint: Checkpoint, source: Source, chosen: dict[str, Any]) -> CoreMLConverter:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from cli.convert import add_fetch_options
 from cli.limits import LIMITS
+from cli.outputs import FILE_HELP, output_of
 from cli.request import Request
-from converter.errors import OptionError, SourceError
+from converter.errors import OptionError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +36,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "file",
         metavar="FILE",
         type=Path,
-        help="a .litertlm file, or for a small model a folder of Core ML packages or one of them",
+        help=f"{FILE_HELP}, or one .mlpackage; packages are for small models",
     )
     parser.add_argument(
         "--against",
@@ -69,8 +70,11 @@ def main(args: argparse.Namespace) -> None:
 
     if args.engine == "torch" and not args.against:
         raise OptionError("--engine torch", "has no effect without --against", "name the source")
+    if args.revision is not None and not args.against:
+        raise OptionError("--revision", "has no effect without --against", "name the source")
     text = _read(args.text or TEXT)
-    is_coreml = args.file.is_dir()
+    file = output_of(args.file)
+    is_coreml = file.is_dir()
     if is_coreml and args.threads is not None:
         raise OptionError("--threads", "is for the engine, which runs no packages", "leave it out")
     against = None
@@ -79,9 +83,9 @@ def main(args: argparse.Namespace) -> None:
             args.against, revision=args.revision, offline=args.offline, quiet=args.quiet, asks=True
         )
     if is_coreml:
-        found = measure_packages(args.file, text, against, args.engine, args.quiet)
+        found = measure_packages(file, text, against, args.engine, args.quiet)
     else:
-        found = measure(args.file, text, against, args.engine, args.threads, args.quiet)
+        found = measure(file, text, against, args.engine, args.threads, args.quiet)
     if args.json:
         import json
 
@@ -110,8 +114,6 @@ def measure(
     from runner.engine import Model
     from runner.evaluation import compared_tokens, measure_divergence, measure_perplexity, sample
 
-    if not file.is_file():
-        raise SourceError(str(file), "there is no such file", "convert a model first")
     with ExitStack() as stack:
         # First of all, as this is what may be refused.
         reference = _reference(against, engine, stack) if against else None

@@ -21,6 +21,12 @@ def source_of(request: Request, chosen: dict[str, Any]) -> Source:
     from converter.checkpoint.sources import models_dir, parse_model
 
     source = parse_model(request.model, models_dir())
+    if request.revision is not None and request.receipt is None and source.kind != "hub":
+        raise OptionError(
+            f"--revision {request.revision}",
+            f"{request.model} is not on the hub, and has one version",
+            "leave it out",
+        )
     for note in source.notes:
         say(request, note)
     names = (source.name, *(adapter.name for adapter in chosen.get("lora", ())))
@@ -45,6 +51,7 @@ def fetch(
     if source.kind != "hub":
         assert source.path is not None
         return source.path, Origin(source.kind, str(source.path.absolute()))
+    _refuse_made_here(source)
 
     from converter.checkpoint.gguf import check_head
     from converter.checkpoint.hub import download
@@ -165,6 +172,7 @@ def local_copy_of(source: Source, request: Request, prefer_converted: bool) -> P
     if source.path is not None:
         return source.path
     assert source.repo_id is not None
+    _refuse_made_here(source)
     if source.kind == "demo":
         from converter.checkpoint.demo import fetched_demo
 
@@ -199,6 +207,54 @@ def fetched_before(source: Source, request: Request, prefer_converted: bool) -> 
             "or leave --dry-run out",
         )
     return found
+
+
+def _refuse_made_here(source: Source) -> None:
+    """Raise SourceError for a name in `list` that stands for what was made of a file or folder.
+
+    The hub may have a model of this name, which would be another one.
+    """
+    from converter.checkpoint.files import status_of
+    from converter.checkpoint.sources import LOCAL
+
+    if source.home.parent.name != LOCAL:
+        return
+    what = str(source.repo_id)
+    if packages := only_packages(source):
+        raise SourceError(
+            what,
+            f"it is here as Core ML packages alone ({packages}), for Apple's systems",
+            f"finish them on a Mac (docs/coreml.md), or convert {_made_of(packages)} without "
+            "--target coreml",
+        )
+    output = source.output_path()
+    if status_of(output) is not None:
+        raise SourceError(
+            what,
+            f"it is the result {output}, and this is about what that was made of",
+            f"name {_made_of(output)}",
+        )
+
+
+def only_packages(source: Source) -> Path | None:
+    """The Core ML packages of a model, where they are all that was made of it."""
+    from converter.checkpoint.files import status_of
+    from converter.coreml.meta import META
+
+    if status_of(source.packages_dir / META) is None or status_of(source.output_path()) is not None:
+        return None
+    return source.packages_dir
+
+
+def _made_of(output: Path) -> str:
+    """The source of a result, as its receipt says."""
+    from converter.checkpoint.sources import shown
+    from converter.receipt import read_receipt, receipt_path
+
+    try:
+        return shown(read_receipt(receipt_path(output))["source"]["model"])
+    except SourceError:
+        return "what it was made of"
 
 
 def _revision(source: Source, request: Request) -> str | None:

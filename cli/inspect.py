@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cli.outputs import FILE_HELP, output_of
 from converter.errors import SourceError
 
 if TYPE_CHECKING:
@@ -32,20 +33,19 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         description="Show the sections, metadata and signatures of a .litertlm file; of Core ML "
         "packages, their functions, how their weights are stored, and what meta.yaml says.",
     )
-    parser.add_argument(
-        "file", metavar="FILE", type=Path, help="a .litertlm file, a .mlpackage or a folder of them"
-    )
+    parser.add_argument("file", metavar="FILE", type=Path, help=f"{FILE_HELP}; or one .mlpackage")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.file.is_dir():
-        _show_packages(args.file, args.json)
+    file = output_of(args.file)
+    if file.is_dir():
+        _show_packages(file, args.json)
         return
     from converter.litertlm.inspection import read_bundle
 
-    bundle = read_bundle(args.file)
+    bundle = read_bundle(file)
     if args.json:
         # In ASCII: a model's strings may hold what a terminal obeys, or its encoding lacks.
         print(json.dumps(as_json(bundle), indent=2))
@@ -233,7 +233,11 @@ def _folder_lines(path: Path) -> list[str]:
             shown = ", ".join(f"{count} of {each}" for each, count in Counter(value).items())
         lines.append(f"  {key}: {shown}")
     for package in _packages(path):
-        lines += ["", *_package_lines(package)]
+        title, *more = _package_lines(package)
+        lines += ["", title]
+        if meta.packages and package.path.stem not in meta.packages:
+            lines.append("  no part of this model: meta.yaml does not name it")
+        lines += more
     return lines
 
 

@@ -64,6 +64,8 @@ LIMITS: Mapping[str, Callable[[str], Any]] = {
     "context": _positive,
     "batch": _positive,
     "max_chunk_mb": _positive,
+    "restart": _integer(1, 8),  # ANEMLL's steps
+    "only": _integer(1, 8),
     "max_tokens": _integer(1, _INT32_MAX),
     "temperature": _real(0, math.inf),
     "top_k": _integer(1, _INT32_MAX),

@@ -74,7 +74,8 @@ def _of_bundle(path: Path) -> tuple[int, str, str]:
 
 
 def _of_packages(path: Path) -> tuple[int, str, str]:
-    from converter.coreml.inspection import folder_bytes, read_meta
+    from converter.coreml.inspection import folder_bytes, packages_of, read_meta
 
     meta = read_meta(path)
+    packages_of(path, meta)  # or one is missing
     return folder_bytes(path), f"coreml {meta.scheme}", str(meta.context or "-")

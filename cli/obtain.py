@@ -16,6 +16,7 @@ from cli.fetch import (
     fetch_headers,
     fetched_before,
     local_copy_of,
+    only_packages,
     say,
     source_of,
 )
@@ -45,6 +46,7 @@ def obtain(request: Request, announce_kept: bool = False) -> Path:
     Raises:
         LiteRTLMError: see `converter.errors`.
     """
+    from converter.checkpoint.files import status_of
     from converter.receipt import is_outdated, settle
 
     expected = request.receipt
@@ -63,12 +65,12 @@ def obtain(request: Request, announce_kept: bool = False) -> Path:
             raise converted_already(request.model)
         return output
     settle(output)
-    if output.exists() and not request.force:
+    if status_of(output) is not None and not request.force:
         if expected is not None:
             require_same(output, expected)
         # To `run` an existing file is what was meant, unless it would surprise.
         outdated = source.path is not None and is_outdated(output, source.path)
-        if announce_kept or chosen or outdated:
+        if announce_kept or chosen or outdated or request.revision is not None:
             older = ", older than what it was made of" if outdated else ""
             say(
                 request,
@@ -81,7 +83,14 @@ def obtain(request: Request, announce_kept: bool = False) -> Path:
         require_reference(request)
     from cli.sealing import Sealing
 
-    local, origin = fetch(source, request, prefer_converted=not chosen, becomes=output)
+    try:
+        local, origin = fetch(source, request, prefer_converted=not chosen, becomes=output)
+    except SourceError as error:
+        packages = only_packages(source)
+        if packages is None or str(packages) in error.why:
+            raise
+        why = f"it is here as Core ML packages alone ({packages}), and {error.why}"
+        raise SourceError(error.what, why, error.fix) from error
     adapters = [fetch_adapter(adapter, request) for adapter in chosen.get("lora", ())]
     if adapters:
         chosen["lora"] = [adapter for adapter, _ in adapters]
@@ -284,9 +293,7 @@ def in_float(request: Request, folder: Path) -> Path:
     Raises:
         LiteRTLMError: see `converter.errors`.
     """
-    from converter.checkpoint.sources import models_dir, parse_model
-
-    source = parse_model(request.model, models_dir())
+    source = source_of(request, {})
     local, _ = fetch(source, request, prefer_converted=False)
     if local.suffix.lower() == ".litertlm":
         return local
@@ -302,9 +309,7 @@ def source_checkpoint(request: Request) -> Iterator[Checkpoint]:
     Raises:
         LiteRTLMError: see `converter.errors`.
     """
-    from converter.checkpoint.sources import models_dir, parse_model
-
-    local, _ = fetch(parse_model(request.model, models_dir()), request, prefer_converted=False)
+    local, _ = fetch(source_of(request, {}), request, prefer_converted=False)
     if local.suffix.lower() == ".litertlm":
         raise SourceError(
             request.model, "it is converted already", "name the model that it was made of"

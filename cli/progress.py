@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-_SECONDS_BETWEEN_LINES = 2.0
+_SECONDS_TO_A_LINE = 2.0
+_MOST_SECONDS_BETWEEN_LINES = 60.0
+_LEAST_TELLING = 1e-4  # of all bytes
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
 
 
@@ -24,7 +26,7 @@ def byte_progress(
 
     Args:
         listener: is told `(done, total)` instead of anybody at stderr, `quiet` or not.
-        what: the work, in a bar's title.
+        what: the work, in a bar's title, or before a line.
     """
     if listener is not None:
         done = 0
@@ -44,7 +46,7 @@ def byte_progress(
             task = bars.add_task(what, total=total)
             yield lambda count: bars.advance(task, count)
     else:
-        yield Lines(total).advance
+        yield Lines(total, what).advance
 
 
 @contextmanager
@@ -91,36 +93,45 @@ def _redraws() -> bool:
 
 
 class Lines:
-    """A line when a while has gone by since the last; short work prints none."""
+    """A line after a while, and another one whenever the work has taken twice as long since.
 
-    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+    So that a log of an hour has some, and one of a minute few; short work prints none.
+    """
+
+    def __init__(self, total: int, what: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._total = total
+        self._what = what.lower()
         self._clock = clock
         self._done = 0
-        self._begin = self._last = clock()
+        self._begin = clock()
+        self._due = self._begin + _SECONDS_TO_A_LINE
 
     def advance(self, count: int) -> None:
         """`count` more bytes are done."""
         self._done += count
         now = self._clock()
-        if now - self._last < _SECONDS_BETWEEN_LINES:
+        if now < self._due:
             return
-        self._last = now
-        line = progress_line(self._done, self._total, now - self._begin)
-        print(f"litert-lm-cli: {line}", file=sys.stderr, flush=True)
+        seconds = now - self._begin
+        self._due = now + min(seconds, _MOST_SECONDS_BETWEEN_LINES)
+        line = progress_line(self._done, self._total, seconds)
+        print(f"litert-lm-cli: {self._what}: {line}", file=sys.stderr, flush=True)
 
 
 def progress_line(done: int, total: int, seconds: float) -> str:
-    """`1.2 of 4.0 GB, 800 MB/s, 4 s left`, after `seconds` of work, at the average rate so far."""
+    """`1.2 of 4.0 GB, 800 MB/s, 4 s left`, after `seconds` of work, at the average rate so far.
+
+    Of a very first beginning the rate says nothing yet.
+    """
     scale, unit = _unit(total)
     rate = done / seconds
     rate_scale, rate_unit = _unit(rate)
     digits = 1 if rate_unit == "GB" else 0
-    return (
-        f"{done / scale:.1f} of {total / scale:.1f} {unit}, "
-        f"{rate / rate_scale:.{digits}f} {rate_unit}/s, "
-        f"{_duration(math.ceil((total - done) / rate))} left"
-    )
+    line = f"{done / scale:.1f} of {total / scale:.1f} {unit}"
+    if done < _LEAST_TELLING * total:
+        return line
+    left = _duration(math.ceil((total - done) / rate))
+    return f"{line}, {rate / rate_scale:.{digits}f} {rate_unit}/s, {left} left"
 
 
 def _unit(value: float) -> tuple[float, str]:

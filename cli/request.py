@@ -74,7 +74,7 @@ class Request:
         """
         from converter.receipt import read_receipt
 
-        given = [name for name in self.decided_by_receipt if getattr(self, name)]
+        given = [n for n in self.decided_by_receipt if getattr(self, n) not in (None, False, ())]
         if given:
             raise decided_by_receipt(flag(given[0]))
         receipt = read_receipt(path)

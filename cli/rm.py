@@ -14,7 +14,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         description="Remove a model from models/: what was converted, and what was downloaded for "
         "it. Files elsewhere are not touched.",
     )
-    parser.add_argument("model", metavar="MODEL", help="its name in list, or demo")
+    parser.add_argument("name", metavar="MODEL", help="its name in list, or demo")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument(
         "--keep-checkpoint",
@@ -30,7 +30,7 @@ def main(args: argparse.Namespace) -> None:
     from converter.checkpoint.sources import models_dir
     from converter.errors import OptionError
 
-    model = find_model(args.model, models_dir())
+    model = find_model(args.name, models_dir())
     paths = [path for path in model.parts if not args.keep_checkpoint or path != model.checkpoint]
     name, freed = printable(model.name), size(freed_bytes(paths))
     if not paths:
@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
         for path in paths:
             print(f"  {printable(str(path))}", file=sys.stderr)
         if sys.stdin is None or not sys.stdin.isatty():
-            raise OptionError(f"rm {args.model}", "nobody is there to be asked", "add --yes")
+            raise OptionError(f"rm {args.name}", "nobody is there to be asked", "add --yes")
         print("Remove it? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             print("nothing was removed", file=sys.stderr)

@@ -113,7 +113,9 @@ def _offered(args: argparse.Namespace) -> tuple[dict[str, Path], dict[str, str]]
     if not args.models:
         found = models_by_name(models_dir())
         if not found:
-            raise SourceError("models/", "holds no model yet", "name one: litert-lm-cli serve demo")
+            raise SourceError(
+                "models/", "holds no .litertlm file yet", "name a model: litert-lm-cli serve demo"
+            )
         return found, {}
     from cli.obtain import obtain
 

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from cli.outputs import FILE_HELP, output_of
+
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
@@ -16,9 +18,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "puts there (.mlmodelc, which compile.sh makes, and hidden files). Prints MATCH, or what "
         "differs, and exits with 1 then.",
     )
-    parser.add_argument(
-        "file", metavar="FILE", type=Path, help="a .litertlm file, or a folder of packages"
-    )
+    parser.add_argument("file", metavar="FILE", type=Path, help=FILE_HELP)
     parser.add_argument(
         "--receipt",
         type=Path,
@@ -30,21 +30,21 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     from cli.inspect import printable
+    from converter.checkpoint.files import status_of
     from converter.errors import SourceError
     from converter.receipt import IN_FOLDER, differences, read_receipt, receipt_path, settle
 
     if args.file.name == IN_FOLDER and args.receipt is None:
         args.file = args.file.parent
+    args.file = output_of(args.file)
     is_folder = args.file.is_dir()
-    if not is_folder and not args.file.is_file():
-        raise SourceError(
-            str(args.file), "there is no such file", "pass a .litertlm file or a folder of packages"
-        )
-    if is_folder and args.file.suffix == ".mlpackage":
+    has_none = status_of(receipt_path(args.file)) is None and args.receipt is None
+    is_part = has_none and status_of(args.file.parent / IN_FOLDER) is not None
+    if is_part or args.file.suffix == ".mlpackage":
         raise SourceError(
             str(args.file),
-            "it is one of several packages that have one receipt",
-            f"verify their folder: litert-lm-cli verify {args.file.parent}",
+            "it is a part of a folder that has one receipt",
+            f"verify that: litert-lm-cli verify {args.file.parent}",
         )
     if args.receipt is None and not is_folder:
         settle(args.file)
@@ -74,6 +74,11 @@ def _without_strange(receipt: dict[str, Any], folder: Path, changed: int, again:
     strange = strange_files(receipt, folder)
     if not strange:
         return again
-    more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
-    move = f"move {folder / strange[0]}{more} elsewhere"
+    known = {part["name"].partition("/")[0] for part in receipt["output"]["parts"]}
+    tops = [name.partition("/")[0] for name in strange]
+    # A package of nothing else goes as a whole: runtimes would take what is left of it for one.
+    entries = [name if top in known else top for name, top in zip(strange, tops, strict=True)]
+    first, *others = dict.fromkeys(entries)
+    more = f" and {len(others)} more" if others else ""
+    move = f"move {folder / first}{more} elsewhere"
     return move if len(strange) == changed else f"{move}, then {again}"

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from converter.coreml.limits import MOST_POSITIONS, check_batch, check_context, check_prefix
 from converter.errors import OptionError
 from converter.options import ChatTemplate
 from converter.weights.adapters import WeightedAdapter
@@ -57,6 +58,13 @@ class CoreMLOptions:
     lora: Sequence[WeightedAdapter] = ()
     chat_template: ChatTemplate | None = None
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+
+    def check(self) -> None:
+        """Raise OptionError for what no model could be converted with."""
+        check_context(self.context, MOST_POSITIONS, "any model")
+        check_batch(self.batch, self.context)
+        if self.prefix is not None:
+            check_prefix(self.prefix)
 
 
 def parse_lut(flag: str, text: str) -> Palette | None:
@@ -129,4 +137,4 @@ def parse_fp16_scale(text: str) -> float:
 
 def _is_number(text: str) -> bool:
     """Whether it is a whole number that Python reads, of few digits."""
-    return text.isascii() and text.isdecimal() and len(text) < 10
+    return text.isascii() and text.isdecimal() and len(text) < 19

@@ -24,11 +24,9 @@ from converter.coreml.decoder_program import (
     states_of,
 )
 from converter.coreml.limits import (
-    check_batch,
     check_context,
     check_groups,
     check_package,
-    check_prefix,
     check_states,
     notes,
 )
@@ -127,8 +125,8 @@ class CoreMLConverter:
     def spec(self) -> DecoderSpec:
         """The network in the context that was chosen, which runtimes and this target can take."""
         context = self.options.context
+        self.options.check()
         check_context(context, self.network.family.longest_context, self.name)
-        check_batch(self.options.batch, context)
         spec = self.network.spec(context)
         check_words(spec, context)
         return spec
@@ -249,8 +247,7 @@ class CoreMLConverter:
 
     def _describe(self, interface: Interface, chunks: int) -> Description:
         options = self.options
-        prefix = options.prefix or default_prefix(self.model_type)
-        check_prefix(prefix)
+        prefix = default_prefix(self.model_type) if options.prefix is None else options.prefix
         papers = read_papers(self.checkpoint.files, self.checkpoint.format != "gguf")
         luts = (options.lut_embeddings, options.lut_layers, options.lut_head)
         return Description(

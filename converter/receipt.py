@@ -23,7 +23,7 @@ from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.files import is_plain_name
+from converter.checkpoint.files import files_below, is_plain_name, status_of
 from converter.checkpoint.papers import papers_of
 from converter.errors import OutputError, SourceError
 from converter.output.atomic_file import AtomicFile, sweep
@@ -106,13 +106,9 @@ def parts_of(path: Path) -> list[Part]:
     them, and hidden files, like the `.DS_Store` of every folder that was looked at.
     """
     if path.is_dir():
-        files = ((file.relative_to(path), file) for file in path.rglob("*") if file.is_file())
+        files = ((file.relative_to(path), size) for file, size in files_below(path).items())
         return sorted(
-            (
-                Part(name.as_posix(), 0, file.stat().st_size)
-                for name, file in files
-                if _is_own(name)
-            ),
+            (Part(name.as_posix(), 0, size) for name, size in files if _is_own(name)),
             key=attrgetter("name"),
         )
     from converter.litertlm.inspection import read_bundle
@@ -261,9 +257,11 @@ def strange_files(receipt: dict[str, Any], folder: Path) -> list[str]:
 def why_not_replaced(folder: Path) -> str | None:
     """Why packages must not take the place of a folder: something in it is none of ours."""
     try:
+        if status_of(receipt_path(folder)) is None:
+            return "it is there, and has no receipt of packages"
         strange = strange_files(read_receipt(receipt_path(folder)), folder)
-    except SourceError:
-        return "it is there, and has no receipt of packages"
+    except SourceError as error:
+        return f"it is there, and {Path(error.what).name}: {error.why}"
     return f"it is there, and no conversion wrote its {strange[0]}" if strange else None
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.files import is_plain_name
+from converter.checkpoint.files import is_plain_name, unreadable
 from converter.checkpoint.papers import CARD
 from converter.errors import OptionError, OutputError, SourceError
 from converter.litertlm.inspection import read_bundle
@@ -158,7 +158,9 @@ def fill_in(package: Package, repo_id: str) -> Package:
         path = package.folder / name
         try:
             text = path.read_bytes().decode()
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise unreadable(path, error) from error
+        except UnicodeDecodeError as error:
             raise SourceError(str(path), "it cannot be read as UTF-8", "save it again") from error
         filled = text.replace(PLACEHOLDER, repo_id)
         if name == gallery.FILE:
@@ -294,7 +296,9 @@ def _read_manifest(folder: Path) -> dict[str, Sum | None]:
             name: None if value is None else Sum(int(value["size"]), str(value["sha256"]))
             for name, value in said["files"].items()
         }
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise SourceError(
             str(path), "it is no manifest of a package", "remove the folder, and package again"
         ) from error

@@ -9,7 +9,8 @@ its answer: it reads meta.yaml, finds files and functions, loads the tokenizer, 
 masks, reads the prompt and asks for tokens. Only what needs Apple's runtime, `predict` and
 `make_state` of coremltools, is done by its reference semantics, where every input is held against
 what the package declares. That is slow: a model of more than 0.1 B parameters takes hours. With
-`--source` the tokens must be those of transformers. The last line is one JSON document.
+`--source` the tokens must be those of transformers, which palettes may change: FOLDER is to be of
+float16 (`--no-lut`). The last line is one JSON document.
 """
 
 from __future__ import annotations

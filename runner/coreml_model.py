@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from converter.checkpoint.files import unreadable
+from converter.coreml.inspection import packages_of, read_meta, refuse_compiled
 from converter.coreml.meta import META
 from converter.errors import SourceError, UnsupportedError
 from converter.text.tokenizer_json import load_tokenizer_json
@@ -43,16 +45,24 @@ class CoreMLModel:
             rounds: every result to float16, which is what the Neural Engine computes in.
         """
         self.folder = path.parent if path.suffix == ".mlpackage" else path
-        parameters = read_parameters(self.folder)
+        meta = read_meta(self.folder)
         try:
-            self.context_length = int(parameters["context_length"])
-            self.batch = int(parameters["batch_size"])
-            paths = _paths(self.folder, parameters)
+            self.context_length = int(meta.parameters["context_length"])
+            self.batch = int(meta.parameters["batch_size"])
         except (KeyError, TypeError, ValueError) as error:
             raise SourceError(
                 str(self.folder / META), f"does not say {error}", "convert the model again"
             ) from error
-        window = parameters.get("sliding_window")
+        paths = packages_of(self.folder, meta)[: len(meta.packages)]
+        if not paths:
+            raise SourceError(
+                str(self.folder / META),
+                "does not say what its packages are called",
+                "convert the model again",
+            )
+        for part in paths:
+            refuse_compiled(part)
+        window = meta.parameters.get("sliding_window")
         self._window = int(window) if window and int(window) < self.context_length else None
         if path.suffix == ".mlpackage" and path.name not in {part.name for part in paths}:
             raise SourceError(
@@ -103,9 +113,7 @@ class CoreMLModel:
         try:
             return path.read_bytes()
         except OSError as error:
-            raise SourceError(
-                str(path), error.strerror or "cannot be read", "convert the model again"
-            ) from error
+            raise unreadable(path, error) from error
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text, without those that start one."""
@@ -205,43 +213,3 @@ class Conversations:
                 "convert the model without --split-rotate",
             )
         return name
-
-
-def read_parameters(folder: Path) -> dict[str, Any]:
-    """What `meta.yaml` says of a folder's packages.
-
-    Raises:
-        SourceError: it is missing or says nothing.
-    """
-    import yaml
-
-    path = folder / META
-    try:
-        parameters = yaml.safe_load(path.read_text(encoding="utf-8"))["model_info"]["parameters"]
-    except OSError as error:
-        raise SourceError(
-            str(path),
-            "there is no such file",
-            "name a folder that convert --target coreml made, or a package in it",
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, RecursionError) as error:
-        raise SourceError(
-            str(path), "does not say what the packages are", "convert the model again"
-        ) from error
-    if not isinstance(parameters, dict):
-        raise SourceError(
-            str(path), "does not say what the packages are", "convert the model again"
-        )
-    return parameters
-
-
-def _paths(folder: Path, parameters: Mapping[str, Any]) -> list[Path]:
-    """The packages in the order in which they are called. `meta.yaml` names them as compiled."""
-    if "monolithic_model" in parameters:
-        names = [parameters["monolithic_model"]]
-    else:
-        numbers = range(1, int(parameters["num_chunks"]) + 1)
-        first = parameters["ffn"]
-        chunks = [re.sub(r"_chunk_\d+of", f"_chunk_{i:02}of", first) for i in numbers]
-        names = [parameters["embeddings"], *chunks, parameters["lm_head"]]
-    return [folder / f"{name.removesuffix('.mlmodelc')}.mlpackage" for name in names]

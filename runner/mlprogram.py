@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from converter.checkpoint.files import unreadable
 from converter.coreml.blob import ALIGNMENT, DType
 from converter.coreml.package import MODEL, WEIGHTS
 from converter.coreml.schema import Model
@@ -50,7 +51,9 @@ class WeightFile:
         self._path = path
         try:
             self._bytes = np.memmap(path, np.uint8, "r")
-        except (OSError, ValueError) as error:  # an empty file cannot be mapped
+        except OSError as error:
+            raise unreadable(path, error) from error
+        except ValueError as error:  # an empty file cannot be mapped
             raise _damaged(path, "cannot be read as a file of weights") from error
 
     def record(self, offset: int, dtype: DType, count: int) -> np.ndarray:
@@ -445,7 +448,9 @@ class Package:
         self.rounds = rounds
         try:
             model = Model.FromString((path / MODEL).read_bytes())
-        except (OSError, DecodeError) as error:
+        except OSError as error:
+            raise unreadable(path / MODEL, error) from error
+        except DecodeError as error:
             raise _damaged(path, "cannot be read as a Core ML model") from error
         if not model.HasField("mlProgram"):
             raise _damaged(path, "holds no ML Program")

@@ -8,23 +8,48 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from filelock import FileLock
+from packaging.requirements import Requirement
 
 # As `cli.__main__` has it, and before anything imports numpy: where several processes multiply,
 # BLAS's own threads spin against each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 _ROOT = Path(__file__).resolve().parent.parent
+
+
+class _WithoutCoremltools(MetaPathFinder):
+    """Skips whatever imports coremltools, on the systems that it has no wheel for."""
+
+    @staticmethod
+    def is_needed() -> bool:
+        """Whether requirements-dev.txt leaves it out here."""
+        lines = (_ROOT / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()
+        [line] = [line for line in lines if line.startswith("coremltools")]
+        marker = Requirement(line).marker
+        return marker is not None and not marker.evaluate()
+
+    def find_spec(self, name: str, *_: object) -> None:
+        """Called for every import that is the first of its module."""
+        if name == "coremltools":
+            system = f"{sys.platform} on {platform.machine()}"
+            pytest.skip(f"coremltools has no wheel for {system}", allow_module_level=True)
+
+
+if _WithoutCoremltools.is_needed():
+    sys.meta_path.insert(0, _WithoutCoremltools())
 _BLOCK = 1 << 20
 
 

@@ -56,7 +56,7 @@ class PositionedFile:
                 raise SourceError(str(path), "it is not a regular file", "pass a file on disk")
             self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
         except (OSError, ValueError) as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
         self._lock = threading.Lock()
         status = os.fstat(self._file.fileno())
         self.size = status.st_size
@@ -81,7 +81,7 @@ class PositionedFile:
                     )
                 done += count
         except OSError as error:
-            raise _unreadable(self.path, error) from error
+            raise unreadable(self.path, error) from error
 
     def read_at(self, offset: int, length: int) -> bytearray:
         """Return exactly `length` bytes from `offset`; raises as `read_into` does."""
@@ -124,6 +124,42 @@ class PositionedFile:
         with self._lock:  # Windows: the file position is shared, so seek and read are one step
             self._file.seek(offset)
             return self._file.readinto(view) or 0
+
+
+def status_of(path: Path) -> os.stat_result | None:
+    """What the system says of a file or folder; None where there is none.
+
+    `Path.exists` and its kin say no as well where a folder cannot be entered, or raise, as the
+    version of Python has it.
+
+    Raises:
+        SourceError: whether there is one cannot be known.
+    """
+    try:
+        return os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+
+
+def files_below(folder: Path) -> dict[Path, int]:
+    """All files in a folder and its folders, with their bytes.
+
+    Raises:
+        SourceError: one of the folders cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise unreadable(Path(error.filename), error) from error
+
+    found = {}
+    for place, _, names in os.walk(folder, onerror=refuse):
+        for path in (Path(place, name) for name in names):
+            status = status_of(path)
+            if status is not None and stat.S_ISREG(status.st_mode):
+                found[path] = status.st_size
+    return found
 
 
 def read_file(path: Path) -> bytes:
@@ -174,7 +210,7 @@ def file_states(files: Iterable[Path]) -> dict[Path, FileState]:
         try:
             found[path] = _state(os.stat(path))
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
     return found
 
 
@@ -190,7 +226,7 @@ def _state(status: os.stat_result) -> FileState:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _unreadable(path: Path, error: OSError | ValueError) -> SourceError:
+def unreadable(path: Path, error: OSError | ValueError) -> SourceError:
     """Say that `path` cannot be read. ValueError is Python's word for a name with a null byte."""
     if isinstance(error, FileNotFoundError) and path.is_symlink():
         return _dangling(path)

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter.checkpoint.sources import DEMO_ID, PACKAGES, shown
+from converter.checkpoint.files import unreadable
+from converter.checkpoint.sources import DEMO_ID, PACKAGES, SUFFIX, shown
 from converter.errors import OutputError, SourceError
 
 
@@ -41,17 +42,26 @@ class StoredModel:
         return self.home / "checkpoint"
 
     @property
+    def bundles(self) -> list[Path]:
+        """Its `.litertlm` files, of which conversions make one."""
+        return [part for part in self.parts if part.suffix == SUFFIX and part.is_file()]
+
+    @property
     def packages(self) -> Path:
         """Where its Core ML packages lie, if it has any."""
         return self.home / PACKAGES
 
 
 def stored_models(folder: Path) -> list[StoredModel]:
-    """Everything below the models folder, by name; links are not followed."""
+    """Everything below the models folder, by name; links are not followed.
+
+    Raises:
+        SourceError: a folder cannot be read.
+    """
     found = []
     for organisation in _folders(folder):
         for home in _folders(organisation):
-            if parts := tuple(sorted(home.iterdir())):
+            if parts := tuple(_entries(home)):
                 found.append(StoredModel(f"{organisation.name}/{home.name}", home, parts))
     return found
 
@@ -115,12 +125,17 @@ def remove(model: StoredModel, paths: Sequence[Path]) -> None:
 
 
 def _folders(folder: Path) -> list[Path]:
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError:
-        return []
     return [
         path
-        for path in entries
+        for path in _entries(folder)
         if path.is_dir() and not path.is_symlink() and not path.name.startswith(".")
     ]
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise unreadable(folder, error) from error

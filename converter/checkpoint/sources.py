@@ -26,7 +26,14 @@ from typing import Literal
 from converter.checkpoint import ollama
 from converter.checkpoint.addresses import Address, parse_address
 from converter.checkpoint.file_kinds import GGUF, HEAD_BYTES, SAFETENSORS, FileKind, what_it_is
-from converter.checkpoint.files import is_plain_name, refuse_dangling_links, why_not_a_model
+from converter.checkpoint.files import (
+    files_below,
+    is_plain_name,
+    refuse_dangling_links,
+    status_of,
+    unreadable,
+    why_not_a_model,
+)
 from converter.checkpoint.gguf_names import gguf_models, split_name
 from converter.errors import LiteRTLMError, OptionError, SourceError
 from converter.home import data_folder
@@ -34,6 +41,7 @@ from converter.home import data_folder
 DEMO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SUFFIX = ".litertlm"
 PACKAGES = "coreml"  # the folder of a model's packages, in the model's own
+LOCAL = "local"  # in the place of an organisation, for what was made of a file or folder
 
 Kind = Literal["demo", "litertlm", "gguf", "folder", "hub"]
 
@@ -83,7 +91,7 @@ class Source:
         """The model's folder: `models/{org}/{name}`, or `models/local/{name}`."""
         if self.repo_id is not None:
             return self.models_dir.joinpath(*self.repo_id.split("/"))
-        return self.models_dir / "local" / self.name
+        return self.models_dir / LOCAL / self.name
 
     @property
     def checkpoint_dir(self) -> Path:
@@ -144,11 +152,17 @@ def models_dir() -> Path:
 
 
 def list_models(models_dir: Path) -> list[Path]:
-    """Return the converted files below `models_dir`, sorted; not what was fetched as a source."""
+    """Return the converted files below `models_dir`, sorted; not what was fetched as a source.
+
+    Raises:
+        SourceError: a folder cannot be read.
+    """
+    if status_of(models_dir) is None:
+        return []
     return sorted(
         path
-        for path in models_dir.rglob("*" + SUFFIX)
-        if path.is_file()
+        for path in files_below(models_dir)
+        if path.suffix == SUFFIX
         and not path.name.startswith(".")
         and path.relative_to(models_dir).parts[2:-1] != ("checkpoint",)
     )
@@ -213,14 +227,22 @@ def shown(text: str) -> str:
 
 
 def _existing(text: str) -> Path | None:
-    """Return the path that `text` names, if there is something; the empty text is no path."""
+    """Return the path that `text` names, if there is something; the empty text is no path.
+
+    Raises:
+        SourceError: it is a link to nothing, or in a folder that cannot be entered.
+    """
     if not text.strip():
         return None
     try:
         path = Path(text).expanduser()
-        if not path.exists() and path.is_symlink():
-            refuse_dangling_links(path.parent, [path.name])
-        return path if path.exists() else None
+        os.stat(path)
+        return path
+    except FileNotFoundError:
+        refuse_dangling_links(path.parent, [path.name])
+        return None
+    except PermissionError as error:
+        raise unreadable(path, error) from error
     except (OSError, ValueError, RuntimeError):  # too long, a null byte, an unknown ~user
         return None
 
@@ -328,14 +350,18 @@ def _local(text: str, path: Path, models_dir: Path) -> Source:
 
 
 def _kind_of(path: Path) -> FileKind | None:
-    """What a file is by its first bytes; None for one that cannot be read, or no file."""
+    """What a file is by its first bytes; None for what is no file.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
     try:
         if not path.is_file():  # a pipe would be waited for
             return None
         with open(path, "rb") as stream:
             return what_it_is(stream.read(HEAD_BYTES))
-    except OSError:
-        return None
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def _name_inside(path: Path) -> str | None:

@@ -156,13 +156,15 @@ def settle_head(
         if (vocab_size % n == 0 if argmax else _equal_parts(vocab_size, usual, n) is not None)
     ]
     if divides:
-        least = "in parts of one size " if not argmax else ""
+        why = f"groups of {step} do not divide the head's {vocab_size} rows"
+        if step > MOST_ROWS:
+            why = f"a part of the head has at most {MOST_ROWS} rows"
+        elif not argmax:
+            why += ", cut into parts of one size"
         fix = f"choose a group of {' or '.join(map(str, divides[-3:]))}, or 0 for a table per part"
-        if not argmax and vocab_size % step == 0:
+        if not argmax and vocab_size % step == 0 and step <= MOST_ROWS:
             fix += ", or --argmax"
-        raise OptionError(
-            text, f"the head's {vocab_size} rows are not {least}whole groups of {step}", fix
-        )
+        raise OptionError(text, why, fix)
     raise OptionError(
         f"a head of {vocab_size} rows",
         f"no {_MOST_PARTS} or fewer parts of one size have at most {MOST_ROWS} rows each, and "

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
+import stat
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,6 +20,7 @@ from datetime import date
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from converter.checkpoint.files import files_below, status_of, unreadable
 from converter.coreml.blob import ALIGNMENT, RECORD_HEAD, SENTINEL
 from converter.coreml.meta import META
 from converter.coreml.package import MANIFEST
@@ -28,6 +32,8 @@ ENDING = ".mlpackage"
 COMPILED = ".mlmodelc"
 _LARGEST = {MANIFEST: 1 << 20, META: 1 << 16, "model": 1 << 28}  # bytes that are read of a file
 _IN_PROGRAM = "@model_path/"
+_ENTRY = re.compile(r"[^/\\.][^/\\]*")  # of a folder, no hidden one
+_MOST_CHUNKS = 99  # as names have two digits
 
 # MIL.proto's DataType -> name, number in a record of the weight file, bits. More than we write.
 _TYPES = {
@@ -125,6 +131,26 @@ class Meta:
         found = self.parameters.get("context_length")
         return found if isinstance(found, int) else None
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Names of its packages, without endings, in the order in which a token goes through them.
+
+        It has them as compiled, and of chunks the first alone. Empty where it does not say them.
+        """
+        said = self.parameters
+        if "monolithic_model" in said:
+            names = [said["monolithic_model"]]
+        else:
+            first, count = said.get("ffn"), said.get("num_chunks")
+            if not isinstance(first, str) or not isinstance(count, int):
+                return ()
+            count = min(count, _MOST_CHUNKS)
+            chunks = [re.sub(r"_chunk_\d+of", f"_chunk_{i + 1:02}of", first) for i in range(count)]
+            names = [said.get("embeddings"), *chunks, said.get("lm_head")]
+        if not all(isinstance(name, str) and _ENTRY.fullmatch(name) for name in names):
+            return ()
+        return tuple(name.removesuffix(COMPILED) for name in names)
+
 
 def read_meta(folder: Path) -> Meta:
     """The meta.yaml of a folder of packages.
@@ -143,11 +169,29 @@ def read_meta(folder: Path) -> Meta:
 
 
 def packages_of(folder: Path, meta: Meta) -> list[Path]:
-    """Its packages, in the order in which a token goes through them."""
-    last = str(meta.parameters.get("lm_head", "")).removesuffix(COMPILED)
-    first = str(meta.parameters.get("embeddings", "")).removesuffix(COMPILED)
-    found = [path for path in folder.glob(f"*{ENDING}") if not path.name.startswith(".")]
-    return sorted(found, key=lambda path: (path.stem == last, path.stem != first, path.name))
+    """Its packages, in the order in which a token goes through them, and then any others there.
+
+    One that is there compiled alone is named so.
+
+    Raises:
+        SourceError: meta.yaml names one that is missing, or the folder cannot be read.
+    """
+    try:
+        entries = sorted(os.listdir(folder))
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    found: dict[str, None] = {}
+    for name in meta.packages:
+        there = [name + ending for ending in (ENDING, COMPILED) if name + ending in entries]
+        if not there:
+            raise SourceError(
+                str(folder / f"{name}{ENDING}"),
+                f"it is missing, and {META} names it",
+                "convert the model again",
+            )
+        found[there[0]] = None
+    others = [name for name in entries if name.endswith(ENDING) and not name.startswith(".")]
+    return [folder / name for name in found | dict.fromkeys(others)]
 
 
 def folder_bytes(folder: Path) -> int:
@@ -156,8 +200,7 @@ def folder_bytes(folder: Path) -> int:
     Raises:
         SourceError: it cannot be read.
     """
-    with _refusing(folder, "it cannot be read"):
-        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(files_below(folder).values())
 
 
 def read_package(folder: Path) -> PackageSummary:
@@ -166,10 +209,7 @@ def read_package(folder: Path) -> PackageSummary:
     Raises:
         SourceError: it is none, or a damaged one.
     """
-    if folder.suffix == COMPILED:
-        raise SourceError(
-            str(folder), "it is compiled, for Apple's systems alone", "pass what it was made of"
-        )
+    refuse_compiled(folder)
     content = _content(folder / MANIFEST, MANIFEST)
     with _refusing(folder / MANIFEST, "it names no model"):
         listed = json.loads(content)
@@ -199,6 +239,14 @@ def read_package(folder: Path) -> PackageSummary:
         weights.counts,
         weights.nbytes,
     )
+
+
+def refuse_compiled(package: Path) -> None:
+    """Raise SourceError for a `.mlmodelc`."""
+    if package.suffix == COMPILED:
+        raise SourceError(
+            str(package), "it is compiled, for Apple's systems alone", "pass what it was made of"
+        )
 
 
 def _functions(model: Any, weights: _Weights) -> tuple[FunctionSummary, ...]:
@@ -257,11 +305,16 @@ class _Weights:
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Around `count`; a package whose values all stand in its program has no such file."""
-        if not self._path.is_file():
+        status = status_of(self._path)
+        if status is None or not stat.S_ISREG(status.st_mode):
             yield
             return
-        with self._path.open("rb") as self._file:
-            self._end = self._path.stat().st_size
+        self._end = status.st_size
+        try:
+            self._file = self._path.open("rb")
+        except OSError as error:
+            raise unreadable(self._path, error) from error
+        with self._file:
             yield
 
     def count(self, operation: Any, constants: Mapping[str, Any]) -> None:
@@ -290,18 +343,33 @@ class _Weights:
         """Of a record's data, which must be there in the type and size that the program says.
 
         Raises:
-            ValueError: it is not.
+            SourceError: it is not.
+            ValueError: the program says what cannot be.
         """
         place = value.blobFileValue
         shape, name = _type(value.type)
         _, number, bits = _TYPES[value.type.tensorType.dataType]
         wanted = -(-math.prod(size or 0 for size in shape) * bits // 8)
-        if place.fileName != WEIGHT_FILE or self._file is None or number is None:
+        if place.fileName != WEIGHT_FILE or number is None:
             raise ValueError(f"there is no file of weights with {name}")
-        self._file.seek(place.offset)
-        sentinel, dtype, nbytes, start, _ = RECORD_HEAD.unpack(self._file.read(ALIGNMENT))
-        if (sentinel, dtype, nbytes) != (SENTINEL, number, wanted) or start + nbytes > self._end:
-            raise ValueError(f"there is no such record at {place.offset}")
+        if self._file is None:
+            raise _damaged(self._path, "it is missing, and the program has weights in it")
+        head = b""
+        if place.offset < self._end:
+            try:
+                self._file.seek(place.offset)
+                head = self._file.read(ALIGNMENT)
+            except OSError as error:
+                raise unreadable(self._path, error) from error
+        start = place.offset + ALIGNMENT
+        if len(head) == ALIGNMENT:
+            sentinel, dtype, nbytes, start, _ = RECORD_HEAD.unpack(head)
+            if (sentinel, dtype, nbytes) != (SENTINEL, number, wanted):
+                what = f"{wanted} bytes of {name} at {place.offset}"
+                raise _damaged(self._path, f"it has no {what}, as the program says")
+        if start + wanted > self._end:
+            where = f"in or before the record at {place.offset}"
+            raise _damaged(self._path, f"it ends after {self._end} bytes, {where}")
         return wanted
 
 
@@ -361,16 +429,18 @@ def _scalar(value: Any) -> Any:
 
 def _content(path: Path, kind: str) -> bytes:
     """A file that must be there, of a size that makes sense."""
+    status = status_of(path)
+    if status is None or not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+        raise SourceError(
+            str(path),
+            "it is missing" if status is None else "it is no file",
+            f"pass a {ENDING} or a folder of them, as convert --target coreml makes",
+        )
     try:
-        if not path.is_file():  # a pipe would be waited for
-            raise FileNotFoundError(2, "it is missing")
         with path.open("rb") as file:
             content = file.read(_LARGEST[kind] + 1)
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        raise SourceError(
-            str(path), why, f"pass a {ENDING} or a folder of them, as convert --target coreml makes"
-        ) from error
+        raise unreadable(path, error) from error
     if len(content) > _LARGEST[kind]:
         raise _damaged(path, f"it has more than {_LARGEST[kind]} bytes")
     return content
@@ -388,7 +458,6 @@ def _refusing(path: Path, why: str, *more: type[Exception]) -> Iterator[None]:
         AttributeError,
         DecodeError,
         LookupError,
-        OSError,
         RecursionError,
         TypeError,
         ValueError,

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
+from converter.checkpoint.sources import shown
 from converter.coreml.chunks import MAX_CHUNK_MB, MIB, MOST_ROWS
 from converter.coreml.decoder_program import StateSpec
 from converter.decoder import Attention, DecoderSpec
@@ -40,15 +41,15 @@ def check_context(context: int, longest: int, name: str) -> None:
     """
     most = min(longest, MOST_POSITIONS) // STEP * STEP
     what = f"--context {context}"
-    if context > longest:
-        raise OptionError(
-            what, f"{name} was made for at most {longest} positions", f"choose {most} or less"
-        )
     if context > MOST_POSITIONS:
         raise OptionError(
             what,
             f"the Neural Engine takes tables of at most {MOST_POSITIONS} positions",
             f"choose {most} or less",
+        )
+    if context > longest:
+        raise OptionError(
+            what, f"{name} was made for at most {longest} positions", f"choose {most} or less"
         )
     if context % STEP or not context:
         below = context // STEP * STEP
@@ -149,11 +150,13 @@ def check_prefix(prefix: str) -> None:
     """
     plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,63}", prefix)
     held = next((part for part in _RESERVED if part in prefix), None)
-    if plain and held is None and prefix not in _YAML_WORDS:
+    if plain and held is None and prefix.lower() not in _YAML_WORDS:
         return
     why = f"runtimes look for {held} in names of files" if held else "it is no plain word"
     raise OptionError(
-        f"--prefix {prefix}", why, "choose one of letters, digits, - and _, like qwen or my-model"
+        f"--prefix {shown(prefix)}",
+        why,
+        "choose one of letters, digits, - and _, like qwen or my-model",
     )
 
 

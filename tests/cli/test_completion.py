@@ -52,7 +52,8 @@ def test_bash(tmp_path: Path) -> None:
     model.parent.mkdir(parents=True)
     model.touch()
     (tmp_path / "weights.gguf").touch()
-    commands, options, choices, names, files, schemes = offered(
+    (tmp_path / "models/org/packs/coreml").mkdir(parents=True)  # which run does not take
+    commands, options, choices, names, files, schemes, results, removed = offered(
         tmp_path,
         "litert-lm-cli c",
         "litert-lm-cli run --te",
@@ -60,6 +61,8 @@ def test_bash(tmp_path: Path) -> None:
         "litert-lm-cli run o",
         "litert-lm-cli convert w",
         "litert-lm-cli convert weights.gguf --quantize ",
+        "litert-lm-cli inspect o",
+        "litert-lm-cli rm o",
     )
     assert commands == {"chat", "check", "completion", "convert"}
     assert options == {"--temperature"}
@@ -67,6 +70,7 @@ def test_bash(tmp_path: Path) -> None:
     assert names == {"org/tiny"}
     assert files == {"weights.gguf"}
     assert schemes == set(SCHEMES)
+    assert results == removed == {"org/tiny", "org/packs"}
 
 
 @pytest.mark.parametrize(

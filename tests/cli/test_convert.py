@@ -219,7 +219,8 @@ def test_quiet(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_progress_adds_up_to_everything(
     llama: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cli.progress._SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr("cli.progress._SECONDS_TO_A_LINE", 0)
+    monkeypatch.setattr("cli.progress._MOST_SECONDS_BETWEEN_LINES", 0)
     for options in (["--quantize", "fp16"], ["--quantize", "dynamic_int8", "--force"]):
         lines = converted(capsys, llama, *options)[1].splitlines()
         shown = [line for line in lines if line.endswith(" s left")]

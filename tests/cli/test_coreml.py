@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +136,7 @@ def test_strange_files_are_named_and_never_removed(
     stale.write_bytes(b"{}")
     (packages / "notes.txt").write_bytes(b"mine")
     line = refusal(capsys, "verify", packages)
-    assert line.endswith(f", move {stale} and 1 more elsewhere")
+    assert line.endswith(f", move {stale.parent} and 1 more elsewhere")
     shutil.rmtree(stale.parent)
     (packages / "meta.yaml").unlink()
     line = refusal(capsys, "verify", packages)
@@ -155,11 +157,13 @@ def test_strange_files_are_named_and_never_removed(
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("nowhere", "there is no such file, pass a .litertlm file or a folder of packages"),
+        ("nowhere", "there is no such file, pass a .litertlm file, a folder of Core ML packages, "
+         "or a model's name in list"),
         (".", "receipt.json, no such file or directory, pass the .json beside a .litertlm file, "
               "or the receipt.json in a folder of packages"),
-        ("packages/llama_lm_head_lut6.mlpackage", "it is one of several packages that have one "
-         "receipt, verify their folder: litert-lm-cli verify "),
+        ("packages/llama_lm_head_lut6.mlpackage", "it is a part of a folder that has one receipt, "
+         "verify that: litert-lm-cli verify "),
+        ("packages/meta.yaml", "it is a part of a folder that has one receipt, verify"),
     ],
 )  # fmt: skip
 def test_what_has_no_receipt_cannot_be_verified(
@@ -327,6 +331,19 @@ def test_inspect_shows_a_folder(
     )
 
 
+def test_inspect_says_what_is_no_part_of_a_model(
+    packages: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = packages / "llama_lm_head_lut6.mlpackage"
+    shutil.copytree(head, packages / "llama_lm_head_lut4.mlpackage")
+    assert main(["inspect", str(packages)]) == 0
+    *before, last = capsys.readouterr().out.split("\n\n")
+    assert last.startswith("llama_lm_head_lut4.mlpackage  ")
+    said = "\n  no part of this model: meta.yaml does not name it\n"
+    assert said in last
+    assert not any(said in part for part in before)
+
+
 def test_inspect_as_json(converted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(converted), "--json"]) == 0
     folder = json.loads(capsys.readouterr().out)
@@ -417,6 +434,66 @@ def test_a_model_that_has_packages_alone_is_removed(
     assert not home.exists()
 
 
+def test_names_of_models_that_have_packages_alone(
+    llama: Path, packages: Path, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What looks at results takes them; the others say what they are, and what to do."""
+    home = models / "local" / "llama"
+    home.mkdir(parents=True)
+    packages = packages.rename(home / "coreml")
+    assert main(["inspect", "local/llama"]) == 0
+    assert capsys.readouterr().out.startswith(f"{packages}  ")
+    assert main(["verify", "local/llama"]) == 0
+    assert capsys.readouterr().out == "MATCH\n"
+    for command in (
+        ["run", "local/llama", "--prompt", "a"], ["serve", "local/llama"],
+        ["check", "local/llama"], ["preflight", "local/llama"], ["convert", "local/llama"],
+        ["convert", "local/llama", "--dry-run"],
+        ["convert", "local/llama", "--target", "coreml", "--force"],
+    ):  # fmt: skip
+        assert refusal(capsys, *command) == (
+            f"local/llama, it is here as Core ML packages alone ({packages}), for Apple's systems, "
+            f"finish them on a Mac (docs/coreml.md), or convert {llama} without --target coreml"
+        )
+    assert "models/, holds no .litertlm file yet, name a model" in refusal(capsys, "serve")
+    (packages / "receipt.json").unlink()
+    assert "or convert what it was made of without --target coreml" in refusal(
+        capsys, "run", "local/llama", "--prompt", "a"
+    )
+    # Of a model on the hub, another conversion is meant, where it can be had.
+    home = home.rename(models / "local" / "name")
+    home.parent.rename(models / "org")
+    assert refusal(capsys, "run", "org/name", "--prompt", "a", "--offline").startswith(
+        f"org/name, it is here as Core ML packages alone ({models}/org/name/coreml), and it is not "
+        "complete on this disk, and --offline forbids to use the network, leave --offline out"
+    )
+
+
+def test_names_of_models_that_have_both(
+    llama: Path, packages: Path, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = models / "local" / "llama"
+    home.mkdir(parents=True)
+    packages.rename(home / "coreml")
+    shape = ["--kv-cache-max-len", "32", "--prefill-seq-len", "8", "--quantize", "fp16"]
+    assert main(["convert", str(llama), *shape, "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", "llama"]) == 0
+    assert capsys.readouterr().out.startswith(f"{home}/llama.litertlm  ")
+    assert refusal(capsys, "check", "local/llama") == (
+        f"local/llama, it is the result {home}/llama.litertlm, and this is about what that was "
+        f"made of, name {llama}"
+    )
+    (models / "local" / "other").mkdir()
+    (models / "local" / "other" / "checkpoint").mkdir()
+    for name, said in (
+        ("local/lama", "there is no such file, and there is no such model in "),
+        ("other", "local/other, it is not converted yet, litert-lm-cli convert local/other"),
+    ):
+        for command in ("inspect", "verify", "eval"):
+            assert said in refusal(capsys, command, name)
+
+
 def test_damaged_packages_do_not_hide_other_models(
     packages: Path, models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -426,16 +503,85 @@ def test_damaged_packages_do_not_hide_other_models(
     (models / "a/x/coreml").mkdir()
     (models / "a/x/checkpoint").mkdir()
     (models / "a/x/checkpoint/config.json").write_bytes(bytes(1234))
+    shutil.copytree(packages, models / "c/z/coreml")
+    shutil.rmtree(models / "c/z/coreml/llama_embeddings.mlpackage")
     assert main(["list"]) == 0
     printed = capsys.readouterr()
     rows = [line.split() for line in printed.out.splitlines()[1:]]
     assert rows[0] == ["a/x", "damaged", "-", "-", "1.2", "kB"]
     assert rows[1][0] == "b/y"
-    assert len(rows) == 2
+    assert rows[2] == ["c/z", "damaged", "-", "-", "-"]
+    assert len(rows) == 3
     assert printed.err == (
         f"litert-lm-cli: {models}/a/x/coreml/meta.yaml, it is missing, pass a .mlpackage or a "
         "folder of them, as convert --target coreml makes\n"
+        f"litert-lm-cli: {models}/c/z/coreml/llama_embeddings.mlpackage, it is missing, and "
+        "meta.yaml names it, convert the model again\n"
     )
+
+
+# What cannot be read ------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may read everything."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize(
+    ("command", "closed"),
+    [
+        (["inspect", "packages"], ""),
+        (["inspect", "packages"], "packages/llama_lm_head_lut6.mlpackage/Data"),
+        (["inspect", "packages"], "packages/meta.yaml"),
+        (["inspect", "packages/llama_lm_head_lut6.mlpackage"], f"packages/{WEIGHTS}"),
+        (["verify", "packages"], ""),
+        (["verify", "packages"], "packages/receipt.json"),
+        (["verify", "packages"], "packages/llama_lm_head_lut6.mlpackage/Data"),
+        (["eval", "packages", "--text", "odd"], "packages/meta.yaml"),
+        (["eval", "packages", "--text", "odd"], f"packages/{WEIGHTS}"),
+        (["run", "llama.gguf", "--prompt", "a"], ""),
+        (["convert", "llama.gguf"], "llama.gguf"),
+        (["convert", "odd"], "odd"),
+        (["list"], "models"),
+        (["list"], "models/local"),
+    ],
+)
+def test_what_may_not_be_read_is_not_called_missing(
+    command: list[str],
+    closed: str,
+    converted: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are root's alone
+        home = Path(name)
+        place = home / "home"
+        shutil.copytree(converted, place / "packages")
+        (place / "models" / "local").mkdir(parents=True)
+        for file in ("llama.gguf", "odd"):
+            (place / file).write_bytes(b"GGUF")
+        monkeypatch.setenv("LITERT_LM_MODELS", str(place / "models"))
+        monkeypatch.chdir(place)
+        words = [str(place / word) if (place / word).exists() else word for word in command]
+        main(words)  # what is imported only now
+        home.chmod(0o755)
+        (place / closed).chmod(0)
+        try:
+            with as_nobody():
+                said = refusal(capsys, *words)
+        finally:
+            (place / closed).chmod(0o755)
+    assert said.startswith(str(place / closed))
+    assert ", permission denied, " in said
 
 
 # What goes wrong ----------------------------------------------------------------------------------

@@ -152,6 +152,11 @@ def test_check_of_a_model_on_the_hub_fetches_headers_alone(
         (("--lut2", "4,7"), "--lut2 4,7, groups of 7 do not divide the "),
         (("--chunk", "9"), "--chunk 9, the network has 2 layers, choose 2 or fewer"),
         (("--prefix", "x_chunk_"), "--prefix x_chunk_, runtimes look for chunk_ in names"),
+        (("--prefix", ""), "--prefix '', it is no plain word, choose one of letters"),
+        (("--no-lut", "--lut2", "4,8"), "--lut2, has no effect with --no-lut, leave one of them"),
+        (("--restart", "x"), "{command}, argument --restart: 'x' is not a whole number from"),
+        (("--only", "9"), "{command}, argument --only: '9' is not a whole number from 1 to 8, see"),
+        (("--revision", "main"), "--revision main, {llama} is not on the hub, and has one version"),
         (("--monolithic", "--chunk", "2"), "--chunk, has no effect with --monolithic, leave one"),
         (("--fp16-scale", "1e9"), "--fp16-scale 1e9, it is not a number from 0.000976562 to 1: "),
         (("--fp16-scale", "1e-5"), "--fp16-scale 1e-5, it is not a number from 0.000976562 to 1"),
@@ -162,7 +167,45 @@ def test_refusals(
 ) -> None:
     for command in (["convert", "--dry-run"], ["check"]):
         assert main([*command, str(llama), *SMALL, *options]) == EXIT_USAGE
-        assert capsys.readouterr().err.startswith(f"error: {line}")
+        line_here = line.format(command=f"litert-lm-cli {command[0]}", llama=llama)
+        assert capsys.readouterr().err.startswith(f"error: {line_here}")
+
+
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        (("--prefix", "a.b"), "--prefix a.b, it is no plain word"),
+        (("--context", "100"), "--context 100, the Neural Engine takes caches in steps of 32"),
+        (
+            ("--context", "65536"),
+            "--context 65536, the Neural Engine takes tables of",
+        ),
+        (("--batch", "128"), "--batch 128, it is more than --context 64, choose 64"),
+    ],
+)
+def test_what_no_model_could_have_is_refused_before_packages_are_kept(
+    option: tuple[str, str],
+    line: str,
+    llama: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "meta.yaml").write_bytes(b"")
+    command = ["convert", str(llama), *SMALL, "--output-dir", str(tmp_path)]
+    assert main(command) == 0
+    assert "keeping" in capsys.readouterr().err
+    assert main([*command, *option]) == EXIT_USAGE
+    assert capsys.readouterr().err.startswith(f"error: {line}")
+
+
+def test_what_runs_models_makes_no_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("run", "serve", "push"):
+        assert main([command, "org/name", "--target", "coreml"]) == EXIT_USAGE
+        assert capsys.readouterr().err == (
+            f"error: litert-lm-cli {command}, argument --target: Core ML packages run on Apple's "
+            "systems alone: convert MODEL --target coreml makes them (docs/coreml.md), see "
+            f"litert-lm-cli {command} --help\n"
+        )
 
 
 def test_options_of_the_other_target(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,8 +102,8 @@ def test_packages(
     ("arguments", "message"),
     [
         (["{packages}", "--threads", "1"], "error: --threads, is for the engine, which runs no "),
-        (["{packages}/no.mlpackage"], "no.mlpackage, there is no such file, convert a model first"),
-        (["{checkpoint}"], "meta.yaml, there is no such file, name a folder that convert --target"),
+        (["{packages}/no.mlpackage"], "no.mlpackage, there is no such file, pass a .litertlm"),
+        (["{checkpoint}"], "meta.yaml, it is missing, pass a .mlpackage or a folder of them"),
     ],
 )
 def test_packages_that_cannot_be_measured(
@@ -124,7 +124,7 @@ def test_packages_that_cannot_be_measured(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["no.litertlm"], "error: no.litertlm, there is no such file, convert a model first\n"),
+        (["no.litertlm"], "error: no.litertlm, there is no such file, pass a .litertlm"),
         (["{bundle}", "--text", "no.txt"], "error: --text no.txt, No such file or directory, "),
         (["{bundle}", "--text", "{bundle}"], "is not UTF-8, give a text file in UTF-8\n"),
         (["{bundle}", "--against", "no.gguf"], "error: no.gguf, no such file or folder, "),

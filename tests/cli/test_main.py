@@ -208,9 +208,9 @@ def test_debug_adds_the_traceback(arguments: list[str], capsys: pytest.CaptureFi
     printed = capsys.readouterr()
     assert printed.out == ""
     *traceback, line = printed.err.splitlines()
-    assert line.startswith("error: none.litertlm, No such file or directory, ")
+    assert line.startswith("error: none.litertlm, there is no such file, pass ")
     assert traceback[0].startswith("Traceback (most recent call last):")
-    assert any("inspection.py" in entry for entry in traceback)
+    assert any("outputs.py" in entry for entry in traceback)
     # and without it, there is none
     assert main([argument for argument in arguments if not argument.startswith("--")]) == 1
     assert capsys.readouterr().err == line + "\n"

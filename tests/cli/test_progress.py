@@ -35,24 +35,35 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (1, 2, 4, "1.0 of 2.0 B, 0 B/s, 4 s left"),
         (70_000_000_000, 70_000_000_000, 70, "70.0 of 70.0 GB, 1.0 GB/s, 0 s left"),
         (10_000_000, 70_000_000_000, 10, "0.0 of 70.0 GB, 1 MB/s, 1167 min left"),
+        (204, 1_000_000_000, 2, "0.0 of 1.0 GB"),
     ],
 )
 def test_what_a_line_says(done: int, total: int, seconds: float, line: str) -> None:
     assert progress_line(done, total, seconds) == line
 
 
-def test_lines_are_two_seconds_apart(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_get_rarer(capsys: pytest.CaptureFixture[str]) -> None:
     now = 100.0
-    lines = Lines(100, clock=lambda: now)
-    for _ in range(100):
+    lines = Lines(1600, "Converting", clock=lambda: now)
+    for _ in range(320):
         now += 1 / 16
         lines.advance(1)
     assert capsys.readouterr() == (
         "",
-        "litert-lm-cli: 32.0 of 100.0 B, 16 B/s, 5 s left\n"
-        "litert-lm-cli: 64.0 of 100.0 B, 16 B/s, 3 s left\n"
-        "litert-lm-cli: 96.0 of 100.0 B, 16 B/s, 1 s left\n",
+        "litert-lm-cli: converting: 0.0 of 1.6 kB, 16 B/s, 98 s left\n"
+        "litert-lm-cli: converting: 0.1 of 1.6 kB, 16 B/s, 96 s left\n"
+        "litert-lm-cli: converting: 0.1 of 1.6 kB, 16 B/s, 92 s left\n"
+        "litert-lm-cli: converting: 0.3 of 1.6 kB, 16 B/s, 84 s left\n",
     )
+
+
+def test_an_hour_has_a_line_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    lines = Lines(3600, "Measuring", clock=lambda: now)
+    for _ in range(3600):
+        now += 1
+        lines.advance(1)
+    assert len(capsys.readouterr().err.splitlines()) == 6 + (3600 - 64) // 60
 
 
 def test_short_work_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,13 +76,13 @@ def test_short_work_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 def test_quiet_prints_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli.progress, "_SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr(cli.progress, "_SECONDS_TO_A_LINE", 0)
     with byte_progress(100, quiet=True) as progress:
         progress(100)
     assert capsys.readouterr() == ("", "")
     with byte_progress(100, quiet=False) as progress:
         progress(100)
-    assert capsys.readouterr().err.startswith("litert-lm-cli: 100.0 of 100.0 B, ")
+    assert capsys.readouterr().err.startswith("litert-lm-cli: converting: 100.0 of 100.0 B, ")
 
 
 def on_a_terminal(command: list[str | Path], **environment: str) -> tuple[bytes, bytes]:

@@ -226,16 +226,15 @@ def _writes(name: str, text: str) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda f: (f / "meta.yaml").unlink(), "meta.yaml, there is no such file, name a folder"),
-        (_writes("meta.yaml", "a: ["), "meta.yaml, does not say what the packages are"),
-        (_writes("meta.yaml", "model_info: 3"), "meta.yaml, does not say what the packages are"),
+        (lambda f: (f / "meta.yaml").unlink(), "meta.yaml, it is missing, pass a .mlpackage or a"),
+        (_writes("meta.yaml", "a: ["), "meta.yaml, damaged: it is not what ANEMLL's runtimes read"),
         (_without("context_length"), "meta.yaml, does not say 'context_length'"),
-        (_without("ffn"), "meta.yaml, does not say 'ffn'"),
+        (_without("ffn"), "meta.yaml, does not say what its packages are called"),
         (
             lambda f: shutil.rmtree(f / "tiny_FFN_PF_chunk_02of02.mlpackage"),
-            "tiny_FFN_PF_chunk_02of02.mlpackage, cannot be read as a Core ML model",
+            "tiny_FFN_PF_chunk_02of02.mlpackage, it is missing, and meta.yaml names it",
         ),
-        (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json, No such file or directory"),
+        (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json, no such file or directory"),
         (_writes("tokenizer.json", "{}"), "the tokenizer does not load"),
     ],
 )

@@ -241,9 +241,9 @@ def _blank(path: Path) -> None:
         (_cut, "values of float16 at "),
         (_blank, "values of float16 at "),
         (lambda path: (path / WEIGHTS).write_bytes(b""), "cannot be read as a file of weights"),
-        (lambda path: (path / WEIGHTS).unlink(), "cannot be read as a file of weights"),
+        (lambda path: (path / WEIGHTS).unlink(), "weight.bin, no such file or directory"),
         (lambda path: (path / MODEL).write_bytes(b"\xff" * 9), "cannot be read as a Core ML model"),
-        (lambda path: (path / MODEL).unlink(), "cannot be read as a Core ML model"),
+        (lambda path: (path / MODEL).unlink(), "model.mlmodel, no such file or directory"),
         (lambda path: (path / MODEL).write_bytes(_no_program()), "holds no ML Program"),
     ],
 )

@@ -136,15 +136,22 @@ def test_argmax_takes_parts_that_differ_by_a_group(vocab_size: int, group: int |
             151936,
             16,
             False,
-            "--lut3, the head's 151936 rows are not in parts of one size whole groups of 16, "
-            "choose a group of 2 or 4 or 8, or 0 for a table per part, or --argmax",
+            "--lut3, groups of 16 do not divide the head's 151936 rows, cut into parts of one "
+            "size, choose a group of 2 or 4 or 8, or 0 for a table per part, or --argmax",
         ),
         (
             128257,
             8,
             True,
-            "--lut3, the head's 128257 rows are not whole groups of 8, choose a group of 1, or 0 "
+            "--lut3, groups of 8 do not divide the head's 128257 rows, choose a group of 1, or 0 "
             "for a table per part",
+        ),
+        (
+            262144,
+            262144,
+            False,
+            "--lut3, a part of the head has at most 16384 rows, choose a group of 16 or 32 or 64, "
+            "or 0 for a table per part",
         ),
         (
             50261,  # a prime

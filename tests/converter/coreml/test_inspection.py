@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from cli.inspect import folder_as_json, package_as_json
 from converter.checkpoint.safetensors import open_folder
 from converter.coreml.inspection import (
     FunctionSummary,
+    Meta,
     Storage,
     TensorSummary,
     packages_of,
@@ -188,10 +190,19 @@ def test_manifests_that_name_no_model(content: bytes, packages: Path) -> None:
     [
         (lambda m: m.ClearField("mlProgram"), "it is a model of Core ML's, but no ML Program"),
         (lambda m: setattr(blob_of(m).blobFileValue, "fileName", "/etc/passwd"), "its program"),
-        (lambda m: setattr(blob_of(m).blobFileValue, "offset", 1 << 62), "its program cannot be"),
-        (lambda m: setattr(blob_of(m).blobFileValue, "offset", (1 << 64) - 1), "its program"),
-        (lambda m: setattr(blob_of(m).blobFileValue, "offset", 128), "its program cannot be read"),
-        (lambda m: setattr(blob_of(m).type.tensorType, "dataType", 35), "its program cannot be"),
+        (
+            lambda m: setattr(blob_of(m).blobFileValue, "offset", (1 << 64) - 1),
+            "weight.bin, damaged: it ends after 21184 bytes, in or before the record at "
+            "18446744073709551615",
+        ),
+        (
+            lambda m: setattr(blob_of(m).blobFileValue, "offset", 128),
+            "weight.bin, damaged: it has no 20480 bytes of uint8 at 128, as the program says",
+        ),
+        (
+            lambda m: setattr(blob_of(m).type.tensorType, "dataType", 35),
+            "weight.bin, damaged: it has no 10240 bytes of uint4 at 64, as the program says",
+        ),
         (lambda m: setattr(blob_of(m).type.tensorType, "dataType", 99), "its program cannot be"),
         (lambda m: setattr(m.mlProgram.functions["main"], "opset", "CoreML7"), "its program"),
         (lambda m: m.mlProgram.functions["main"].inputs[0].ClearField("type"), "its program"),
@@ -230,13 +241,41 @@ def test_what_is_not_there(packages: Path) -> None:
     assert "damaged: it has more than 65536 bytes" in refused(packages)
     (packages / "meta.yaml").unlink()
     assert f"{packages / 'meta.yaml'}, it is missing, pass a .mlpackage" in refused(packages)
-    (path / WEIGHTS).unlink()
-    assert "damaged: its program cannot be read" in refused(path)
+    weights = path / WEIGHTS
+    os.truncate(weights, 5000)
+    assert f"{weights}, damaged: it ends after 5000 bytes, in or before the record at" in refused(
+        path
+    )
+    weights.unlink()
+    assert f"{weights}, damaged: it is missing, and the program has weights in it" in refused(path)
     (path / MODEL).unlink()
     os.mkfifo(path / MODEL)
-    assert "model.mlmodel, it is missing" in refused(path)
+    assert "model.mlmodel, it is no file" in refused(path)
     (packages / "a.mlmodelc").mkdir()
     assert "it is compiled, for Apple's systems alone" in refused(packages / "a.mlmodelc")
+
+
+def test_a_package_that_is_named_and_missing(packages: Path) -> None:
+    meta = read_meta(packages)
+    first, *_, last = (packages / f"{name}.mlpackage" for name in meta.packages)
+    shutil.rmtree(last)
+    said = f"{last}, it is missing, and meta.yaml names it, convert the model again"
+    assert refused(packages) == said
+    first.rename(first.with_suffix(".mlmodelc"))
+    shutil.copytree(packages / f"{meta.packages[1]}.mlpackage", last)
+    assert packages_of(packages, meta)[0].suffix == ".mlmodelc"
+    assert f"{first.with_suffix('.mlmodelc')}, it is compiled" in refused(packages)
+
+
+@pytest.mark.parametrize(
+    "said", [{}, {"num_chunks": "2"}, {"ffn": 3}, {"embeddings": "../x"}, {"lm_head": "/x"}]
+)
+def test_meta_that_names_no_packages(said: dict[str, Any]) -> None:
+    sound = {"embeddings": "a.mlmodelc", "num_chunks": 2, "ffn": "b_chunk_01of02.mlmodelc",
+             "lm_head": "c.mlmodelc"}  # fmt: skip
+    named = ("a", "b_chunk_01of02", "b_chunk_02of02", "c")
+    assert Meta("", sound | said).packages == (() if said else named)
+    assert len(Meta("", sound | {"num_chunks": 1 << 40}).packages) == 101
 
 
 @pytest.mark.parametrize("name", [MANIFEST, MODEL, WEIGHTS, "../meta.yaml"])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from converter.checkpoint.sources import shown
 from converter.coreml.chunks import MIB
 from converter.coreml.decoder_program import StateSpec, states_of
 from converter.coreml.limits import (
@@ -122,7 +123,7 @@ def test_prefixes_are_plain_words(prefix: str) -> None:
         ("../a", "it is no plain word"),
         ("a*", "it is no plain word"),
         ("25", "it is no plain word"),
-        ("no", "it is no plain word"),
+        ("No", "it is no plain word"),
         ("my_chunk_1of2", "runtimes look for chunk_ in names of files"),
         ("a_lut4", "runtimes look for _lut in names of files"),
         ("embeddings", "runtimes look for embeddings in names of files"),
@@ -130,7 +131,8 @@ def test_prefixes_are_plain_words(prefix: str) -> None:
 )
 def test_prefixes_that_runtimes_take_apart_are_refused(prefix: str, why: str) -> None:
     assert refusal(lambda: check_prefix(prefix)) == (
-        f"--prefix {prefix}, {why}, choose one of letters, digits, - and _, like qwen or my-model"
+        f"--prefix {shown(prefix)}, {why}, "
+        "choose one of letters, digits, - and _, like qwen or my-model"
     )
 
 
