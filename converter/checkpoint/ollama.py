@@ -45,14 +45,32 @@ class OllamaModel:
 
 def model_folders() -> list[Path]:
     """The folders in which Ollama may keep models, of those that exist."""
+    return [folder for folder in _places() if is_model_folder(folder)]
+
+
+def closed_folder() -> Path | None:
+    """The first of them that may not be read, as where Ollama is a service of another user."""
+    for folder in _places():
+        try:
+            os.listdir(folder / "manifests")
+        except PermissionError:
+            return folder
+        except OSError:
+            continue
+    return None
+
+
+def _places() -> list[Path]:
     moved = os.environ.get("OLLAMA_MODELS")
-    folders = [Path(moved)] if moved else list(_DEFAULTS)
-    return [folder for path in folders if is_model_folder(folder := path.expanduser())]
+    return [path.expanduser() for path in ([Path(moved)] if moved else _DEFAULTS)]
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Tell whether Ollama keeps its models there."""
-    return (folder / "manifests").is_dir() and (folder / "blobs").is_dir()
+    """Tell whether Ollama keeps its models there, as far as that may be known."""
+    try:
+        return (folder / "manifests").is_dir() and (folder / "blobs").is_dir()
+    except PermissionError:
+        return False
 
 
 def find_model(text: str) -> OllamaModel | None:

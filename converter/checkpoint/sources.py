@@ -443,6 +443,12 @@ def _hub(text: str, models_dir: Path) -> Source:
 def _unknown_name(text: str) -> SourceError:
     """The refusal of a name that is no file, no id of the hub and no model that Ollama has."""
     why = "there is no such file or folder, and a Hugging Face id has the form org/name"
+    if ":" in text and (folder := ollama.closed_folder()) is not None:
+        return SourceError(
+            shown(text),
+            f"{why}; and Ollama's folder {folder} may not be read",
+            "join the group that owns it, or pass a GGUF or a Hugging Face id",
+        )
     names = ollama.known_names()
     if ":" in text and not names:
         return SourceError(shown(text), f"{why}; and Ollama keeps no model here", _WHAT_WORKS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -11,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import pytest
 from cli.main import EXIT_FAILURE, EXIT_USAGE, main
 from converter import report
 from converter.output.atomic_folder import AtomicFolder
+from tests.permissions import closed
 from tests.tiny_models import make_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -523,21 +523,8 @@ def test_damaged_packages_do_not_hide_other_models(
 # What cannot be read ------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def as_nobody() -> Iterator[None]:
-    """Root may read everything."""
-    is_root = os.geteuid() == 0
-    if is_root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if is_root:
-            os.seteuid(0)
-
-
 @pytest.mark.parametrize(
-    ("command", "closed"),
+    ("command", "what"),
     [
         (["inspect", "packages"], ""),
         (["inspect", "packages"], "packages/llama_lm_head_lut6.mlpackage/Data"),
@@ -557,7 +544,7 @@ def as_nobody() -> Iterator[None]:
 )
 def test_what_may_not_be_read_is_not_called_missing(
     command: list[str],
-    closed: str,
+    what: str,
     converted: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -574,13 +561,9 @@ def test_what_may_not_be_read_is_not_called_missing(
         words = [str(place / word) if (place / word).exists() else word for word in command]
         main(words)  # what is imported only now
         home.chmod(0o755)
-        (place / closed).chmod(0)
-        try:
-            with as_nobody():
-                said = refusal(capsys, *words)
-        finally:
-            (place / closed).chmod(0o755)
-    assert said.startswith(str(place / closed))
+        with closed(place / what):
+            said = refusal(capsys, *words)
+    assert said.startswith(str(place / what))
     assert ", permission denied, " in said
 
 

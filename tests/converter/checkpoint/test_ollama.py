@@ -11,6 +11,7 @@ import pytest
 from converter.checkpoint.sources import Source, parse_model
 from converter.errors import LiteRTLMError, OptionError, SourceError, UnsupportedError
 from tests.gguf_files import write_gguf
+from tests.permissions import closed
 
 MODELS = Path("/models")
 OWN = "registry.ollama.ai/library"
@@ -112,6 +113,17 @@ def test_what_is_not_used_is_told(store: Path) -> None:
     )
     keep(store, f"{OWN}/b/latest")
     assert parse_model("b", MODELS).notes == ()
+
+
+def test_a_folder_that_may_not_be_read(store: Path) -> None:
+    """It is said of Ollama's names, and keeps nobody from a tag of the hub's."""
+    keep(store, f"{OWN}/gemma3/270m")
+    assert parse_model("gemma3:270m", MODELS).kind == "gguf"
+    assert parse_model("org/name:Q4_K_M", MODELS).kind == "hub"
+    with closed(store):
+        why = refusal("gemma3:270m").why
+        assert parse_model("org/name:Q4_K_M", MODELS).kind == "hub"
+    assert why.endswith(f"; and Ollama's folder {store} may not be read")
 
 
 def test_what_ollama_does_not_have(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
