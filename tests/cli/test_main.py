@@ -233,7 +233,8 @@ def test_as_a_program() -> None:
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr == (
-        "error: none.litertlm, No such file or directory, check the path and its permissions\n"
+        "error: none.litertlm, there is no such file, pass a .litertlm file, a folder of Core ML "
+        "packages, or a model's name in list\n"
     )
 
 
