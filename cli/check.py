@@ -65,7 +65,7 @@ def _print_json(value: dict[str, Any]) -> None:
 
 
 def _lines(report: CheckReport) -> list[str]:
-    from cli.inspect import printable, size
+    from cli.inspect import fit_line, printable, size
 
     lines = [
         f"{report.model}: can be converted",
@@ -89,6 +89,8 @@ def _lines(report: CheckReport) -> list[str]:
             needs.weights_bytes, needs.kv_cache_bytes, needs.scratch_bytes, needs.total_bytes,
         )  # fmt: skip
         lines.append(f"  {context.kv_cache_length:<24}{''.join(f'{size(n):>10}' for n in sizes)}")
+    if report.memory_fit is not None:
+        lines += ["", fit_line(report.memory_fit)]
     notes = [f"Note: {note}" for note in report.notes]
     if not report.text_proved:
         notes.insert(

@@ -111,7 +111,15 @@ def add_conversion_options(parser: argparse.ArgumentParser, has_coreml: bool = F
         "--kv-cache-max-len",
         type=LIMITS["kv_cache_max_len"],
         metavar="N",
-        help="tokens that the KV cache holds (default: 1280)",
+        help="tokens that the KV cache holds, or auto: the most that fits into --memory (default: "
+        "1280, or auto with --memory)",
+    )
+    parser.add_argument(
+        "--memory",
+        type=LIMITS["memory"],
+        metavar="SIZE",
+        help="what the model may take when it runs, with engine and tokenizer, as in 3GB or 800MB "
+        "(default: any; with --kv-cache-max-len auto 3GB, on whatever machine)",
     )
     parser.add_argument(
         "--target",
@@ -217,7 +225,7 @@ def _dry_run(request: Request, as_json: bool) -> None:
 
 
 def _lines(report: PlanReport, force: bool) -> list[str]:
-    from cli.inspect import printable, run_memory_lines, size, tensor_lines
+    from cli.inspect import fit_line, printable, run_memory_lines, size, tensor_lines
 
     lines = [f"{report.output}  {size(report.output_bytes)}"]
     if report.output_exists:
@@ -242,7 +250,10 @@ def _lines(report: PlanReport, force: bool) -> list[str]:
     for group in report.tensors:
         lines.append(f"  {group.kind:12}{group.dtype:12}{size(group.bytes):>10}  x{group.count}")
     short = " (too little)" if report.disk_needed_bytes > report.disk_free_bytes else ""
-    lines += ["", "Memory to run", *run_memory_lines(report.run_memory), "", "Conversion needs"]
+    lines += ["", "Memory to run", *run_memory_lines(report.run_memory)]
+    if report.memory_fit is not None:
+        lines.append(f"  {fit_line(report.memory_fit)}")
+    lines += ["", "Conversion needs"]
     for what, nbytes, note in (
         ("to read", report.source_bytes, ""),
         ("weights", report.weights_bytes, ""),

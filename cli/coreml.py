@@ -41,6 +41,7 @@ _OTHERS = {
     "clip": "leave it out: tables are those of least squared error",
     "prefill_seq_len": "say --batch",
     "kv_cache_max_len": "say --context",
+    "memory": "say --context",
     "engine": "leave it out",
     "draft": "leave it out: no app that reads packages drafts",
 }

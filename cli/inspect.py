@@ -14,6 +14,7 @@ from cli.outputs import FILE_HELP, output_of
 from converter.errors import SourceError
 
 if TYPE_CHECKING:
+    from converter.cache_budget import CacheFit
     from converter.coreml.inspection import PackageSummary, Storage, TensorSummary
     from converter.litertlm.inspection import Bundle, SignatureSummary
     from converter.litertlm.run_memory import RunMemory
@@ -123,6 +124,14 @@ def tensor_lines(signature: SignatureSummary) -> list[str]:
         + (f"  x{len(names)}" if len(names) > 1 else "")
         for line, names in counts.items()
     ]
+
+
+def fit_line(fit: CacheFit) -> str:
+    """What a budget of memory comes to."""
+    return (
+        f"A KV cache of {fit.kv_cache_length} fits into {size(fit.memory_bytes)}: about "
+        f"{size(fit.needed_bytes)} with the engine and the tokenizer"
+    )
 
 
 def run_memory_lines(needs: RunMemory) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +24,23 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return value
+
+
+def _positive_or_auto(text: str) -> int | str:
+    """An argparse type: a whole number above 0, or `auto`."""
+    try:
+        return text if text == "auto" else _positive(text)
+    except argparse.ArgumentTypeError:
+        message = f"{text!r} is neither a positive integer nor auto"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+def _size(text: str) -> int:
+    """An argparse type: an amount of memory, `3GB` or `1.5 GiB`, in bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt])(i?)b", text.lower())
+    if found is None or not (value := float(found[1])):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an amount of memory, as 3GB or 800MB is")
+    return int(value * (1024 if found[3] else 1000) ** (1 + "kmgt".index(found[2])))
 
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
@@ -60,7 +78,8 @@ def _real(low: float, high: float, above: bool = False) -> Callable[[str], float
 
 # The options' names in Python.
 LIMITS: Mapping[str, Callable[[str], Any]] = {
-    "kv_cache_max_len": _positive,
+    "kv_cache_max_len": _positive_or_auto,
+    "memory": _size,
     "context": _positive,
     "batch": _positive,
     "max_chunk_mb": _positive,

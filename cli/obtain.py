@@ -383,6 +383,10 @@ def _convert(
             f"{source.name}: {plan.family.name}, {plan.quantization.name}, "
             f"KV cache {plan.cache_length}, {plan.model.nbytes / 1e6:.0f} MB -> {output}",
         )
+        if plan.memory_fit is not None:
+            from cli.inspect import fit_line
+
+            say(request, fit_line(plan.memory_fit))
         say_found(request, plan.found)
 
         # The torch engine tells its stages instead.

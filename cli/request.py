@@ -7,7 +7,7 @@ import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 from converter.errors import OptionError
 
@@ -45,7 +45,8 @@ class Request:
     lora: Sequence[str] | None = None
     chat_template: str | None = None
     prefill_seq_len: str | None = None
-    kv_cache_max_len: int | None = None
+    kv_cache_max_len: int | Literal["auto"] | None = None
+    memory: int | None = None
     target: str | None = None
     engine: str | None = None
     draft: str | None = None
@@ -62,7 +63,7 @@ class Request:
     # What a receipt says, so that nobody else may.
     decided_by_receipt: ClassVar[tuple[str, ...]] = (
         "quantize", "clip", "lora", "chat_template", "prefill_seq_len", "kv_cache_max_len",
-        "target", "engine", "draft", "revision",
+        "memory", "target", "engine", "draft", "revision",
     )  # fmt: skip
 
     def by_receipt(self, path: Path) -> Self:
@@ -104,7 +105,13 @@ class Request:
             from converter.options import parse_prefill_lengths
 
             chosen["prefill_lengths"] = parse_prefill_lengths(self.prefill_seq_len)
-        if self.kv_cache_max_len is not None:
+        if self.memory is not None:
+            chosen["memory"] = self.memory
+        if self.kv_cache_max_len == "auto":
+            from converter.options import DEFAULT_MEMORY
+
+            chosen.setdefault("memory", DEFAULT_MEMORY)
+        elif self.kv_cache_max_len is not None:
             chosen["cache_length"] = self.kv_cache_max_len
         if self.target is not None:
             from converter.tflite.kv_cache import Target

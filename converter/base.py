@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from converter.cache_budget import STEP, CacheFit, gigabytes, longest_cache
 from converter.checkpoint.base import Checkpoint
 from converter.decoder import Attention, DecoderSpec, Experts
 from converter.errors import OptionError, UnsupportedError
@@ -30,10 +31,12 @@ from converter.litertlm.bundle import (
     lay_out,
     tokenizer_section,
 )
+from converter.litertlm.inspection import summarise
 from converter.litertlm.metadata import DRAFTING_ENGINE, LlmMetadataResult, build_llm_metadata
 from converter.litertlm.model_types import DRAFTER, EMBEDDER, NETWORK
+from converter.litertlm.run_memory import beside_network
 from converter.litertlm.sampling import checked_sampling
-from converter.network import check_vocabulary, read_network
+from converter.network import Network, check_vocabulary, read_network
 from converter.options import (
     DEFAULT_CACHE_LENGTH,
     ConvertOptions,
@@ -45,6 +48,7 @@ from converter.text import background
 from converter.text.chat_template import TEMPLATE_FIX
 from converter.text.tokenizer import load_tokenizer
 from converter.tflite.decoder_graph import build_decoder
+from converter.tflite.graph import Weight
 from converter.tflite.kv_cache import Target
 from converter.tflite.lookup import History
 from converter.tflite.lookup_drafter import build_drafter, build_embedder
@@ -91,6 +95,7 @@ class Plan:
     Attributes:
         text_for: what stands beside a network of so many bytes.
         found: what a user should know about the weights, by what it concerns.
+        memory_fit: what became of a budget of memory; None without one.
         description: the proof of tokenizer and template, which `text_for` waits for.
     """
 
@@ -103,6 +108,7 @@ class Plan:
     model: Layout
     text_for: Callable[[int], Text]
     found: Mapping[str, str]
+    memory_fit: CacheFit | None
     description: background.Work[Description]
 
     def text(self) -> Text:
@@ -174,8 +180,7 @@ class ModelConverter:
         """Validate, emit the graph and fix the place of every weight."""
         network = read_network(self.checkpoint, self.name, self.options.lora)
         family = network.family
-        cache_length = self._cache_length(family)
-        spec = network.spec(cache_length)
+        spec = network.spec(self._cache_length(family))
         has_experts = any(isinstance(layer.feed_forward, Experts) for layer in spec.layers)
         if has_experts and self.options.target is Target.GPU:
             raise UnsupportedError(
@@ -186,27 +191,25 @@ class ModelConverter:
         drafts = self.options.drafts
         if drafts:
             self._check_drafts(spec)
-        lengths = self._prefill_lengths(cache_length, spec)
         quantization = parse_quantization(
             self.options.quantize or default_scheme(spec, self.options.target)
         )
         quantization.check(spec)
         shapes = network.shapes
-        target, rings = self.options.target, not family.has_thoughts()
+        formats = {path: quantization.format_of(path, shape) for path, shape in shapes.items()}
+        weights = {path: formats[path].weight(path, shape) for path, shape in shapes.items()}
+        cache_length, fit = self._cache_length(family), None
+        if self.options.memory is not None:
+            fit = self._fit(network, weights, self.options.memory)
+            cache_length = fit.kv_cache_length
+        spec = network.spec(cache_length)
+        lengths = self._prefill_lengths(cache_length, spec)
         describe = background.start(
             lambda: self._describe(family, spec, cache_length),
             f"{self.name}: tokenizer and chat template",
         )
 
-        formats = {path: quantization.format_of(path, shape) for path, shape in shapes.items()}
-        weights = {path: formats[path].weight(path, shape) for path, shape in shapes.items()}
-        with _without_collector():
-            decoder = build_decoder(
-                spec, lengths, cache_length, weights.__getitem__, target, rings, drafts
-            )
-            model = write(decoder.model)
-            states = decoder.states
-            del decoder
+        model, states = self._emit(network, weights, cache_length)
         if model.tables > MOST_TABLES:
             raise OptionError(
                 f"--prefill-seq-len {','.join(map(str, lengths))}",
@@ -260,8 +263,28 @@ class ModelConverter:
             model=model,
             text_for=functools.cache(text_for),
             found=network.found,
+            memory_fit=fit,
             description=describe,
         )
+
+    def _emit(
+        self, network: Network, weights: Mapping[str, Weight], cache_length: int
+    ) -> tuple[Layout, tuple[StateBuffer, ...]]:
+        """The graph with a KV cache of so many slots, and what the engine keeps between calls."""
+        spec = network.spec(cache_length)
+        lengths = self._prefill_lengths(cache_length, spec)
+        target, rings = self.options.target, not network.family.has_thoughts()
+        with _without_collector():
+            decoder = build_decoder(
+                spec,
+                lengths,
+                cache_length,
+                weights.__getitem__,
+                target,
+                rings,
+                self.options.drafts,
+            )
+            return write(decoder.model), decoder.states
 
     def _describe(self, family: Family, spec: DecoderSpec, cache_length: int) -> Description:
         """What is said of the network, proved."""
@@ -377,6 +400,52 @@ class ModelConverter:
                 f"choose {wanted - 1}",
             )
         return wanted
+
+    def _fit(self, network: Network, weights: Mapping[str, Weight], memory: int) -> CacheFit:
+        """What the budget of memory makes of the cache's length, which may be the user's.
+
+        Raises:
+            OptionError: nothing fits, or the user's length does not.
+        """
+        family, wanted = network.family, self.options.cache_length
+        beside = beside_network(family.vocab_size, family.prefers_sentencepiece)
+
+        def needed(length: int) -> int:
+            model, _ = self._emit(network, weights, length)
+            return summarise(memoryview(model.flatbuffer)).run_memory.total_bytes + beside
+
+        lengths = self._cache_lengths(family)
+        if wanted is not None:
+            asked = longest_cache([wanted], memory, needed)
+            if asked.fits:
+                return asked
+            lengths = [length for length in lengths if length < wanted] or [wanted]
+        fit = longest_cache(lengths, memory, needed)
+        if not fit.fits:
+            raise OptionError(
+                f"--memory {gigabytes(memory)}",
+                f"{self.name} takes at least {gigabytes(fit.needed_bytes)}: that is with a KV "
+                f"cache of {fit.kv_cache_length}, the engine and the tokenizer",
+                f"say --memory {gigabytes(fit.needed_bytes)}, or choose a smaller --quantize",
+            )
+        if wanted is not None:
+            raise OptionError(
+                f"--kv-cache-max-len {wanted}",
+                f"{self.name} takes {gigabytes(asked.needed_bytes)} with it, engine and tokenizer "
+                f"included, and --memory says {gigabytes(memory)}",
+                f"choose {fit.kv_cache_length} or less, or --memory "
+                f"{gigabytes(asked.needed_bytes)}",
+            )
+        return fit
+
+    def _cache_lengths(self, family: Family) -> list[int]:
+        """What a budget chooses from, ascending: multiples of `STEP`, and the model's own limit."""
+        shortest = min(self.options.prefill_lengths or (1,))
+        longest = family.longest_context
+        if self.options.target is Target.GPU and is_placeholder(longest):
+            longest -= 1
+        lengths = [n for n in (*range(STEP, longest, STEP), longest) if n >= shortest]
+        return lengths or [longest]
 
     def _prefill_lengths(self, cache_length: int, spec: DecoderSpec) -> tuple[int, ...]:
         wanted = self.options.prefill_lengths

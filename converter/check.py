@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from converter.base import ModelConverter, Plan
+from converter.cache_budget import CacheFit
 from converter.checkpoint.base import Checkpoint
 from converter.errors import LiteRTLMError, SourceError
 from converter.litertlm.inspection import summarise
@@ -54,6 +55,7 @@ class CheckReport:
         parameters: values in its weights; a tied head counts once.
         context_length: tokens that the model was made for.
         scheme: that the memory is told for.
+        memory_fit: what a budget of memory comes to; None without one.
         text_proved: whether tokenizer and chat template were there to be proved.
         notes: what a conversion would say beside.
     """
@@ -68,6 +70,7 @@ class CheckReport:
     draft: str
     sizes: tuple[SchemeSize, ...]
     memory: tuple[ContextMemory, ...]
+    memory_fit: CacheFit | None
     text_proved: bool
     notes: tuple[str, ...]
 
@@ -99,6 +102,8 @@ def check(
         notes = tuple(ModelConverter(checkpoint, name, options).plan().metadata.notes)
     plan = _NetworkConverter(checkpoint, name, options).plan()
     lengths = options.cache_length and (options.cache_length,)
+    # It has been settled, and what follows is told of other schemes and lengths, too.
+    options = replace(options, cache_length=plan.cache_length, memory=None)
     return CheckReport(
         model=name,
         supported=True,
@@ -110,6 +115,7 @@ def check(
         draft=spelled_draft(options.drafts),
         sizes=tuple(_sizes(checkpoint, name, options, plan)),
         memory=tuple(_memory(checkpoint, name, options, lengths or _contexts(plan))),
+        memory_fit=plan.memory_fit,
         text_proved=has_text,
         notes=notes,
     )
@@ -117,7 +123,8 @@ def check(
 
 def _contexts(plan: Plan) -> Iterable[int]:
     limit = plan.family.max_position_embeddings
-    return dict.fromkeys(min(length, limit) for length in CONTEXTS)
+    fitting = () if plan.memory_fit is None else (plan.cache_length,)
+    return sorted({min(length, limit) for length in (*CONTEXTS, *fitting)})
 
 
 def _sizes(

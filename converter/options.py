@@ -27,6 +27,9 @@ _LONGEST_OF_EXPERTS = 128
 _ROWS_OF_EXPERTS = 1 << 30
 DEFAULT_CACHE_LENGTH = 1280
 DEFAULT_DRAFTS = 3
+# What `--kv-cache-max-len auto` fills where nobody says more: about half of a phone with 6 GB. No
+# machine is asked, so that the same command makes the same bytes everywhere.
+DEFAULT_MEMORY = 3_000_000_000
 _LARGEST_TEMPLATE = 1 << 20  # bytes; published ones are below 30,000
 
 
@@ -74,6 +77,8 @@ class ConvertOptions:
         prefill_lengths: tokens per prefill signature, ascending; None for what suits the model.
         cache_length: slots in the KV cache; None for the default, or the model's own limit where
             that is lower.
+        memory: bytes that the result may take when it runs, engine and tokenizer included; None for
+            any. Where `cache_length` is None, it is then the largest that fits.
         target: what the graph is made for.
         drafts: the most tokens that are drafted at once, by prompt lookup; 0 for no drafts.
         lora: LoRA adapters to merge, in this order.
@@ -85,6 +90,7 @@ class ConvertOptions:
     clip: Clip = Clip.MSE
     prefill_lengths: Sequence[int] | None = None
     cache_length: int | None = None
+    memory: int | None = None
     target: Target = Target.CPU
     drafts: int = 0
     lora: Sequence[WeightedAdapter] = ()

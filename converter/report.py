@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.base import ModelConverter, Plan
+from converter.cache_budget import CacheFit
 from converter.checkpoint.base import Checkpoint
 from converter.errors import OutputError
 from converter.litertlm.inspection import SignatureSummary, summarise
@@ -53,6 +54,7 @@ class PlanReport:
         disk_needed_bytes: what must be free. An output that is replaced stays until the new one is
             complete.
         run_memory: what the result needs in the engine.
+        memory_fit: what a budget of memory comes to; None without one.
     """
 
     model: str
@@ -75,6 +77,7 @@ class PlanReport:
     disk_free_bytes: int
     threads: int
     run_memory: RunMemory
+    memory_fit: CacheFit | None
 
     def as_json(self) -> dict[str, Any]:
         """The whole report in plain types."""
@@ -106,6 +109,7 @@ def report(converter: ModelConverter, plan: Plan, output: Path) -> PlanReport:
         disk_free_bytes=disk_free(output),
         threads=threads,
         run_memory=model.run_memory,
+        memory_fit=plan.memory_fit,
     )
 
 

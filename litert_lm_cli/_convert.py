@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cli.coreml import CoreMLRequest, obtain_packages, preview_packages, request_kind
 from cli.limits import parsed_numbers
@@ -31,7 +31,8 @@ def convert(
     chat_template: AnyPath | None = None,
     clip: str | None = None,
     prefill_seq_len: int | str | None = None,
-    kv_cache_max_len: int | None = None,
+    kv_cache_max_len: int | Literal["auto"] | None = None,
+    memory: str | None = None,
     target: str | None = None,
     engine: str | None = None,
     draft: str | None = None,
@@ -70,7 +71,10 @@ def convert(
         chat_template: a file with a Jinja template in place of the model's own, or "none".
         clip: mse (where None) or max.
         prefill_seq_len: the longest prefill signature, or several as in "64,256".
-        kv_cache_max_len: tokens that the KV cache holds; 1280 where None.
+        kv_cache_max_len: tokens that the KV cache holds, or "auto" for the most that fits into
+            `memory`; 1280 where both are None.
+        memory: what the result may take when it runs, with engine and tokenizer, as in "3GB"; where
+            None any, and 3GB with "auto".
         target: cpu (where None), gpu or coreml.
         engine: direct (where None) or torch.
         draft: "lookup" or "lookup:N", for at most N drafts at once, or "none" (where None).
@@ -103,6 +107,7 @@ def convert(
         clip=clip,
         prefill_seq_len=prefill_seq_len,
         kv_cache_max_len=kv_cache_max_len,
+        memory=memory,
         target=target,
         engine=engine,
         draft=draft,
@@ -141,7 +146,8 @@ def plan(
     chat_template: AnyPath | None = None,
     clip: str | None = None,
     prefill_seq_len: int | str | None = None,
-    kv_cache_max_len: int | None = None,
+    kv_cache_max_len: int | Literal["auto"] | None = None,
+    memory: str | None = None,
     target: str | None = None,
     draft: str | None = None,
     revision: str | None = None,
@@ -178,6 +184,7 @@ def plan(
         clip=clip,
         prefill_seq_len=prefill_seq_len,
         kv_cache_max_len=kv_cache_max_len,
+        memory=memory,
         target=target,
         draft=draft,
         revision=revision,

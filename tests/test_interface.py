@@ -157,6 +157,13 @@ def test_a_number_may_be_a_text_or_of_numpy(length: Any, tiny: Path) -> None:
         assert assistant.finish in ("stop", "length", "context")
 
 
+def test_a_budget_of_memory(tiny: Path) -> None:
+    assert plan(tiny, memory="1.5 GiB").memory_fit.memory_bytes == 3 << 29
+    by_auto = plan(tiny, kv_cache_max_len="auto")
+    assert (by_auto.kv_cache_length, by_auto.memory_fit.memory_bytes) == (4096, 3 * 10**9)
+    assert plan(tiny, kv_cache_max_len=64, memory="800mb").kv_cache_length == 64
+
+
 @pytest.mark.parametrize(
     ("call", "kind", "said"),
     [
@@ -176,9 +183,12 @@ def test_a_number_may_be_a_text_or_of_numpy(length: Any, tiny: Path) -> None:
         (lambda m: plan(m, **COREML, quantize="fp16"), OptionError, "choose tables with --lut1"),
         (lambda m: convert(m, clip="min"), OptionError, "use mse or max"),
         (lambda m: convert(m, engine="jax"), OptionError, "use direct or torch"),
-        (lambda m: convert(m, kv_cache_max_len=0), OptionError, "--kv-cache-max-len, '0' is not"),
-        (lambda m: convert(m, kv_cache_max_len=1.5), OptionError, "'1.5' is not"),
-        (lambda m: convert(m, kv_cache_max_len="many"), OptionError, "'many' is not"),
+        (lambda m: convert(m, kv_cache_max_len=0), OptionError, "--kv-cache-max-len, '0' is nei"),
+        (lambda m: convert(m, kv_cache_max_len=1.5), OptionError, "'1.5' is neither"),
+        (lambda m: convert(m, kv_cache_max_len="many"), OptionError, "'many' is neither"),
+        (lambda m: convert(m, memory=3 * 10**9), OptionError, "'3000000000' is not an amount"),
+        (lambda m: convert(m, memory="1MB"), OptionError, "--memory 0.01GB, tiny takes at least"),
+        (lambda m: plan(m, **COREML, memory="3GB"), OptionError, "--memory, is not about --target"),
         (lambda m: convert(m, progress=5), OptionError, "progress=5, it cannot be called"),
         (lambda m: convert(m, prefill_seq_len=-1), OptionError, "--prefill-seq-len -1"),
         (lambda m: convert("nowhere/at/all"), SourceError, "nowhere/at/all"),

@@ -12,6 +12,11 @@ from typing import Any
 
 # Bits per element of the types that occur; what is not here counts as 32.
 _BITS = {"float32": 32, "float16": 16, "int64": 64, "int8": 8, "uint8": 8, "bool": 8, "int4": 4}
+# Of the engine with its libraries, and of a tokenizer for each token that it knows: measured with
+# SmolLM2, Qwen3 and Gemma 3 in 0.18.1 (docs/runtime.md, "Memory").
+_ENGINE_BYTES = 150_000_000
+_BYTES_PER_PIECE = 800  # of a SentencePiece section
+_BYTES_PER_WORD = 2000  # of a tokenizer.json, whose merges have a table of their own
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,11 @@ def run_memory(root: Any, weights_bytes: int) -> RunMemory:
     scratch += max((graphs.results_of_experts(number) for number in graphs.extremes()), default=0)
     weights = weights_bytes + sum(packed.values()) + copies
     return RunMemory(weights, cache, scratch, weights + cache + scratch)
+
+
+def beside_network(vocab_size: int, is_sentencepiece: bool) -> int:
+    """About the bytes that the engine and a tokenizer of so many tokens hold beside a network."""
+    return _ENGINE_BYTES + vocab_size * (_BYTES_PER_PIECE if is_sentencepiece else _BYTES_PER_WORD)
 
 
 class _Graphs:

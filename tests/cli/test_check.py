@@ -60,7 +60,7 @@ def test_its_figures_are_those_of_the_result(
     value = said(capsys, llama)
     assert set(value) == {
         "model", "supported", "family", "parameters", "context_length", "scheme", "target", "draft",
-        "sizes", "memory", "text_proved", "notes",
+        "sizes", "memory", "memory_fit", "text_proved", "notes",
     }  # fmt: skip
     assert (value["model"], value["supported"], value["family"]) == ("llama", True, "llama")
     assert value["text_proved"]
@@ -84,6 +84,10 @@ def test_as_text(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[:2] == ["llama: can be converted", "  family: llama"]
     [memory] = [line.split() for line in lines if re.match(r"  \d", line)]
     assert memory[0] == "100"
+    assert main(["check", str(llama), "--kv-cache-max-len", "auto"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    [line] = [line for line in lines if line.startswith("A KV cache of")]
+    assert line.startswith("A KV cache of 4096 fits into 3.00 GB: about 17")  # MB
 
 
 def test_a_scheme_that_does_not_fit_is_said(

@@ -335,13 +335,13 @@ def test_a_path_that_is_no_text(llama: Path, tmp_path: Path) -> None:
         ),
         (
             ["--kv-cache-max-len", "0"],
-            "litert-lm-cli convert, argument --kv-cache-max-len: '0' is not a positive integer, "
-            "see litert-lm-cli convert --help",
+            "litert-lm-cli convert, argument --kv-cache-max-len: '0' is neither a positive "
+            "integer nor auto, see litert-lm-cli convert --help",
         ),
         (
             ["--kv-cache-max-len", "-5"],
-            "litert-lm-cli convert, argument --kv-cache-max-len: '-5' is not a positive integer, "
-            "see litert-lm-cli convert --help",
+            "litert-lm-cli convert, argument --kv-cache-max-len: '-5' is neither a positive "
+            "integer nor auto, see litert-lm-cli convert --help",
         ),
         (
             ["--kv-cache-max-len", "4097"],

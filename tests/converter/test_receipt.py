@@ -86,6 +86,18 @@ def test_it_says_what_was_read_and_what_came_out(source: Path, output: Path) -> 
     assert found["check"] is None
 
 
+def test_a_length_that_a_budget_chose_is_said_as_a_number(source: Path, tmp_path: Path) -> None:
+    arguments = ["--kv-cache-max-len", "auto", "--prefill-seq-len", "8,16", "--quiet"]
+    output, again = (tmp_path / name / "tiny.litertlm" for name in ("a", "b"))
+    assert main(["convert", str(source), "--output-dir", str(output.parent), *arguments]) == 0
+    assert said(output)["options"]["cache_length"] == 4096
+    receipt = str(output.with_suffix(".json"))
+    arguments = ["--from-receipt", receipt, "--output-dir", str(again.parent), "--quiet"]
+    assert main(["convert", *arguments, "--memory", "1GB"]) == 2
+    assert main(["convert", *arguments]) == 0
+    assert again.read_bytes() == output.read_bytes()
+
+
 def test_it_says_how_the_source_was_quantised(source: Path, tmp_path: Path) -> None:
     path = write_llama_gguf(source, tmp_path / "small.gguf", GGMLQuantizationType.Q4_0)
     assert main(["convert", str(path), "--output-dir", str(tmp_path), "--quiet"]) == 0
