@@ -267,11 +267,7 @@ class CoreMLConverter:
         """The files beside the packages."""
         chosen = self.options.chat_template
         template = None if chosen is None else chosen.text
-        tokenizer = load_tokenizer(
-            self.checkpoint,
-            prefer_sentencepiece=self.network.family.prefers_sentencepiece,
-            chat_template=template,
-        )
+        tokenizer = load_tokenizer(self.checkpoint, chat_template=template)
         check_vocabulary(tokenizer, self.spec, self.name)
         files = tokenizer_files(self.checkpoint, tokenizer, template)
         return {

@@ -35,6 +35,7 @@ from converter.text.pre_tokenizers import (
     PreTokenizer,
     guess_pre_tokenizer,
 )
+from converter.text.sentencepiece_model import make_model
 from converter.text.tokenizer_json import HF_KIND, added_token
 
 _RECONVERT = "convert the model to GGUF again with a current llama.cpp"
@@ -297,42 +298,26 @@ def _rebuild_sentencepiece(vocabulary: _GGUFVocabulary, template: str | None) ->
 
     A SentencePiece model, which the engine loads faster, unless it would read chat prompts wrongly.
     """
-    from sentencepiece import sentencepiece_model_pb2
-
-    model = sentencepiece_model_pb2.ModelProto()
-    kinds = model.SentencePiece
     scores = vocabulary.numbers("scores", 0).tolist()
     types = vocabulary.types.astype(int).tolist()
     if vocabulary.unk is not None:  # Gemma's files call it a control token
         types[vocabulary.unk] = _UNKNOWN
     # llama.cpp took its numbers of token types from SentencePiece; 0 is its "undefined".
-    for token, score, kind in zip(vocabulary.tokens, scores, types, strict=True):
-        model.pieces.add(piece=token, score=score, type=kind or kinds.NORMAL)
-    _set_specs(model, vocabulary, has_bytes=_BYTE in types)
+    kinds = [kind or _NORMAL for kind in types]
+    prefix = vocabulary.get("add_space_prefix")
+    model = make_model(
+        zip(vocabulary.tokens, scores, kinds, strict=True),
+        {role: getattr(vocabulary, role) for role in ("bos", "eos", "unk", "pad")},
+        has_bytes=_BYTE in types,
+        adds_prefix=prefix if isinstance(prefix, bool) else True,
+        strips=vocabulary.get("remove_extra_whitespaces") is True,
+    )
     if needs_json(model, template):
         return HF_KIND, pieces_to_json(model, Prefix.PREPENDED)
     bos, eos = vocabulary.text(vocabulary.bos), vocabulary.text(vocabulary.eos)
     make_controls_readable(model, bos, eos, template)
     for piece in model.pieces:
         # llama.cpp stores the blanks of user-defined pieces as they look, SentencePiece as ▁.
-        if piece.type == kinds.USER_DEFINED and " " in piece.piece:
+        if piece.type == _USER_DEFINED and " " in piece.piece:
             piece.piece = piece.piece.replace(" ", "▁")
     return SENTENCEPIECE_KIND, model.SerializeToString(deterministic=True)
-
-
-def _set_specs(model: Any, vocabulary: _GGUFVocabulary, has_bytes: bool) -> None:
-    """Training and normalisation settings that matter to a reader of the model."""
-    trainer, normalizer = model.trainer_spec, model.normalizer_spec
-    trainer.model_type = trainer.BPE
-    trainer.vocab_size = len(vocabulary.tokens)
-    trainer.byte_fallback = has_bytes
-    for role in ("bos", "eos", "unk", "pad"):
-        token_id = getattr(vocabulary, role)
-        setattr(trainer, f"{role}_id", -1 if token_id is None else token_id)
-        if token_id is not None:
-            setattr(trainer, f"{role}_piece", vocabulary.tokens[token_id])
-    prefix = vocabulary.get("add_space_prefix")
-    normalizer.name = "identity"
-    normalizer.add_dummy_prefix = prefix if isinstance(prefix, bool) else True
-    normalizer.remove_extra_whitespaces = vocabulary.get("remove_extra_whitespaces") is True
-    normalizer.escape_whitespaces = True

@@ -33,6 +33,7 @@ from converter.text.named_templates import (
     with_named_tokens,
 )
 from converter.text.pieces_json import Prefix, is_bpe, needs_json, pieces_to_json
+from converter.text.sentencepiece_model import json_to_pieces
 from converter.text.tokenizer_json import SAVE_AGAIN, TokenizerJson, without_first_blank
 
 _END = "<|endoftext|>"
@@ -48,8 +49,9 @@ def load_tokenizer(
 
     Args:
         checkpoint: an open folder or GGUF.
-        prefer_sentencepiece: use a folder's tokenizer.model where it agrees with its
-            tokenizer.json; the engine starts faster with it.
+        prefer_sentencepiece: make a SentencePiece section of a folder's tokenizer.model where it
+            agrees with its tokenizer.json, or of a tokenizer.json that says the same as such a
+            model; the engine starts faster with it.
         chat_template: what to take for the source's own, "" for none.
 
     Raises:
@@ -101,11 +103,16 @@ def _from_folder(
         data = _from_vocabulary(checkpoint, *parts, settings, beside)
         fast = TokenizerJson(data, rows, str(parts[0]), beside)
     _check_end_token(folder, settings, fast.ids, rows)
-    model = None
-    if prefer_sentencepiece and model_file.is_file() and (proto := _pieces(model_file)):
-        model = _as_section(proto, model_file, settings, template)
-    if model and _agree(model, fast, rows):
-        return _describe_folder(checkpoint, settings, template, model, fast)
+    if prefer_sentencepiece:
+        roles = {role: _token_text(settings.get(f"{role}_token")) for role in ("bos", "eos", "pad")}
+        for path, find in (
+            (model_file, lambda: _pieces(model_file) if model_file.is_file() else None),
+            (json_file, lambda: json_to_pieces(fast, roles)),
+        ):
+            if proto := find():
+                model = _as_section(proto, path, settings, template)
+                if _agree(model, fast, rows):
+                    return _describe_folder(checkpoint, settings, template, model, fast)
     tokenizer = _describe_folder(checkpoint, settings, template, fast, fast)
     return replace(tokenizer, starts_with_blank=bare is not None).with_outline(fast.outline)
 

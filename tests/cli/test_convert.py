@@ -689,7 +689,7 @@ def test_a_dry_run_as_json(llama: Path, tmp_path: Path, capsys: pytest.CaptureFi
         "kv_cache_length", "draft",
         "prefill_lengths", "signatures", "tensors", "source_bytes", "weights_bytes",
         "output_bytes", "memory_bytes", "disk_needed_bytes", "disk_free_bytes", "threads",
-        "run_memory",
+        "run_memory", "memory_fit",
     ]  # fmt: skip
     path, _ = converted(capsys, llama, "--quantize", "fp16", "--output-dir", out)
     assert main(["inspect", "--json", str(path)]) == 0

@@ -302,17 +302,26 @@ def test_sentencepiece_is_used_where_it_is_preferred_and_agrees(
     assert load_tokenizer(checkpoint).kind == "HF_Tokenizer_Zlib"
 
 
-def test_sentencepiece_is_not_used_where_tokens_would_be_lost(gemma_folder: Path) -> None:
+def test_a_tokenizer_model_is_not_used_where_tokens_would_be_lost(gemma_folder: Path) -> None:
     # With 262145 rows, <image_soft_token> is a token of the network, and the model lacks it.
     checkpoint = Folder(gemma_folder, {"vocab_size": 262145})
-    assert load_tokenizer(checkpoint, prefer_sentencepiece=True).kind == "HF_Tokenizer_Zlib"
+    tokenizer = load_tokenizer(checkpoint, prefer_sentencepiece=True)
+    assert tokenizer.encode("<image_soft_token>") == [262144]  # as tokenizer.json's pieces have it
 
 
-def test_sentencepiece_is_not_used_where_it_encodes_otherwise(gemma_folder: Path) -> None:
+def without_a_merge(folder: Path) -> bytes:
+    """A tokenizer.json that is no SentencePiece model."""
+    source = json.loads((folder / "tokenizer.json").read_bytes())
+    del source["model"]["merges"][-1]
+    return json.dumps(source).encode()
+
+
+def test_a_tokenizer_model_is_not_used_where_it_encodes_otherwise(gemma_folder: Path) -> None:
     path = gemma_folder / "tokenizer.model"
     model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
     model.normalizer_spec.add_dummy_prefix = True
     path.write_bytes(model.SerializeToString())
+    (gemma_folder / "tokenizer.json").write_bytes(without_a_merge(gemma_folder))
     checkpoint = Folder(gemma_folder, GEMMA_CONFIG)
     assert load_tokenizer(checkpoint, prefer_sentencepiece=True).kind == "HF_Tokenizer_Zlib"
 
