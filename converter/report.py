@@ -28,8 +28,10 @@ _BASE = 56_000_000  # the interpreter and the libraries that every conversion im
 _PER_VALUE = 11  # of a thread's block: as stored 2, float32 4, reordered 4, packed 1
 _PER_FLATBUFFER_BYTE = 2  # its builder, and the result
 _PER_TABLE = 290  # of the graph: its tensors and operators as Python objects
-# Of a tokenizer, as it is proved: Gemma 3's tokenizer.json taken apart, its pieces from a GGUF.
+# Of a tokenizer, as it is proved: Gemma 3's tokenizer.json taken apart, its pieces from a GGUF; and
+# the tokenizer.json that was made pieces of.
 _PER_TOKENIZER_BYTE = {HF_KIND: 4, SENTENCEPIECE_KIND: 18}
+_PER_JSON_BYTE = 7
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def report(converter: ModelConverter, plan: Plan, output: Path) -> PlanReport:
         source_bytes=source_bytes(converter.checkpoint, plan.weights),
         weights_bytes=weights_bytes(plan),
         output_bytes=plan.bundle.nbytes,
-        memory_bytes=_memory(plan, threads),
+        memory_bytes=_memory(converter, plan),
         disk_needed_bytes=disk_needed(converter, plan),
         disk_free_bytes=disk_free(output),
         threads=threads,
@@ -168,22 +170,25 @@ def _kind(path: str) -> str:
     return "norm" if name.endswith("norm") else "linear"
 
 
-def _memory(plan: Plan, threads: int) -> int:
+def _memory(converter: ModelConverter, plan: Plan) -> int:
     """About the most memory that carrying out the plan takes, its helper process included."""
     block = min(BLOCK_VALUES, max(math.prod(weight.shape) for weight in plan.weights))
     return (
         _BASE
         + _PER_FLATBUFFER_BYTE * len(plan.model.flatbuffer)
         + _PER_TABLE * plan.model.tables
-        + _tokenizer_memory(plan)
-        + _PER_VALUE * block * threads
+        + _tokenizer_memory(converter.checkpoint, plan)
+        + _PER_VALUE * block * converter.options.threads
     )
 
 
-def _tokenizer_memory(plan: Plan) -> int:
+def _tokenizer_memory(checkpoint: Checkpoint, plan: Plan) -> int:
     for section, data in plan.sections:
         if section.kind in _PER_TOKENIZER_BYTE:
             assert data is not None
+            json = checkpoint.path / "tokenizer.json"
+            if section.kind == SENTENCEPIECE_KIND and json.is_file():
+                return _PER_JSON_BYTE * json.stat().st_size
             # The size of a compressed one stands before it.
             packed = section.kind == HF_KIND
             nbytes = int.from_bytes(data[:8], "little") if packed else len(data)

@@ -103,16 +103,16 @@ def _from_folder(
         data = _from_vocabulary(checkpoint, *parts, settings, beside)
         fast = TokenizerJson(data, rows, str(parts[0]), beside)
     _check_end_token(folder, settings, fast.ids, rows)
-    if prefer_sentencepiece:
+    model = None
+    if prefer_sentencepiece and model_file.is_file() and (proto := _pieces(model_file)):
+        model = _as_section(proto, model_file, settings, template)
+        model = model if _agree(model, fast, rows) else None
+    if prefer_sentencepiece and model is None:
         roles = {role: _token_text(settings.get(f"{role}_token")) for role in ("bos", "eos", "pad")}
-        for path, find in (
-            (model_file, lambda: _pieces(model_file) if model_file.is_file() else None),
-            (json_file, lambda: json_to_pieces(fast, roles)),
-        ):
-            if proto := find():
-                model = _as_section(proto, path, settings, template)
-                if _agree(model, fast, rows):
-                    return _describe_folder(checkpoint, settings, template, model, fast)
+        if proto := json_to_pieces(fast, roles):
+            model = _as_section(proto, json_file, settings, template)
+    if model:
+        return _describe_folder(checkpoint, settings, template, model, fast)
     tokenizer = _describe_folder(checkpoint, settings, template, fast, fast)
     return replace(tokenizer, starts_with_blank=bare is not None).with_outline(fast.outline)
 
