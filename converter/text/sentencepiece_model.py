@@ -85,7 +85,14 @@ def json_to_pieces(source: TokenizerJson, roles: Mapping[str, str | None]) -> An
         )
         for key in keys
     }
-    ids, unknown = source.ids, rules.pop("unk_token")
+    whole, unknown = source.special.keys() | source.added.keys(), rules.pop("unk_token")
+    # Gemma 1 and 2 have a tab in the place of its byte.
+    letters = {
+        chr(byte): piece
+        for byte, piece in enumerate(_BYTES[:128])
+        if piece not in source.ids and chr(byte) not in whole
+    }
+    ids = {letters.get(text, text): i for text, i in source.ids.items()}
     if (
         not isinstance(unknown, str)
         or not _reads_raw_text(rules)
@@ -94,7 +101,6 @@ def json_to_pieces(source: TokenizerJson, roles: Mapping[str, str | None]) -> An
         or sorted(ids.values()) != list(range(len(ids)))
     ):
         return None
-    whole = source.special.keys() | source.added.keys()
     words = ids.keys() - whole - set(_BYTES) - {unknown}
     scores = _scores(words, whole, _pairs(model["merges"]))
     if scores is None:

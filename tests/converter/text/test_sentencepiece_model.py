@@ -95,6 +95,17 @@ def test_small_models_read_alike(small: dict[str, Any], longest: int) -> None:
         assert library.encode(text) == source.encode(text, add_special_tokens=False).ids
 
 
+def test_a_tab_in_the_place_of_its_byte(small: dict[str, Any]) -> None:
+    """As transformers writes Gemma 1's and 2's."""
+    ids = small["model"]["vocab"]
+    tabbed = of_the_model(vocab={"\t" if t == "<0x09>" else t: i for t, i in ids.items()})(small)
+    library = SentencePieceProcessor(model_proto=pieces_of(tabbed).SerializeToString())
+    source = load_tokenizer_json(json.dumps(tabbed).encode(), "small")
+    for text in ("\t", "the\t\tfox\t", " \t the"):
+        assert library.encode(text) == source.encode(text, add_special_tokens=False).ids
+        assert library.decode(library.encode(text)) == text
+
+
 def merged_otherwise(change: Callable[[list[Any]], list[Any]]) -> Callable[[Any], Any]:
     return lambda t: t | {"model": t["model"] | {"merges": change(t["model"]["merges"])}}
 
