@@ -62,6 +62,8 @@ class LoadedModel(Protocol):
     @property
     def has_recurrent_state(self) -> bool: ...
 
+    def create_conversation(self, *, drafts: bool = False, **settings: Any) -> Any: ...
+
     def tokenize(self, text: str) -> list[int]: ...
 
     def detokenize(self, tokens: list[int]) -> str: ...
@@ -112,8 +114,6 @@ class Conversation:
         self.keeps_history = True
         self._model = model
         self._settings = settings | {"sampler_config": sampler}
-        if drafts:
-            self._settings["enable_speculative_decoding"] = True
         self._drafts = drafts
         self._max_tokens = max_tokens
         self._tools = tools
@@ -237,7 +237,8 @@ class Conversation:
         calls: list[Message] = []
         is_enough = is_mark_lost = False
         first_token, heard = 0.0, 0
-        limit = Limit(self._model, told, self._room(prompt_tokens, budget))
+        room = self._room(prompt_tokens, budget)
+        limit = Limit(self._model, told, room)
         held = {} if json_schema is None else schema.constraint(json_schema)
         begin = time.perf_counter()
         try:
@@ -270,7 +271,7 @@ class Conversation:
                 has_more = self._has_thoughts_cached or bool(calls)
                 reads = not has_more and reads_back(self._model, told, self.said, made)
                 is_mark_lost = self._drafts and not reads
-            self.statistics = self._measure(turns, first_token, heard)
+            self.statistics = self._measure(turns, first_token, heard, room)
         except RuntimeError as error:
             if json_schema is not None and schema.is_spelling_failure(str(error)):
                 raise schema.spelling_error() from error
@@ -339,7 +340,7 @@ class Conversation:
         self._has_thoughts_cached = False
 
     def _prepare(self, message: Message) -> tuple[Any, str, int]:
-        """The engine's conversation, the message as it reads it, and the tokens in its cache then."""
+        """The engine's conversation, the message as it is read, and the tokens in its cache."""
         turns, told, needed = self._fit(message)
         limit = self._model.context_length
         if limit is not None and needed >= limit and self._has_thoughts_cached:
@@ -359,7 +360,8 @@ class Conversation:
         """As `_prepare`, whether it fits or not."""
         try:
             if self._engine_turns is None:
-                self._engine_turns = self._model.engine.create_conversation(
+                self._engine_turns = self._model.create_conversation(
+                    drafts=self._drafts,
                     messages=self._history + self._exchange,
                     automatic_tool_calling=False,  # without any it would answer itself
                     **self._settings,
@@ -383,7 +385,7 @@ class Conversation:
         return min((room for room in rooms if room is not None), default=None)
 
     def _fitting(self, piece: Piece) -> tuple[Piece, bool]:
-        """As much of a piece as the answer has room for, which is said now; whether it ends there."""
+        """As much of a piece as --max-tokens leaves, which is said now; whether it ends there."""
         if piece.kind != "answer":
             self._has_thoughts_cached = True
             return piece, False
@@ -404,14 +406,16 @@ class Conversation:
             return "length"
         return "context" if limit is not None and used >= limit else "stop"
 
-    def _measure(self, turns: Any, first_token: float, heard: int) -> Statistics | None:
+    def _measure(
+        self, turns: Any, first_token: float, heard: int, room: int | None
+    ) -> Statistics | None:
         if not self._model.benchmark:
             return None
         info = turns.get_benchmark_info()
         return Statistics(
             info.last_prefill_token_count,
             info.last_prefill_tokens_per_second,
-            info.last_decode_token_count,
+            min(info.last_decode_token_count, room or info.last_decode_token_count),
             info.last_decode_tokens_per_second,
             first_token,
             heard if self._drafts else 0,

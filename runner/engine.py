@@ -152,7 +152,7 @@ class Model:
     def is_chat(self) -> bool:
         """Whether the chat template does more than pass the text through."""
         try:
-            with self.engine.create_conversation() as conversation:
+            with self.create_conversation() as conversation:
                 return bool(conversation.render_message_to_string(_PROBE) != _PROBE)
         except RuntimeError as error:
             raise self.failure(f"{self.path.name}: chat template", error) from error
@@ -298,7 +298,7 @@ class Model:
         settings = schema.settings()
         if wanted not in self._possible:
             try:
-                with self.engine.create_conversation(
+                with self.create_conversation(
                     chat_template=completion_template(), **settings
                 ) as conversation:
                     held = schema.constraint(wanted.text)
@@ -339,6 +339,16 @@ class Model:
         if sampler is not None:
             return bool(sampler.top_k == 1)
         return own.type in (own.GREEDY, own.TYPE_UNSPECIFIED) or own.k == 1
+
+    def create_conversation(self, *, drafts: bool = False, **settings: Any) -> Any:
+        """One of the engine's own: it would draft unasked as soon as another one has.
+
+        Args:
+            drafts: use the file's drafter; `may_draft` says where that changes no text.
+        """
+        if self._bundle.drafts:
+            settings["enable_speculative_decoding"] = drafts
+        return self.engine.create_conversation(**settings)
 
     def may_draft(self, chosen: Sampling | None) -> bool:
         """Whether drafts leave the text as it is.

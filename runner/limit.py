@@ -14,6 +14,10 @@ from typing import Literal, Protocol
 # What the last call says comes in two pieces where a thought ends in it, and half a character that
 # was held back is one more.
 _OF_LAST_CALL = 3
+# What the engine says in place of a character that is cut, and of how many tokens, at most, an
+# answer's text does not tell: of such a character three bytes.
+_CUT = "\ufffd"
+_MOST_UNSPOKEN = 3
 
 Kind = Literal["answer", "thought", "call"]
 
@@ -76,13 +80,13 @@ class Limit:
         Args:
             made: tokens that it has, a stop token too.
         """
-        over = 0 if self._room is None else made - self._room
-        if over > 0 and reads_back(self._tokenizer, self._told, self._heard["answer"], made):
-            over -= 1  # the stop token, which has no text
+        over = 0
+        if self._room is not None and made > self._room:
+            over = self._spoken(made) - self._room
         while over > 0 and self._held:
             last = self._held.pop()
-            heard = self._heard[last.kind]
-            before = heard[: len(heard) - len(last.text)]
+            whole = self._heard[last.kind]
+            before, heard = whole[: len(whole) - len(last.text)], whole.rstrip(_CUT)
             kept = without_last(self._tokenizer, heard, over)
             if len(kept) > len(before):
                 self._held.append(Piece(kept[len(before) :], last.kind))
@@ -93,11 +97,18 @@ class Limit:
         yield from self._held
         self._held.clear()
 
+    def _spoken(self, made: int) -> int:
+        """How many of the tokens the text has: not a stop token, nor a character that is cut."""
+        said = self._heard["answer"].rstrip(_CUT)
+        spoken = _count(self._tokenizer, self._told, said)
+        # Where the model spelt it otherwise, or had thoughts, nobody knows.
+        return spoken if made - _MOST_UNSPOKEN <= spoken <= made else made
+
 
 def without_last(tokenizer: Tokenizer, text: str, tokens: int) -> str:
     """A text without its last tokens; a character that is cut goes with them."""
     ids = tokenizer.tokenize(text)
-    kept = tokenizer.detokenize(ids[:-tokens]).rstrip("\ufffd")
+    kept = tokenizer.detokenize(ids[:-tokens]).rstrip(_CUT)
     # A tokenizer may drop a blank at the beginning, of both alike.
     return text[: len(text) - (len(tokenizer.detokenize(ids)) - len(kept))]
 
@@ -111,5 +122,9 @@ def reads_back(tokenizer: Tokenizer, told: str, said: str, made: int) -> bool:
     Args:
         told: what the answer follows.
     """
-    before, again = tokenizer.tokenize(told), tokenizer.tokenize(told + said)
-    return len(again) - len(before) + 1 == made
+    return _count(tokenizer, told, said) + 1 == made
+
+
+def _count(tokenizer: Tokenizer, told: str, said: str) -> int:
+    """Tokens of an answer behind its prompt."""
+    return len(tokenizer.tokenize(told + said)) - len(tokenizer.tokenize(told))

@@ -143,9 +143,8 @@ class Worker:
             settings["thinking_config"] = litert_lm.ThinkingConfig(enable_thinking=ask.thinking)
         if ask.constraint is not None:
             settings |= schema.settings()
-        if self._drafts(ask):
-            settings["enable_speculative_decoding"] = True
-        return self._model.engine.create_conversation(
+        return self._model.create_conversation(
+            drafts=self._drafts(ask),
             messages=list(history),
             tools=[declared_tool(tool) for tool in ask.tools],
             automatic_tool_calling=False,
@@ -197,7 +196,7 @@ class Worker:
             if ask.number in self._cancelled:
                 turn.conversation.cancel_process()  # before the first token it has no effect
                 continue
-            if is_stopped:
+            if stops.found:
                 continue  # it was on its way
             heard += 1
             thoughts = [Piece(text, "thought") for text in message.channels.values()]
@@ -207,20 +206,18 @@ class Worker:
             for piece in limit.feed([*thoughts, Piece(text, "answer")]):
                 said += self._say_piece(ask, piece, stops)
             if stops.found:
-                is_stopped = True
                 turn.conversation.cancel_process()
         used = turn.conversation.token_count
         made = max(used - turn.prompt_tokens, 0)
-        for piece in limit.rest(made):
+        for piece in () if stops.found else limit.rest(made):
             said += self._say_piece(ask, piece, stops)
-        if not is_stopped and (text := stops.rest()):
+        if text := stops.rest():
             said += text
             self._say(wire.Piece(ask.number, "answer", text))
         seconds = time.perf_counter() - begin
         if room is not None:
             made = min(made, room)
-        is_stopped = stops.found is not None
-        finish = self._how_it_ended(ask, is_stopped, used, made)
+        finish = self._how_it_ended(ask, stops.found is not None, used, made)
         if calls and finish == "stop":
             finish = "tool_calls"
         pieces = heard if drafts else 0
