@@ -62,6 +62,9 @@ class LoadedModel(Protocol):
     @property
     def has_recurrent_state(self) -> bool: ...
 
+    @property
+    def drafts_stops(self) -> bool: ...
+
     def create_conversation(self, *, drafts: bool = False, **settings: Any) -> Any: ...
 
     def tokenize(self, text: str) -> list[int]: ...
@@ -268,9 +271,9 @@ class Conversation:
                 self.finish = self._how_it_ended(is_enough, used, made, budget)
             if self.finish == "stop":  # a cut one's calls may be cut, too
                 self._calls = calls
-                has_more = self._has_thoughts_cached or bool(calls)
-                reads = not has_more and reads_back(self._model, told, self.said, made)
-                is_mark_lost = self._drafts and not reads
+                if self._drafts and self._model.drafts_stops:
+                    has_more = self._has_thoughts_cached or bool(calls)
+                    is_mark_lost = has_more or not reads_back(self._model, told, self.said, made)
             self.statistics = self._measure(turns, first_token, heard, room)
         except RuntimeError as error:
             if json_schema is not None and schema.is_spelling_failure(str(error)):

@@ -350,6 +350,14 @@ class Model:
             settings["enable_speculative_decoding"] = drafts
         return self.engine.create_conversation(**settings)
 
+    @property
+    def drafts_stops(self) -> bool:
+        """Whether a stop token may be drafted, which the engine then leaves out of its cache.
+
+        Our own drafters see to that.
+        """
+        return self._bundle.drafts > 0 and "draft" not in self._bundle.system
+
     def may_draft(self, chosen: Sampling | None) -> bool:
         """Whether drafts leave the text as it is.
 

@@ -227,7 +227,7 @@ class Worker:
         if finish not in ("stop", "tool_calls") or is_state_wrong:
             return None
         if has_thoughts or calls:
-            if drafts:  # nobody can tell whether the end mark is in the cache, see `runner.limit`
+            if drafts and self._model.drafts_stops:  # is the end mark in the cache?
                 return None
         elif not reads_back(self._model, turn.rendered, said, made):
             return None
