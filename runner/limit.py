@@ -81,12 +81,15 @@ class Limit:
             made: tokens that it has, a stop token too.
         """
         over = 0
-        if self._room is not None and made > self._room:
+        if self._room is not None and made > self._room and self._held:
+            last = self._held.pop()
+            self._heard[last.kind] = self._heard[last.kind].rstrip(_CUT)
+            self._held.append(Piece(last.text.rstrip(_CUT), last.kind))
             over = self._spoken(made) - self._room
         while over > 0 and self._held:
             last = self._held.pop()
-            whole = self._heard[last.kind]
-            before, heard = whole[: len(whole) - len(last.text)], whole.rstrip(_CUT)
+            heard = self._heard[last.kind]
+            before = heard[: len(heard) - len(last.text)]
             kept = without_last(self._tokenizer, heard, over)
             if len(kept) > len(before):
                 self._held.append(Piece(kept[len(before) :], last.kind))
@@ -99,10 +102,9 @@ class Limit:
 
     def _spoken(self, made: int) -> int:
         """How many of the tokens the text has: not a stop token, nor a character that is cut."""
-        said = self._heard["answer"].rstrip(_CUT)
-        spoken = _count(self._tokenizer, self._told, said)
-        # Where the model spelt it otherwise, or had thoughts, nobody knows.
-        return spoken if made - _MOST_UNSPOKEN <= spoken <= made else made
+        spoken = _count(self._tokenizer, self._told, self._heard["answer"])
+        is_known = not self._heard["thought"] and made - _MOST_UNSPOKEN <= spoken <= made
+        return spoken if is_known else made  # a model may spell it otherwise
 
 
 def without_last(tokenizer: Tokenizer, text: str, tokens: int) -> str:

@@ -298,13 +298,14 @@ def _sampling(ask: wire.Ask) -> Sampling:
 
 
 def _penalties(ask: wire.Ask) -> dict[str, float | None]:
-    """As the engine takes them; empty where there are none."""
+    """As the engine takes them; empty where none of them changes anything."""
+    sampler = ask.sampler
     penalties = {
-        "repetition_penalty": ask.sampler.repeat_penalty,
-        "presence_penalty": ask.sampler.presence_penalty,
-        "frequency_penalty": ask.sampler.frequency_penalty,
+        "repetition_penalty": sampler.repeat_penalty if sampler.repeat_penalty != 1 else None,
+        "presence_penalty": sampler.presence_penalty or None,
+        "frequency_penalty": sampler.frequency_penalty or None,
     }
-    return penalties if any(value is not None for value in penalties.values()) else {}
+    return {} if set(penalties.values()) == {None} else penalties
 
 
 def _close(conversation: Any) -> None:
