@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument(
         "--draft", action="append", metavar="DRAFT", help="of convert; may be given again"
     )
+    parser.add_argument("--quantize", default=QUANTIZE, metavar="SCHEME", help="of convert")
     parser.add_argument("--core", action="store_true", help="count the time of one core")
     parser.add_argument("--answers", metavar="BUNDLE", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -109,7 +110,7 @@ def main() -> None:
         "commit": commit(),
         "machine": machine("litert-lm-api"),
         "llama.cpp": LLAMA_CPP_SOURCE,
-        "job": {"quantize": QUANTIZE, "kv_cache_max_len": CONTEXT,
+        "job": {"quantize": args.quantize, "kv_cache_max_len": CONTEXT,
                 "threads": 1 if args.core else THREADS, "new_tokens": NEW_TOKENS},
         "clock": "core" if args.core else "wall",
         "rounds": args.rounds,
@@ -118,7 +119,7 @@ def main() -> None:
     }  # fmt: skip
     for name in args.only or MODELS:
         with tempfile.TemporaryDirectory(prefix="litert-lm-bench-") as work:
-            bench = _Bench(MODELS[name], Path(work), args.draft or ["lookup"], args.core)
+            bench = _Bench(name, Path(work), args)
             document["models"][name] = bench.measure(args.rounds)
     print(tables(document))
     print(json.dumps(document))
@@ -127,20 +128,21 @@ def main() -> None:
 class _Bench:
     """Everything about one model; what it needs is made in `work`."""
 
-    def __init__(self, model: Model, work: Path, drafts: Sequence[str], core: bool) -> None:
-        self.model = model
+    def __init__(self, name: str, work: Path, args: argparse.Namespace) -> None:
+        self.model = MODELS[name]
         self.work = work
-        self.drafts = drafts
-        self.core = core
-        self.source = real_model(model.gguf)
+        self.drafts: Sequence[str] = args.draft or ["lookup"]
+        self.quantize: str = args.quantize
+        self.core: bool = args.core
+        self.source = real_model(self.model.gguf)
 
     def measure(self, rounds: int) -> dict[str, Any]:
         left_out = {"llama.cpp": "--core"} if self.core else {}
         with contextlib.ExitStack() as stack:
-            plain = stack.enter_context(self.answering("none", QUANTIZE))
+            plain = stack.enter_context(self.answering("none", self.quantize))
             subjects: dict[str, Subject] = {"plain": lambda task: plain(task, False)}
             for draft in self.drafts:
-                ask = stack.enter_context(self.answering(draft, QUANTIZE))
+                ask = stack.enter_context(self.answering(draft, self.quantize))
                 subjects[f"{draft} off"] = lambda task, ask=ask: ask(task, False)  # type: ignore[misc]
                 subjects[draft] = lambda task, ask=ask: ask(task, True)  # type: ignore[misc]
             if not self.core:
