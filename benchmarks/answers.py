@@ -89,7 +89,7 @@ def turns(model: Model, answers: Answers) -> list[Turn]:
     prompts = (*(question for question, _ in QUESTIONS), *_PROMPTS)
     found = []
     for prompt, said in zip(prompts, answers.said, strict=True):
-        with model.engine.create_conversation() as conversation:
+        with model.create_conversation() as conversation:
             rendered = conversation.render_message_to_string(prompt)
         given = [*start, *model.tokenize(rendered)]
         found.append(Turn([*given, *model.tokenize(said)[: _COMPARED - 1]], len(given)))

@@ -239,7 +239,7 @@ def _requantized(source: Path, work: Path) -> Path:
 
 def _ours(bundle: Path) -> contextlib.AbstractContextManager[Server]:
     command = [str(CLI), "serve", str(bundle), "--threads", str(THREADS)]
-    return _running(command, bundle.stem)
+    return running(command, bundle.stem)
 
 
 @contextlib.contextmanager
@@ -248,7 +248,7 @@ def _official(bundle: Path, work: Path) -> Iterator[Server]:
     client = str(ROOT / "venv/bin/litert-lm")
     imported = [client, "import", str(bundle), _MODEL]
     subprocess.run(imported, env={**os.environ, **home}, check=True, capture_output=True)
-    with _running([client, "serve"], _MODEL, **home) as server:
+    with running([client, "serve"], _MODEL, **home) as server:
         yield server
 
 
@@ -256,11 +256,11 @@ def _llama_cpp(model: Path) -> contextlib.AbstractContextManager[Server]:
     command = [str(llama_cpp_programs() / "llama-server"), "--model", str(model)]
     command += ["--threads", str(THREADS), "--parallel", str(_SLOTS)]
     command += ["--ctx-size", str(_CONTEXT * _SLOTS)]
-    return _running(command, _MODEL)
+    return running(command, _MODEL)
 
 
 @contextlib.contextmanager
-def _running(command: list[str], model: str, **environment: str) -> Iterator[Server]:
+def running(command: list[str], model: str, **environment: str) -> Iterator[Server]:
     port, quiet = _free_port(), subprocess.DEVNULL
     begin = time.perf_counter()
     process = subprocess.Popen(

@@ -173,7 +173,7 @@ def _options(args: argparse.Namespace) -> dict[str, str | int | None]:
 
 def _answer(program: Program, model: str, prompt: str, args: argparse.Namespace) -> None:
     from runner.chat import AnswerWriter
-    from runner.conversation import Piece
+    from runner.limit import Piece
 
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")

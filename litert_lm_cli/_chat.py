@@ -16,8 +16,9 @@ from litert_lm_cli._convert import AnyPath, check_text, request_for
 from runner.options import ChatOptions
 
 if TYPE_CHECKING:
-    from runner.conversation import Conversation, Finish, Piece
+    from runner.conversation import Conversation, Finish
     from runner.engine import Model
+    from runner.limit import Piece
 
 
 def chat(
@@ -33,6 +34,7 @@ def chat(
     seed: int | None = None,
     backend: Literal["cpu", "gpu"] = "cpu",
     threads: int | None = None,
+    drafts: bool = True,
     verbose: bool = False,
     quantize: str | None = None,
     lora: AnyPath | Sequence[AnyPath] | None = None,
@@ -60,6 +62,7 @@ def chat(
         temperature, top_k, top_p, seed: None leaves what the model's file says.
         backend: cpu or gpu.
         threads: for cpu; None leaves the engine's choice.
+        drafts: use the file's drafter where the likeliest token is always taken (docs/drafts.md).
         verbose: let the engine's own log through, to file descriptor 2.
         quantize and all that follow: as for `convert`, where the model has to be converted.
 
@@ -81,6 +84,7 @@ def chat(
         seed=seed,
         backend=backend,
         threads=threads,
+        drafts=drafts,
         verbose=verbose,
     )
     options = replace(options, **parsed_numbers(vars(options)))

@@ -9,7 +9,8 @@ import contextlib
 import re
 from typing import Literal, TextIO
 
-from runner.conversation import Conversation, Piece, Statistics
+from runner.conversation import Conversation, Statistics
+from runner.limit import Piece
 
 BASE_MODEL_NOTE = "note: this model has no chat template: it continues each text as it stands"
 
@@ -104,8 +105,13 @@ def answer(
 
 def describe(statistics: Statistics) -> str:
     """One line of it."""
+    drafted = ""
+    if statistics.drafted_pieces:
+        at_a_time = statistics.decode_tokens / statistics.drafted_pieces
+        drafted = f", {at_a_time:.1f} at a time with drafts"
     return (
         f"prefill: {statistics.prefill_tokens} tokens at {statistics.prefill_rate:.1f} tok/s, "
         f"first token after {statistics.first_token_seconds:.2f} s; "
         f"decode: {statistics.decode_tokens} tokens at {statistics.decode_rate:.1f} tok/s"
+        f"{drafted}"
     )

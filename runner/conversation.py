@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 from converter.errors import EngineError, OptionError
 from runner import schema
+from runner.limit import Limit, Piece, reads_back, without_last
 from runner.schema import Schema
 
 Finish = Literal["stop", "length", "context", "cancelled"]
@@ -31,25 +32,13 @@ _RESULTS_TOKENS = 1024  # where nobody says how long it is
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A part of an answer, as soon as it is generated.
-
-    A call is a tool's, in words, right before it is run.
-    """
-
-    text: str
-    kind: Literal["answer", "thought", "call"]
-
-    def __str__(self) -> str:
-        return self.text
-
-
-@dataclass(frozen=True)
 class Statistics:
     """One turn in numbers: rates in tokens per second as the engine counts them.
 
     Attributes:
         first_token_seconds: from the request to the first piece, by our own clock.
+        drafted_pieces: in which the answer came, one for a call of the engine as a rule; 0 where
+            nothing is drafted.
     """
 
     prefill_tokens: int
@@ -57,6 +46,7 @@ class Statistics:
     decode_tokens: int
     decode_rate: float
     first_token_seconds: float
+    drafted_pieces: int = 0
 
 
 class LoadedModel(Protocol):
@@ -72,7 +62,14 @@ class LoadedModel(Protocol):
     @property
     def has_recurrent_state(self) -> bool: ...
 
+    @property
+    def drafts_stops(self) -> bool: ...
+
+    def create_conversation(self, *, drafts: bool = False, **settings: Any) -> Any: ...
+
     def tokenize(self, text: str) -> list[int]: ...
+
+    def detokenize(self, tokens: list[int]) -> str: ...
 
     def failure(self, what: str, error: Exception) -> EngineError: ...
 
@@ -112,6 +109,7 @@ class Conversation:
         may_think: bool,
         tools: Tools | None = None,
         json_schema: Schema | None = None,
+        drafts: bool = False,
     ) -> None:
         self.finish: Finish = "stop"
         self.statistics: Statistics | None = None
@@ -119,6 +117,7 @@ class Conversation:
         self.keeps_history = True
         self._model = model
         self._settings = settings | {"sampler_config": sampler}
+        self._drafts = drafts
         self._max_tokens = max_tokens
         self._tools = tools
         self._json_schema = json_schema
@@ -235,12 +234,14 @@ class Conversation:
     ) -> Generator[Piece, None, None]:
         """What the model says to a message; then it stands in `said` and `_calls`."""
         self.said, self._calls = "", []
-        turns, prompt_tokens = self._prepare(message)
+        turns, told, prompt_tokens = self._prepare(message)
         self.finish, self.statistics, self._is_cancelled = "cancelled", None, False
         budget = None if self._counts_here else self._max_tokens
         calls: list[Message] = []
-        is_enough = False
-        first_token = 0.0
+        is_enough = is_mark_lost = False
+        first_token, heard = 0.0, 0
+        room = self._room(prompt_tokens, budget)
+        limit = Limit(self._model, told, room)
         held = {} if json_schema is None else schema.constraint(json_schema)
         begin = time.perf_counter()
         try:
@@ -248,25 +249,32 @@ class Conversation:
                 if is_enough:
                     continue  # it was on its way when the answer was long enough
                 first_token = first_token or time.perf_counter() - begin
+                heard += 1
                 called = [call.to_json()["function"] for call in part.tool_calls]
                 if self._tools is not None:
                     calls += called
                     called = []
-                for piece in _pieces(part, called):
-                    if piece.kind == "answer":
-                        self.said += piece.text
-                    else:
-                        self._has_thoughts_cached = True
-                    yield piece
-                if self._counts_here and self._is_enough(self.said):
-                    is_enough = True
-                    turns.cancel_process()
+                for piece in limit.feed(_pieces(part, called)):
+                    fitting, is_enough = self._fitting(piece)
+                    yield fitting
+                    if is_enough:
+                        turns.cancel_process()
+                        break
             if not self._is_cancelled:
                 used = turns.token_count
-                self.finish = self._how_it_ended(is_enough, used, used - prompt_tokens, budget)
+                made = used - prompt_tokens
+                for piece in () if is_enough else limit.rest(made):
+                    fitting, is_enough = self._fitting(piece)
+                    yield fitting
+                    if is_enough:
+                        break
+                self.finish = self._how_it_ended(is_enough, used, made, budget)
             if self.finish == "stop":  # a cut one's calls may be cut, too
                 self._calls = calls
-            self.statistics = self._measure(turns, first_token)
+                if self._drafts and self._model.drafts_stops:
+                    has_more = self._has_thoughts_cached or bool(calls)
+                    is_mark_lost = has_more or not reads_back(self._model, told, self.said, made)
+            self.statistics = self._measure(turns, first_token, heard, room)
         except RuntimeError as error:
             if json_schema is not None and schema.is_spelling_failure(str(error)):
                 raise schema.spelling_error() from error
@@ -280,7 +288,8 @@ class Conversation:
             raise self._model.failure(self._model.path.name, error) from error
         finally:
             is_state_wrong = self._has_thoughts_cached and self._model.has_recurrent_state
-            if self.finish != "stop" or not self.keeps_history or is_state_wrong:
+            is_wrong = is_state_wrong or is_mark_lost
+            if self.finish != "stop" or not self.keeps_history or is_wrong:
                 self.close()
 
     def _remember(self, message: Message) -> None:
@@ -333,16 +342,16 @@ class Conversation:
                 self._engine_turns = None
         self._has_thoughts_cached = False
 
-    def _prepare(self, message: Message) -> tuple[Any, int]:
-        """The engine's conversation, and the tokens in its cache once the message is there."""
-        turns, needed = self._fit(message)
+    def _prepare(self, message: Message) -> tuple[Any, str, int]:
+        """The engine's conversation, the message as it is read, and the tokens in its cache."""
+        turns, told, needed = self._fit(message)
         limit = self._model.context_length
         if limit is not None and needed >= limit and self._has_thoughts_cached:
             # The engine drops old thoughts from the cache, but only when the next turn begins.
             self.close()
-            turns, needed = self._fit(message)
+            turns, told, needed = self._fit(message)
         if limit is None or needed < limit:
-            return turns, needed
+            return turns, told, needed
         raise OptionError(
             "what the tools said" if message["role"] == "tool" else "the prompt",
             f"is {needed} tokens long with its template and history, and the context of {limit} "
@@ -350,11 +359,12 @@ class Conversation:
             "shorten it, start a new chat, or convert --force with a larger --kv-cache-max-len",
         )
 
-    def _fit(self, message: Message) -> tuple[Any, int]:
+    def _fit(self, message: Message) -> tuple[Any, str, int]:
         """As `_prepare`, whether it fits or not."""
         try:
             if self._engine_turns is None:
-                self._engine_turns = self._model.engine.create_conversation(
+                self._engine_turns = self._model.create_conversation(
+                    drafts=self._drafts,
                     messages=self._history + self._exchange,
                     automatic_tool_calling=False,  # without any it would answer itself
                     **self._settings,
@@ -365,12 +375,31 @@ class Conversation:
                 raise RuntimeError("its chat template does not render")
             cached = turns.token_count
             has_start = cached == 0 and self._model.engine.bos_token_id is not None
-            return turns, cached + has_start + len(self._model.tokenize(rendered))
+            return turns, rendered, cached + has_start + len(self._model.tokenize(rendered))
         except RuntimeError as error:
             raise self._model.failure(self._model.path.name, error) from error
 
-    def _is_enough(self, said: str) -> bool:
-        return self._max_tokens is not None and len(self._model.tokenize(said)) >= self._max_tokens
+    def _room(self, prompt_tokens: int, budget: int | None) -> int | None:
+        """How many tokens an answer may have, where the engine does not keep to that by itself."""
+        if not self._drafts:
+            return None
+        context = self._model.context_length
+        rooms = [budget, None if context is None else context - prompt_tokens]
+        return min((room for room in rooms if room is not None), default=None)
+
+    def _fitting(self, piece: Piece) -> tuple[Piece, bool]:
+        """As much of a piece as --max-tokens leaves, which is said now; whether it ends there."""
+        if piece.kind != "answer":
+            self._has_thoughts_cached = True
+            return piece, False
+        before, self.said = self.said, self.said + piece.text
+        if not self._counts_here or self._max_tokens is None:
+            return piece, False
+        over = len(self._model.tokenize(self.said)) - self._max_tokens
+        if over > 0:
+            kept = without_last(self._model, self.said, over)
+            self.said = self.said[: max(len(kept), len(before))]
+        return Piece(self.said[len(before) :], piece.kind), over >= 0
 
     def _how_it_ended(
         self, is_enough: bool, used: int, generated: int, budget: int | None
@@ -380,16 +409,19 @@ class Conversation:
             return "length"
         return "context" if limit is not None and used >= limit else "stop"
 
-    def _measure(self, turns: Any, first_token: float) -> Statistics | None:
+    def _measure(
+        self, turns: Any, first_token: float, heard: int, room: int | None
+    ) -> Statistics | None:
         if not self._model.benchmark:
             return None
         info = turns.get_benchmark_info()
         return Statistics(
             info.last_prefill_token_count,
             info.last_prefill_tokens_per_second,
-            info.last_decode_token_count,
+            min(info.last_decode_token_count, room or info.last_decode_token_count),
             info.last_decode_tokens_per_second,
             first_token,
+            heard if self._drafts else 0,
         )
 
 

@@ -152,7 +152,7 @@ class Model:
     def is_chat(self) -> bool:
         """Whether the chat template does more than pass the text through."""
         try:
-            with self.engine.create_conversation() as conversation:
+            with self.create_conversation() as conversation:
                 return bool(conversation.render_message_to_string(_PROBE) != _PROBE)
         except RuntimeError as error:
             raise self.failure(f"{self.path.name}: chat template", error) from error
@@ -191,6 +191,10 @@ class Model:
         """Token ids; special tokens in `text` are parsed, none are added."""
         return list(self.engine.tokenize(text))
 
+    def detokenize(self, tokens: list[int]) -> str:
+        """The text of token ids, without special tokens."""
+        return str(self.engine.detokenize(tokens))
+
     def conversation(
         self,
         *,
@@ -200,6 +204,7 @@ class Model:
         thinking: bool | None = None,
         tools: Tools | None = None,
         json_schema: Schema | None = None,
+        drafts: bool = True,
     ) -> Conversation:
         """Start a conversation.
 
@@ -208,6 +213,7 @@ class Model:
             thinking: None leaves it to the template.
             tools: what the model may call.
             json_schema: what the answers are JSON of.
+            drafts: use the file's drafter, if there is one, where it changes no answer.
 
         Raises:
             OptionError: the model cannot do what was asked for.
@@ -254,6 +260,7 @@ class Model:
                 may_think,
                 tools,
                 json_schema,
+                drafts and json_schema is None and self.may_draft(sampling),
             )
         )
 
@@ -263,6 +270,7 @@ class Model:
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
         json_schema: Schema | None = None,
+        drafts: bool = True,
     ) -> Conversation:
         """A conversation without template and history: each prompt is continued as it stands."""
         settings = self._held_to(json_schema)
@@ -274,6 +282,7 @@ class Model:
             None,
             self.has_thoughts,
             json_schema=json_schema,
+            drafts=drafts and json_schema is None and self.may_draft(sampling),
         )
         conversation.keeps_history = False
         return self._add(conversation)
@@ -289,7 +298,7 @@ class Model:
         settings = schema.settings()
         if wanted not in self._possible:
             try:
-                with self.engine.create_conversation(
+                with self.create_conversation(
                     chat_template=completion_template(), **settings
                 ) as conversation:
                     held = schema.constraint(wanted.text)
@@ -330,6 +339,33 @@ class Model:
         if sampler is not None:
             return bool(sampler.top_k == 1)
         return own.type in (own.GREEDY, own.TYPE_UNSPECIFIED) or own.k == 1
+
+    def create_conversation(self, *, drafts: bool = False, **settings: Any) -> Any:
+        """One of the engine's own: it would draft unasked as soon as another one has.
+
+        Args:
+            drafts: use the file's drafter; `may_draft` says where that changes no text.
+        """
+        if self._bundle.drafts:
+            settings["enable_speculative_decoding"] = drafts
+        return self.engine.create_conversation(**settings)
+
+    @property
+    def drafts_stops(self) -> bool:
+        """Whether a stop token may be drafted, which the engine then leaves out of its cache.
+
+        Our own drafters see to that.
+        """
+        return self._bundle.drafts > 0 and "draft" not in self._bundle.system
+
+    def may_draft(self, chosen: Sampling | None) -> bool:
+        """Whether drafts leave the text as it is.
+
+        The engine checks them against the likeliest token, whatever the sampler says. Under a
+        constraint and with penalties it fails with them (docs/drafts.md), so the caller sees to
+        that. On a GPU they are untried.
+        """
+        return self._backend == "cpu" and self._bundle.drafts > 0 and self.is_greedy(chosen)
 
     def failure(self, what: str, error: Exception) -> EngineError:
         """An EngineError whose reason is what the engine logged last."""

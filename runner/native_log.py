@@ -24,6 +24,7 @@ _SOURCE_PLACE = re.compile(r":?\s*ERROR: \[[^\]]*\]")
 _HOLLOW = re.compile(r"^Failed to [a-z ]+: [A-Z_]+$")  # it failed, and that is all
 _NO_REASON = re.compile(
     r"^(INFO: |WARNING: |===|\*\*\* |third_party/|@ +0x|0x[0-9a-f]+ |[IW]\d{4} |"
+    r"ERROR: .*weight.cache|"  # it goes on without that file, which a drafter finds no folder for
     r"thread '.*' panicked at |fatal runtime error: failed to initiate panic|$)"
 )
 

@@ -26,6 +26,7 @@ class ChatOptions:
         temperature, top_k, top_p, seed: None leaves what the model's file says.
         backend: cpu or gpu.
         threads: for cpu; None leaves the engine's choice.
+        drafts: use the file's drafter, if there is one, where it changes no answer.
         verbose: let the engine's own log through, to stderr.
     """
 
@@ -39,6 +40,7 @@ class ChatOptions:
     seed: int | None = None
     backend: Literal["cpu", "gpu"] = "cpu"
     threads: int | None = None
+    drafts: bool = True
     verbose: bool = False
 
     def check(self) -> None:
@@ -86,7 +88,10 @@ class ChatOptions:
         needs_template = self.system is not None or self.thinking or tools is not None
         if self.raw or not (model.is_chat or needs_template):
             return model.completion(
-                sampling=sampling, max_tokens=self.max_tokens, json_schema=json_schema
+                sampling=sampling,
+                max_tokens=self.max_tokens,
+                json_schema=json_schema,
+                drafts=self.drafts,
             )
         return model.conversation(
             system=self.system,
@@ -95,4 +100,5 @@ class ChatOptions:
             thinking=self.thinking,
             tools=tools,
             json_schema=json_schema,
+            drafts=self.drafts,
         )

@@ -263,6 +263,10 @@ class Service:
             metrics.completion_tokens += said.completion_tokens
             metrics.first_token_seconds += said.first_seconds
             metrics.decode_seconds += said.seconds - said.first_seconds
+            if said.drafted_pieces:
+                metrics.drafted_answers += 1
+                metrics.drafted_tokens += said.completion_tokens
+                metrics.drafted_pieces += said.drafted_pieces
             note.completion_tokens += said.completion_tokens
             note.finish = said.finish
         elif isinstance(said, wire.Failed):

@@ -9,7 +9,12 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Metrics:
-    """Totals since the start."""
+    """Totals since the start.
+
+    Attributes:
+        drafted_answers: for which tokens were drafted; `drafted_tokens` of them came in
+            `drafted_pieces`, one for a call of the engine as a rule.
+    """
 
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)
     prompt_tokens: int = 0
@@ -19,6 +24,9 @@ class Metrics:
     cancelled: int = 0
     first_token_seconds: float = 0.0
     decode_seconds: float = 0.0
+    drafted_answers: int = 0
+    drafted_tokens: int = 0
+    drafted_pieces: int = 0
 
     def text(self, crashes: int, now: Mapping[str, float]) -> str:
         """All of it.
@@ -42,6 +50,9 @@ class Metrics:
             "crashes": crashes,
             "first_token_seconds": self.first_token_seconds,
             "decode_seconds": self.decode_seconds,
+            "drafted_answers": self.drafted_answers,
+            "drafted_tokens": self.drafted_tokens,
+            "drafted_pieces": self.drafted_pieces,
         }
         for name, value in totals.items():
             yield f"# TYPE litert_lm_{name}_total counter"

@@ -115,6 +115,7 @@ class Done(msgspec.Struct, tag=True):
         calls: of tools, `{"name": ..., "arguments": {...}}`.
         completion_tokens: what was generated, marks and thoughts included.
         first_seconds: until the first token; `seconds` until the last.
+        drafted_pieces: in which the answer came; 0 where nothing was drafted.
     """
 
     number: int
@@ -123,6 +124,7 @@ class Done(msgspec.Struct, tag=True):
     first_seconds: float
     seconds: float
     calls: list[dict[str, Any]] = []
+    drafted_pieces: int = 0
 
 
 class Failed(msgspec.Struct, tag=True):

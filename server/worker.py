@@ -22,6 +22,7 @@ from converter.litertlm.inspection import read_bundle
 from runner import schema
 from runner.conversation import uninterrupted
 from runner.engine import Model, Sampling, completion_template, declared_tool
+from runner.limit import Limit, Piece, reads_back
 from runner.schema import JsonEscaper
 from server import wire
 from server.kept import Kept, Message, Pool, key_of
@@ -142,15 +143,19 @@ class Worker:
             settings["thinking_config"] = litert_lm.ThinkingConfig(enable_thinking=ask.thinking)
         if ask.constraint is not None:
             settings |= schema.settings()
-        chosen = ask.sampler
-        sampling = Sampling(chosen.temperature, chosen.top_k, chosen.top_p, chosen.seed)
-        return self._model.engine.create_conversation(
+        return self._model.create_conversation(
+            drafts=self._drafts(ask),
             messages=list(history),
             tools=[declared_tool(tool) for tool in ask.tools],
             automatic_tool_calling=False,
-            sampler_config=self._model.sampler(sampling),
+            sampler_config=self._model.sampler(_sampling(ask)),
             **settings,
         )
+
+    def _drafts(self, ask: wire.Ask) -> bool:
+        """Whether tokens are drafted, which changes no text, see `Model.may_draft`."""
+        is_free = ask.constraint is None and not _penalties(ask)
+        return is_free and self._model.may_draft(_sampling(ask))
 
     def _measured(self, conversation: Any, message: Message) -> _Turn:
         """Raises _CannotError where it does not fit, or does not render."""
@@ -177,10 +182,12 @@ class Worker:
         """Say the answer, piece by piece; what was said, where it ended by itself."""
         self._say(wire.Started(ask.number, turn.prompt_tokens, turn.cached_tokens))
         begin = time.perf_counter()
-        first = 0.0
+        first, heard = 0.0, 0
         said, stops, has_thoughts = "", StopFinder(ask.stop), False
         calls: list[dict[str, Any]] = []
-        is_stopped = False
+        drafts = self._drafts(ask)
+        room = self._room(ask, turn) if drafts else None
+        limit = Limit(self._model, turn.rendered, room)
         options = self._options(ask)
         is_json = ask.constraint is not None and ask.constraint.kind == "json_schema"
         escaper = JsonEscaper() if is_json else None
@@ -189,62 +196,68 @@ class Worker:
             if ask.number in self._cancelled:
                 turn.conversation.cancel_process()  # before the first token it has no effect
                 continue
-            if is_stopped:
+            if stops.found:
                 continue  # it was on its way
-            for text in message.channels.values():
-                has_thoughts = True
-                self._say(wire.Piece(ask.number, "thought", text))
+            heard += 1
+            thoughts = [Piece(text, "thought") for text in message.channels.values()]
+            has_thoughts |= bool(thoughts)
             calls += [call.to_json()["function"] for call in message.tool_calls]
             text = str(message) if escaper is None else escaper.feed(str(message))
-            if text := stops.feed(text):
-                said += text
-                self._say(wire.Piece(ask.number, "answer", text))
+            for piece in limit.feed([*thoughts, Piece(text, "answer")]):
+                said += self._say_piece(ask, piece, stops)
             if stops.found:
-                is_stopped = True
                 turn.conversation.cancel_process()
-        if not is_stopped and (text := stops.rest()):
+        used = turn.conversation.token_count
+        made = max(used - turn.prompt_tokens, 0)
+        for piece in () if stops.found else limit.rest(made):
+            said += self._say_piece(ask, piece, stops)
+        if text := stops.rest():
             said += text
             self._say(wire.Piece(ask.number, "answer", text))
         seconds = time.perf_counter() - begin
-        used = turn.conversation.token_count
-        made = max(used - turn.prompt_tokens, 0)
-        finish = self._how_it_ended(ask, is_stopped, used, made)
+        if room is not None:
+            made = min(made, room)
+        finish = self._how_it_ended(ask, stops.found is not None, used, made)
         if calls and finish == "stop":
             finish = "tool_calls"
-        self._say(wire.Done(ask.number, finish, made, first, seconds, calls))
+        pieces = heard if drafts else 0
+        self._say(wire.Done(ask.number, finish, made, first, seconds, calls, pieces))
         # The engine takes thoughts out of its cache, which some layers' state does not survive.
         is_state_wrong = has_thoughts and self._model.has_recurrent_state
         if finish not in ("stop", "tool_calls") or is_state_wrong:
             return None
-        if not has_thoughts and not calls and not self._reads_back(turn.rendered, said, made):
+        if has_thoughts or calls:
+            if drafts and self._model.drafts_stops:  # is the end mark in the cache?
+                return None
+        elif not reads_back(self._model, turn.rendered, said, made):
             return None
         answer: Message = {"role": "assistant", "content": said}
         if calls:
             answer["tool_calls"] = [{"type": "function", "function": call} for call in calls]
         return answer
 
-    def _reads_back(self, rendered: str, said: str, made: int) -> bool:
-        """Whether an answer that is told again has as many tokens as were made, its end mark too.
+    def _say_piece(self, ask: wire.Ask, piece: Piece, stops: StopFinder) -> str:
+        """Say a piece, up to a stop string; what of it is the answer's."""
+        is_answer = piece.kind == "answer"
+        text = stops.feed(piece.text) if is_answer else piece.text
+        if text:
+            self._say(wire.Piece(ask.number, "answer" if is_answer else "thought", text))
+        return text if is_answer else ""
 
-        A model may spell a text in other tokens than the tokenizer would, or in part of a
-        character. A conversation that goes on with those would part from one that is told anew.
-        """
-        told, again = self._model.tokenize(rendered), self._model.tokenize(rendered + said)
-        return len(again) - len(told) + 1 == made
+    def _room(self, ask: wire.Ask, turn: _Turn) -> int | None:
+        """How many tokens an answer may have."""
+        context = self._model.context_length
+        rooms = [ask.max_tokens, None if context is None else context - turn.prompt_tokens]
+        return min((room for room in rooms if room is not None), default=None)
 
     def _options(self, ask: wire.Ask) -> dict[str, Any]:
         """What is said with a message, and not once for a conversation."""
         import litert_lm
 
         options: dict[str, Any] = {"max_output_tokens": ask.max_tokens}
-        sampler = ask.sampler
-        penalties = sampler.repeat_penalty, sampler.presence_penalty, sampler.frequency_penalty
-        if any(penalty is not None for penalty in penalties):
-            options["repetition_penalty_config"] = litert_lm.RepetitionPenaltyConfig(
-                repetition_penalty=penalties[0],
-                presence_penalty=penalties[1],
-                frequency_penalty=penalties[2],
-            )
+        if penalties := _penalties(ask):
+            penalised = litert_lm.RepetitionPenaltyConfig(**penalties)
+            options["repetition_penalty_config"] = penalised
         if ask.constraint is not None:
             options |= schema.constraint(ask.constraint.text, ask.constraint.kind == "regex")
         return options
@@ -277,6 +290,22 @@ class _CannotError(Exception):
     def __init__(self, fault: wire.Fault, message: str) -> None:
         super().__init__(message)
         self.fault = fault
+
+
+def _sampling(ask: wire.Ask) -> Sampling:
+    sampler = ask.sampler
+    return Sampling(sampler.temperature, sampler.top_k, sampler.top_p, sampler.seed)
+
+
+def _penalties(ask: wire.Ask) -> dict[str, float | None]:
+    """As the engine takes them; empty where none of them changes anything."""
+    sampler = ask.sampler
+    penalties = {
+        "repetition_penalty": sampler.repeat_penalty if sampler.repeat_penalty != 1 else None,
+        "presence_penalty": sampler.presence_penalty or None,
+        "frequency_penalty": sampler.frequency_penalty or None,
+    }
+    return {} if set(penalties.values()) == {None} else penalties
 
 
 def _close(conversation: Any) -> None:

@@ -268,6 +268,24 @@ def qwen3_bundle(qwen3_tokenizer: Path, bundles: Path) -> Path:
     return _convert(bundles / "qwen3-tiny", bundles / "qwen3-tiny.litertlm", "dynamic_int8")
 
 
+_SAID = "the cat sat on a mat and saw me go to bed at ten past six"
+SAID = [f" {word}" for word in _SAID.split()]  # its tokens
+_CHAT = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def drafting_bundle(bundles: Path) -> Path:
+    """It says `SAID` whatever it is asked, and drafts three tokens where the question has them."""
+    from tests.family_templates import Template
+    from tests.reciting import reciting_bundle
+
+    chat = Template("", _CHAT, "<s>", "<|im_end|>")
+    return reciting_bundle(bundles / "drafting", SAID, chat, special=("<|im_end|>",), drafts=3)
+
+
 # The torch engine -------------------------------------------------------------------------------
 
 

@@ -27,6 +27,7 @@ def reciting_bundle(
     checkpoint: str = "llama",
     special: Container[str] = (),
     after: dict[str, list[str]] | None = None,
+    drafts: int = 0,
 ) -> Path:
     """A bundle of a model that says these tokens, each once, with the template's chat.
 
@@ -35,6 +36,7 @@ def reciting_bundle(
         checkpoint: the tiny model.
         special: tokens that its tokenizer marks as special.
         after: what it says instead where a prompt ends with one of these tokens.
+        drafts: how many tokens the bundle can draft at once.
     """
     after = after or {}
     make_checkpoint(checkpoint, folder)
@@ -60,7 +62,7 @@ def reciting_bundle(
     )
     bundle = folder.with_suffix(".litertlm")
     with open_checkpoint(folder) as source:
-        options = ConvertOptions(quantize="fp32", prefill_lengths=(8,), cache_length=1024)
+        options = ConvertOptions("fp32", prefill_lengths=(8,), cache_length=1024, drafts=drafts)
         ModelConverter(source, "m", options).convert(bundle)
     return bundle
 

@@ -14,6 +14,7 @@ import pytest
 
 from cli.main import build_parser, main
 from converter.litertlm.inspection import read_bundle
+from tests.conftest import SAID
 from tests.edited_bundle import always_thinks, edited_bundle
 from tests.tiny_models import make_checkpoint
 
@@ -68,6 +69,17 @@ def test_a_file_in_a_prompt(smollm2_bundle: Path, tmp_path: Path) -> None:
     assert re.match(
         r"error: the prompt, is 3\d\d\d tokens long .* of 1280 must hold it", done.stderr
     )
+
+
+def test_statistics_say_of_drafts(drafting_bundle: Path) -> None:
+    asked = [str(drafting_bundle), "--stats", "--temperature", "0", "--prompt"]
+    done = run(*asked, f"Say:{''.join(SAID)}.", "--max-tokens", "7")
+    assert done.stdout == "".join(SAID[:7]) + "\n"
+    assert re.search(
+        r"decode: 7 tokens at .* tok/s, [1-4]\.\d at a time with drafts\n$", done.stderr
+    )
+    assert build_parser().parse_args(["run", *asked, "x"]).drafts
+    assert not build_parser().parse_args(["run", *asked, "x", "--no-drafts"]).drafts
 
 
 def test_statistics_are_on_stderr(smollm2_bundle: Path) -> None:

@@ -8,7 +8,7 @@ import io
 import pytest
 
 from runner.chat import AnswerWriter
-from runner.conversation import Piece
+from runner.limit import Piece
 
 
 class FakeTerminal(io.StringIO):

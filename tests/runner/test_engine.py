@@ -442,7 +442,8 @@ def test_a_template_that_fails(qwen3_bundle: Path, tmp_path: Path) -> None:
          "└ ERROR: [c.cc:2]\n", "Failed to start: No adapters found"),
         ("E0000 00:00:1.6    77 a.cc:5] Failed to create engine: UNKNOWN: ERROR: [b.cc:1]\n",
          "Failed to create engine: UNKNOWN"),
-        ("terminate called\n", "terminate called"),
+        ("ERROR: a/weight_cache.cc:474: could not open file ('/b/c')\nterminate called\n"
+         "ERROR: XNNPack weight cache could neither be loaded\n", "terminate called"),
         ("thread '<unnamed>' (7) panicked at a/lib.rs:26:50:\nno such regex\n"
          "fatal runtime error: failed to initiate panic, error 5, aborting\n", "no such regex"),
     ],

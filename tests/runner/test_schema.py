@@ -147,7 +147,7 @@ def test_thoughts_that_can_be_switched_off_are(qwen3_bundle: Path) -> None:
     with Model(qwen3_bundle) as model:
         chat = ChatOptions().start(model, None, Schema("s", '{"const": [7]}'))
         assert [str(piece) for piece in chat.ask("Hi")] == ["[7]"]
-        turns, _ = chat._fit({"role": "user", "content": "Hi"})
+        turns, *_ = chat._fit({"role": "user", "content": "Hi"})
         assert "<think>\n\n</think>" in turns.render_message_to_string("Hi")
 
 

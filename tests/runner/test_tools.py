@@ -354,9 +354,9 @@ def test_a_call_its_result_and_the_answer(caller: Callable[..., Path], boxes: Pa
             assert pieces == [("call", "open_box(box='red')"), ("answer", ANSWER)]
         # The turns as they are kept are read again as the engine has them in its cache.
         follow_up = {"role": "user", "content": "Again."}
-        _, needed = chat._fit(follow_up)
+        _, _, needed = chat._fit(follow_up)
         chat.close()
-        turns, needed_anew = chat._fit(follow_up)
+        turns, _, needed_anew = chat._fit(follow_up)
         assert needed == needed_anew
         assert '<|"|>a cat in the red box<|"|>' in turns.render_message_to_string(follow_up)
 
@@ -394,7 +394,7 @@ def test_calls_without_end_are_ended(
             list(chat.ask("What is in it?"))
         assert capfd.readouterr().err == "tool: open_box(box='red')\n" * 16
         assert chat._history == []  # and the next question has its full context
-        _, needed = chat._fit({"role": "user", "content": "What is in it?"})
+        _, _, needed = chat._fit({"role": "user", "content": "What is in it?"})
         assert needed < 300
 
 

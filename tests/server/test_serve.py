@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.conftest import SAID
 from tests.server.conftest import CLI, Served, serving
 
 QUESTION = "What is the capital of France?"
@@ -155,6 +156,17 @@ def metrics(served: Served) -> dict[str, float]:
     lines = httpx.get(f"{served.url}/metrics").text.splitlines()
     pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
     return {name.removeprefix("litert_lm_"): float(value) for name, value in pairs}
+
+
+def test_drafts_are_counted(drafting_bundle: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, drafting_bundle, model=drafting_bundle.stem) as server:
+        question = f"Say:{''.join(SAID)}."
+        assert text_of(server.chat(question, max_tokens=8)) == "".join(SAID[:8])
+        assert text_of(server.chat(question, temperature=0.01)) == "".join(SAID)
+        found = metrics(server)
+    assert found["drafted_answers_total"] == 1
+    assert found["drafted_tokens_total"] == 8
+    assert 2 <= found["drafted_pieces_total"] <= 5
 
 
 def test_an_engine_that_dies_costs_one_answer(smollm2_bundle: Path, tmp_path: Path) -> None:

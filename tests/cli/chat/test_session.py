@@ -13,6 +13,7 @@ import pytest
 from cli.chat.session import Session
 from converter.errors import LiteRTLMError, OptionError, SourceError
 from runner.options import ChatOptions
+from tests.conftest import SAID
 from tests.edited_bundle import completes_text, edited_bundle
 
 GREEDY = ChatOptions(temperature=0, max_tokens=6)
@@ -84,6 +85,15 @@ def test_options_hold_from_the_next_message_and_the_history_stays(
     roles = [message["role"] for message in saved["messages"]]
     assert roles == ["system", "user", "assistant", "user", "assistant"]
     assert (saved["temperature"], saved["max_tokens"]) == (0.5, 6)
+
+
+def test_drafts_follow_the_temperature(drafting_bundle: Path) -> None:
+    chat = Chat(drafting_bundle, ChatOptions(temperature=0.7))
+    with chat.session as session:
+        for temperature, is_drafted in ((0.7, False), (0, True), (0.7, False)):
+            session.change(temperature=temperature)
+            chat.said(f"Say:{''.join(SAID)}.")
+            assert session.statistics.endswith(" at a time with drafts") is is_drafted
 
 
 def test_a_loaded_chat_goes_on_as_it_would_have(chat: Chat, tmp_path: Path) -> None:
