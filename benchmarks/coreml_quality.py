@@ -1,6 +1,6 @@
 """What each palette of a Core ML package costs: size, perplexity, distance from the source.
 
-    venv/bin/python -m benchmarks.coreml_quality | tee RESULT.txt    # an hour
+    venv/bin/python -m benchmarks.coreml_quality | tee RESULT.txt    # twenty minutes
     venv/bin/python -m benchmarks.coreml_quality --only smollm2-135m --lut 4,8 --text SHORT.txt
 
 The same real weights, text and positions as in `benchmarks.quality`, and the same reference, so

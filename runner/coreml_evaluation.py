@@ -1,7 +1,7 @@
 """What a conversion to Core ML has kept of its model: the figures of `runner.evaluation`, in numpy.
 
 The text, its passages and the positions are the same, so that figures of both targets stand beside
-each other. Every logit is one that `infer` gives, one token after the other, as on a device.
+each other. Every logit is one that `infer` gives, as on a device.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from runner.coreml_model import Conversations, CoreMLModel
+from runner.coreml_model import Conversation, CoreMLModel
 from runner.evaluation import (
     GREEDY_TOKENS,
     PASSAGE,
@@ -27,8 +27,6 @@ from runner.evaluation import (
     too_little,
 )
 
-_AT_ONCE = 16  # passages: the whole of our own text, and some 400 MB of states
-
 
 def measure_perplexity(
     model: CoreMLModel, text: str, progress: Progress = lambda _done, _all: None
@@ -43,19 +41,13 @@ def measure_perplexity(
         ([*model.start_tokens, *model.tokenize(given)], model.tokenize(scored))
         for given, scored in passages(model, text)
     ]
-    total, count = 0.0, sum(len(scored) for _, scored in parts)
-    done = 0
-    for first in range(0, len(parts), _AT_ONCE):
-        some = parts[first : first + _AT_ONCE]
-        texts = [[*given, *scored[:-1]] for given, scored in some]
-        start = min(len(given) for given, _ in some) - 1
-        for position, logits in enumerate(model.logits_of_all(texts, start), start + 1):
+    total, done, count = 0.0, 0, sum(len(scored) for _, scored in parts)
+    for given, scored in parts:
+        logits = model.logits([*given, *scored[:-1]], len(given) - 1)
+        for row, token in zip(logits, scored, strict=True):
             progress(done, count)
-            for row, (given, scored) in zip(logits, some, strict=True):
-                number = position - len(given)
-                if 0 <= number < len(scored):
-                    total += float(log_softmax(row)[scored[number]])
-                    done += 1
+            total += float(log_softmax(row)[token])
+            done += 1
     return perplexity_of(total, done)
 
 
@@ -81,8 +73,8 @@ def sample(model: CoreMLModel, text: str) -> Sample:
     if not (model.start_tokens or beginning):
         raise too_little()
     *prompt, last = [*model.start_tokens, *beginning][:limit]
-    conversation = Conversations(model)
-    conversation.read(np.array([prompt], np.int32))
+    conversation = Conversation(model)
+    conversation.read(prompt)
     said = [last]
     for _ in range(count):
         [logits] = conversation.next_logits(said[-1:])

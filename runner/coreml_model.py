@@ -24,6 +24,7 @@ from runner.mlprogram import Package
 
 # Bytes of weights in float32 that are kept in memory: some 400 million.
 _MOST_BYTES = 1_600_000_000
+_AT_ONCE = 64  # calls of one token each
 
 
 class CoreMLModel:
@@ -127,83 +128,98 @@ class CoreMLModel:
         """The logits after each token from number `given` on, `(vocabulary,)`.
 
         Raises:
-            UnsupportedError: see `Conversations`.
+            UnsupportedError: see `Conversation`.
         """
-        return (logits for [logits] in self.logits_of_all([tokens], given))
-
-    def logits_of_all(self, texts: Sequence[Sequence[int]], given: int = 0) -> Iterator[np.ndarray]:
-        """The same of several texts at once: `(texts, vocabulary)`, of no use past a text's end.
-
-        The weights, which take most of the time to read, are read once for all.
-        """
-        length = max(map(len, texts))
-        tokens = np.array([[*text, *[0] * (length - len(text))] for text in texts])
-        conversations = Conversations(self, len(texts))
-        conversations.read(tokens[:, :given])
-        for column in tokens[:, given:].T:
-            yield conversations.next_logits(column.tolist())
+        conversation = Conversation(self)
+        conversation.read(tokens[:given])
+        for first in range(given, len(tokens), _AT_ONCE):
+            yield from conversation.next_logits(tokens[first : first + _AT_ONCE])
 
 
-class Conversations:
-    """A model's states, and how far some conversations are, all of them as far.
+class Conversation:
+    """A model's states, and how far a conversation is.
 
     Raises:
         UnsupportedError: numbers were too large for float16, or a function is missing.
     """
 
-    def __init__(self, model: CoreMLModel, count: int = 1) -> None:
+    def __init__(self, model: CoreMLModel) -> None:
         self._model = model
-        self._axis = () if count == 1 else (count,)  # see `runner.mlprogram`
-        self._states = model._chunks[0].new_states(self._axis)
+        self._states = model._chunks[0].new_states()
         self._position = 0
 
-    def read(self, tokens: np.ndarray) -> None:
-        """Take `(conversations, n)` tokens in: in whole batches, then one by one."""
-        batch, at, end = self._model.batch, 0, tokens.shape[1]
-        while at < end:
-            count = batch if at + batch <= end else 1
-            self._call(tokens[:, at : at + count])
-            at += count
+    def read(self, tokens: Sequence[int]) -> None:
+        """Take tokens in: in whole batches, the others one by one."""
+        batch = self._model.batch
+        whole = len(tokens) // batch * batch
+        for first in range(0, whole, batch):
+            self._call("prefill", np.array([tokens[first : first + batch]]))
+        for _ in self._infer(tokens[whole:]):
+            pass
 
     def next_logits(self, tokens: Sequence[int]) -> np.ndarray:
-        """The logits after one more token of each, `(conversations, vocabulary)`."""
-        outputs, head = self._call(np.array(tokens)[:, None]), self._model._head
+        """The logits after each of some more tokens, `(n, vocabulary)`."""
+        return np.concatenate([self._logits(outputs) for outputs in self._infer(tokens)])
+
+    def _infer(self, tokens: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
+        """What `infer` gives for each token.
+
+        Calls are made at once, so that weights are read once for all of them, as long as windows
+        are not full: what moves on by one token at a time is done one by one.
+        """
+        at, window = 0, self._model._window
+        while at < len(tokens):
+            count = min(_AT_ONCE, len(tokens) - at)
+            if window is not None:
+                count = min(count, max(1, window - self._position))
+            calls = (count,) if count > 1 else ()  # see `runner.mlprogram`
+            yield self._call("infer", np.reshape(tokens[at : at + count], (*calls, 1, 1)))
+            at += count
+
+    def _logits(self, outputs: dict[str, np.ndarray]) -> np.ndarray:
+        head = self._model._head
         if head is not None:
             outputs = head.run("main", {"hidden_states": outputs["output_hidden_states"]})
-        parts = [outputs[f"logits{i + 1}"][..., 0, 0, :] for i in range(len(outputs))]
-        logits = np.concatenate(parts, axis=-1).reshape(len(tokens), -1)
-        if not np.isfinite(logits).all():
+        parts = [outputs[f"logits{i + 1}"][..., 0, :] for i in range(len(outputs))]
+        logits = np.concatenate(parts, axis=-1)
+        logits = logits.reshape(-1, logits.shape[-1])
+        finite = np.isfinite(logits).all(axis=-1)
+        if not finite.all():
             raise UnsupportedError(
                 str(self._model.folder),
-                f"its numbers exceed float16's 65504 at position {self._position - 1}",
+                "its numbers exceed float16's 65504 at position "
+                f"{self._position - len(logits) + finite.argmin()}",
                 "convert the model with --fp16-scale auto",
             )
         return logits
 
-    def _call(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
-        """One call of every part, for `(conversations, n)` tokens."""
-        model, first, count = self._model, self._position, tokens.shape[1]
-        positions = np.arange(first, first + count, dtype=np.int32)
-        seen = np.arange(model.context_length) <= positions[:, None]
+    def _call(self, kind: str, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        """One call of every part, with tokens `(1, n)`; or several, with `(calls, 1, 1)`."""
+        model, first = self._model, self._position
+        shape = (*tokens.shape[:-2], tokens.shape[-1])  # that of positions
+        positions = np.arange(first, first + tokens.size, dtype=np.int32).reshape(shape)
+        seen = np.arange(model.context_length) <= positions[..., None]
+        mask = np.where(seen, 0, -np.inf).astype(np.float16)
         inputs: dict[str, np.ndarray] = {
             "position_ids": positions,
-            "causal_mask": np.where(seen, 0, -np.inf).astype(np.float16)[None, None],
-            "current_pos": positions[:1],
+            "causal_mask": mask[..., None, None, :, :],
+            "current_pos": positions[..., :1],
         }
-        name = self._function(count)
-        ids = {"input_ids": tokens.astype(np.int32).reshape(*self._axis, 1, count)}
-        outputs = model._embeddings.run("main", ids) if model._embeddings else ids
+        name = self._function(kind)
+        outputs = {"input_ids": tokens.astype(np.int32)}
+        if model._embeddings is not None:
+            outputs = model._embeddings.run("main", outputs)
         for chunk in model._chunks:
             # What one gives, the next one takes.
             [given] = outputs.values()
             taken = "hidden_states" if model._embeddings else "input_ids"
             outputs = chunk.run(name, {taken: given, **inputs}, self._states)
-        self._position += count
+        self._position += tokens.size
         return outputs
 
-    def _function(self, count: int) -> str:
-        """The function for so many tokens: others where windows are full."""
-        name, window = "infer" if count == 1 else "prefill", self._model._window
+    def _function(self, name: str) -> str:
+        """The function of this kind: another one where windows are full."""
+        window = self._model._window
         if window is not None and self._position >= window:
             name += "_rotate"
         if name not in self._model._chunks[0].functions:

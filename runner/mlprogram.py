@@ -1,12 +1,13 @@
-"""Runs the ML Programs that `converter.coreml` writes, in numpy: on any system, slowly.
+"""Runs the ML Programs that `converter.coreml` writes, in numpy: on any system.
 
 All is computed in float32; with `rounds` every result is rounded to float16, which is what the
 Neural Engine computes in. Operations are those of Core ML's model intermediate language, with its
 argument names, as far as `converter.coreml.program` writes them; any other is refused by name.
 `tests/runner/test_mlprogram.py` holds each against coremltools' own definition.
 
-Any value may have one axis more than the program says, in front: that of several conversations, all
-of them at the same position. So axes are counted from the end here.
+Any value may have one axis more than the program says, in front: that of several calls, which are
+made at once. So axes are counted from the end here. States have no such axis: all calls write to
+them before any reads, and it is for the caller's masks to hide from one what later ones wrote.
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ _NUMPY = {
     DType.UINT16: np.uint16,
 }
 _BLOCK = 1 << 20  # weights that are taken out of their palette at once
+# Of float32's bits: those of the exponent, those of float16's smallest and of infinity's there, and
+# what multiplies a number with 2^13; and float32's first infinite power of two less float16's.
+_EXPONENT, _THIRTEEN = np.uint32(0xFF << 23), np.uint32(13 << 23)
+_EXPONENTS = (np.uint32(113 << 23), np.uint32(143 << 23))
+_TO_THE_END = np.float32(2.0 ** (128 - 16))
 
 
 # Weights ------------------------------------------------------------------------------------------
@@ -115,18 +121,21 @@ class Weight:
         groups, entries = self.tables.shape
         group = np.arange(first, last) // (self.shape[0] // groups)
         places = indices.reshape(-1, columns) + (group * entries)[:, None]
-        return self.tables.ravel()[places].reshape(shape)
+        return self.tables.ravel().take(places).reshape(shape)
 
 
 def unpack(stream: np.ndarray, bits: int, first: int, last: int) -> np.ndarray:
-    """Numbers `first` to `last` of a stream of bits, the first in the lowest bits: int64."""
+    """Numbers `first` to `last` of a stream of bits, the first in the lowest bits."""
     nbytes = math.lcm(bits, 8) // 8  # of a word, which holds whole numbers
     per_word = nbytes * 8 // bits
     start, stop = first // per_word, -(-last // per_word)
-    content = stream[start * nbytes : stop * nbytes].astype(np.int64)
+    content = stream[start * nbytes : stop * nbytes]
     content = np.pad(content, (0, (stop - start) * nbytes - len(content))).reshape(-1, nbytes)
-    words = (content << (8 * np.arange(nbytes))).sum(axis=1)
-    numbers = (words[:, None] >> (bits * np.arange(per_word))) & ((1 << bits) - 1)
+    words = content[:, 0]
+    for i in range(1, nbytes):
+        words = words | content[:, i].astype(np.uint32) << 8 * i
+    shifts = np.arange(0, nbytes * 8, bits).astype(words.dtype)
+    numbers = (words[:, None] >> shifts) & words.dtype.type((1 << bits) - 1)
     return numbers.ravel()[first - start * per_word : last - start * per_word]
 
 
@@ -142,28 +151,47 @@ def _gelu(x: np.ndarray, mode: str) -> np.ndarray:
 
 
 def _softmax(x: np.ndarray, axis: int) -> np.ndarray:
-    powers = np.exp(x - x.max(axis=axis, keepdims=True))
-    return powers / powers.sum(axis=axis, keepdims=True)
+    powers = x - x.max(axis=axis, keepdims=True)
+    np.exp(powers, out=powers)
+    powers /= powers.sum(axis=axis, keepdims=True)
+    return powers
 
 
 def _layer_norm(x: np.ndarray, axes: np.ndarray, epsilon: np.ndarray) -> np.ndarray:
     over = tuple(axes.tolist())
     centred = x - x.mean(axis=over, keepdims=True)
     variance = np.square(centred).mean(axis=over, keepdims=True)
-    return centred / np.sqrt(variance + epsilon)
+    centred /= np.sqrt(variance + epsilon)
+    return centred
 
 
 def _conv(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
     """(1, in, 1, n) by (out, in, 1, 1)."""
-    *before, one, _, _, width = x.shape
-    columns = np.moveaxis(x[..., 0, :], -2, 0)  # (in, .., 1, n)
-    result = weight[:, :, 0, 0] @ columns.reshape(len(columns), -1)
-    result = np.moveaxis(result.reshape(len(weight), *before, one, width), 0, -2)[..., None, :]
-    return result if bias is None else result + bias[:, None, None]
+    matrix = weight[:, :, 0, 0]
+    if x.shape[-1] == 1:  # of several calls all in one product
+        rows = x[..., 0, 0].reshape(-1, x.shape[-3]) @ matrix.T
+        result = rows.reshape(*x.shape[:-3], len(matrix), 1, 1)
+    else:
+        result = (matrix @ x[..., 0, :])[..., None, :]
+    if bias is not None:
+        result += bias[:, None, None]
+    return result
 
 
 def _matmul(x: np.ndarray, y: np.ndarray, transpose_y: bool) -> np.ndarray:
-    return x @ (y.swapaxes(-1, -2) if transpose_y else y)
+    y = y.swapaxes(-1, -2) if transpose_y else y
+    if x.ndim > y.ndim and x.shape[-2] == 1:  # rows of several calls in one product
+        return (x.swapaxes(0, -2)[0] @ y)[None].swapaxes(0, -2)
+    return x @ y
+
+
+def _concat(values: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    most = max(values, key=lambda value: value.ndim)
+    same = [
+        value if value.ndim == most.ndim else np.broadcast_to(value, (len(most), *value.shape))
+        for value in values
+    ]
+    return np.concatenate(same, axis=axis)
 
 
 def _gather(x: Weight | np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -209,6 +237,10 @@ def _slice_update(
 def _put(
     x: np.ndarray, update: np.ndarray, begin: np.ndarray, end: np.ndarray, end_mask: np.ndarray
 ) -> None:
+    if begin.ndim > 1:  # several calls
+        for one in zip(update, begin, end, strict=True):
+            _put(x, *one, end_mask)
+        return
     place = x[_place(begin, end, end_mask)]
     assert place.shape == update.shape, "a slice of another shape than its update"
     place[...] = update
@@ -247,7 +279,7 @@ _VIEWS: Mapping[str, _Operation] = {
     "squeeze": lambda x, axes: np.squeeze(x, tuple(axes.tolist())),
 }
 _COPIES: Mapping[str, _Operation] = {
-    "concat": lambda values, axis: np.concatenate(values, axis=axis),
+    "concat": _concat,
     "tile": _tile,
     "gather": _gather,
     "cast": _cast,
@@ -346,7 +378,7 @@ class Function:
         }
 
     def run(self, inputs: Mapping[str, np.ndarray], states: States) -> dict[str, np.ndarray]:
-        """One call; `states` are changed."""
+        """One call, or several at once; `states` are changed."""
         for name, shape in self.inputs.items():
             _check_shape(name, inputs[name], shape)
         for name, weight in self.whole.items():  # those that are used for the first time
@@ -468,22 +500,15 @@ class Package:
         found = {id(weight): weight for f in functions for weight in f.whole.values()}
         return sum(4 * math.prod(weight.shape) for weight in found.values())
 
-    def new_states(self, conversations: Sequence[int] = ()) -> States:
-        """Zeros, as a runtime makes them.
-
-        Args:
-            conversations: how many, where there are several: `(n,)`.
-        """
+    def new_states(self) -> States:
+        """Zeros, as a runtime makes them."""
         function = next(iter(self.functions.values()))
-        return {
-            name: np.zeros((*conversations, *shape), np.float32)
-            for name, shape in function.states.items()
-        }
+        return {name: np.zeros(shape, np.float32) for name, shape in function.states.items()}
 
     def run(
         self, function: str, inputs: Mapping[str, np.ndarray], states: States | None = None
     ) -> dict[str, np.ndarray]:
-        """One call of a function; `states` are changed."""
+        """One call of a function, or several at once; `states` are changed."""
         return self.functions[function].run(inputs, {} if states is None else states)
 
     def constant(self, value: Any) -> Any:
@@ -626,9 +651,23 @@ def _as_float(values: np.ndarray) -> np.ndarray:
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
+    """The nearest float16 numbers, as float32, but for the sign of zeros.
+
+    In a quarter of the time that numpy's own float16 takes. Beside 1.5 times 2^13 of its own power
+    of two, float32 has as many digits left of a number as float16 has.
+    """
     if values.dtype.kind != "f":  # positions
         return values
-    return values.astype(np.float16).astype(np.float32)
+    exponents = values.view(np.uint32) & _EXPONENT
+    np.clip(exponents, *_EXPONENTS, out=exponents)
+    exponents += _THIRTEEN
+    beside = exponents.view(np.float32)
+    beside *= 1.5
+    rounded = values + beside
+    rounded -= beside
+    rounded *= _TO_THE_END  # beyond float16 is now beyond float32
+    rounded /= _TO_THE_END
+    return rounded
 
 
 def _damaged(path: Path, why: str) -> SourceError:

@@ -19,7 +19,7 @@ from converter.coreml.package import MODEL, WEIGHTS, model_message
 from converter.coreml.program import Function
 from converter.errors import LiteRTLMError, OptionError
 from runner.coreml_evaluation import measure_divergence, measure_perplexity, sample
-from runner.coreml_model import CoreMLModel
+from runner.coreml_model import Conversation, CoreMLModel
 from runner.evaluation import PASSAGE, compared_tokens, fitting, log_softmax, passages
 from tests.coreml_folders import make_folder
 from tests.tiny_models import make_checkpoint, text_logits
@@ -71,13 +71,15 @@ def test_logits_are_those_of_the_model(
 
 
 @pytest.mark.parametrize("kind", ["parts", "monolithic"])
-def test_texts_at_once_are_texts_one_by_one(kind: str, request: pytest.FixtureRequest) -> None:
+def test_calls_at_once_are_calls_one_by_one(kind: str, request: pytest.FixtureRequest) -> None:
     model = CoreMLModel(request.getfixturevalue(kind), rounds=False)
-    texts = [TOKENS, TOKENS[::-1][:50], TOKENS[5:58]]
-    found = np.stack(list(model.logits_of_all(texts, 18)), axis=1)
-    for text, logits in zip(texts, found, strict=True):
-        expected = np.stack(list(model.logits(text, 18)))
-        np.testing.assert_allclose(logits[: len(expected)], expected, 1e-4, 1e-5)
+    one_by_one = Conversation(model)
+    expected = np.concatenate([one_by_one.next_logits([token]) for token in TOKENS])
+    for first in (0, 16, 39, 40):  # within a window, into a full one, and in full ones
+        conversation = Conversation(model)
+        conversation.read(TOKENS[:first])
+        found = conversation.next_logits(TOKENS[first:])
+        np.testing.assert_allclose(found, expected[first:], 1e-4, 1e-5)
 
 
 def test_float32_is_nearer_than_float16(made: Made, parts: Path) -> None:
@@ -177,8 +179,8 @@ def refusal(action: Callable[[], object]) -> str:
 def test_numbers_beyond_float16_are_named(made: Made, tmp_path: Path) -> None:
     folder = make_folder(made.folder, tmp_path / "large", scale=1e5)
     model = CoreMLModel(folder)
-    assert refusal(lambda: list(model.logits(TOKENS[:3]))) == (
-        f"{folder}, its numbers exceed float16's 65504 at position 0, "
+    assert refusal(lambda: list(model.logits(TOKENS[:5], 2))) == (
+        f"{folder}, its numbers exceed float16's 65504 at position 2, "
         "convert the model with --fp16-scale auto"
     )
 

@@ -117,6 +117,17 @@ def test_every_operation_gives_what_coremltools_gives(package: Path, rounds: boo
         np.testing.assert_array_equal(states["cache"], expected_states["cache"])
 
 
+def test_rounding_is_numpys() -> None:
+    bits = np.random.default_rng(0).integers(0, 1 << 32, 200_000, np.uint32)
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    edges = np.float32([65519.99, 65520, 65536, -65520, np.inf, -np.inf, np.nan, 0])
+    with np.errstate(all="ignore"):
+        ties = (halves[:-1] + halves[1:]) / 2
+        values = np.concatenate([bits.view(np.float32), halves, ties, edges])
+        expected = values.astype(np.float16).astype(np.float32)
+        np.testing.assert_array_equal(mlprogram._rounded(values), expected)
+
+
 def test_no_operation_is_left_out(package: Path) -> None:
     used = {step.kind for step in Package(package).functions["main"]._steps}
     assert used == {
