@@ -1,8 +1,8 @@
 """What a bundle says in chats, beside its reference: words, distributions, and cost.
 
-Eight questions are few: a model that knows half of their answers by a hair gains or loses two of
-them with any change of its numbers. So the reference's own answers are also gone through token by
-token, which gives hundreds of distributions to compare.
+Right answers are few: a model that knows half of them by a hair gains or loses some with any change
+of its numbers. So the reference's own answers are gone through token by token, which gives hundreds
+of distributions to compare.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from runner.check import QUESTIONS
+from runner.distance import Divergence, divergence_of
 from runner.engine import Model, Sampling
-from runner.evaluation import Divergence, divergence_of
 from runner.interpreter import GraphRunner
 
 # Besides the questions of `convert --check`.
@@ -44,19 +44,6 @@ _TIMED, _ROUNDS = 100, 3
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a bundle says greedily.
-
-    Attributes:
-        said: the answer to each prompt.
-        right: how many of `QUESTIONS` it answers rightly.
-    """
-
-    said: tuple[str, ...]
-    right: int
-
-
-@dataclass(frozen=True)
 class Turn:
     """A prompt with its template and the beginning of the reference's answer.
 
@@ -69,8 +56,8 @@ class Turn:
     given: int
 
 
-def answer(model: Model) -> Answers:
-    """Ask a chat model everything."""
+def answer(model: Model) -> list[str]:
+    """What a chat model says to each prompt, greedily."""
     said = []
     for prompt in (*(question for question, _ in QUESTIONS), *_PROMPTS):
         conversation = model.conversation(
@@ -78,21 +65,19 @@ def answer(model: Model) -> Answers:
         )
         said.append("".join(p.text for p in conversation.ask(prompt) if p.kind == "answer"))
         conversation.close()
-    pairs = zip(said, QUESTIONS, strict=False)
-    right = sum(any(word in text.lower() for word in words) for text, (_, words) in pairs)
-    return Answers(tuple(said), right)
+    return said
 
 
-def turns(model: Model, answers: Answers) -> list[Turn]:
+def turns(model: Model, said: list[str]) -> list[Turn]:
     """The tokens of all prompts with their answers, as the engine feeds them."""
     start = list(model.metadata.start_token.token_ids.ids)
     prompts = (*(question for question, _ in QUESTIONS), *_PROMPTS)
     found = []
-    for prompt, said in zip(prompts, answers.said, strict=True):
+    for prompt, answer in zip(prompts, said, strict=True):
         with model.create_conversation() as conversation:
             rendered = conversation.render_message_to_string(prompt)
         given = [*start, *model.tokenize(rendered)]
-        found.append(Turn([*given, *model.tokenize(said)[: _COMPARED - 1]], len(given)))
+        found.append(Turn([*given, *model.tokenize(answer)[: _COMPARED - 1]], len(given)))
     return found
 
 

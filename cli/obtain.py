@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from cli.fetch import (
 from converter.errors import LiteRTLMError, OptionError, OutputError, SourceError
 
 if TYPE_CHECKING:
+    from cli.accept import Condition
     from cli.request import Request
     from cli.sealing import Sealing
     from converter.base import ModelConverter, Plan
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from converter.checkpoint.sources import Source
     from converter.network import Network
     from converter.options import ConvertOptions
+    from converter.output.atomic_file import Seal
     from converter.report import PlanReport
 
 # More than what stands beside a network in the file takes: tokenizer, template and metadata.
@@ -49,6 +52,7 @@ def obtain(request: Request, announce_kept: bool = False) -> Path:
     from converter.checkpoint.files import status_of
     from converter.receipt import is_outdated, settle
 
+    conditions = accepted_by(request)
     expected = request.receipt
     if expected is None:
         chosen = request.chosen()
@@ -61,7 +65,8 @@ def obtain(request: Request, announce_kept: bool = False) -> Path:
         source = replace(source, name=expected["output"]["name"])
     output = source.output_path(request.output_dir)
     if source.kind == "litertlm":
-        if request.force or request.output_dir is not None or chosen or expected is not None:
+        is_made_anew = request.force or request.output_dir is not None or conditions
+        if is_made_anew or chosen or expected is not None:
             raise converted_already(request.model)
         return output
     settle(output)
@@ -77,14 +82,18 @@ def obtain(request: Request, announce_kept: bool = False) -> Path:
                 f"keeping {output}, which exists{_made_as(output)}{older} "
                 "(convert --force replaces it)",
             )
+        if conditions:
+            with _float_reference(request, source, chosen) as reference:
+                _accept(request, conditions, output, reference, output)
         return output
 
     if "engine" in chosen:
         require_reference(request)
     from cli.sealing import Sealing
 
+    converts = bool(chosen or conditions)
     try:
-        local, origin = fetch(source, request, prefer_converted=not chosen, becomes=output)
+        local, origin = fetch(source, request, prefer_converted=not converts, becomes=output)
     except SourceError as error:
         packages = only_packages(source)
         if packages is None or str(packages) in error.why:
@@ -96,12 +105,78 @@ def obtain(request: Request, announce_kept: bool = False) -> Path:
         chosen["lora"] = [adapter for adapter, _ in adapters]
     sealing = Sealing(output, origin, adapters, expected)
     if local.suffix != ".litertlm":
-        _convert(local, source, output, chosen, request, sealing)
-    elif chosen:
+        with ExitStack() as stack:
+            judge = None
+            if conditions:
+                reference = stack.enter_context(_float_reference(request, source, chosen, local))
+                judge = partial(_accept, request, conditions, output, reference)
+            _convert(local, source, output, chosen, request, sealing, judge)
+    elif converts:
         raise converted_already(request.model)
     else:
         _adopt(local, output, sealing)
     return output
+
+
+def accepted_by(request: Request) -> tuple[Condition, ...]:
+    """What a result must hold to get its name.
+
+    Raises:
+        OptionError: nobody can read it.
+    """
+    if request.accept is None:
+        return ()
+    from cli.accept import parse_accept
+
+    return parse_accept(request.accept)
+
+
+def _accept(
+    request: Request,
+    conditions: Sequence[Condition],
+    output: Path,
+    reference: Path,
+    bundle: Path,
+) -> None:
+    """Raise OutputError where a bundle is too far from its source in float.
+
+    Args:
+        bundle: where it lies before it is `output`, or that.
+    """
+    from cli.accept import require_accepted
+
+    say(request, f"{output.name}: measuring what conversion cost")
+    consequence = "nothing was written: choose a wider --quantize"
+    if bundle == output:
+        consequence = "it was there before and is kept: --force converts anew"
+    named = reference.with_name("measured.litertlm")  # the engine looks at how a name ends
+    named.symlink_to(bundle.absolute())
+    found = require_accepted(conditions, named, reference, output, consequence)
+    say(request, f"accepted: {found}")
+
+
+@contextmanager
+def _float_reference(
+    request: Request, source: Source, chosen: dict[str, Any], local: Path | None = None
+) -> Iterator[Path]:
+    """A model in fp32 with its adapters, gone afterwards.
+
+    Args:
+        chosen: its adapters are fetched where `local` is, which is None where it must be fetched.
+    """
+    from converter.output.scratch import scratch_folder
+
+    options = {"quantize": "fp32", "prefill_lengths": (8,)}
+    options |= {name: chosen[name] for name in ("lora", "cache_length") if name in chosen}
+    if local is None:
+        local, _ = fetch(source, request, prefer_converted=False)
+        if "lora" in chosen:
+            adapters = [fetch_adapter(adapter, request)[0] for adapter in chosen["lora"]]
+            options["lora"] = adapters
+    with scratch_folder("litert-lm-accept-") as folder:
+        output = folder / "float.litertlm"
+        _convert(local, source, output, options, replace(request, quiet=True, progress=None))
+        yield output
 
 
 def require_same(output: Path, receipt: dict[str, Any]) -> None:
@@ -362,7 +437,12 @@ def _convert(
     chosen: dict[str, Any],
     request: Request,
     sealing: Sealing | None = None,
+    judge: Callable[[Path], None] | None = None,
 ) -> None:
+    """
+    Args:
+        judge: is told where the complete file lies, and may raise to keep it from getting its name.
+    """
     from cli.progress import byte_progress, stage_progress
 
     with stage_progress(request.quiet) as tell, open_checkpoint(local) as checkpoint:
@@ -396,11 +476,21 @@ def _convert(
             byte_progress(weights_bytes(plan), hidden, request.progress) as progress,
         ):
             seal = None if sealing is None else sealing.of_conversion(converter, plan)
+            if seal is not None and judge is not None:
+                seal = _judged(seal, judge)
             converter.write(plan, output, progress, seal)
     for note in plan.metadata.notes:
         say(request, note)
     if ignored := plan.text().system.get(IGNORED_KEYS):
         say(request, f"config.json: ignored, as transformers does: {ignored}")
+
+
+def _judged(seal: Seal, judge: Callable[[Path], None]) -> Seal:
+    def judged(finished: Path) -> Callable[[], None]:
+        judge(finished)
+        return seal(finished)
+
+    return judged
 
 
 def say_found(request: Request, found: Mapping[str, str]) -> None:

@@ -90,17 +90,19 @@ def _measured(output: Path, args: argparse.Namespace) -> Figures:
     """What the card says of quality and speed, measured now."""
     import datetime
 
-    from cli.eval import measure
+    from cli.eval import Task, evaluate
     from converter.receipt import versions
     from publish.figures import Figures
     from runner.engine import Model
-    from runner.evaluation import TEXT, TEXT_TITLE, measure_speed
+    from runner.evaluation import COMPARED, TEXT, TEXT_TITLE, measure_speed
 
     text = TEXT.read_text(encoding="utf-8")
     against = None
     if args.against is not None:
         against = Request(args.against, offline=args.offline, quiet=args.quiet, asks=True)
-    perplexity, _, divergence = measure(output, text, against, threads=args.threads)
+    task = Task(text, COMPARED, threads=args.threads, quiet=args.quiet)
+    found = evaluate(output, task, against)
+    perplexity, divergence = found.first.perplexity, found.divergence
     with Model(output, threads=args.threads, benchmark=True) as model:
         speed = measure_speed(model, text)
     known = versions()

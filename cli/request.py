@@ -34,6 +34,7 @@ class Request:
         force: replace an existing result.
         backend: what it will run on at once, which chooses the target where nobody else does.
         receipt: what `converter.receipt.read_receipt` read, where the same bytes are wanted again.
+        accept: what the result must hold to get its name, as `cli.accept` reads it.
         asks: whether somebody sits at a terminal who may be asked.
         progress: is told `(done_bytes, total_bytes)` of the weights, instead of a bar on stderr;
             from the threads that convert, one at a time.
@@ -57,6 +58,7 @@ class Request:
     force: bool = False
     backend: str = "cpu"
     receipt: dict[str, Any] | None = None
+    accept: str | None = None
     asks: bool = False
     progress: Callable[[int, int], None] | None = None
 

@@ -40,6 +40,7 @@ def convert(
     offline: bool = False,
     quiet: bool = False,
     check: bool = False,
+    accept: str | None = None,
     context: int | None = None,
     batch: int | None = None,
     lut1: int | str | None = None,
@@ -81,6 +82,7 @@ def convert(
         revision: branch, tag or commit on the hub.
         offline: use what is on this disk, and no network.
         quiet: no progress and no notes on stderr.
+        accept: what the result must hold beside its source, else nothing is written: `kl<=0.08`.
         check: then load the result and ask it easy questions.
         context, batch, lut1, lut2, lut3, chunk, max_chunk_mb, prefix, argmax, fp16_scale,
             split_rotate, monolithic: of target coreml; as `--context` and so on.
@@ -91,7 +93,7 @@ def convert(
         OptionError: an option cannot be used.
         SourceError: the model is missing, damaged or incomplete.
         UnsupportedError: it asks for something that would change the numbers if ignored.
-        OutputError: the result cannot be written. Nothing half-written stays.
+        OutputError: the result cannot be written, or `accept` does not hold. Nothing stays.
         EngineError: the result makes no sense (`check`), or the torch engine failed.
     """
     from cli.obtain import obtain, try_out
@@ -114,6 +116,7 @@ def convert(
         revision=revision,
         offline=offline,
         quiet=quiet,
+        accept=accept,
         context=context,
         batch=batch,
         lut1=lut1,
@@ -222,7 +225,9 @@ def request_for(
     """
     if model is None and from_receipt is None:
         raise OptionError("convert", "no model was named", "name one, or a receipt")
-    for name in ("quantize", "clip", "target", "engine", "draft", "revision", "prefix"):
+    for name in (
+        "quantize", "clip", "target", "engine", "draft", "revision", "prefix", "accept",
+    ):  # fmt: skip
         check_text(name, options.get(name))
     progress = options.get("progress")
     if progress is not None and not callable(progress):

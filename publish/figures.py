@@ -21,7 +21,7 @@ class Figures:
         versions: of what has a part in the figures.
         date: in UTC, `2026-11-26`.
         against: the model that the rest compares with, in float; None where nothing was compared.
-        kl_mean, kl_max, top1_agreement: see `runner.evaluation.Divergence`, over `positions`.
+        kl_mean, kl_max, top1_agreement: see `runner.distance.Divergence`, over `positions`.
     """
 
     perplexity: float

@@ -11,16 +11,14 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from runner.coreml_model import Conversation, CoreMLModel
+from runner.distance import Divergence, divergence_of, log_softmax
 from runner.evaluation import (
     GREEDY_TOKENS,
     PASSAGE,
-    Divergence,
     Perplexity,
     Progress,
     Sample,
-    divergence_of,
     fitting,
-    log_softmax,
     passages,
     perplexity_of,
     repetition,

@@ -16,18 +16,26 @@ from typing import Protocol
 import numpy as np
 
 from converter.errors import OptionError
+from converter.litertlm.inspection import read_bundle
 from runner.conversation import Statistics
+from runner.distance import Divergence, divergence_of
 from runner.engine import Model, Sampling
 
 # In the public domain.
 TEXT_TITLE = "William Morris, News from Nowhere (1890)"
 TEXT = Path(__file__).with_name("evaluation_text.txt")
+# Of several kinds, each a part: Morris; Whitehead, An Introduction to Mathematics (1911);
+# Beethoven's letters in Lady Wallace's translation (1866); the US Army's Infantry Drill Regulations
+# (1911); Pinero, The "Mind the Paint" Girl (1913); three sonnets of Shakespeare's; and, written for
+# this project, plain talk of today, and code with data.
+TEXTS = Path(__file__).with_name("evaluation_texts.txt")
+PART = "\f"  # what stands between parts of a text
 # Characters of a passage, and of its beginning, which is read and not scored.
 PASSAGE, _GIVEN = 1600, 160
 # Characters; longer tokens are runs of one sign.
 _LONGEST_TOKEN = 16
-# Positions over which two bundles are compared.
-_COMPARED = 512
+# Positions over which two bundles are compared, and the most that see each other.
+COMPARED = 512
 GREEDY_TOKENS = 64
 _PROMPT_TOKENS, _RUNS = 512, 3  # whose speed is measured
 _CHAT_PROMPT = "Describe a river in five sentences."
@@ -75,21 +83,6 @@ class Sample:
     repetition: float
     prefill_rate: float | None = None
     decode_rate: float | None = None
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """How far one model's next-token distributions are from another's.
-
-    Attributes:
-        kl_mean, kl_max: KL divergence of the model from its reference in nats, over the positions.
-        top1_agreement: the share of positions at which both have the same likeliest token.
-    """
-
-    kl_mean: float
-    kl_max: float
-    top1_agreement: float
-    positions: int
 
 
 def measure_perplexity(
@@ -143,12 +136,13 @@ def passages(model: Tokenizing, text: str) -> Iterator[tuple[str, str]]:
     """(given, scored) parts of a text; they are cut at spaces where there are some."""
     # A start token, the last one that is given again, and one that stays free.
     limit = (model.context_length or PASSAGE) - 3
-    while text.strip():
-        passage = fitting(model, text, PASSAGE, limit)
-        text = text[len(passage) :]
-        given = _cut(passage, len(passage) * _GIVEN // PASSAGE)
-        if given.strip() and passage[len(given) :].strip():
-            yield given, passage[len(given) :]
+    for part in text.split(PART):
+        while part.strip():
+            passage = fitting(model, part, PASSAGE, limit)
+            part = part[len(passage) :]
+            given = _cut(passage, len(passage) * _GIVEN // PASSAGE)
+            if given.strip() and passage[len(given) :].strip():
+                yield given, passage[len(given) :]
 
 
 def fitting(model: Tokenizing, text: str, length: int, limit: int) -> str:
@@ -250,39 +244,47 @@ def measure_divergence(
     )
 
 
-def divergence_of(
-    logits: Iterable[np.ndarray],
-    reference: Iterable[np.ndarray],
-    progress: Callable[[int], None] = lambda _done: None,
-) -> Divergence:
-    """Compare two models' logits, `(vocabulary,)`, at the same positions."""
-    divergences, agreed = [], 0
-    for position, pair in enumerate(zip(logits, reference, strict=True)):
-        progress(position)
-        ours, theirs = map(log_softmax, pair)
-        divergences.append(float((np.exp(theirs) * (theirs - ours)).sum()))
-        agreed += int(ours.argmax() == theirs.argmax())
-    count = len(divergences)
-    return Divergence(float(np.mean(divergences)), max(divergences), agreed / count, count)
-
-
-def graph_logits(bundle: Path, tokens: Sequence[int]) -> Iterator[np.ndarray]:
-    """What a bundle's graph says after each of some tokens, `(vocabulary,)`."""
+def graph_logits(bundle: Path, *passages: Sequence[int]) -> Iterator[np.ndarray]:
+    """What a bundle's graph says after each token of some passages, `(vocabulary,)`."""
     # Imported late: the interpreter costs a third of a second.
     from runner.interpreter import GraphRunner
 
-    runner = GraphRunner(bundle)
-    for position, token in enumerate(tokens):
-        yield runner.decode(token, position)
+    runner = GraphRunner(bundle)  # at position 0 a text begins, which sees nothing before it
+    for tokens in passages:
+        for position, token in enumerate(tokens):
+            yield runner.decode(token, position)
 
 
-def compared_tokens(model: Tokenizing, text: str) -> list[int]:
-    """The tokens over which a bundle is compared: the beginning of a text."""
-    limit = min(_COMPARED, model.context_length or _COMPARED)
-    return [*model.start_tokens, *model.tokenize(_cut(text, 8 * limit))][:limit]
+def reference_logits(
+    bundle: Path, passages: Sequence[Sequence[int]]
+) -> tuple[list[list[int]], Iterator[np.ndarray]]:
+    """As many tokens of each passage as a bundle's context holds, and its logits after each."""
+    limit = read_bundle(bundle).metadata.max_num_tokens or None
+    held = [list(tokens[:limit]) for tokens in passages]
+    return held, graph_logits(bundle, *held)
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log likelihoods, float64."""
-    shifted = logits.astype(np.float64) - logits.max()
-    return shifted - np.log(np.exp(shifted).sum())
+def compared_passages(model: Tokenizing, text: str, count: int = COMPARED) -> list[list[int]]:
+    """The tokens over which models are compared: as many of each part of a text, from its start.
+
+    Args:
+        count: of all tokens together, those that start a text included.
+
+    Raises:
+        OptionError: the text is empty.
+    """
+    parts = [part for part in text.split(PART) if part.strip()]
+    longest = min(COMPARED, model.context_length or COMPARED)
+    start = list(model.start_tokens)
+    found = []
+    for number, part in enumerate(parts):
+        left = count // len(parts) + (number < count % len(parts))
+        tokens = model.tokenize(_cut(part, 8 * left))
+        while left and tokens:
+            passage = [*start, *tokens][: min(longest, left)]
+            tokens = tokens[max(len(passage) - len(start), 0) :]
+            left -= len(passage)
+            found.append(passage)
+    if not found:
+        raise too_little()
+    return found

@@ -49,7 +49,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (convert, "convert", set()),
         (chat, "run", set()),
-        (plan, "convert", {"force", "from_receipt", "engine", "offline", "check"}),
+        (plan, "convert", {"force", "from_receipt", "engine", "offline", "check", "accept"}),
     ],
 )
 def test_names_and_defaults_are_those_of_the_command(

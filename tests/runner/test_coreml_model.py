@@ -20,7 +20,8 @@ from converter.coreml.program import Function
 from converter.errors import LiteRTLMError, OptionError
 from runner.coreml_evaluation import measure_divergence, measure_perplexity, sample
 from runner.coreml_model import Conversation, CoreMLModel
-from runner.evaluation import PASSAGE, compared_tokens, fitting, log_softmax, passages
+from runner.distance import log_softmax
+from runner.evaluation import PASSAGE, compared_passages, fitting, passages
 from tests.coreml_folders import make_folder
 from tests.tiny_models import make_checkpoint, text_logits
 
@@ -121,7 +122,7 @@ def test_perplexity_is_that_of_the_model(made: Made, parts: Path) -> None:
 
 def test_distance_from_the_model_and_from_another(made: Made, parts: Path) -> None:
     model = CoreMLModel(parts)
-    tokens = compared_tokens(model, TEXT)[:30]
+    [tokens] = compared_passages(model, TEXT, 30)
     expected = made.logits(tokens)
     near = measure_divergence(model, expected, tokens)
     far = measure_divergence(model, expected[::-1], tokens)

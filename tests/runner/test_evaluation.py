@@ -13,11 +13,14 @@ from converter.errors import EngineError, OptionError
 from runner.check import QUESTIONS, check, require
 from runner.engine import Model
 from runner.evaluation import (
+    PART,
     TEXT,
-    compared_tokens,
+    TEXTS,
+    compared_passages,
     graph_logits,
     measure_divergence,
     measure_perplexity,
+    passages,
     repetition,
     sample,
 )
@@ -35,6 +38,40 @@ def smollm2(smollm2_bundle: Path) -> Iterator[Model]:
 
 def test_the_text_is_some_thousand_tokens(smollm2: Model) -> None:
     assert 2500 < len(smollm2.tokenize(TEXT.read_text(encoding="utf-8"))) < 5000
+
+
+def test_the_mixed_text_has_eight_parts_that_are_compared_alike(smollm2: Model) -> None:
+    text = TEXTS.read_text(encoding="utf-8")
+    parts = text.split(PART)
+    assert len(parts) == 8
+    assert 6000 < len(smollm2.tokenize(text)) < 12000
+    assert TEXT.read_text(encoding="utf-8").startswith(parts[0])
+    found = compared_passages(smollm2, text, 515)
+    assert [len(passage) for passage in found] == [65] * 3 + [64] * 5
+    start = list(smollm2.start_tokens)
+    for part, passage in zip(parts, found, strict=True):
+        assert passage == [*start, *smollm2.tokenize(part)][: len(passage)]
+    for given, scored in passages(smollm2, text):
+        assert any(given + scored in part for part in parts)
+
+
+def test_passages_go_on_where_the_one_before_ended(smollm2: Model) -> None:
+    text = TEXT.read_text(encoding="utf-8")
+    found = compared_passages(smollm2, text, 1100)
+    assert [len(passage) for passage in found] == [512, 512, 76]
+    start = list(smollm2.start_tokens)
+    together = [token for passage in found for token in passage[len(start) :]]
+    assert together == smollm2.tokenize(text)[: len(together)]
+    assert compared_passages(smollm2, text) == found[:1]
+    # A text may have fewer.
+    assert sum(map(len, compared_passages(smollm2, PROSE, 4000))) < 500
+
+
+def test_a_new_passage_sees_nothing_of_the_last_one(smollm2_bundle: Path) -> None:
+    one, other = [1, 338, 3575], [5, 28, 2078, 12]
+    alone = list(graph_logits(smollm2_bundle, other))
+    behind = list(graph_logits(smollm2_bundle, one, other))
+    np.testing.assert_array_equal(behind[len(one) :], alone)
 
 
 def test_perplexity_is_that_of_the_logits(smollm2_fp32_bundle: Path) -> None:
@@ -84,7 +121,7 @@ def test_repetition() -> None:
 
 
 def test_a_bundle_is_no_distance_from_itself(smollm2: Model, smollm2_bundle: Path) -> None:
-    tokens = compared_tokens(smollm2, PROSE)[:24]
+    [tokens] = compared_passages(smollm2, PROSE, 24)
     found = measure_divergence(smollm2_bundle, graph_logits(smollm2_bundle, tokens), tokens)
     assert (found.kl_mean, found.top1_agreement, found.positions) == (0, 1, 24)
 
@@ -92,7 +129,7 @@ def test_a_bundle_is_no_distance_from_itself(smollm2: Model, smollm2_bundle: Pat
 def test_int8_is_near_its_float(
     smollm2: Model, smollm2_bundle: Path, smollm2_fp32_bundle: Path
 ) -> None:
-    tokens = compared_tokens(smollm2, PROSE)[:32]
+    [tokens] = compared_passages(smollm2, PROSE, 32)
     reference = graph_logits(smollm2_fp32_bundle, tokens)
     found = measure_divergence(smollm2_bundle, reference, tokens)
     assert 0 < found.kl_mean < 0.2
