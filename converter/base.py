@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from converter.checkpoint.base import Checkpoint
 from converter.decoder import Attention, DecoderSpec, Experts
 from converter.errors import OptionError, UnsupportedError
@@ -51,12 +53,14 @@ from converter.tflite.lookup_drafter import build_drafter, build_embedder
 from converter.tflite.state import StateBuffer
 from converter.tflite.writer import MOST_TABLES, Layout, write
 from converter.version import __version__
+from converter.weights.passages import OWN, check_calibration, read_passages
 from converter.weights.quantization import (
     Quantization,
     default_scheme,
     parse_quantization,
     part_of,
 )
+from converter.weights.row_format import Clip
 from converter.weights.stream import PlannedWeight, Progress, Watch, WeightStream
 
 # The metadata, and the kind and the bytes of the tokenizer's section.
@@ -64,6 +68,8 @@ Description = tuple[LlmMetadataResult, str, bytes]
 
 # Of the header: keys of config.json that say something and that transformers does not read either.
 IGNORED_KEYS = "ignored config keys"
+# And by which text columns of int4 make up for each other's errors.
+CALIBRATION = "calibration"
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,7 @@ class Plan:
         text_for: what stands beside a network of so many bytes.
         found: what a user should know about the weights, by what it concerns.
         description: the proof of tokenizer and template, which `text_for` waits for.
+        passages: of the text that calibrates, in tokens, `(passages, n)`.
     """
 
     family: Family
@@ -104,6 +111,7 @@ class Plan:
     text_for: Callable[[int], Text]
     found: Mapping[str, str]
     description: background.Work[Description]
+    passages: np.ndarray | None
 
     def text(self) -> Text:
         """What stands beside this plan's network; made once."""
@@ -191,6 +199,7 @@ class ModelConverter:
             self.options.quantize or default_scheme(spec, self.options.target)
         )
         quantization.check(spec)
+        passages = self._passages(spec, quantization, network.shapes)
         shapes = network.shapes
         target, rings = self.options.target, not family.has_thoughts()
         describe = background.start(
@@ -240,14 +249,11 @@ class ModelConverter:
             return {name: bytes(write(model).flatbuffer) for name, model in models.items()}
 
         def text_for(network_nbytes: int) -> Text:
+            found = dict(network.found)
+            if passages is not None:
+                found[CALIBRATION] = self._calibration(passages)
             return self._lay_out(
-                network_nbytes,
-                family,
-                quantization,
-                states,
-                make_drafters,
-                network.found,
-                *describe(),
+                network_nbytes, family, quantization, states, make_drafters, found, *describe()
             )
 
         return Plan(
@@ -261,7 +267,35 @@ class ModelConverter:
             text_for=functools.cache(text_for),
             found=network.found,
             description=describe,
+            passages=passages,
         )
+
+    def _passages(
+        self, spec: DecoderSpec, quantization: Quantization, shapes: Mapping[str, tuple[int, ...]]
+    ) -> np.ndarray | None:
+        """Those of the text that calibrates, where one does."""
+        calibrate = self.options.calibrate
+        if calibrate is None:
+            return None
+        formats = (quantization.format_of(path, shape) for path, shape in shapes.items())
+        if all(form.compensated_block is None for form in formats):
+            raise OptionError(
+                "--calibrate",
+                f"is about weights in int4, and {quantization.name} has none",
+                "leave it out, or choose --quantize dynamic_int4",
+            )
+        if self.options.clip is not Clip.MSE:
+            raise OptionError("--calibrate", "is the contrary of --clip max", "leave one out")
+        check_calibration(spec, self.name)
+        # In a process of its own: tokenizers are strangers'.
+        read = functools.partial(read_passages, self.checkpoint, self.name, spec, calibrate)
+        return background.start(read, self.name)()
+
+    def _calibration(self, passages: np.ndarray) -> str:
+        """By what, for `inspect`: no path."""
+        assert self.options.calibrate is not None
+        own = self.options.calibrate.file is None
+        return f"{OWN if own else 'a text'}, {passages.size} tokens"
 
     def _describe(self, family: Family, spec: DecoderSpec, cache_length: int) -> Description:
         """What is said of the network, proved."""
@@ -411,7 +445,9 @@ class ModelConverter:
             if plan.description.is_done():
                 plan.description()  # a fault of the template ends the stream here
 
-        stream = WeightStream(self.checkpoint, self.name, weights, file, clip, written, watch)
+        stream = WeightStream(
+            self.checkpoint, self.name, weights, file, clip, written, watch, plan.passages
+        )
         stream.run(plan.spec, self.options.threads, beside=plan.text)
         return stream
 

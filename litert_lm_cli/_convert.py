@@ -30,6 +30,7 @@ def convert(
     lora: AnyPath | Sequence[AnyPath] | None = None,
     chat_template: AnyPath | None = None,
     clip: str | None = None,
+    calibrate: AnyPath | None = None,
     prefill_seq_len: int | str | None = None,
     kv_cache_max_len: int | None = None,
     target: str | None = None,
@@ -69,6 +70,8 @@ def convert(
             hub each, and `ADAPTER:WEIGHT` for so many times its update.
         chat_template: a file with a Jinja template in place of the model's own, or "none".
         clip: mse (where None) or max.
+        calibrate: "self", a text file, or "none" (where None): a text by which columns of int4 make
+            up for each other's errors.
         prefill_seq_len: the longest prefill signature, or several as in "64,256".
         kv_cache_max_len: tokens that the KV cache holds; 1280 where None.
         target: cpu (where None), gpu or coreml.
@@ -101,6 +104,7 @@ def convert(
         lora=lora,
         chat_template=chat_template,
         clip=clip,
+        calibrate=calibrate,
         prefill_seq_len=prefill_seq_len,
         kv_cache_max_len=kv_cache_max_len,
         target=target,
@@ -140,6 +144,7 @@ def plan(
     lora: AnyPath | Sequence[AnyPath] | None = None,
     chat_template: AnyPath | None = None,
     clip: str | None = None,
+    calibrate: AnyPath | None = None,
     prefill_seq_len: int | str | None = None,
     kv_cache_max_len: int | None = None,
     target: str | None = None,
@@ -176,6 +181,7 @@ def plan(
         lora=lora,
         chat_template=chat_template,
         clip=clip,
+        calibrate=calibrate,
         prefill_seq_len=prefill_seq_len,
         kv_cache_max_len=kv_cache_max_len,
         target=target,
