@@ -53,7 +53,12 @@ from converter.tflite.lookup_drafter import build_drafter, build_embedder
 from converter.tflite.state import StateBuffer
 from converter.tflite.writer import MOST_TABLES, Layout, write
 from converter.version import __version__
-from converter.weights.passages import OWN, check_calibration, read_passages
+from converter.weights.passages import (
+    OWN,
+    CalibrationText,
+    check_calibration,
+    read_passages,
+)
 from converter.weights.quantization import (
     Quantization,
     default_scheme,
@@ -287,6 +292,9 @@ class ModelConverter:
         if self.options.clip is not Clip.MSE:
             raise OptionError("--calibrate", "is the contrary of --clip max", "leave one out")
         check_calibration(spec, self.name)
+        return self._read_passages(spec, calibrate)
+
+    def _read_passages(self, spec: DecoderSpec, calibrate: CalibrationText) -> np.ndarray | None:
         # In a process of its own: tokenizers are strangers'.
         read = functools.partial(read_passages, self.checkpoint, self.name, spec, calibrate)
         return background.start(read, self.name)()

@@ -168,3 +168,12 @@ def test_the_receipt_says_by_what(
     assert main([*again, str(tmp_path / "third")]) == EXIT_FAILURE
     assert "it is not the text that the receipt names" in capsys.readouterr().err
     assert main(["convert", "--from-receipt", paper, "--calibrate", "self"]) == EXIT_USAGE
+
+
+def test_check_says_all_sizes_beside_it(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["check", str(llama), "--calibrate", "self", "--json", "--quantize"]
+    assert main([*command, "dynamic_int4"]) == 0
+    sizes = json.loads(capsys.readouterr().out)["sizes"]
+    refused = {size["scheme"] for size in sizes if size["bytes"] is None}
+    assert refused == {"dynamic_int4_block128"}  # which does not divide its rows
+    assert main([*command, "dynamic_int8"]) == EXIT_USAGE
