@@ -97,14 +97,17 @@ class Moment:
         return {}
 
     def _compensation(self, block: int) -> Compensation:
-        moment = self.square(self.inputs)
-        power = moment.diagonal().copy()
+        power = np.einsum("nc,nc->c", self.inputs, self.inputs)
         blocks = np.argsort(-power.reshape(-1, block).sum(axis=1), kind="stable")
         order = (blocks[:, None] * block + np.arange(block)).reshape(-1)
-        moment = moment[np.ix_(order[::-1], order[::-1])]
+        # Of the columns in reverse, H is the reverse, and its L L^T that of R R^T. Damped so,
+        # float32 does for it.
+        moment = self.square(self.inputs.take(order[::-1], axis=1))
         moment.flat[:: len(order) + 1] += np.float32(_DAMPING) * power.mean()
-        # Of the reversed it is the reversed: R R^T. Damped so, float32 does for it.
-        upper = np.ascontiguousarray(np.linalg.cholesky(moment)[::-1, ::-1])
+        lower = np.linalg.cholesky(moment)
+        del moment
+        upper = np.ascontiguousarray(lower[::-1, ::-1])
+        del lower
         diagonal = upper.diagonal().copy()
         upper /= diagonal
         costs = diagonal * diagonal

@@ -197,7 +197,8 @@ class WeightStream:
 
     def multiply(self, inputs: Inputs, x: np.ndarray, *paths: str) -> list[np.ndarray]:
         count = len(x)
-        x = np.pad(x, ((0, -count % _ROWS_OF_KERNEL), (0, 0)))
+        if count % _ROWS_OF_KERNEL:
+            x = np.pad(x, ((0, -count % _ROWS_OF_KERNEL), (0, 0)))
         integers, scales = to_integers(x, inputs.factors)
         products, tasks = [], []
         for path in paths:
