@@ -84,9 +84,9 @@ def add_conversion_options(parser: argparse.ArgumentParser, has_coreml: bool = F
         "--quantize",
         metavar="SCHEME",
         help="dynamic_int8 (default), dynamic_int8_a16 (default below 200M parameters, except for "
-        "gpu), dynamic_int4, dynamic_int4_block128, int8, fp16 or fp32; "
-        "parts may have another one, as in dynamic_int8,ffn=dynamic_int4,layers.0-3.ffn=fp16 "
-        "(embedding, attention, ffn, per_layer, head)",
+        "gpu), dynamic_int4, dynamic_int4_mixed, dynamic_int4_block128, int8, fp16 or fp32; "
+        "parts may have another one, as in dynamic_int8,ffn=dynamic_int4,layers.0-3.down=fp16 "
+        "(embedding, attention or q, k, v, o, ffn or gate, up, down, per_layer, head)",
     )
     parser.add_argument(
         "--lora",
@@ -105,6 +105,13 @@ def add_conversion_options(parser: argparse.ArgumentParser, has_coreml: bool = F
         choices=("mse", "max"),
         help="mse (default): scales of int4 blocks of least squared error, and columns equalised "
         "where activations are rounded; max: plain rounding, which clips nothing",
+    )
+    parser.add_argument(
+        "--calibrate",
+        metavar="self|FILE|none",
+        help="send a text through the network while it is converted, by which columns of int4 make "
+        "up for each other's errors: one that is part of this program (self), or FILE; none "
+        "(default) converts faster",
     )
     parser.add_argument(
         "--prefill-seq-len",
@@ -245,6 +252,7 @@ def _lines(report: PlanReport, force: bool) -> list[str]:
         f"  family: {report.family}",
         f"  quantization: {report.scheme}",
         f"  target: {report.target}",
+        *([f"  calibration: {report.calibration}"] if report.calibration else []),
         f"  chat template: {report.chat_template}",
         f"  KV cache: {report.kv_cache_length}",
         f"  draft: {report.draft}",

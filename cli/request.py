@@ -43,6 +43,7 @@ class Request:
     model: str
     quantize: str | None = None
     clip: str | None = None
+    calibrate: str | None = None
     lora: Sequence[str] | None = None
     chat_template: str | None = None
     prefill_seq_len: str | None = None
@@ -64,8 +65,8 @@ class Request:
 
     # What a receipt says, so that nobody else may.
     decided_by_receipt: ClassVar[tuple[str, ...]] = (
-        "quantize", "clip", "lora", "chat_template", "prefill_seq_len", "kv_cache_max_len",
-        "memory", "target", "engine", "draft", "revision",
+        "quantize", "clip", "calibrate", "lora", "chat_template", "prefill_seq_len",
+        "kv_cache_max_len", "memory", "target", "engine", "draft", "revision",
     )  # fmt: skip
 
     def by_receipt(self, path: Path) -> Self:
@@ -103,6 +104,10 @@ class Request:
             from converter.weights.row_format import Clip
 
             chosen["clip"] = _member(Clip, "clip", self.clip)
+        if self.calibrate is not None:
+            from converter.weights.passages import read_calibration
+
+            chosen["calibrate"] = read_calibration(self.calibrate)
         if self.prefill_seq_len is not None:
             from converter.options import parse_prefill_lengths
 

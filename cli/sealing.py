@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from converter.checkpoint.sources import AdapterSource
     from converter.coreml_pipeline import CoreMLConverter, CoreMLPlan
     from converter.weights.adapters import WeightedAdapter
+    from converter.weights.passages import CalibrationText
 
 
 class Sealing:
@@ -173,6 +174,7 @@ def options_for_receipt(converter: ModelConverter, plan: Plan) -> dict[str, Any]
     return {
         "quantize": plan.quantization.name,
         "clip": converter.options.clip.value,
+        "calibrate": _calibration_for_receipt(converter.options.calibrate, plan),
         "prefill_lengths": list(plan.prefill_lengths),
         "cache_length": plan.cache_length,
         "target": converter.options.target.value,
@@ -204,6 +206,14 @@ _COREML_OPTIONS: dict[str, Any] = {
     "prefix": str | None, "argmax": bool, "split_rotate": bool, "monolithic": bool,
 }  # fmt: skip
 _PALETTES = ("lut_embeddings", "lut_layers", "lut_head")
+
+
+def _calibration_for_receipt(text: CalibrationText | None, plan: Plan) -> dict[str, Any] | None:
+    """The text's hash, not the text: it may be for nobody else."""
+    if text is None or plan.passages is None:
+        return None
+    digest = receipt.hash_text(text.text)
+    return {"file": text.file, "blake3": digest, "tokens": plan.passages.size}
 
 
 def _template_for_receipt(template: ChatTemplate | None) -> dict[str, Any] | None:
@@ -246,7 +256,8 @@ def options_of_receipt(found: dict[str, Any]) -> dict[str, Any]:
     """What a receipt says of the options, as `obtain` takes them.
 
     Raises:
-        SourceError: it says something that no option has.
+        OptionError: the text that calibrated cannot be read.
+        SourceError: it says something that no option has, or that text is another one now.
     """
     from converter.tflite.kv_cache import Target
     from converter.weights.row_format import Clip
@@ -267,8 +278,14 @@ def options_of_receipt(found: dict[str, Any]) -> dict[str, Any]:
             "drafts": parse_draft(str(said.get("draft", "none"))),  # older ones say nothing
         }
         chosen |= _of_both_targets(said)
+        if (calibrated := said.get("calibrate")) is not None:
+            file, digest = calibrated["file"], calibrated["blake3"]
+            if not isinstance(file, str | None):
+                raise TypeError(f"a text's file is {file!r}")
     except (KeyError, OptionError, TypeError, ValueError) as error:
         raise _damaged(error) from error
+    if calibrated is not None:
+        chosen["calibrate"] = _calibration_of_receipt(file, digest)
     return chosen | ({"engine": "torch"} if said.get("engine") == "torch" else {})
 
 
@@ -311,6 +328,25 @@ def _of_both_targets(said: dict[str, Any]) -> dict[str, Any]:
             raise ValueError("its chat template is not the one that it was written with")
         chosen["chat_template"] = ChatTemplate(text, file)
     return chosen
+
+
+def _calibration_of_receipt(file: str | None, digest: str) -> CalibrationText:
+    """The text that a receipt names.
+
+    Raises:
+        OptionError: it cannot be read.
+        SourceError: it is another one now.
+    """
+    from converter.weights.passages import OWN, read_calibration
+
+    text = read_calibration(file or OWN)
+    if text is None or receipt.hash_text(text.text) != digest:
+        raise SourceError(
+            f"--calibrate {file or OWN}",
+            "it is not the text that the receipt names",
+            "find the original file" if file else "use the version that the receipt names",
+        )
+    return text
 
 
 def _damaged(error: Exception) -> SourceError:

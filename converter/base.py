@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from converter.cache_budget import STEP, CacheFit, gigabytes, longest_cache
 from converter.checkpoint.base import Checkpoint
 from converter.decoder import Attention, DecoderSpec, Experts
@@ -55,12 +57,19 @@ from converter.tflite.lookup_drafter import build_drafter, build_embedder
 from converter.tflite.state import StateBuffer
 from converter.tflite.writer import MOST_TABLES, Layout, write
 from converter.version import __version__
+from converter.weights.passages import (
+    OWN,
+    CalibrationText,
+    check_calibration,
+    read_passages,
+)
 from converter.weights.quantization import (
     Quantization,
     default_scheme,
     parse_quantization,
     part_of,
 )
+from converter.weights.row_format import Clip
 from converter.weights.stream import PlannedWeight, Progress, Watch, WeightStream
 
 # The metadata, and the kind and the bytes of the tokenizer's section.
@@ -68,6 +77,8 @@ Description = tuple[LlmMetadataResult, str, bytes]
 
 # Of the header: keys of config.json that say something and that transformers does not read either.
 IGNORED_KEYS = "ignored config keys"
+# And by which text columns of int4 make up for each other's errors.
+CALIBRATION = "calibration"
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,7 @@ class Plan:
         found: what a user should know about the weights, by what it concerns.
         memory_fit: what became of a budget of memory; None without one.
         description: the proof of tokenizer and template, which `text_for` waits for.
+        passages: of the text that calibrates, in tokens, `(passages, n)`.
     """
 
     family: Family
@@ -110,6 +122,7 @@ class Plan:
     found: Mapping[str, str]
     memory_fit: CacheFit | None
     description: background.Work[Description]
+    passages: np.ndarray | None
 
     def text(self) -> Text:
         """What stands beside this plan's network; made once."""
@@ -195,6 +208,7 @@ class ModelConverter:
             self.options.quantize or default_scheme(spec, self.options.target)
         )
         quantization.check(spec)
+        passages = self._passages(spec, quantization, network.shapes)
         shapes = network.shapes
         formats = {path: quantization.format_of(path, shape) for path, shape in shapes.items()}
         weights = {path: formats[path].weight(path, shape) for path, shape in shapes.items()}
@@ -243,14 +257,11 @@ class ModelConverter:
             return {name: bytes(write(model).flatbuffer) for name, model in models.items()}
 
         def text_for(network_nbytes: int) -> Text:
+            found = dict(network.found)
+            if passages is not None:
+                found[CALIBRATION] = self._calibration(passages)
             return self._lay_out(
-                network_nbytes,
-                family,
-                quantization,
-                states,
-                make_drafters,
-                network.found,
-                *describe(),
+                network_nbytes, family, quantization, states, make_drafters, found, *describe()
             )
 
         return Plan(
@@ -265,6 +276,7 @@ class ModelConverter:
             found=network.found,
             memory_fit=fit,
             description=describe,
+            passages=passages,
         )
 
     def _emit(
@@ -285,6 +297,36 @@ class ModelConverter:
                 self.options.drafts,
             )
             return write(decoder.model), decoder.states
+
+    def _passages(
+        self, spec: DecoderSpec, quantization: Quantization, shapes: Mapping[str, tuple[int, ...]]
+    ) -> np.ndarray | None:
+        """Those of the text that calibrates, where one does."""
+        calibrate = self.options.calibrate
+        if calibrate is None:
+            return None
+        formats = (quantization.format_of(path, shape) for path, shape in shapes.items())
+        if all(form.compensated_block is None for form in formats):
+            raise OptionError(
+                "--calibrate",
+                f"is about weights in int4, and {quantization.name} has none",
+                "leave it out, or choose --quantize dynamic_int4",
+            )
+        if self.options.clip is not Clip.MSE:
+            raise OptionError("--calibrate", "is the contrary of --clip max", "leave one out")
+        check_calibration(spec, self.name)
+        return self._read_passages(spec, calibrate)
+
+    def _read_passages(self, spec: DecoderSpec, calibrate: CalibrationText) -> np.ndarray | None:
+        # In a process of its own: tokenizers are strangers'.
+        read = functools.partial(read_passages, self.checkpoint, self.name, spec, calibrate)
+        return background.start(read, self.name)()
+
+    def _calibration(self, passages: np.ndarray) -> str:
+        """By what, for `inspect`: no path."""
+        assert self.options.calibrate is not None
+        own = self.options.calibrate.file is None
+        return f"{OWN if own else 'a text'}, {passages.size} tokens"
 
     def _describe(self, family: Family, spec: DecoderSpec, cache_length: int) -> Description:
         """What is said of the network, proved."""
@@ -480,7 +522,9 @@ class ModelConverter:
             if plan.description.is_done():
                 plan.description()  # a fault of the template ends the stream here
 
-        stream = WeightStream(self.checkpoint, self.name, weights, file, clip, written, watch)
+        stream = WeightStream(
+            self.checkpoint, self.name, weights, file, clip, written, watch, plan.passages
+        )
         stream.run(plan.spec, self.options.threads, beside=plan.text)
         return stream
 

@@ -85,6 +85,9 @@ class _NetworkConverter(ModelConverter):
     def _describe(self, *_: object) -> Any:
         raise SourceError(self.name, "its tokenizer was not looked at", "convert it")
 
+    def _read_passages(self, *_: object) -> None:
+        return None
+
 
 def check(
     checkpoint: Checkpoint, name: str, options: ConvertOptions, has_text: bool
@@ -132,7 +135,7 @@ def _sizes(
 ) -> Iterable[SchemeSize]:
     for scheme in dict.fromkeys((plan.quantization.name, *SCHEMES)):
         try:
-            chosen = replace(options, quantize=scheme)
+            chosen = replace(options, quantize=scheme, calibrate=None)  # which changes no size
             nbytes = _NetworkConverter(checkpoint, name, chosen).plan().model.nbytes
         except LiteRTLMError as refusal:  # blocks that do not divide a row, for one
             yield SchemeSize(scheme, None, str(refusal))

@@ -302,6 +302,77 @@ EACH_PROCESSOR int pack_int4(float *values, const float *factors, size_t rows, s
     return 1;
 }
 
+/* Blocks of int4 of which errors are made up for: see `round_compensated` in kernels.py. */
+#define MOST_COLUMNS 256
+
+/* Rows of a matrix, in lanes beside each other; lanes beyond the last row are zeros. */
+INLINED void load_lanes(const float *values, size_t rows, size_t columns, Lanes *lanes)
+{
+    for (size_t c = 0; c < columns; c++)
+        for (size_t r = 0; r < LANES; r++)
+            lanes[c][r] = r < rows ? values[r * columns + c] : 0.0f;
+}
+
+INLINED int round_lanes(const Lanes *values, const Lanes *wanted, size_t rows, size_t columns,
+                        const float *feedback, const float *costs, const float *reaches,
+                        size_t count, int8_t *integers, uint16_t *scales)
+{
+    Lanes peak = {0}, least = (Lanes){0} + FLT_MAX, step[MOST_COLUMNS], now[MOST_COLUMNS];
+    for (size_t c = 0; c < columns; c++) {
+        choose(&peak, wanted[c] > peak, wanted[c]);
+        choose(&peak, -wanted[c] > peak, -wanted[c]);
+    }
+    memset(integers, 0, rows * columns);
+    for (size_t i = 0; i < count; i++) {
+        Lanes scale = peak / reaches[i], loss = {0};
+        uint16_t halves[LANES];
+        for (size_t r = 0; r < LANES; r++) {
+            halves[r] = half_of(scale[r]);
+            if (halves[r] >= 0x7c00)
+                return 0;
+            if (halves[r] == 0)
+                halves[r] = SMALLEST_HALF;
+            scale[r] = float_of_half(halves[r]);
+        }
+        Lanes inverse = 1.0f / scale;
+        memcpy(now, wanted, columns * sizeof *now);
+        for (size_t c = 0; c < columns; c++) {
+            Lanes q = now[c] * inverse;
+            to_int4(&q);
+            step[c] = q;
+            Lanes rounded = q * scale, short_of = now[c] - rounded, error = values[c] - rounded;
+            loss += short_of * short_of * costs[c];
+            for (size_t later = c + 1; later < columns; later++)
+                now[later] += error * feedback[c * columns + later];
+        }
+        for (size_t r = 0; r < rows; r++)
+            if (loss[r] < least[r]) {
+                least[r] = loss[r];
+                scales[r] = halves[r];
+                for (size_t c = 0; c < columns; c++)
+                    integers[r * columns + c] = (int8_t)step[c][r];
+            }
+    }
+    return 1;
+}
+
+EACH_PROCESSOR int round_compensated(const float *values, const float *wanted, size_t rows,
+                                     size_t columns, const float *feedback, const float *costs,
+                                     const float *reaches, size_t count, int8_t *integers,
+                                     uint16_t *scales)
+{
+    Lanes v[MOST_COLUMNS], w[MOST_COLUMNS];
+    for (size_t r = 0; r < rows; r += LANES) {
+        size_t n = rows - r < LANES ? rows - r : LANES;
+        load_lanes(values + r * columns, n, columns, v);
+        load_lanes(wanted + r * columns, n, columns, w);
+        if (!round_lanes(v, w, n, columns, feedback, costs, reaches, count, integers + r * columns,
+                         scales + r))
+            return 0;
+    }
+    return 1;
+}
+
 EACH_PROCESSOR void widen_bf16(const uint16_t *values, uint32_t *bits, size_t count)
 {
     for (size_t i = 0; i < count; i++)

@@ -67,6 +67,10 @@ def load(path: Path) -> ctypes.CDLL:
     library.multiply_int8.restype = None
     library.pack_int4.argtypes = [*[pointer] * 2, *[size] * 3, pointer, size, *[pointer] * 3]
     library.pack_int4.restype = ctypes.c_int
+    library.round_compensated.argtypes = [
+        *[pointer] * 2, *[size] * 2, *[pointer] * 3, size, *[pointer] * 2
+    ]  # fmt: skip
+    library.round_compensated.restype = ctypes.c_int
     flag, bits = ctypes.c_int, ctypes.c_uint
     library.count_halves.argtypes = [pointer, flag, size, size, pointer, pointer]
     library.count_halves.restype = flag
@@ -383,6 +387,71 @@ def assign_palette(rows: np.ndarray, table: np.ndarray, packed: np.ndarray) -> b
     if keys is None:
         return False
     packed[:] = _stream(_nearest(keys.reshape(-1), table), bits)
+    return True
+
+
+def round_compensated(
+    values: np.ndarray,
+    wanted: np.ndarray,
+    feedback: np.ndarray,
+    costs: np.ndarray,
+    reaches: Sequence[float],
+    integers: np.ndarray,
+    scales: np.ndarray,
+) -> bool:
+    """Blocks of int4, one a row, in which each column makes up for the errors of those before.
+
+    For each of a row's `reaches` the scale is `half(max|wanted| / reach)`, and column c becomes
+    `q = clamp(round(w * (1 / scale)), -8, 7)`, ties to even, of `w = wanted + sum over earlier
+    columns of (value - q * scale) * feedback`. The reach of the least `sum of (w - q * scale)^2 *
+    cost` counts, the first of several; each operation is rounded to float32.
+
+    Args:
+        values: what errors are counted from, float32 `(n, columns)`, contiguous; as `wanted`.
+        wanted: the same, and what other blocks' errors ask of it.
+        feedback: float32 `(columns, columns)`, contiguous; what stands above the diagonal counts.
+        costs: float32 `(columns,)`.
+        integers: int8 `(n, columns)`, written.
+        scales: float16 `(n,)`, written; at least the smallest positive one.
+
+    Returns:
+        False, with the results undefined, where a scale is infinite in float16.
+    """
+    assert values.shape == wanted.shape == integers.shape == (scales.size, costs.size)
+    assert feedback.shape == (costs.size, costs.size)
+    assert costs.size <= 256
+    tried = np.array(reaches, np.float32)
+    for each in (values, wanted, feedback, costs, tried):
+        assert each.dtype == np.float32
+        assert each.flags.c_contiguous
+    assert (integers.dtype, scales.dtype) == (np.int8, np.float16)
+    if (library := _compiled()) is not None:
+        arrays = [each.ctypes.data for each in (feedback, costs, tried)]
+        of_values = [each.ctypes.data for each in (values, wanted)]
+        results = [each.ctypes.data for each in (integers, scales)]
+        found = library.round_compensated(*of_values, *values.shape, *arrays, tried.size, *results)
+        return bool(found)
+    peak = np.abs(wanted).max(axis=1)
+    least = np.full(len(values), np.finfo(np.float32).max)
+    integers[:] = 0
+    for reach in tried:
+        with np.errstate(over="ignore"):
+            halves = np.maximum((peak / reach).astype(np.float16), SMALLEST_HALF)
+        if np.isinf(halves).any():
+            return False
+        scale = halves.astype(np.float32)
+        inverse = np.float32(1) / scale
+        loss, now, steps = np.zeros(len(values), np.float32), wanted.copy(), np.empty_like(wanted)
+        for c in range(costs.size):
+            steps[:, c] = _int4(now[:, c] * inverse)
+            rounded = steps[:, c] * scale
+            short_of = now[:, c] - rounded
+            loss += short_of * short_of * costs[c]
+            error = values[:, c] - rounded
+            now[:, c + 1 :] += error[:, None] * feedback[c, c + 1 :]
+        better = loss < least
+        least[better], scales[better] = loss[better], halves[better]
+        integers[better] = steps[better]
     return True
 
 

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from converter.decoder import DecoderSpec, Experts
 from converter.errors import OptionError
@@ -16,6 +16,9 @@ from converter.tflite.kv_cache import Target
 from converter.tflite.lookup import MOST_DRAFTS
 from converter.weights.adapters import WeightedAdapter
 from converter.weights.row_format import Clip
+
+if TYPE_CHECKING:
+    from converter.weights.passages import CalibrationText
 
 # The engine takes the longest that fits into what is left of a prompt, again and again, and pads
 # the last: with no rung between 8 and 64, 62 tokens were eight calls.
@@ -74,6 +77,7 @@ class ConvertOptions:
         quantize: name of a scheme, and rules for parts (`parse_quantization`); None for the scheme
             that suits the model's size and the target (`default_scheme`).
         clip: how the scales of int4 blocks are chosen.
+        calibrate: a text by which columns of int4 make up for each other's errors.
         prefill_lengths: tokens per prefill signature, ascending; None for what suits the model.
         cache_length: slots in the KV cache; None for the default, or the model's own limit where
             that is lower.
@@ -88,6 +92,7 @@ class ConvertOptions:
 
     quantize: str | None = None
     clip: Clip = Clip.MSE
+    calibrate: CalibrationText | None = None
     prefill_lengths: Sequence[int] | None = None
     cache_length: int | None = None
     memory: int | None = None

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.base import ModelConverter, Plan
+from converter.base import CALIBRATION, ModelConverter, Plan
 from converter.cache_budget import CacheFit
 from converter.checkpoint.base import Checkpoint
 from converter.errors import OutputError
@@ -28,6 +28,8 @@ _BASE = 56_000_000  # the interpreter and the libraries that every conversion im
 _PER_VALUE = 11  # of a thread's block: as stored 2, float32 4, reordered 4, packed 1
 _PER_FLATBUFFER_BYTE = 2  # its builder, and the result
 _PER_TABLE = 290  # of the graph: its tensors and operators as Python objects
+# Of a text that calibrates: per pair of columns, and per token and column.
+_PER_SQUARE, _PER_INPUT = 12, 20
 # Of a tokenizer, as it is proved: Gemma 3's tokenizer.json taken apart, its pieces from a GGUF; and
 # the tokenizer.json that was made pieces of.
 _PER_TOKENIZER_BYTE = {HF_KIND: 4, SENTENCEPIECE_KIND: 18}
@@ -63,6 +65,7 @@ class PlanReport:
     family: str
     scheme: str
     target: str
+    calibration: str | None
     chat_template: str
     output: str
     output_exists: bool
@@ -95,6 +98,7 @@ def report(converter: ModelConverter, plan: Plan, output: Path) -> PlanReport:
         family=plan.family.name,
         scheme=plan.quantization.name,
         target=converter.options.target.value,
+        calibration=plan.text().system.get(CALIBRATION),
         chat_template=plan.text().system["chat template"],
         output=str(output),
         output_exists=output.exists(),
@@ -179,7 +183,16 @@ def _memory(converter: ModelConverter, plan: Plan) -> int:
         + _PER_TABLE * plan.model.tables
         + _tokenizer_memory(converter.checkpoint, plan)
         + _PER_VALUE * block * converter.options.threads
+        + _calibration_memory(plan)
     )
+
+
+def _calibration_memory(plan: Plan) -> int:
+    """Of a text on its way, where it is widest, and of what is known of the inputs there."""
+    if plan.passages is None:
+        return 0
+    widest = max(w.shape[-1] for w in plan.weights if w.format.compensated_block is not None)
+    return _PER_SQUARE * widest**2 + _PER_INPUT * plan.passages.size * widest
 
 
 def _tokenizer_memory(checkpoint: Checkpoint, plan: Plan) -> int:

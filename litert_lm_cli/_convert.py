@@ -30,6 +30,7 @@ def convert(
     lora: AnyPath | Sequence[AnyPath] | None = None,
     chat_template: AnyPath | None = None,
     clip: str | None = None,
+    calibrate: AnyPath | None = None,
     prefill_seq_len: int | str | None = None,
     kv_cache_max_len: int | Literal["auto"] | None = None,
     memory: str | None = None,
@@ -71,6 +72,8 @@ def convert(
             hub each, and `ADAPTER:WEIGHT` for so many times its update.
         chat_template: a file with a Jinja template in place of the model's own, or "none".
         clip: mse (where None) or max.
+        calibrate: "self", a text file, or "none" (where None): a text by which columns of int4 make
+            up for each other's errors.
         prefill_seq_len: the longest prefill signature, or several as in "64,256".
         kv_cache_max_len: tokens that the KV cache holds, or "auto" for the most that fits into
             `memory`; 1280 where both are None.
@@ -107,6 +110,7 @@ def convert(
         lora=lora,
         chat_template=chat_template,
         clip=clip,
+        calibrate=calibrate,
         prefill_seq_len=prefill_seq_len,
         kv_cache_max_len=kv_cache_max_len,
         memory=memory,
@@ -148,6 +152,7 @@ def plan(
     lora: AnyPath | Sequence[AnyPath] | None = None,
     chat_template: AnyPath | None = None,
     clip: str | None = None,
+    calibrate: AnyPath | None = None,
     prefill_seq_len: int | str | None = None,
     kv_cache_max_len: int | Literal["auto"] | None = None,
     memory: str | None = None,
@@ -185,6 +190,7 @@ def plan(
         lora=lora,
         chat_template=chat_template,
         clip=clip,
+        calibrate=calibrate,
         prefill_seq_len=prefill_seq_len,
         kv_cache_max_len=kv_cache_max_len,
         memory=memory,

@@ -41,6 +41,10 @@ class FloatWeights:
         self.store(inputs, *paths)
         return [x @ self.parameters[path].T for path in paths]
 
+    def square(self, x: np.ndarray) -> np.ndarray:
+        found: np.ndarray = x.T @ x
+        return found
+
     def divide(self, path: str, factors: np.ndarray | None) -> None:
         if factors is not None:
             self.factors.append(factors)

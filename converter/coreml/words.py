@@ -66,7 +66,7 @@ def check_words(spec: DecoderSpec, context: int, residual_scale: float = 1.0) ->
         UnsupportedError: it has parts that the emitter lacks, or is another one scaled so.
         OptionError: it has all, but not for this context.
     """
-    lacking = list(dict.fromkeys((*_unwritten(spec), *_unlike(spec, context))))
+    lacking = list(dict.fromkeys((*unwritten(spec), *_unlike(spec, context))))
     if lacking:
         raise UnsupportedError(
             f"a network with {', '.join(lacking)}", "is not written as a Core ML package", _FIX
@@ -102,8 +102,8 @@ def _check_scale(spec: DecoderSpec, residual_scale: float) -> None:
         raise UnsupportedError(what, why, "leave out --fp16-scale")
 
 
-def _unwritten(spec: DecoderSpec) -> Iterator[str]:
-    """What has no operations, part by part."""
+def unwritten(spec: DecoderSpec) -> Iterator[str]:
+    """What has no operations, part by part; nor can a text be sent through it in numpy."""
     yield from _changed(spec)
     for layer in spec.layers:
         yield from _changed(layer)

@@ -107,6 +107,7 @@ class ReferenceConverter(ModelConverter):
             ("--lora", bool(self.options.lora)),
             ("--draft lookup", bool(self.options.drafts)),
             ("--clip max", self.options.clip is not Clip.MSE),
+            ("--calibrate", self.options.calibrate is not None),
             (f"--quantize {self.options.quantize}", self.options.quantize not in (None, *SCHEMES)),
         ):
             if refused:

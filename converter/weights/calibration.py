@@ -1,4 +1,4 @@
-"""Calibration without data: what reaches each matrix, and what its columns are scaled with.
+"""Calibration: what reaches each matrix, and what its columns are scaled with.
 
 A few random tokens go through the network while its weights are streamed. Attention is simplified
 to the mean of all values so far, which needs no queries, keys or positions and was measured to
@@ -16,6 +16,10 @@ the weights' share; AWQ (Lin et al., 2023) for int4.
 
 Every product is one of small integers, which is exact: neither threads nor blocks nor the processor
 change a bit of it.
+
+With a text (`--calibrate`) it is some thousand tokens, attention is whole, and columns of int4 make
+up for each other's errors (`converter.weights.compensation`). That takes products in float32, whose
+last bits are the processor's.
 """
 
 from __future__ import annotations
@@ -49,6 +53,8 @@ from converter.decoder import (
 )
 from converter.kernels import INT8_MAX
 from converter.weights.activations import activate
+from converter.weights.attention import mixed, rotated
+from converter.weights.compensation import Moment
 
 TOKENS = 32
 # Of the mean over a matrix, added to every column: 32 tokens do not know those that look dead.
@@ -67,10 +73,13 @@ class Inputs:
             all cost the same.
         factors: what columns are multiplied with before they are stored, and inputs divided by:
             powers of two, float32 `(columns,)`; None where they stay as they are.
+        moment: where a text says enough of them, so that stored columns may make up for each
+            other's errors.
     """
 
     importance: np.ndarray | None = None
     factors: np.ndarray | None = None
+    moment: Moment | None = None
 
 
 class Weights(Protocol):
@@ -92,15 +101,26 @@ class Weights(Protocol):
         """Store matrices, some time."""
 
     def multiply(self, inputs: Inputs, x: np.ndarray, *paths: str) -> list[np.ndarray]:
-        """Store matrices, and `x @ weight.T` for each: `(n, columns)` to `(n, rows)`."""
+        """Store matrices, and `x @ weight.T` for each: `(n, columns)` to `(n, rows)`.
+
+        Where a moment is known, of the matrices as they are stored.
+        """
+
+    def square(self, x: np.ndarray) -> np.ndarray:
+        """`x.T @ x`: `(n, columns)` to `(columns, columns)`."""
 
     def divide(self, path: str, factors: np.ndarray | None) -> None:
         """Store a norm's weight or a bias divided; or divide the rows of a matrix just stored."""
 
 
-def calibrate(spec: DecoderSpec, weights: Weights) -> None:
-    """Send a few tokens through the network, and every matrix to where it is stored."""
-    _Calibration(spec, weights).run()
+def calibrate(spec: DecoderSpec, weights: Weights, text: np.ndarray | None = None) -> None:
+    """Send tokens through the network, and every matrix to where it is stored.
+
+    Args:
+        text: passages of tokens, `(passages, n)`; None for a few random ones.
+    """
+    calibration = _Calibration(spec, weights) if text is None else _Text(spec, weights, text)
+    calibration.run()
 
 
 class _Calibration:
@@ -109,6 +129,8 @@ class _Calibration:
     def __init__(self, spec: DecoderSpec, weights: Weights) -> None:
         self.spec = spec
         self.weights = weights
+        # Spread over the vocabulary; the same ones each time.
+        self.tokens = np.arange(1, TOKENS + 1) * 2654435761 % spec.vocab_size
         # Tokens up to each.
         self.seen = np.arange(1, TOKENS + 1, dtype=np.float32)[:, None]
         # The values that later layers look at, by the layer that made them.
@@ -118,9 +140,7 @@ class _Calibration:
         self.values: dict[int, np.ndarray] = {}
 
     def run(self) -> None:
-        spec, weights = self.spec, self.weights
-        # Spread over the vocabulary; the same ones each time.
-        tokens = np.arange(1, TOKENS + 1) * 2654435761 % spec.vocab_size
+        spec, weights, tokens = self.spec, self.weights, self.tokens
         x = weights.embed(tokens, "embedding") * np.float32(spec.embedding_scale or 1)
         if spec.per_layer_input is not None:
             self.embedded = x
@@ -145,7 +165,7 @@ class _Calibration:
         head = "embedding" if spec.tied_head else "head"
         y = self.normed("final_norm", x)
         can_scale = spec.norm.has_weight and not spec.tied_head
-        inputs = _inputs(y, can_scale and weights.may_scale(head))
+        inputs = self.inputs(y, can_scale and weights.may_scale(head))
         self.divide_norm("final_norm", inputs.factors)
         weights.store(inputs, head)
 
@@ -183,7 +203,7 @@ class _Calibration:
         x = self.add(x, self.after(block, update))
         if spec.laurel_rank is not None:
             [low] = self.weights.multiply(inputs, y, f"{laurel}.left")
-            [wide] = self.weights.multiply(_inputs(low), low, f"{laurel}.right")
+            [wide] = self.weights.multiply(self.inputs(low), low, f"{laurel}.right")
             x = (x + y + self.normed(f"{laurel}.post_norm", wide)) * np.float32(2**-0.5)
         return x
 
@@ -220,7 +240,7 @@ class _Calibration:
     ) -> tuple[np.ndarray, Inputs]:
         """What a block's first matrices are given, and what it says of their columns."""
         if not self.spec.placement.has_pre_norms:
-            return x, _inputs(x)
+            return x, self.inputs(x)
         return self.fed_by(block, x, first, self.spec.norm, may_scale)
 
     def fed_by(
@@ -232,7 +252,7 @@ class _Calibration:
         """
         y = self.normed(f"{block}.norm", x, norm)
         may_scale &= norm.has_weight
-        inputs = _inputs(y, may_scale and self.weights.may_scale(*first))
+        inputs = self.inputs(y, may_scale and self.weights.may_scale(*first))
         self.divide_norm(f"{block}.norm", inputs.factors)
         return y, inputs
 
@@ -260,7 +280,7 @@ class _Calibration:
             kernel, mixer, sum(by_token[i] * u[i : i + TOKENS] for i in range(mixer.kernel))
         )
         context = context * gate
-        inputs = _inputs(context, weights.may_scale(c, out))
+        inputs = self.inputs(context, weights.may_scale(c, out))
         weights.divide(c, inputs.factors)
         if mixer.has_bias:
             weights.divide(f"{c}.bias", inputs.factors)
@@ -268,9 +288,37 @@ class _Calibration:
         return self.projected(out, mixer, product)
 
     def attend(self, index: int, mixer: Attention, y: np.ndarray, inputs: Inputs) -> np.ndarray:
-        """Attention, simplified to the mean of all values so far."""
+        """Attention, and what it says of its last matrix."""
         weights, block = self.weights, f"layers.{index}.attention"
-        q, k, v, o = (f"{block}.{part}" for part in "qkvo")
+        v, o = f"{block}.v", f"{block}.o"
+        groups = mixer.num_heads // mixer.num_kv_heads
+        context = self.mixed(index, mixer, y, inputs)
+        if mixer.has_sinks:  # beside scores of 0
+            sinks = np.exp(weights.vector(f"{block}.sinks"))
+            context *= (self.seen / (self.seen + sinks)).repeat(mixer.head_dim, axis=1)
+        if mixer.is_gated:
+            [gate] = weights.multiply(inputs, y, f"{block}.gate")
+            context *= 1 / (1 + np.exp(-self.projected(f"{block}.gate", mixer, gate)))
+        is_own = mixer.cache_of is None and index not in self.lent
+        is_own &= mixer.value_norm is None and not mixer.keys_are_values
+        # Query heads that a value head feeds are scaled alike; gates and sinks tell them apart.
+        is_shared = not mixer.is_gated and not mixer.has_sinks
+        scaled = is_own and is_shared and weights.may_scale(v, o)
+        inputs = self.inputs(context, scaled, (mixer.num_kv_heads, groups))
+        if is_own:
+            of_values = inputs.factors
+            if of_values is not None:
+                of_values = of_values.reshape(mixer.num_kv_heads, groups, -1)[:, 0].reshape(-1)
+            weights.divide(v, of_values)
+            if "v" in mixer.biases:
+                weights.divide(f"{v}.bias", of_values)
+        [product] = weights.multiply(inputs, context, o)
+        return self.projected(o, mixer, product)
+
+    def mixed(self, index: int, mixer: Attention, y: np.ndarray, inputs: Inputs) -> np.ndarray:
+        """Attention, simplified to the mean of all values so far, `(n, heads d)`."""
+        weights, block = self.weights, f"layers.{index}.attention"
+        q, k, v = (f"{block}.{part}" for part in "qkv")
         groups = mixer.num_heads // mixer.num_kv_heads
         weights.store(inputs, q)
         if mixer.cache_of is None:
@@ -290,28 +338,7 @@ class _Calibration:
         else:
             values = self.values[mixer.cache_of]
         heads = values.reshape(TOKENS, mixer.num_kv_heads, 1, mixer.head_dim)
-        context = heads.repeat(groups, axis=2).reshape(TOKENS, -1)
-        if mixer.has_sinks:  # beside scores of 0
-            sinks = np.exp(weights.vector(f"{block}.sinks"))
-            context *= (self.seen / (self.seen + sinks)).repeat(mixer.head_dim, axis=1)
-        if mixer.is_gated:
-            [gate] = weights.multiply(inputs, y, f"{block}.gate")
-            context *= 1 / (1 + np.exp(-self.projected(f"{block}.gate", mixer, gate)))
-        is_own = mixer.cache_of is None and index not in self.lent
-        is_own &= mixer.value_norm is None and not mixer.keys_are_values
-        # Without gates and sinks, query heads that a value head feeds have all the same inputs.
-        is_shared = not mixer.is_gated and not mixer.has_sinks
-        scaled = is_own and is_shared and weights.may_scale(v, o)
-        inputs = _inputs(context, scaled)
-        if is_own:
-            of_values = inputs.factors
-            if of_values is not None:
-                of_values = of_values.reshape(mixer.num_kv_heads, groups, -1)[:, 0].reshape(-1)
-            weights.divide(v, of_values)
-            if "v" in mixer.biases:
-                weights.divide(f"{v}.bias", of_values)
-        [product] = weights.multiply(inputs, context, o)
-        return self.projected(o, mixer, product)
+        return heads.repeat(groups, axis=2).reshape(TOKENS, -1)
 
     def remember(
         self, block: str, mixer: GatedDeltaNet, y: np.ndarray, inputs: Inputs
@@ -340,7 +367,7 @@ class _Calibration:
             out[i] = np.einsum("hkv,hk->hv", memory, q[i])
         out = self.normed(f"{block}.out_norm", out, mixer.norm).reshape(TOKENS, -1)
         out *= activate(Activation.SILU, z)
-        [product] = weights.multiply(_inputs(out), out, o)
+        [product] = weights.multiply(self.inputs(out), out, o)
         return product
 
     def scan(self, block: str, mixer: Mamba2, y: np.ndarray, inputs: Inputs) -> np.ndarray:
@@ -371,7 +398,7 @@ class _Calibration:
         else:
             out = self.normed_in_parts(block, mixer, out * gate)
         # What a norm's weight makes of a column, that of `o` may make up for.
-        inputs = _inputs(out, mixer.norm is not None and weights.may_scale(o))
+        inputs = self.inputs(out, mixer.norm is not None and weights.may_scale(o))
         if mixer.norm is not None:
             weights.divide(f"{block}.out_norm", inputs.factors)
         [product] = weights.multiply(inputs, out, o)
@@ -429,7 +456,7 @@ class _Calibration:
             [ups] = weights.multiply(inputs, y, up)
             y = self.activated(block, feed_forward, self.projected(up, feed_forward, ups))
         is_linear = feed_forward.is_linear_in_up
-        inputs = _inputs(y, is_linear and weights.may_scale(up, down))
+        inputs = self.inputs(y, is_linear and weights.may_scale(up, down))
         if feed_forward.is_gated:
             weights.divide(up, inputs.factors)
             if "up" in feed_forward.biases:
@@ -488,7 +515,7 @@ class _Calibration:
         weights, router = self.weights, f"{block}.router"
         if experts.router_norm is not None:
             y = self.normed(f"{block}.router_norm", residual, experts.router_norm)
-            inputs = _inputs(y)
+            inputs = self.inputs(y)
         logits = y @ weights.table(router).T
         weights.store(inputs, router)
         if experts.router_bias:
@@ -499,14 +526,14 @@ class _Calibration:
     def per_layer_update(self, index: int, given: PerLayerInput, x: np.ndarray) -> np.ndarray:
         """What a layer makes of its part of the second embedding."""
         weights, block = self.weights, f"layers.{index}.per_layer"
-        inputs = _inputs(self.embedded)
+        inputs = self.inputs(self.embedded)
         [context] = weights.multiply(inputs, self.embedded, f"{block}.projection")
         context *= np.float32(self.spec.hidden_size**-0.5)
         part = self.rows[:, index * given.width : (index + 1) * given.width]
         part = (part + self.normed("per_layer_norm", context)) * np.float32(2**-0.5)
-        [gate] = weights.multiply(_inputs(x), x, f"{block}.gate")
+        [gate] = weights.multiply(self.inputs(x), x, f"{block}.gate")
         y = activate(given.activation, gate) * part
-        [update] = weights.multiply(_inputs(y), y, f"{block}.up")
+        [update] = weights.multiply(self.inputs(y), y, f"{block}.up")
         return self.normed(f"{block}.post_norm", update)
 
     def after(self, block: str, update: np.ndarray) -> np.ndarray:
@@ -519,6 +546,12 @@ class _Calibration:
         return x + update * np.float32(self.spec.residual_scale or 1)
 
     # Pieces ---------------------------------------------------------------------------------------
+
+    def inputs(
+        self, x: np.ndarray, scaled: bool = False, shared: tuple[int, int] = (1, 1)
+    ) -> Inputs:
+        """What tokens say of a matrix's inputs; see `_inputs`."""
+        return _inputs(x, scaled, shared)
 
     def projected(
         self, path: str, part: Attention | ShortConv | Mamba2 | FeedForward, product: np.ndarray
@@ -557,6 +590,54 @@ class _Calibration:
         )
         mixed: np.ndarray = (curved + XIELU_BETA * x).astype(np.float32)
         return mixed
+
+
+class _Text(_Calibration):
+    """A text on its way, passage by passage where tokens look at each other.
+
+    It goes on from what matrices became: each makes up for what those before it have lost.
+    """
+
+    def __init__(self, spec: DecoderSpec, weights: Weights, text: np.ndarray) -> None:
+        super().__init__(spec, weights)
+        self.passages = len(text)
+        self.tokens = text.reshape(-1)
+
+    def inputs(
+        self, x: np.ndarray, scaled: bool = False, shared: tuple[int, int] = (1, 1)
+    ) -> Inputs:
+        found = super().inputs(x, scaled, shared)
+        if found.importance is None:
+            return found
+        seen = x if found.factors is None else x / found.factors
+        return replace(found, moment=Moment(seen, self.weights.square))
+
+    def mixed(self, index: int, mixer: Attention, y: np.ndarray, inputs: Inputs) -> np.ndarray:
+        """Attention as it is, of the words that `check_words` lets pass."""
+        block = f"layers.{index}.attention"
+        parts = "qk" if mixer.keys_are_values else "qkv"
+        paths = [f"{block}.{part}" for part in parts]
+        products = self.weights.multiply(inputs, y, *paths)
+        q, k, *others = map(self.projected, paths, [mixer] * len(paths), products)
+        [v] = others or [k]
+        q, k = self.heads(f"{block}.q_norm", mixer, q), self.heads(f"{block}.k_norm", mixer, k)
+        v = v.reshape(self.passages, -1, mixer.num_kv_heads, mixer.head_dim).swapaxes(1, 2)
+        if mixer.value_norm is not None:
+            v = self.normed(f"{block}.v_norm", v, mixer.value_norm)
+        return np.concatenate([mixed(mixer, *each) for each in zip(q, k, v, strict=True)])
+
+    def heads(self, path: str, mixer: Attention, x: np.ndarray) -> np.ndarray:
+        """Queries or keys, normalised and rotated: (all, heads d) -> (passages, heads, n, d)."""
+        norm = mixer.qk_norm
+        if norm is not None and norm.is_full_width:
+            x = self.normed(path, x, norm.norm)
+        x = x.reshape(self.passages, -1, x.shape[1] // mixer.head_dim, mixer.head_dim)
+        if norm is not None and not norm.is_full_width and not norm.after_rope:
+            x = self.normed(path, x, norm.norm)
+        x = x.swapaxes(1, 2)
+        if mixer.rope is not None:
+            x = np.stack([rotated(mixer.rope, passage) for passage in x])
+        return self.normed(path, x, norm.norm) if norm is not None and norm.after_rope else x
 
 
 class _Streams:
@@ -640,8 +721,13 @@ def to_integers(x: np.ndarray, factors: np.ndarray | None = None) -> tuple[np.nd
 _TINY = np.finfo(np.float32).tiny
 
 
-def _inputs(x: np.ndarray, scaled: bool = False) -> Inputs:
-    """What some tokens say of a matrix's inputs, `(n, columns)`."""
+def _inputs(x: np.ndarray, scaled: bool = False, shared: tuple[int, int] = (1, 1)) -> Inputs:
+    """What some tokens say of a matrix's inputs, `(n, columns)`.
+
+    Args:
+        scaled: whether columns get factors.
+        shared: into how many parts columns fall, and of each into how many that have the same.
+    """
     powers = (x * x).mean(axis=0)
     mean = powers.mean()
     if not np.isfinite(mean) or mean < _TINY:  # the weights are damaged, or all zero
@@ -650,6 +736,8 @@ def _inputs(x: np.ndarray, scaled: bool = False) -> Inputs:
     if not scaled:
         return Inputs(importance)
     size = np.log2(importance.astype(np.float64)) / 2  # of the root
+    by_part = size.reshape(*shared, -1)
+    size = np.broadcast_to(by_part.mean(axis=1, keepdims=True), by_part.shape).reshape(-1)
     exponents = np.rint(_ALPHA * (size - size.mean()))
     factors = np.exp2(np.clip(exponents, -_LARGEST_EXPONENT, _LARGEST_EXPONENT)).astype(np.float32)
     return Inputs(importance / (factors * factors), factors)

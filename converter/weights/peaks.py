@@ -28,11 +28,11 @@ from converter.decoder import (
     Norm,
     NormKind,
     Placement,
-    Rope,
 )
 from converter.errors import SourceError, UnsupportedError
 from converter.families.tensors import WeightSource
 from converter.weights.activations import activate
+from converter.weights.attention import mixed, rotated
 from converter.weights.lora_update import Update
 from converter.weights.stream import BLOCK_VALUES
 from converter.weights.weight_rows import read_weight, row_units
@@ -303,18 +303,8 @@ class _Pass:
         if mixer.value_norm is not None:
             v = self.norm(f"{block}.v_norm", mixer.value_norm, v)
             seen.see("projected", v)
-        q = q.reshape(kv, -1, n, width) * np.float32(mixer.scale / (mixer.softcap or 1))
-        scores = q @ k[:, None].swapaxes(2, 3)  # (kv, heads / kv, n, n)
-        seen.see("scores", scores)
-        if mixer.softcap is not None:
-            scores = np.tanh(scores) * np.float32(mixer.softcap)
-        ago = np.arange(n)[:, None] - np.arange(n)
-        sees = (ago >= 0) & (ago < (mixer.sliding_window or n))
-        scores = np.where(sees, scores, -np.inf)
-        shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        shares /= shares.sum(axis=-1, keepdims=True)
-        context = (shares @ v[:, None]).reshape(-1, n, width)
-        [made] = self.project(block, "o", mixer.biases, context.swapaxes(0, 1).reshape(n, -1))
+        context = mixed(mixer, q, k, v, partial(seen.see, "scores"))
+        [made] = self.project(block, "o", mixer.biases, context)
         seen.see("attention", made)
         return made
 
@@ -329,7 +319,7 @@ class _Pass:
         seen.see("rotated", x)
         x = x.swapaxes(0, 1)
         if mixer.rope is not None:
-            x = _rotate(mixer.rope, x)
+            x = rotated(mixer.rope, x)
         if norm is not None and norm.after_rope:
             x = self.norm(path, norm.norm, x)
         seen.see("rotated", x)
@@ -369,16 +359,3 @@ class _Pass:
         if norm.has_weight:
             x = x * self.weights.vector(path)
         return x + self.weights.vector(f"{path}.bias") if norm.has_bias else x
-
-
-def _rotate(rope: Rope, x: np.ndarray) -> np.ndarray:
-    """(heads, n, d): value i of a head turns with value i + w / 2."""
-    head_dim = x.shape[-1]
-    half = (rope.width or head_dim) // 2
-    angles = np.arange(x.shape[1])[:, None] * np.array(rope.inverse_frequencies(head_dim))
-    cos, sin = (
-        (turn(angles) * rope.attention_factor).astype(np.float32) for turn in (np.cos, np.sin)
-    )
-    left, right = x[..., :half], x[..., half : 2 * half]
-    parts = [left * cos - right * sin, right * cos + left * sin, x[..., 2 * half :]]
-    return np.concatenate(parts, axis=-1)

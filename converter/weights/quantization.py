@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from converter.errors import OptionError, UnsupportedError
 from converter.kernels import pack_int4, pack_int8
 from converter.tflite.graph import DType, Weight
 from converter.tflite.kv_cache import Target
+from converter.weights.compensation import Compensation
 from converter.weights.row_format import Clip, RowFormat, ValueRangeError
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -98,6 +100,10 @@ class Format(RowFormat):
     def wider(self) -> str:
         return ", or try --quantize fp32" if self.dtype is DType.FLOAT16 else ""
 
+    @property
+    def compensated_block(self) -> int | None:
+        return self.block
+
     def carries(self, stored_block: int) -> bool:
         return self.block is not None and stored_block % self.block == 0
 
@@ -134,12 +140,40 @@ class Format(RowFormat):
                 return packed, scales
         elif factors is not None:
             rows *= factors
-        peak = max(rows.max(initial=0), -rows.min(initial=0))  # NaN spreads through both
+        peak = _peak(rows)
         if not np.isfinite(peak):
             raise ValueRangeError(_NOT_FINITE)
         if self.dtype is not DType.FLOAT32 and peak > _FLOAT16_MAX:
-            raise ValueRangeError(f"holds {peak:.3g}, beyond float16's {_FLOAT16_MAX:.0f}")
+            raise _beyond_float16(peak)
         return rows.astype(_NUMPY[self.dtype], copy=False), None
+
+    def pack_compensated(
+        self,
+        rows: np.ndarray,
+        compensation: Compensation,
+        buffer: np.ndarray | None = None,
+        factors: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        assert self.block is not None
+        if factors is not None:
+            rows *= factors
+        if not np.isfinite(_peak(rows)):
+            raise ValueRangeError(_NOT_FINITE)
+        integers = np.empty(rows.shape, np.int8)
+        scales = np.empty((len(rows), rows.shape[1] // self.block), np.float16)
+        if not compensation.round(rows, integers, scales):
+            raise _beyond_float16(_peak(rows))
+        packed = _room(buffer, (len(rows), rows.shape[1] // 2), np.uint8)
+        np.bitwise_and(integers[:, ::2].view(np.uint8), 15, out=packed)
+        packed |= integers[:, 1::2].view(np.uint8) << 4
+        return packed, scales
+
+    def widened(self, packed: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
+        if scales is None:
+            return packed.astype(np.float32, copy=False)
+        if self.block is None:
+            return packed * scales[:, None]
+        return _widened_int4(packed, scales).reshape(len(packed), -1)
 
     def _pack_pieces(
         self,
@@ -177,11 +211,26 @@ def blocks_met(rows: np.ndarray, packed: np.ndarray, scales: np.ndarray) -> np.n
         packed: `(n, columns / 2)`.
         scales: `(n, blocks)`.
     """
-    low, high = packed << 4, packed & 0xF0  # each value in the upper half, with its sign
-    values = np.stack([low, high], axis=-1).view(np.int8).reshape(*scales.shape, -1)
-    found = values.astype(np.float32) * (scales.astype(np.float32) / 16)[..., None]
+    found = _widened_int4(packed, scales)
     same: np.ndarray = (found == rows.reshape(found.shape)).all(axis=-1)
     return same
+
+
+def _widened_int4(packed: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Packed int4 in float32, `(n, blocks, columns of a block)`."""
+    low, high = packed << 4, packed & 0xF0  # each value in the upper half, with its sign
+    values = np.stack([low, high], axis=-1).view(np.int8).reshape(*scales.shape, -1)
+    found: np.ndarray = values * (scales.astype(np.float32) / 16)[..., None]
+    return found
+
+
+def _peak(rows: np.ndarray) -> float:
+    """The largest magnitude; NaN spreads through both."""
+    return float(max(rows.max(initial=0), -rows.min(initial=0)))
+
+
+def _beyond_float16(peak: float) -> ValueRangeError:
+    return ValueRangeError(f"holds {peak:.3g}, beyond float16's {_FLOAT16_MAX:.0f}")
 
 
 def _room(buffer: np.ndarray | None, shape: tuple[int, int], dtype: npt.DTypeLike) -> np.ndarray:
@@ -208,13 +257,13 @@ class Scheme:
 
     Attributes:
         matrix: format of all matrices.
-        embedding: another one for the embedding, where the scheme is for the whole model.
+        others: of some parts, where the scheme is for the whole model.
     """
 
     name: str
     matrix: Format
     summary: str
-    embedding: Format | None = None
+    others: Mapping[str, Format] = field(default_factory=dict)
 
 
 SCHEMES = {
@@ -232,13 +281,19 @@ SCHEMES = {
             "dynamic_int4",
             INT4_BLOCK32,
             "int4 weights in blocks of 32, embedding int8; activations int8 on the fly",
-            INT8,
+            {"embedding": INT8},
+        ),
+        Scheme(
+            "dynamic_int4_mixed",
+            INT4_BLOCK32,
+            "the same, and int8 where int4 costs most for its bytes: k, v and down",
+            dict.fromkeys(("embedding", "k", "v", "down"), INT8),
         ),
         Scheme(
             "dynamic_int4_block128",
             INT4_BLOCK128,
             "int4 weights in blocks of 128, embedding int8; activations int8 on the fly",
-            INT8,
+            {"embedding": INT8},
         ),
         Scheme("int8", INT8_WEIGHT_ONLY, "int8 weights, one scale per row; float32 arithmetic"),
         Scheme("fp16", FLOAT16, "float16 weights, float32 arithmetic"),
@@ -248,7 +303,13 @@ SCHEMES = {
 # Below so many parameters, what int8 activations lose shows in what a model says: README_MODELS.md.
 SMALL = 200_000_000
 DEFAULT_SCHEME, DEFAULT_SCHEME_OF_SMALL = "dynamic_int8", "dynamic_int8_a16"
-PARTS = ("embedding", "attention", "ffn", "per_layer", "head")
+# Single matrices, and the parts that they belong to.
+MATRICES = {
+    **dict.fromkeys(("q", "k", "v", "o"), "attention"),
+    **dict.fromkeys(("gate", "up", "down"), "ffn"),
+}
+PARTS = ("embedding", "attention", "ffn", "per_layer", "head", *MATRICES)
+_OF_LAYERS = ("attention", "ffn", *MATRICES)
 _RULE = re.compile(r"(?:layers\.(\d+)(?:-(\d+))?\.)?([a-z_]+)=(.+)")
 
 
@@ -261,6 +322,13 @@ def part_of(path: str) -> str:
     if not path.startswith("layers."):
         return path
     return "ffn" if ".mlp." in path else "attention"
+
+
+def is_of(path: str, part: str) -> bool:
+    """Whether a weight belongs to one of `PARTS`."""
+    if part not in MATRICES:
+        return part_of(path) == part
+    return part_of(path) == MATRICES[part] and path.rpartition(".")[2] == part
 
 
 @dataclass(frozen=True)
@@ -278,7 +346,7 @@ class Rule:
     format: Format
 
     def holds_for(self, path: str) -> bool:
-        if part_of(path) != self.part:
+        if not is_of(path, self.part):
             return False
         return self.layers is None or self.layers[0] <= int(path.split(".")[1]) <= self.layers[1]
 
@@ -306,9 +374,8 @@ class Quantization:
         for rule in reversed(self.rules):
             if rule.holds_for(path):
                 return rule.format
-        if path == "embedding" and self.scheme.embedding is not None:
-            return self.scheme.embedding
-        return self.scheme.matrix
+        others = (form for part, form in self.scheme.others.items() if is_of(path, part))
+        return next(others, self.scheme.matrix)
 
     def check(self, spec: DecoderSpec) -> None:
         """Make sure that every rule is about something that the model has.
@@ -316,6 +383,7 @@ class Quantization:
         Raises:
             OptionError: one is not.
         """
+        weights = [path for path, _ in spec.weight_shapes()]
         for rule in self.rules:
             if rule.part == "head" and spec.tied_head:
                 raise OptionError(
@@ -327,6 +395,12 @@ class Quantization:
                 raise OptionError(
                     f"--quantize {rule.text}",
                     "this model has no second embedding for its layers",
+                    "leave it out",
+                )
+            if rule.part in MATRICES and not any(is_of(w, rule.part) for w in weights):
+                raise OptionError(
+                    f"--quantize {rule.text}",
+                    f"this model has no matrix {rule.part}",
                     "leave it out",
                 )
             if rule.layers and rule.layers[1] >= len(spec.layers):
@@ -367,11 +441,11 @@ def _rule(text: str) -> Rule:
         raise OptionError(
             f"--quantize ...,{text}",
             "is not PART=SCHEME",
-            f"parts are {', '.join(PARTS)}, with layers.A-B. before attention or ffn if wanted",
+            f"parts are {', '.join(PARTS)}, with layers.A-B. before what layers have if wanted",
         )
     first, last, part, scheme = match.groups()
     layers = (int(first), int(last or first)) if first else None
-    if layers and (part not in ("attention", "ffn") or layers[0] > layers[1]):
+    if layers and (part not in _OF_LAYERS or layers[0] > layers[1]):
         raise OptionError(
             f"--quantize ...,{text}",
             "names layers that are none",

@@ -8,6 +8,8 @@ from enum import StrEnum
 
 import numpy as np
 
+from converter.weights.compensation import Compensation
+
 
 class Clip(StrEnum):
     """How numbers are rounded: `--clip`.
@@ -76,6 +78,11 @@ class RowFormat(ABC):
         """How many rows are packed together."""
         return 1
 
+    @property
+    def compensated_block(self) -> int | None:
+        """Columns that share a scale where `pack_compensated` is for this format; else None."""
+        return None
+
     @abstractmethod
     def pack(
         self,
@@ -112,4 +119,25 @@ class RowFormat(ABC):
         Raises:
             ValueRangeError: see `pack`.
         """
+        raise NotImplementedError
+
+    def pack_compensated(
+        self,
+        rows: np.ndarray,
+        compensation: Compensation,
+        buffer: np.ndarray | None = None,
+        factors: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `pack`; columns make up for each other's errors.
+
+        Args:
+            compensation: for blocks of `compensated_block`.
+
+        Raises:
+            ValueRangeError: see `pack`.
+        """
+        raise NotImplementedError
+
+    def widened(self, packed: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
+        """What `pack` made, in float32 again, `(n, columns)`."""
         raise NotImplementedError

@@ -34,6 +34,9 @@ from converter.weights.workers import Task, Workers
 # with so few the threads spend their time handing Python's lock to each other.
 BLOCK_VALUES = 1 << 20
 
+# Columns of a square that are made at once, and tokens of a product in float32.
+_TOGETHER = 256
+
 # `multiply_int8` takes its left side's rows so many at a time.
 _ROWS_OF_KERNEL = 4
 
@@ -138,6 +141,7 @@ class WeightStream:
         clip: Clip,
         progress: Progress,
         watch: Watch | None = None,
+        text: np.ndarray | None = None,
     ) -> None:
         self.met: dict[str, tuple[int, int]] = {}
         self._checkpoint, self._name = checkpoint, name
@@ -145,7 +149,7 @@ class WeightStream:
         for weight in weights:
             self._pieces.setdefault(weight.path, []).append(weight)
         self._file, self._clip, self._progress = file, clip, progress
-        self._watch = watch
+        self._watch, self._text = watch, text
         self._sent: set[str] = set()
         self._counting = threading.Lock()
         self._floats = ThreadBuffer(np.float32)
@@ -161,7 +165,7 @@ class WeightStream:
                     self.store(Inputs(), "embedding")
                 if spec.per_layer_input is not None:
                     self.store(Inputs(), PER_LAYER_TABLE)
-                calibrate(spec, self)
+                calibrate(spec, self, self._text)
             for path in self._pieces:
                 self.store(Inputs(), path)
             beside()
@@ -193,7 +197,8 @@ class WeightStream:
 
     def multiply(self, inputs: Inputs, x: np.ndarray, *paths: str) -> list[np.ndarray]:
         count = len(x)
-        x = np.pad(x, ((0, -count % _ROWS_OF_KERNEL), (0, 0)))
+        if count % _ROWS_OF_KERNEL:
+            x = np.pad(x, ((0, -count % _ROWS_OF_KERNEL), (0, 0)))
         integers, scales = to_integers(x, inputs.factors)
         products, tasks = [], []
         for path in paths:
@@ -203,6 +208,17 @@ class WeightStream:
             tasks += self._tasks(path, inputs, Wanted(integers, scales, product))
         self._workers.do(tasks)
         return [product[:count] for product in products]
+
+    def square(self, x: np.ndarray) -> np.ndarray:
+        found = np.empty((x.shape[1], x.shape[1]), np.float32)
+
+        def fill(start: int, stop: int) -> None:
+            found[:stop, start:stop] = x[:, :stop].T @ x[:, start:stop]
+            found[start:stop, :start] = found[:start, start:stop].T
+
+        steps = range(0, x.shape[1], _TOGETHER)
+        self._workers.do(partial(fill, i, min(i + _TOGETHER, x.shape[1])) for i in steps)
+        return found
 
     def divide(self, path: str, factors: np.ndarray | None) -> None:
         weight = self._whole(path)
@@ -241,6 +257,10 @@ class WeightStream:
             if weight.format.sees_all_rows:
                 tasks.append(partial(self._stream_whole, weight, inputs, wanted))
                 continue
+            if self._is_compensated(weight, inputs):
+                assert inputs.moment is not None
+                assert weight.format.compensated_block is not None
+                inputs.moment.compensation(weight.format.compensated_block)  # here, not by threads
             for block in weight.row_blocks():
                 tasks.append(
                     partial(self._stream_block, weight, weight.format, inputs, wanted, *block)
@@ -271,19 +291,27 @@ class WeightStream:
         stop: int,
     ) -> None:
         rows = self._read(weight, start, stop, form.takes_bf16)
+        as_stored = inputs.moment is not None or form.is_int8
         try:
-            if wanted is not None and not form.is_int8:
+            if wanted is not None and not as_stored:
                 # `pack` may use the rows as scratch space, but not the one to int8.
                 wanted.fill(
                     weight.first_row + start, *self._pack(INT8, rows, inputs, self._integers)
                 )
-            stored_block = weight.stored_block if weight.carries_blocks else None
-            packed, scales = self._pack(form, rows, inputs, self._packed, stored_block)
+            packed: np.ndarray
+            scales: np.ndarray | None
+            if self._is_compensated(weight, inputs):
+                packed, scales = self._pack_compensated(form, rows, inputs)
+            else:
+                stored_block = weight.stored_block if weight.carries_blocks else None
+                packed, scales = self._pack(form, rows, inputs, self._packed, stored_block)
         except ValueRangeError as error:
             why = f"{error} (rows {start} to {stop - 1})"
             raise self._out_of_range(weight, why, form.wider) from error
         if wanted is not None and form.is_int8:
             wanted.fill(weight.first_row + start, packed, scales)
+        elif wanted is not None and as_stored:
+            wanted.fill_floats(weight.first_row + start, form.widened(packed, scales))
         self._write_rows(weight, weight.offset, weight.data_nbytes, packed, start)
         written, met, blocks = packed.nbytes, 0, 0
         if scales is not None and weight.row_scales is not None:
@@ -329,6 +357,21 @@ class WeightStream:
         importance, factors = inputs.importance, inputs.factors
         return form.pack(rows, room, self._clip, importance, factors, stored_block)
 
+    def _pack_compensated(
+        self, form: RowFormat, rows: np.ndarray, inputs: Inputs
+    ) -> tuple[np.ndarray, np.ndarray]:
+        assert inputs.moment is not None
+        assert form.compensated_block is not None
+        compensation = inputs.moment.compensation(form.compensated_block)
+        room = self._packed.of_size(rows.size)
+        return form.pack_compensated(rows, compensation, room, inputs.factors)
+
+    @staticmethod
+    def _is_compensated(weight: PlannedWeight, inputs: Inputs) -> bool:
+        """Whether columns make up for each other's errors; a checkpoint's own blocks have none."""
+        has_blocks = weight.format.compensated_block is not None
+        return inputs.moment is not None and has_blocks and not weight.carries_blocks
+
     def _out_of_range(self, weight: PlannedWeight, why: str, wider: str = "") -> UnsupportedError:
         return UnsupportedError(
             f"{self._name}: {weight.source.tensor}",
@@ -372,6 +415,13 @@ class Wanted:
         assert scales is not None
         product = self.product[:, start : start + len(packed)]
         multiply_int8(self.integers, self.scales, packed, scales, product)
+
+    def fill_floats(self, start: int, rows: np.ndarray) -> None:
+        """The same of rows in float32."""
+        for first in range(0, len(self.integers), _TOGETHER):  # a copy of all would be large
+            some = slice(first, first + _TOGETHER)
+            product = self.integers[some].astype(np.float32) @ rows.T
+            self.product[some, start : start + len(rows)] = product * self.scales[some, None]
 
 
 def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -294,7 +294,7 @@ def test_a_path_that_is_no_text(llama: Path, tmp_path: Path) -> None:
         (
             ["--quantize", "int3"],
             "--quantize int3, no such scheme, choose one of: dynamic_int8, dynamic_int8_a16, "
-            "dynamic_int4, dynamic_int4_block128, int8, fp16, fp32",
+            "dynamic_int4, dynamic_int4_mixed, dynamic_int4_block128, int8, fp16, fp32",
         ),
         *(
             (
@@ -685,8 +685,8 @@ def test_a_dry_run_as_json(llama: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert said == ""
     value = json.loads(text)
     assert list(value) == [
-        "model", "family", "scheme", "target", "chat_template", "output", "output_exists",
-        "kv_cache_length", "draft",
+        "model", "family", "scheme", "target", "calibration", "chat_template", "output",
+        "output_exists", "kv_cache_length", "draft",
         "prefill_lengths", "signatures", "tensors", "source_bytes", "weights_bytes",
         "output_bytes", "memory_bytes", "disk_needed_bytes", "disk_free_bytes", "threads",
         "run_memory", "memory_fit",

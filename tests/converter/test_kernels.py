@@ -198,3 +198,46 @@ def test_factors_are_as_if_columns_were_so(columns: int) -> None:
         results.append((int4, halves))
     np.testing.assert_array_equal(results[0][0], results[1][0])
     np.testing.assert_array_equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (8, 32), (13, 32), (5, 128)])
+@pytest.mark.parametrize("size", [1e-9, 0.02, 3e4])
+def test_round_compensated(rows: int, columns: int, size: float) -> None:
+    """The formula, a row and a column at a time, each step rounded to float32."""
+    random = np.random.default_rng(rows)
+    values, asked = random.standard_normal((2, rows, columns)).astype(np.float32) * np.float32(size)
+    wanted = values + asked / 8
+    wanted[-1] = values[-1] = 0
+    feedback = random.standard_normal((columns, columns)).astype(np.float32) / 8
+    costs = random.lognormal(size=columns).astype(np.float32)
+    reaches = (9.0, 7.5, 6.0)
+    integers = np.full(values.shape, 99, np.int8)
+    scales = np.full(rows, -1, np.float16)
+    arguments = (values, wanted, feedback, costs, reaches)
+    assert kernels.round_compensated(*arguments, integers, scales)
+
+    for row in range(rows):
+        tried = []
+        for reach in reaches:
+            scale = max(np.float16(np.abs(wanted[row]).max() / np.float32(reach)), TINIEST)
+            now, loss, steps = wanted[row].copy(), np.float32(0), np.empty(columns, np.int8)
+            for c in range(columns):
+                step = np.rint(np.clip(now[c] * (np.float32(1) / np.float32(scale)), -8, 7))
+                rounded = np.float32(step) * np.float32(scale)
+                loss += (now[c] - rounded) * (now[c] - rounded) * costs[c]
+                now[c + 1 :] += (values[row, c] - rounded) * feedback[c, c + 1 :]
+                steps[c] = step
+            tried.append((loss, scale, steps))
+        _, scale, steps = min(tried, key=lambda one: one[0])
+        assert scales[row] == scale
+        np.testing.assert_array_equal(integers[row], steps)
+
+
+def test_round_compensated_says_where_a_scale_is_too_large() -> None:
+    values = np.full((3, 4), 1e7, np.float32)
+    integers, scales = np.empty((3, 4), np.int8), np.empty(3, np.float16)
+    feedback, costs = np.zeros((4, 4), np.float32), np.ones(4, np.float32)
+    assert not kernels.round_compensated(values, values, feedback, costs, (8.0,), integers, scales)
+
+
+TINIEST = np.finfo(np.float16).smallest_subnormal

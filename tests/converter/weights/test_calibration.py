@@ -16,6 +16,7 @@ from converter.options import ConvertOptions
 from converter.output.atomic_file import AtomicFile
 from converter.registry import family_of
 from converter.weights.calibration import TOKENS, Inputs, calibrate, to_integers
+from converter.weights.passages import CalibrationText
 from converter.weights.row_format import Clip
 from tests.float_weights import FloatWeights
 from tests.tiny_models import TINY_CONFIGS, make_model, write_tokenizer
@@ -220,6 +221,71 @@ def test_scaling_leaves_the_network_as_it_is(test_id: str, tmp_path: Path) -> No
     assert difference < 1e-5
 
 
+# One of each kind of attention and feed-forward block that a text can be sent through; of those
+# whose neighbours are rotated, queries and keys have another order here.
+OF_TEXT = (
+    "llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "gemma4_unified_text", "olmo2", "phi",
+    "smollm3", "hunyuan_v1_dense", "nemotron", "granite",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("test_id", OF_TEXT)
+def test_of_a_text_it_is_what_reaches_transformers_matrices(test_id: str) -> None:
+    """Number by number, behind whole attention; passages do not look at each other."""
+    import torch
+
+    model = make_model(test_id)
+    parameters = parameters_of(model)
+    expected: dict[str, np.ndarray] = {}
+
+    def keep(tensor: str) -> Any:
+        def hook(_module: Any, inputs: Any) -> None:
+            expected[tensor] = inputs[0].reshape(-1, inputs[0].shape[-1]).numpy()
+
+        return hook
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and "vision" not in name:
+            module.register_forward_pre_hook(keep(f"{name}.weight"))
+    text = np.random.default_rng(0).integers(0, 250, (2, 48))
+    with torch.no_grad():
+        model(torch.from_numpy(text))
+    weights = FloatWeights({path: weight(*found) for path, found in parameters.items()})
+    calibrate(family_of(model.config.to_dict()).spec(), weights, text)
+    seen = {path: inputs for path, inputs in weights.inputs.items() if inputs.moment is not None}
+    assert len(seen) >= 7
+    for path, inputs in seen.items():
+        tensor = "lm_head.weight" if path == "embedding" else parameters[path][1].tensor
+        assert inputs.moment is not None
+        found = inputs.moment.inputs * (1 if inputs.factors is None else inputs.factors)
+        scale = np.abs(expected[tensor]).max()
+        np.testing.assert_allclose(found / scale, expected[tensor] / scale, atol=2e-3, err_msg=path)
+
+
+def test_scaling_by_a_text_leaves_the_network_as_it_is() -> None:
+    """Three query heads to a value head, whose inputs are no more the same."""
+    import torch
+
+    model = make_model("llama")
+    parameters = parameters_of(model)
+    spec = family_of(model.config.to_dict()).spec()
+    tokens = torch.arange(20)[None] * 7 % 50
+    rng = np.random.default_rng(0)
+    with torch.no_grad():
+        for path, (parameter, _) in parameters.items():
+            if path.endswith((".v", ".up", ".norm")):
+                rows = torch.from_numpy(rng.lognormal(0, 1.5, len(parameter)).astype(np.float32))
+                parameter.mul_(rows.reshape(-1, *[1] * (parameter.ndim - 1)))
+        before = model(tokens).logits
+        weights = FloatWeights({path: weight(*found) for path, found in parameters.items()})
+        calibrate(spec, weights, rng.integers(0, 250, (2, 48)))
+        assert any((f != 1).any() for f in weights.factors)
+        for path, values in weights.stored.items():
+            parameters[path][0].copy_(torch.from_numpy(values).reshape(parameters[path][0].shape))
+        after = model(tokens).logits
+    assert float((after - before).abs().max() / before.abs().max()) < 1e-5
+
+
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
     make_model("llama").save_pretrained(tmp_path)
@@ -237,6 +303,28 @@ def test_threads_and_blocks_do_not_change_a_bit(
     for path, found in first.items():
         np.testing.assert_array_equal(found.importance, second[path].importance)
         np.testing.assert_array_equal(found.factors, second[path].factors)
+
+
+def test_nor_do_threads_with_a_text(llama: Path, tmp_path: Path) -> None:
+    """And all schemes go through it: what is stored, a product is taken of."""
+    scheme = "dynamic_int4,layers.0-0.attention=fp16,layers.1-1.ffn=dynamic_int8"
+
+    def written(text: str, threads: int) -> bytes:
+        with open_checkpoint(llama) as checkpoint:
+            chosen = ConvertOptions(
+                scheme,
+                calibrate=CalibrationText(text * 12),
+                prefill_lengths=(8,),
+                cache_length=32,
+                threads=threads,
+            )
+            ModelConverter(checkpoint, "tiny", chosen).convert(tmp_path / "tiny")
+        return (tmp_path / "tiny").read_bytes()
+
+    text = "".join(map(chr, range(32, 127)))
+    first = written(text, threads=1)
+    assert written(text, threads=3) == first
+    assert written(text[::-1], threads=3) != first
 
 
 @pytest.mark.parametrize(

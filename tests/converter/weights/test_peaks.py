@@ -18,6 +18,7 @@ from converter.decoder import Attention, DecoderSpec, FeedForward, LayerSpec
 from converter.errors import SourceError, UnsupportedError
 from converter.families.base import Family
 from converter.network import read_network
+from converter.weights import attention
 from converter.weights import peaks as peaks_module
 from converter.weights.adapters import WeightedAdapter
 from converter.weights.peaks import Peaks, find_peaks
@@ -202,7 +203,8 @@ OTHERS = {
 
 def test_no_word_is_passed_over() -> None:
     """What Core ML's emitter learns, and no longer refuses, must be learned here, too."""
-    known = set(re.findall(r"\.(\w+)", Path(peaks_module.__file__).read_text("utf-8")))
+    read = (Path(module.__file__).read_text("utf-8") for module in (peaks_module, attention))
+    known = {word for text in read for word in re.findall(r"\.(\w+)", text)}
     for kind in (DecoderSpec, LayerSpec, Attention, FeedForward):
         names = {field.name for field in fields(kind)}
         assert names - words._FIELDS[kind].keys() - OTHERS <= known

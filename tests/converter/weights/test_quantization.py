@@ -216,6 +216,27 @@ def test_embeddings_stay_int8_in_int4_schemes_unless_they_are_named() -> None:
         assert named.format_of("embedding", MATRIX) == SCHEMES[name].matrix
 
 
+def test_single_matrices_have_formats_of_their_own() -> None:
+    quantization = parse_quantization("dynamic_int4_mixed,layers.1.down=fp16,o=dynamic_int8")
+    formats = {
+        "embedding": INT8,
+        "layers.0.attention.q": INT4_BLOCK32,
+        "layers.0.attention.k": INT8,
+        "layers.0.attention.v": INT8,
+        "layers.0.attention.o": INT8,
+        "layers.0.mlp.up": INT4_BLOCK32,
+        "layers.0.mlp.down": INT8,
+        "layers.0.mlp.experts.3.down": INT8,
+        "layers.0.conv.out": INT4_BLOCK32,
+        "layers.0.per_layer.up": INT4_BLOCK32,
+        "layers.1.mlp.down": FLOAT16,
+        "head": INT4_BLOCK32,
+    }
+    assert {path: quantization.format_of(path, MATRIX) for path in formats} == formats
+    part = parse_quantization("dynamic_int8,ffn=dynamic_int4_mixed")
+    assert part.format_of("layers.0.mlp.down", MATRIX) == INT4_BLOCK32
+
+
 def test_parts_and_layers_have_formats_of_their_own() -> None:
     quantization = parse_quantization(
         "dynamic_int8,ffn=dynamic_int4,layers.1-2.ffn=fp16,layers.2.attention=int8,"
@@ -241,12 +262,13 @@ def test_parts_and_layers_have_formats_of_their_own() -> None:
         (
             "int3",
             "--quantize int3, no such scheme, choose one of: dynamic_int8, dynamic_int8_a16, "
-            "dynamic_int4, dynamic_int4_block128, int8, fp16, fp32",
+            "dynamic_int4, dynamic_int4_mixed, dynamic_int4_block128, int8, fp16, fp32",
         ),
         (
             "fp16,mlp=fp32",
             "--quantize ...,mlp=fp32, is not PART=SCHEME, parts are embedding, attention, ffn, "
-            "per_layer, head, with layers.A-B. before attention or ffn if wanted",
+            "per_layer, head, q, k, v, o, gate, up, down, with layers.A-B. before what layers have "
+            "if wanted",
         ),
         ("fp16,ffn=", None),
         ("fp16,", None),
@@ -294,3 +316,8 @@ def test_rules_must_be_about_the_model() -> None:
         parse_quantization("fp16,layers.2-4.ffn=fp32").check(spec)
     with pytest.raises(OptionError, match="head is its embedding table, say embedding= instead"):
         parse_quantization("fp16,head=fp32").check(spec)
+    parse_quantization("fp16,layers.1-2.down=int8,v=int8").check(spec)
+    plain = FeedForward(8, Activation.RELU2, is_gated=False)
+    layers = tuple(dataclasses.replace(layer, feed_forward=plain) for layer in spec.layers)
+    with pytest.raises(OptionError, match="this model has no matrix gate, leave it out"):
+        parse_quantization("fp16,gate=fp32").check(dataclasses.replace(spec, layers=layers))

@@ -1,0 +1,138 @@
+"""Columns that make up for each other's errors, beside GPTQ as its paper has it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from converter.weights import compensation
+from converter.weights.compensation import Compensation, Moment
+from converter.weights.quantization import INT4_BLOCK32, INT4_BLOCK128, Format
+from converter.weights.row_format import ValueRangeError
+
+COLUMNS = 256
+
+
+@pytest.fixture(scope="module")
+def inputs() -> np.ndarray:
+    """Of 600 tokens, in some 60 directions, some columns larger than others: float32."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((600, 60)) @ rng.standard_normal((60, COLUMNS))
+    x += 0.5 * rng.standard_normal(x.shape)
+    return (x * rng.lognormal(0, 0.7, COLUMNS)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def rows() -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((40, COLUMNS)).astype(np.float32)
+
+
+def square(x: np.ndarray) -> np.ndarray:
+    found: np.ndarray = x.T @ x
+    return found
+
+
+def rounded(made: Compensation, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    integers = np.full(rows.shape, 99, np.int8)
+    scales = np.empty((len(rows), rows.shape[1] // made.block), np.float16)
+    assert made.round(rows.copy(), integers, scales)
+    assert -8 <= integers.min() < integers.max() <= 7
+    return integers, scales
+
+
+def lost(found: np.ndarray, rows: np.ndarray, x: np.ndarray) -> float:
+    """What rounding did to the products, over these."""
+    products = x.astype(np.float64) @ rows.T
+    return float(((x.astype(np.float64) @ (found - rows).T) ** 2).sum() / (products**2).sum())
+
+
+@pytest.mark.parametrize("block", [32, 128])
+def test_it_is_gptq(block: int, inputs: np.ndarray, rows: np.ndarray) -> None:
+    """With the same scales: algorithm 1 of its paper, by the inverse, in float64."""
+    made = Moment(inputs, square).compensation(block)
+    found, scales = rounded(made, rows)
+    hessian = square(inputs.astype(np.float64))
+    hessian.flat[:: COLUMNS + 1] += compensation._DAMPING * hessian.diagonal().mean()
+    inverse = np.linalg.inv(hessian[np.ix_(made.order, made.order)])
+    upper = np.linalg.cholesky(inverse).T
+    left = rows[:, made.order].astype(np.float64)
+    expected = np.empty(rows.shape)
+    for i, column in enumerate(made.order):
+        scale = scales[:, column // block].astype(np.float64)
+        expected[:, column] = np.clip(np.rint(left[:, i] / scale), -8, 7)
+        error = (left[:, i] - expected[:, column] * scale) / upper[i, i]
+        left[:, i:] -= error[:, None] * upper[i, i:]
+    # Where a number lies between two, the last bits decide, and what comes after is another one.
+    assert (found == expected).all(axis=1).mean() > 0.9
+
+
+def test_blocks_go_by_their_weight(inputs: np.ndarray) -> None:
+    power = square(inputs).diagonal()
+    order = Moment(inputs, square).compensation(32).order
+    assert sorted(order) == list(range(COLUMNS))
+    assert (np.diff(order.reshape(-1, 32), axis=1) == 1).all()
+    assert (np.diff(power[order].reshape(-1, 32).sum(axis=1)) <= 0).all()
+
+
+@pytest.mark.parametrize("form", [INT4_BLOCK32, INT4_BLOCK128])
+def test_less_of_the_products_is_lost(form: Format, inputs: np.ndarray, rows: np.ndarray) -> None:
+    """On inputs like those that it knows, in half of the tokens."""
+    known, others = inputs[::2], inputs[1::2]
+    assert form.block is not None
+    made = Moment(known, square).compensation(form.block)
+    power = (known**2).mean(axis=0)
+    plain = form.widened(*form.pack(rows.copy(), importance=power / power.mean()))
+    compensated = form.widened(*form.pack_compensated(rows.copy(), made))
+    assert lost(compensated, rows, others) < 0.5 * lost(plain, rows, others)
+
+
+def test_what_is_packed_is_what_was_found(inputs: np.ndarray, rows: np.ndarray) -> None:
+    made = Moment(inputs, square).compensation(32)
+    integers, scales = rounded(made, rows)
+    widened = INT4_BLOCK32.widened(*INT4_BLOCK32.pack_compensated(rows.copy(), made))
+    np.testing.assert_array_equal(widened, integers * scales.astype(np.float32).repeat(32, axis=1))
+
+
+def test_factors_come_first(inputs: np.ndarray, rows: np.ndarray) -> None:
+    made = Moment(inputs, square).compensation(32)
+    factors = np.exp2(np.arange(COLUMNS) % 5 - 2).astype(np.float32)
+    found = INT4_BLOCK32.pack_compensated(rows.copy(), made, factors=factors)
+    expected = INT4_BLOCK32.pack_compensated(rows * factors, made)
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_rows_and_inputs_of_zeros(inputs: np.ndarray) -> None:
+    """A column that nothing reaches, and one that nothing leaves."""
+    silent = inputs.copy()
+    silent[:, ::3] = 0
+    made = Moment(silent, square).compensation(32)
+    integers, scales = rounded(made, np.concatenate([np.zeros((3, COLUMNS), np.float32), silent]))
+    assert not integers[:3].any()
+    assert (scales > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "why"), [(np.nan, "NaN or infinite"), (np.inf, "NaN or infinite"), (1e7, "float16")]
+)
+def test_values_that_no_scale_is_for(
+    value: float, why: str, inputs: np.ndarray, rows: np.ndarray
+) -> None:
+    made = Moment(inputs, square).compensation(32)
+    damaged = rows.copy()
+    damaged[7, 100] = value
+    with pytest.raises(ValueRangeError, match=why):
+        INT4_BLOCK32.pack_compensated(damaged, made)
+
+
+def test_each_size_of_blocks_is_made_once(inputs: np.ndarray) -> None:
+    calls = []
+
+    def counted(x: np.ndarray) -> np.ndarray:
+        calls.append(len(x))
+        return square(x)
+
+    moment = Moment(inputs, counted)
+    assert moment.compensation(32) is moment.compensation(32)
+    assert moment.compensation(128).block == 128
+    assert calls == [600, 600]
