@@ -53,13 +53,17 @@ from tests.conftest import real_model
 ROOT = Path(__file__).resolve().parent.parent
 CLI = ROOT / "litert-lm-cli"
 REFERENCE = "fp32"
-# Beside the schemes: parts, and what clipping is worth.
+_CALIBRATED = ("dynamic_int4", "dynamic_int4_mixed", "dynamic_int4,embedding=dynamic_int4")
+# Beside the schemes: parts, what clipping is worth, and what a text is.
 _VARIANTS = {
-    "dynamic_int8,ffn=dynamic_int4": ("dynamic_int8,ffn=dynamic_int4", "mse"),
-    "dynamic_int4,embedding=dynamic_int4": ("dynamic_int4,embedding=dynamic_int4", "mse"),
-    "dynamic_int4 --clip max": ("dynamic_int4", "max"),
+    "dynamic_int8,ffn=dynamic_int4": ("dynamic_int8,ffn=dynamic_int4",),
+    "dynamic_int4,embedding=dynamic_int4": ("dynamic_int4,embedding=dynamic_int4",),
+    "dynamic_int4 --clip max": ("dynamic_int4", "--clip", "max"),
+    **{f"{name} --calibrate self": (name, "--calibrate", "self") for name in _CALIBRATED},
 }
-_SUBJECTS = {name: (name, "mse") for name in SCHEMES if name != REFERENCE} | _VARIANTS
+_SUBJECTS: dict[str, tuple[str, ...]] = {
+    name: (name,) for name in SCHEMES if name != REFERENCE
+} | _VARIANTS
 # llama.cpp's schemes, and whether importances are given.
 _LLAMA_CPP = (
     ("Q8_0", False),
@@ -107,7 +111,9 @@ def main() -> None:
     for name in args.only or names:
         with tempfile.TemporaryDirectory(prefix="litert-lm-bench-") as work:
             bench = _Bench(name, Path(work), text, args.positions, args.text_alone)
-            subjects = {scheme: (scheme, "mse") for scheme in args.scheme or ()}
+            subjects: dict[str, tuple[str, ...]] = {
+                scheme: (scheme,) for scheme in args.scheme or ()
+            }
             document["models"][name] = bench.measure(
                 subjects or _SUBJECTS, [] if subjects else args.peers
             )
@@ -158,14 +164,14 @@ class _Bench:
         self.reference = self.convert(self.source, REFERENCE, REFERENCE)
 
     def measure(
-        self, subjects: dict[str, tuple[str, str]], wanted: Sequence[str]
+        self, subjects: dict[str, tuple[str, ...]], wanted: Sequence[str]
     ) -> dict[str, Any]:
-        """Figures of the reference, of other subjects (a scheme and `--clip`), and of peers."""
+        """Figures of the reference, of other subjects (a scheme and options), and of peers."""
         left_out: dict[str, str] = {}
         self.figures(REFERENCE, self.reference)
-        for label, (scheme, clip) in subjects.items():
+        for label, (scheme, *options) in subjects.items():
             try:
-                bundle = self.convert(self.source, scheme, label, "--clip", clip)
+                bundle = self.convert(self.source, scheme, label, *options)
             except subprocess.CalledProcessError as error:  # blocks that do not divide its rows
                 left_out[label] = str(error.stderr).strip()
                 continue
