@@ -187,7 +187,7 @@ class _Bench:
 
     def measure(self, wanted: Sequence[str]) -> dict[str, Any]:
         note(f"{self.model.title}: making its files")
-        _make(*self.model.make, self.source)
+        make_files(*self.model.make, self.source)
         subjects = {
             "ours": engine_runs(self.convert("cpu", CACHE_LENGTH)),
             "plain": engine_runs(self.convert("gpu", CACHE_LENGTH)),
@@ -258,7 +258,7 @@ class _Bench:
         programs = peers.llama_cpp_programs()
         source, output = self.work / "source.gguf", self.work / "q8_0.gguf"
         if self.model.gguf is None:
-            _make("gguf", self.source, source)
+            make_files("gguf", self.source, source)
         else:
             source.symlink_to(real_model(self.model.gguf))
         quantize: list[str | Path] = [
@@ -339,7 +339,8 @@ def _read_bandwidth(nbytes: int = 1 << 28) -> float:
     return nbytes / (time.perf_counter() - begin) / 1e9
 
 
-def _make(*arguments: str | Path) -> None:
+def make_files(*arguments: str | Path) -> None:
+    """A model's files, by `benchmarks.sources`."""
     run([sys.executable, "-m", "benchmarks.sources", *arguments], {"PYTHONPATH": str(ROOT)})
 
 

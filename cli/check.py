@@ -79,7 +79,8 @@ def _lines(report: CheckReport) -> list[str]:
     for scheme in report.sizes:
         nbytes = f"refused: {scheme.refusal}" if scheme.bytes is None else size(scheme.bytes)
         lines.append(f"  {scheme.scheme:24}{nbytes:>10}")
-    lines += ["", f"Memory to run in {report.scheme} for {report.target}, beside the engine"]
+    what = f"{report.scheme} for {report.target} with a cache in {report.kv_cache}"
+    lines += ["", f"Memory to run in {what}, beside the engine"]
     lines.append(
         f"  {'tokens of context':24}{'weights':>10}{'KV cache':>10}{'scratch':>10}{'all':>10}"
     )

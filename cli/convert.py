@@ -17,7 +17,7 @@ from cli.coreml import (
     request_of,
 )
 from cli.limits import LIMITS
-from cli.request import BACKENDS, ENGINES, TARGETS, Request, decided_by_receipt
+from cli.request import BACKENDS, CACHES, ENGINES, TARGETS, Request, decided_by_receipt
 from converter.errors import OptionError
 
 if TYPE_CHECKING:
@@ -133,6 +133,12 @@ def add_conversion_options(parser: argparse.ArgumentParser, has_coreml: bool = F
         metavar="SIZE",
         help="what the model may take when it runs, with engine and tokenizer, as in 3GB or 800MB "
         "(default: any; with --kv-cache-max-len auto 3GB, on whatever machine)",
+    )
+    parser.add_argument(
+        "--kv-cache",
+        choices=CACHES,
+        help="what the KV cache holds keys and values as: fp32 (default), or for cpu int8 with a "
+        "scale for each token and head, a quarter of the memory, or fp16, half of it",
     )
     parser.add_argument(
         "--target",
@@ -254,7 +260,7 @@ def _lines(report: PlanReport, force: bool) -> list[str]:
         f"  target: {report.target}",
         *([f"  calibration: {report.calibration}"] if report.calibration else []),
         f"  chat template: {report.chat_template}",
-        f"  KV cache: {report.kv_cache_length}",
+        f"  KV cache: {report.kv_cache_length} tokens in {report.kv_cache}",
         f"  draft: {report.draft}",
         f"  threads: {report.threads}",
         "",

@@ -43,6 +43,7 @@ _OTHERS = {
     "prefill_seq_len": "say --batch",
     "kv_cache_max_len": "say --context",
     "memory": "say --context",
+    "kv_cache": "leave it out: it is float16",
     "engine": "leave it out",
     "draft": "leave it out: no app that reads packages drafts",
 }

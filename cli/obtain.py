@@ -204,6 +204,8 @@ def _made_as(output: Path) -> str:
     said = [str(system[key]) for key in ("quantization", "target") if key in system]
     made = f" in {' for '.join(said)}" if said else ""
     made += f" with a context of {context} tokens" if context else ""
+    if system.get("KV cache", "fp32") != "fp32":
+        made += f" in {system['KV cache']}"
     return made + (" and drafts" if "draft" in system else "")
 
 

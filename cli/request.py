@@ -19,6 +19,7 @@ _Choice = TypeVar("_Choice", bound=enum.Enum)
 
 BACKENDS = ("cpu", "gpu")
 TARGETS = (*BACKENDS, "coreml")
+CACHES = ("int8", "fp16", "fp32")
 ENGINES = ("direct", "torch")
 
 
@@ -49,6 +50,7 @@ class Request:
     prefill_seq_len: str | None = None
     kv_cache_max_len: int | Literal["auto"] | None = None
     memory: int | None = None
+    kv_cache: str | None = None
     target: str | None = None
     engine: str | None = None
     draft: str | None = None
@@ -66,7 +68,7 @@ class Request:
     # What a receipt says, so that nobody else may.
     decided_by_receipt: ClassVar[tuple[str, ...]] = (
         "quantize", "clip", "calibrate", "lora", "chat_template", "prefill_seq_len",
-        "kv_cache_max_len", "memory", "target", "engine", "draft", "revision",
+        "kv_cache_max_len", "memory", "kv_cache", "target", "engine", "draft", "revision",
     )  # fmt: skip
 
     def by_receipt(self, path: Path) -> Self:
@@ -120,6 +122,10 @@ class Request:
             chosen.setdefault("memory", DEFAULT_MEMORY)
         elif self.kv_cache_max_len is not None:
             chosen["cache_length"] = self.kv_cache_max_len
+        if self.kv_cache is not None:
+            from converter.tflite.kv_cache import CacheType
+
+            chosen["kv_cache"] = _member(CacheType, "kv_cache", self.kv_cache)
         if self.target is not None:
             from converter.tflite.kv_cache import Target
 

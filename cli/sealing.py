@@ -177,6 +177,7 @@ def options_for_receipt(converter: ModelConverter, plan: Plan) -> dict[str, Any]
         "calibrate": _calibration_for_receipt(converter.options.calibrate, plan),
         "prefill_lengths": list(plan.prefill_lengths),
         "cache_length": plan.cache_length,
+        "kv_cache": plan.cache_type.value,
         "target": converter.options.target.value,
         "draft": spelled_draft(converter.options.drafts),
         "engine": "torch" if isinstance(converter, ReferenceConverter) else "direct",
@@ -259,7 +260,7 @@ def options_of_receipt(found: dict[str, Any]) -> dict[str, Any]:
         OptionError: the text that calibrated cannot be read.
         SourceError: it says something that no option has, or that text is another one now.
     """
-    from converter.tflite.kv_cache import Target
+    from converter.tflite.kv_cache import CacheType, Target
     from converter.weights.row_format import Clip
 
     said = found.get("options")
@@ -274,6 +275,8 @@ def options_of_receipt(found: dict[str, Any]) -> dict[str, Any]:
             "clip": Clip(said["clip"]),
             "prefill_lengths": lengths,
             "cache_length": int(said["cache_length"]),
+            # Receipts from before there was a choice say nothing of it.
+            "kv_cache": CacheType(said.get("kv_cache", "fp32")),
             "target": Target(said["target"]),
             "drafts": parse_draft(str(said.get("draft", "none"))),  # older ones say nothing
         }

@@ -34,7 +34,7 @@ from converter.litertlm.bundle import (
     tokenizer_section,
 )
 from converter.litertlm.inspection import summarise
-from converter.litertlm.metadata import DRAFTING_ENGINE, LlmMetadataResult, build_llm_metadata
+from converter.litertlm.metadata import NEWEST_ENGINE, LlmMetadataResult, build_llm_metadata
 from converter.litertlm.model_types import DRAFTER, EMBEDDER, NETWORK
 from converter.litertlm.run_memory import beside_network
 from converter.litertlm.sampling import checked_sampling
@@ -51,7 +51,7 @@ from converter.text.chat_template import TEMPLATE_FIX
 from converter.text.tokenizer import load_tokenizer
 from converter.tflite.decoder_graph import build_decoder
 from converter.tflite.graph import Weight
-from converter.tflite.kv_cache import Target
+from converter.tflite.kv_cache import CacheType, Target
 from converter.tflite.lookup import History
 from converter.tflite.lookup_drafter import build_drafter, build_embedder
 from converter.tflite.state import StateBuffer
@@ -115,6 +115,7 @@ class Plan:
     spec: DecoderSpec
     quantization: Quantization
     cache_length: int
+    cache_type: CacheType
     prefill_lengths: tuple[int, ...]
     weights: tuple[PlannedWeight, ...]
     model: Layout
@@ -269,6 +270,7 @@ class ModelConverter:
             spec=spec,
             quantization=quantization,
             cache_length=cache_length,
+            cache_type=self._cache_type(),
             prefill_lengths=lengths,
             weights=tuple(planned(path, shape) for path, shape in shapes.items()),
             model=model,
@@ -295,6 +297,7 @@ class ModelConverter:
                 target,
                 rings,
                 self.options.drafts,
+                self._cache_type(),
             )
             return write(decoder.model), decoder.states
 
@@ -346,8 +349,8 @@ class ModelConverter:
             generation_config=checked_sampling(self.checkpoint.generation_config, self.name),
             template_fix=f"correct {chosen.file}" if chosen and chosen.file else TEMPLATE_FIX,
         )
-        if self.options.drafts:
-            metadata.message.min_runtime_version = DRAFTING_ENGINE
+        if self.options.drafts or self._cache_type() is not CacheType.FP32:
+            metadata.message.min_runtime_version = NEWEST_ENGINE
         return metadata, tokenizer.kind, tokenizer_section(tokenizer.kind, tokenizer.data)
 
     def _lay_out(
@@ -383,6 +386,7 @@ class ModelConverter:
             "family": family.name,
             "quantization": quantization.name,
             "target": self.options.target.value,
+            "KV cache": self._cache_type().value,
             **({"draft": draft_note(self.options.drafts)} if drafters else {}),
             **found,
             "chat template": self._template_origin(metadata.template.chosen),
@@ -488,6 +492,16 @@ class ModelConverter:
             longest -= 1
         lengths = [n for n in (*range(STEP, longest, STEP), longest) if n >= shortest]
         return lengths or [longest]
+
+    def _cache_type(self) -> CacheType:
+        wanted = self.options.kv_cache
+        if self.options.target is Target.GPU and wanted not in (None, CacheType.FP32):
+            raise OptionError(
+                f"--kv-cache {wanted}",
+                "a GPU's delegate is known to take caches in fp32 alone",
+                self.instead_of_gpu,
+            )
+        return wanted or CacheType.FP32
 
     def _prefill_lengths(self, cache_length: int, spec: DecoderSpec) -> tuple[int, ...]:
         wanted = self.options.prefill_lengths

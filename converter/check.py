@@ -54,7 +54,7 @@ class CheckReport:
         family: that it is read as.
         parameters: values in its weights; a tied head counts once.
         context_length: tokens that the model was made for.
-        scheme: that the memory is told for.
+        scheme, target, kv_cache: that the memory is told for.
         memory_fit: what a budget of memory comes to; None without one.
         text_proved: whether tokenizer and chat template were there to be proved.
         notes: what a conversion would say beside.
@@ -67,6 +67,7 @@ class CheckReport:
     context_length: int
     scheme: str
     target: str
+    kv_cache: str
     draft: str
     sizes: tuple[SchemeSize, ...]
     memory: tuple[ContextMemory, ...]
@@ -115,6 +116,7 @@ def check(
         context_length=plan.family.max_position_embeddings,
         scheme=plan.quantization.name,
         target=options.target.value,
+        kv_cache=plan.cache_type.value,
         draft=spelled_draft(options.drafts),
         sizes=tuple(_sizes(checkpoint, name, options, plan)),
         memory=tuple(_memory(checkpoint, name, options, lengths or _contexts(plan))),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from converter.decoder import DecoderSpec, Experts
 from converter.errors import OptionError
 from converter.text.named_templates import chat_template_of
-from converter.tflite.kv_cache import Target
+from converter.tflite.kv_cache import CacheType, Target
 from converter.tflite.lookup import MOST_DRAFTS
 from converter.weights.adapters import WeightedAdapter
 from converter.weights.row_format import Clip
@@ -84,6 +84,7 @@ class ConvertOptions:
         memory: bytes that the result may take when it runs, engine and tokenizer included; None for
             any. Where `cache_length` is None, it is then the largest that fits.
         target: what the graph is made for.
+        kv_cache: what keys and values are held as; None for float32.
         drafts: the most tokens that are drafted at once, by prompt lookup; 0 for no drafts.
         lora: LoRA adapters to merge, in this order.
         chat_template: one that the user chose; None for the source's own.
@@ -97,6 +98,7 @@ class ConvertOptions:
     cache_length: int | None = None
     memory: int | None = None
     target: Target = Target.CPU
+    kv_cache: CacheType | None = None
     drafts: int = 0
     lora: Sequence[WeightedAdapter] = ()
     chat_template: ChatTemplate | None = None

@@ -54,6 +54,7 @@ class PlanReport:
         source_bytes: what is read of the checkpoint's tensors.
         weights_bytes: what they are packed into, scales of rows not counted.
         output_bytes: size of the finished file.
+        kv_cache: what keys and values are held as.
         memory_bytes: most memory that the conversion holds, about; independent of the weights.
         disk_needed_bytes: what must be free. An output that is replaced stays until the new one is
             complete.
@@ -70,6 +71,7 @@ class PlanReport:
     output: str
     output_exists: bool
     kv_cache_length: int
+    kv_cache: str
     draft: str
     prefill_lengths: tuple[int, ...]
     signatures: list[SignatureSummary]
@@ -103,6 +105,7 @@ def report(converter: ModelConverter, plan: Plan, output: Path) -> PlanReport:
         output=str(output),
         output_exists=output.exists(),
         kv_cache_length=plan.cache_length,
+        kv_cache=plan.cache_type.value,
         draft=spelled_draft(converter.options.drafts),
         prefill_lengths=plan.prefill_lengths,
         signatures=model.signatures,

@@ -34,6 +34,7 @@ def convert(
     prefill_seq_len: int | str | None = None,
     kv_cache_max_len: int | Literal["auto"] | None = None,
     memory: str | None = None,
+    kv_cache: str | None = None,
     target: str | None = None,
     engine: str | None = None,
     draft: str | None = None,
@@ -79,6 +80,7 @@ def convert(
             `memory`; 1280 where both are None.
         memory: what the result may take when it runs, with engine and tokenizer, as in "3GB"; where
             None any, and 3GB with "auto".
+        kv_cache: what it holds keys and values as: fp32 (where None), or for cpu int8 or fp16.
         target: cpu (where None), gpu or coreml.
         engine: direct (where None) or torch.
         draft: "lookup" or "lookup:N", for at most N drafts at once, or "none" (where None).
@@ -114,6 +116,7 @@ def convert(
         prefill_seq_len=prefill_seq_len,
         kv_cache_max_len=kv_cache_max_len,
         memory=memory,
+        kv_cache=kv_cache,
         target=target,
         engine=engine,
         draft=draft,
@@ -156,6 +159,7 @@ def plan(
     prefill_seq_len: int | str | None = None,
     kv_cache_max_len: int | Literal["auto"] | None = None,
     memory: str | None = None,
+    kv_cache: str | None = None,
     target: str | None = None,
     draft: str | None = None,
     revision: str | None = None,
@@ -194,6 +198,7 @@ def plan(
         prefill_seq_len=prefill_seq_len,
         kv_cache_max_len=kv_cache_max_len,
         memory=memory,
+        kv_cache=kv_cache,
         target=target,
         draft=draft,
         revision=revision,
@@ -232,7 +237,7 @@ def request_for(
     if model is None and from_receipt is None:
         raise OptionError("convert", "no model was named", "name one, or a receipt")
     for name in (
-        "quantize", "clip", "target", "engine", "draft", "revision", "prefix", "accept",
+        "quantize", "clip", "kv_cache", "target", "engine", "draft", "revision", "prefix", "accept",
     ):  # fmt: skip
         check_text(name, options.get(name))
     progress = options.get("progress")

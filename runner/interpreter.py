@@ -30,7 +30,7 @@ class GraphRunner:
         self._runners: dict[str, Any] = {}  # made when they are used: each takes a second
         decode = next(s for s in info.model.signatures if s.name == "decode")
         self._caches = {
-            tensor.name: np.zeros(tensor.shape, np.float32)
+            tensor.name: np.zeros(tensor.shape, tensor.dtype)
             for tensor in decode.inputs
             if tensor.name.startswith("kv_cache_")
         }

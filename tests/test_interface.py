@@ -92,6 +92,7 @@ def test_a_result_is_that_of_the_command(
         quantize="fp16",
         prefill_seq_len=64,
         kv_cache_max_len=128,
+        kv_cache="int8",
         progress=lambda done, total: seen.append((done, total)),
         quiet=True,
     )
@@ -100,6 +101,7 @@ def test_a_result_is_that_of_the_command(
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1] == seen[0][1]
     options = ["--quantize", "fp16", "--prefill-seq-len", "64", "--kv-cache-max-len", "128"]
+    options += ["--kv-cache", "int8"]
     assert command(["convert", str(tiny), "--output-dir", "theirs", *options]) == 0
     assert path.read_bytes() == (work / "theirs/tiny.litertlm").read_bytes()
     again = convert(from_receipt=receipt_path(path), output_dir=work / "again")

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 # The oldest LiteRT-LM that runs our networks (docs/runtime.md); nobody enforces it yet.
 OLDEST_ENGINE = "0.11.0"
-# The only one in which drafts were tried.
-DRAFTING_ENGINE = "0.18.1"
+# The only one in which drafts and compact caches were tried.
+NEWEST_ENGINE = "0.18.1"
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from converter.tflite.graph import Graph, Model, Tensor
+from converter.tflite.graph import DType, Graph, Model, Tensor
 
 # Added to the scores of columns out of sight, times how far they are.
 _HIDDEN = 1e9
@@ -55,6 +56,56 @@ class Scores:
 
     softcap: float | None = None
     sinks: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Held:
+    """Keys or values as a cache holds them.
+
+    int8 ones are whole steps, and each column has a scale of its own.
+
+    Attributes:
+        data: float32, float16 or int8, (1, kv, columns, d), or (1, kv, d, columns).
+        axis: along which columns lie, 2 or 3.
+        scales: of int8, (1, kv, 1, columns), float32.
+    """
+
+    data: Tensor
+    axis: int = 2
+    scales: Tensor | None = None
+
+    @property
+    def columns(self) -> int:
+        return self.data.shape[self.axis]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.data,) if self.scales is None else (self.data, self.scales)
+
+    def of(self, tensors: Sequence[Tensor]) -> Held:
+        """The same in other tensors, such as a body's inputs."""
+        return Held(tensors[0], self.axis, *tensors[1:])
+
+    def steps(self, g: Graph, name: str, start: int, size: int) -> Tensor:
+        """Some columns as float32, but for their scales."""
+        return make_float(g, f"{name}/float32", cut(g, name, self.data, self.axis, start, size))
+
+    def floats(self, g: Graph, name: str, start: int, size: int) -> Tensor:
+        """Some columns, float32."""
+        steps = self.steps(g, name, start, size)
+        if self.scales is None:
+            return steps
+        scales = cut(g, f"{name}/scales", self.scales, 3, start, size)
+        if self.axis == 2:
+            scales = g.make_reshape(f"{name}/scales/rows", scales, (1, scales.shape[1], size, 1))
+        return g.make_mul(f"{name}/scaled", steps, scales)
+
+    def scaled(self, g: Graph, name: str, x: Tensor, start: int) -> Tensor:
+        """Scores or weights of some columns, (1, kv, rows, columns), times their scales."""
+        if self.scales is None:
+            return x
+        scales = cut(g, f"{name}/scales", self.scales, 3, start, x.shape[3])
+        return g.make_mul(f"{name}/scaled", x, scales)
 
 
 @dataclass(frozen=True)
@@ -106,6 +157,45 @@ class Rows:
     choices: tuple[Columns, ...]
 
 
+class _Inputs(NamedTuple):
+    """What a body is handed; see `AttentionByRows`.
+
+    Attributes:
+        q: (1, N, heads, d).
+        rows, needed: `Rows.positions` and `Rows.needed`.
+        columns: positions of the keys.
+    """
+
+    q: Tensor
+    keys: Held
+    values: Held
+    rows: Tensor
+    columns: Tensor
+    needed: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """One after another."""
+        parts = (part.tensors if isinstance(part, Held) else (part,) for part in self)
+        return tuple(tensor for part in parts for tensor in part)
+
+    def add_to(self, body: Graph) -> _Inputs:
+        """The same as inputs of a body, in the order of `tensors`."""
+
+        def add(name: str, x: Tensor) -> Tensor:
+            return body.add_input(name, x.shape, x.dtype)
+
+        def hold(name: str, part: Held) -> Held:
+            return part.of([add(f"{name}/{i}", x) for i, x in enumerate(part.tensors)])
+
+        return _Inputs(
+            add("q", self.q),
+            hold("keys", self.keys),
+            hold("values", self.values),
+            *(add(name, x) for name, x in zip(self._fields[3:], self[3:], strict=True)),
+        )
+
+
 class AttentionByRows:
     """The attention of one kind of layer in one call: for each of `rows` the fitting columns.
 
@@ -135,13 +225,13 @@ class AttentionByRows:
         self.columns = columns
         self.window = window
 
-    def attend(self, name: str, q: Tensor, keys: Tensor, values: Tensor, scores: Scores) -> Tensor:
+    def attend(self, name: str, q: Tensor, keys: Held, values: Held, scores: Scores) -> Tensor:
         """One layer's attention: (1, N, heads, d) -> the same shape."""
         parts = []
         for rows in self.rows:
             part = f"{name}/{rows.start}"
             own = cut(self.graph, f"{part}/q", q, 1, rows.start, rows.positions.shape[2])
-            inputs = (own, keys, values, rows.positions, self.columns, rows.needed)
+            inputs = _Inputs(own, keys, values, rows.positions, self.columns, rows.needed)
             parts.append(self._choose(self.graph, part, rows.choices, inputs, scores))
         return _join(self.graph, f"{name}/rows", parts, axis=1)
 
@@ -150,7 +240,7 @@ class AttentionByRows:
         g: Graph,
         name: str,
         choices: tuple[Columns, ...],
-        inputs: Sequence[Tensor],
+        inputs: _Inputs,
         scores: Scores,
     ) -> Tensor:
         """Attention over the first of `choices` that is enough."""
@@ -169,26 +259,20 @@ class AttentionByRows:
         holds = g.constant(f"{name}/holds_{lower[-1].holds}", [lower[-1].holds])
         is_enough = g.make_greater_equal(f"{name}/is_enough", holds, needed)
         then, otherwise = (self._body(half, inputs, scores) for half in (lower, upper))
-        handed = inputs if scores.sinks is None else (*inputs, scores.sinks)
+        handed = inputs.tensors if scores.sinks is None else (*inputs.tensors, scores.sinks)
         return g.make_if(f"{name}/context", is_enough, then, otherwise, handed)
 
-    def _body(
-        self, choices: tuple[Columns, ...], inputs: Sequence[Tensor], scores: Scores
-    ) -> Graph:
+    def _body(self, choices: tuple[Columns, ...], inputs: _Inputs, scores: Scores) -> Graph:
         """The branch in which one of `choices` is taken."""
-        _, keys, _, rows, *_ = inputs
+        keys, rows = inputs.keys, inputs.rows
         span = f"{choices[0].start}:{choices[0].stop}-{choices[-1].start}:{choices[-1].stop}"
-        name = f"{self.name}/{rows.shape[2]}_rows/{keys.shape[2]}_columns/{span}"
+        name = f"{self.name}/{rows.shape[2]}_rows/{keys.columns}_columns/{span}"
         name += f"/softcap_{scores.softcap}" if scores.softcap else ""
         name += "/sinks" if scores.sinks is not None else ""
         body = self.model.bodies.get(name)
         if body is None:
             body = self.model.add_body(name)
-            names = ("q", "keys", "values", "rows", "columns", "needed")
-            copies = [
-                body.add_input(part, tensor.shape, tensor.dtype)
-                for part, tensor in zip(names, inputs, strict=True)
-            ]
+            copies = inputs.add_to(body)
             if scores.sinks is not None:
                 sinks = body.add_input("sinks", scores.sinks.shape, scores.sinks.dtype)
                 scores = dataclasses.replace(scores, sinks=sinks)
@@ -221,24 +305,22 @@ def make_attention(
     g: Graph,
     name: str,
     q: Tensor,
-    keys: Tensor,
-    values: Tensor,
+    keys: Held,
+    values: Held,
     mask_of: MaskOf,
     scores: Scores = Scores(),
     columns: Columns | None = None,
-    values_axis: int = 2,
 ) -> Tensor:
     """softmax(q @ keys^T + mask) @ values: (1, N, heads, d) -> the same shape.
 
     Args:
-        keys, values: (1, kv, all columns, d).
+        keys, values: all columns.
         mask_of: makes the mask of some columns.
         scores: what happens to scores beside it.
         columns: look at these alone, by pieces where that is cheaper; None for all at once.
-        values_axis: 3 where values are (1, kv, d, all columns).
     """
     _, n, heads, d = q.shape
-    _, kv, everything, _ = keys.shape
+    kv, everything = keys.data.shape[1], keys.columns
     rows = heads // kv * n
     heads_first = make_heads_first(g, f"{name}/q/heads_first", q)
     q = g.make_reshape(f"{name}/q/grouped", heads_first, (1, kv, rows, d))
@@ -248,7 +330,7 @@ def make_attention(
         each = g.make_add(f"{name}/sinks/queries", each, zeros)
         rows_of = g.make_reshape(f"{name}/sinks", each, (1, kv, rows, 1))
         scores = dataclasses.replace(scores, sinks=rows_of)
-    pieces = _Pieces(g, name, q, keys, values, mask_of, scores, values_axis, n)
+    pieces = _Pieces(g, name, q, keys, values, mask_of, scores, n)
     if columns is None:
         context = pieces.join([(0, everything)])
     elif n > 1 and columns.count > _MANY_COLUMNS:
@@ -271,7 +353,7 @@ class _Pieces:
 
     Attributes:
         q: (1, kv, group * N, d).
-        keys, values, mask_of, values_axis: see `make_attention`.
+        keys, values, mask_of: see `make_attention`.
         kind: `Scores`, with sinks (1, kv, group * N, 1).
         n: tokens of this call, N.
     """
@@ -279,12 +361,20 @@ class _Pieces:
     g: Graph
     name: str
     q: Tensor
-    keys: Tensor
-    values: Tensor
+    keys: Held
+    values: Held
     mask_of: MaskOf
     kind: Scores
-    values_axis: int
     n: int
+
+    @property
+    def is_scaled_late(self) -> bool:
+        """Whether scales are taken out of products: q @ (scale * steps) is scale * (q @ steps).
+
+        The delegate then multiplies by int8 as it is, widened in registers. Where rows outnumber
+        the steps of a column, it is less work to scale these before.
+        """
+        return self.q.shape[2] < self.q.shape[3]
 
     def join(self, tiles: Sequence[tuple[int, int]]) -> Tensor:
         """One softmax over all scores: (1, kv, group * N, d)."""
@@ -297,6 +387,9 @@ class _Pieces:
             score = g.make_concatenation(f"{name}/with_sinks", (score, self.kind.sinks), axis=3)
         weights = g.make_softmax(f"{name}/softmax", score)
         weights = self.in_rows(f"{name}/weights", weights)
+        if self.values.scales is not None and self.is_scaled_late:  # of all tiles at once
+            weights = cut(g, f"{name}/weights/columns", weights, 3, 0, count)
+            weights = self.values.scaled(g, f"{name}/weights", weights, start)
         context: Tensor | None = None
         for at, size in tiles:
             weight = cut(g, f"{name}/weights/{at}", weights, 3, at - start, size)
@@ -320,7 +413,10 @@ class _Pieces:
             highest = g.make_reduce_max(f"{name}/highest", score)
             weight = g.make_exp(f"{name}/exp", g.make_sub(f"{name}/below", score, highest))
             total = self.in_rows(f"{name}/total", g.make_sum(f"{name}/sum", weight))
-            part = self.weighted(self.in_rows(f"{name}/weights", weight), at, size)
+            weight = self.in_rows(f"{name}/weights", weight)
+            if self.is_scaled_late:
+                weight = self.values.scaled(g, f"{name}/weights", weight, at)
+            part = self.weighted(weight, at, size)
             piece = self.in_rows(f"{name}/highest/rows", highest), total, part
             merged = piece if merged is None else self._merge_two(f"{name}/merged", merged, piece)
         assert merged is not None  # there is at least one column
@@ -357,18 +453,23 @@ class _Pieces:
         )
 
     def scores(self, at: int, size: int) -> Tensor:
-        """(1, kv, group * N, size)."""
-        part = cut(self.g, f"{self.name}/keys/{at}", self.keys, 2, at, size)
-        name, cap = f"{self.name}/scores/{at}", self.kind.softcap
-        score = self.g.make_batch_matmul(name, self.q, part)
-        return score if cap is None else make_capped_share(self.g, f"{name}/capped", score, cap)
+        """q @ keys^T, but for late scales, (1, kv, group * N, size)."""
+        take = self.keys.steps if self.is_scaled_late else self.keys.floats
+        part = take(self.g, f"{self.name}/keys/{at}", at, size)
+        name, transposed = f"{self.name}/scores/{at}", self.keys.axis == 2
+        return self.g.make_batch_matmul(name, self.q, part, transposed)
 
     def masked(self, score: Tensor, at: int, size: int) -> Tensor:
-        """Scores + mask, (kv, group, N, size) where one mask serves all heads."""
-        g, (_, kv, rows, _), mask = self.g, score.shape, self.mask_of(at, size)
+        """What softmax takes, (kv, group, N, size) where one mask serves all heads."""
+        g, name, cap = self.g, f"{self.name}/scores/{at}", self.kind.softcap
+        mask = self.mask_of(at, size)
+        if self.is_scaled_late:
+            score = self.keys.scaled(g, name, score, at)
+        if cap is not None:
+            score = make_capped_share(g, f"{name}/capped", score, cap)
+        _, kv, rows, _ = score.shape
         if mask.shape[2] != rows:
-            shape = kv, rows // self.n, self.n, size
-            score = g.make_reshape(f"{self.name}/scores/{at}/groups", score, shape)
+            score = g.make_reshape(f"{name}/groups", score, (kv, rows // self.n, self.n, size))
         return g.make_add(f"{self.name}/masked/{at}", score, mask)
 
     def in_rows(self, name: str, x: Tensor) -> Tensor:
@@ -378,8 +479,9 @@ class _Pieces:
 
     def weighted(self, weights: Tensor, at: int, size: int) -> Tensor:
         """weights @ values, (1, kv, group * N, d)."""
-        part = cut(self.g, f"{self.name}/values/{at}", self.values, self.values_axis, at, size)
-        name, transposed = f"{self.name}/attended/{at}", self.values_axis == 3
+        take = self.values.steps if self.is_scaled_late else self.values.floats
+        part = take(self.g, f"{self.name}/values/{at}", at, size)
+        name, transposed = f"{self.name}/attended/{at}", self.values.axis == 3
         return self.g.make_batch_matmul(name, weights, part, transposed)
 
 
@@ -401,6 +503,13 @@ def make_heads_first(g: Graph, name: str, x: Tensor) -> Tensor:
     if n == 1 or heads == 1:
         return g.make_reshape(name, x, (1, heads, n, d))
     return g.make_transpose(name, x, (0, 2, 1, 3))
+
+
+def make_float(g: Graph, name: str, x: Tensor) -> Tensor:
+    """x as float32; of int8, steps."""
+    if x.dtype is DType.FLOAT16:  # the delegate takes DEQUANTIZE of float16 for constants alone
+        return g.make_quantize(name, x, DType.FLOAT32)
+    return x if x.dtype is DType.FLOAT32 else g.make_dequantize(name, x)
 
 
 def cut(g: Graph, name: str, x: Tensor, axis: int, start: int, size: int) -> Tensor:

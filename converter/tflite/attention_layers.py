@@ -52,25 +52,26 @@ class AttentionLayers:
         self.caches = {i: caches[kind] for i, kind in kinds.items()}
         for i, mixer in mixers.items():
             assert mixer.cache_of is None or shapes[i] == shapes[mixer.cache_of]
-        self.inputs: dict[int, tuple[Tensor, Tensor]] = {}
+        self.states: dict[int, tuple[StateBuffer, ...]] = {}
+        self.inputs: dict[int, tuple[Tensor, ...]] = {}
         self.seen: dict[int, Extended] = {}
 
     def add_states(self, index: int) -> tuple[StateBuffer, ...]:
         """Declare a layer's cache, where it has one of its own."""
         if self.mixers[index].cache_of is not None:
             return ()
-        k, v = self.caches[index].buffers(index)
-        self.inputs[index] = k.add_to(self.graph), v.add_to(self.graph)
-        return k, v
+        self.states[index] = states = self.caches[index].buffers(index)
+        self.inputs[index] = tuple(state.add_to(self.graph) for state in states)
+        return states
 
     def write(self, index: int, block: str, x: Tensor) -> None:
         """Write a layer's keys and values, from what it is fed with, (N, hidden)."""
         if index not in self.inputs:
             return
         k, v = self.make_keys_and_values(block, self.mixers[index], x)
-        self.seen[index] = self.caches[index].extend(at(block), k, v, *self.inputs[index])
-        self.graph.add_output(f"kv_cache_k_{index}", self.seen[index].k_cache)
-        self.graph.add_output(f"kv_cache_v_{index}", self.seen[index].v_cache)
+        self.seen[index] = seen = self.caches[index].extend(at(block), k, v, self.inputs[index])
+        for state, cache in zip(self.states[index], seen.caches, strict=True):
+            self.graph.add_output(state.name, cache)
 
     def mix(self, index: int, block: str, x: Tensor) -> Tensor:
         """Attention over the layer's own cache or an earlier one's, (N, hidden) -> the same."""

@@ -32,7 +32,7 @@ from converter.tflite.blocks import Blocks, WeightOf, at
 from converter.tflite.delta_net import DeltaNetLayers
 from converter.tflite.feed_forward import make_feed_forward
 from converter.tflite.graph import DType, Graph, Model, Tensor
-from converter.tflite.kv_cache import Call, Target, cache_shape
+from converter.tflite.kv_cache import CacheType, Call, Target, cache_shape
 from converter.tflite.lookup import History, add_no_activations, add_verify
 from converter.tflite.mamba2 import Mamba2Layers
 from converter.tflite.short_conv import ShortConvLayers
@@ -67,6 +67,7 @@ def build_decoder(
     target: Target,
     rings: bool,
     drafts: int = 0,
+    cache_type: CacheType = CacheType.FP32,
 ) -> Decoder:
     """Emit one `prefill_N` for every length, `decode`, and `verify` where there are drafts.
 
@@ -78,6 +79,7 @@ def build_decoder(
         target: what it will run on.
         rings: whether caches of windows may be rings; see `cache_shape`.
         drafts: how many tokens are drafted at once; 0 for none. They may reach beyond C.
+        cache_type: what keys and values are held as.
     """
     model = Model("litert-lm-cli")
     # Declared first and in order of use, so that the file is read front to back.
@@ -97,7 +99,7 @@ def build_decoder(
         first = g.make_slice("cache/first", positions, (0,), (1,))
         last = g.make_reduce_max("cache/last", positions)
         call = Call(model, g, positions.shape[0], positions, first, last, mask, fits)
-        return _DecoderGraph(call, spec, ids, weight_of, slots, target, rings)
+        return _DecoderGraph(call, spec, ids, weight_of, slots, target, rings, cache_type)
 
     def emit_signature(signature: str, n: int) -> _DecoderGraph:
         g = model.add_graph(signature)
@@ -137,6 +139,7 @@ class _DecoderGraph:
         cache_length: int,
         target: Target,
         rings: bool,
+        cache_type: CacheType,
     ) -> None:
         self.graph = call.graph
         self.spec = spec
@@ -153,7 +156,7 @@ class _DecoderGraph:
         delta = {i: mixer for i, mixer in mixers if isinstance(mixer, GatedDeltaNet)}
         mamba = {i: mixer for i, mixer in mixers if isinstance(mixer, Mamba2)}
         shapes = {
-            i: cache_shape(mixer.sliding_window, cache_length, target, rings)
+            i: cache_shape(mixer.sliding_window, cache_length, target, rings, cache_type)
             for i, mixer in attention.items()
         }
         self.mixers: dict[type, MixerLayers] = {

@@ -273,6 +273,16 @@ class Graph:
         """float16, or int8 with its scales, to float32."""
         return self._make("DEQUANTIZE", name, (x,), x.shape)
 
+    def make_quantize(self, name: str, x: Tensor, dtype: DType) -> Tensor:
+        """float32 rounded to float16, or to whole numbers from -128 to 127 as int8, halves to even
+        ones; or float16 to float32, which the runtime's delegate takes under this name alone.
+        """
+        return self._make("QUANTIZE", name, (x,), x.shape, dtype)
+
+    def make_abs(self, name: str, x: Tensor) -> Tensor:
+        """|x|."""
+        return self._make("ABS", name, (x,), x.shape)
+
     def make_mean(self, name: str, x: Tensor) -> Tensor:
         """Mean over the last axis, which stays with length 1."""
         axes = self.constant(f"{name}/axes", [len(x.shape) - 1])
@@ -304,7 +314,8 @@ class Graph:
     def make_transpose(self, name: str, x: Tensor, axes: Sequence[int]) -> Tensor:
         """Axis i of the result is axis `axes[i]` of x."""
         shape = [x.shape[axis] for axis in axes]
-        return self._make("TRANSPOSE", name, (x, self.constant(f"{name}/axes", axes)), shape)
+        order = self.constant(f"{name}/axes", axes)
+        return self._make("TRANSPOSE", name, (x, order), shape, x.dtype)
 
     def make_concatenation(self, name: str, parts: Sequence[Tensor], axis: int) -> Tensor:
         """The parts one after another along `axis`, counted from the front."""

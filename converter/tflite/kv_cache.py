@@ -11,12 +11,15 @@ d = head_dim. What all layers of a kind share is computed once per call.
   There is no mask input, which the runtime would fill for all C slots: who sees whom follows from
   positions. `FullCache` (layers that see everything) reads as many slots as are in use; a ring
   (layers with a window) holds little more than the window: `RingCache`, `LongRingCache`.
+  They may be compact (`CacheType`): float16, or int8 with a scale for each token and head, whose
+  keys are (1, kv, d, S), as the runtime's kernels like them, and scales (1, kv, 1, S).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -27,11 +30,13 @@ from converter.tflite.attention import (
     ROWS_AT_ONCE,
     AttentionByRows,
     Columns,
+    Held,
     Rows,
     Scores,
     cut,
     first_columns,
     make_attention,
+    make_float,
     make_heads_first,
 )
 from converter.tflite.graph import DType, Graph, Model, Tensor
@@ -40,6 +45,11 @@ from converter.tflite.state import StateBuffer, StateKind
 # Added to the scores of positions that left the window. Large against any score, small enough that
 # two such numbers added up (the runtime's mask and ours) stay finite.
 _MASKED = -1e9
+# The largest of int8's steps, and the least scale of one: that of a row of zeros.
+_STEPS = 127
+_LEAST_SCALE = 1e-20
+# So many neighbours of a key are mixed before it is rounded to int8, or all where they are fewer.
+_MIXED = 64
 # How many tokens the engine may take back between two turns.
 REWIND = 120
 # A call may leave so much padding in a ring, or so many drafts that were wrong: what the shortest
@@ -56,6 +66,25 @@ class Target(StrEnum):
     GPU = "gpu"
 
 
+class CacheType(StrEnum):
+    """What keys and values are held as: `--kv-cache`."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+    @property
+    def dtype(self) -> DType:
+        return _DTYPES[self]
+
+
+_DTYPES = {
+    CacheType.FP32: DType.FLOAT32,
+    CacheType.FP16: DType.FLOAT16,
+    CacheType.INT8: DType.INT8,
+}
+
+
 @dataclass(frozen=True)
 class CacheShape:
     """The caches of one kind of layer.
@@ -65,17 +94,24 @@ class CacheShape:
         window: how many positions a token sees; None for all. Shorter than the context that was
             asked for, or it does not matter.
         is_ring: whether later positions take the places of those that left the window.
-        v_axis: the axis of a v cache along which slots lie; that of a k cache is 2.
+        type: what keys and values are held as.
+        k_axis, v_axis: the axes along which slots lie.
     """
 
     slots: int
     window: int | None = None
     is_ring: bool = False
+    type: CacheType = CacheType.FP32
+    k_axis: int = 2
     v_axis: int = 2
 
 
 def cache_shape(
-    sliding_window: int | None, cache_length: int, target: Target, rings: bool
+    sliding_window: int | None,
+    cache_length: int,
+    target: Target,
+    rings: bool,
+    type_: CacheType = CacheType.FP32,
 ) -> CacheShape:
     """The caches of a layer with this window, where `cache_length` tokens are asked for.
 
@@ -86,9 +122,12 @@ def cache_shape(
     window = sliding_window if sliding_window and sliding_window < cache_length else None
     if target is Target.GPU:
         return CacheShape(cache_length, window, v_axis=3)
+    slots, is_ring = cache_length, False
     if window and rings and window + RING_SLACK < cache_length:
-        return CacheShape(window + RING_SLACK, window, is_ring=True)
-    return CacheShape(cache_length, window)
+        slots, is_ring = window + RING_SLACK, True
+    # Products pack their right factor, and the delegate packs int8 quickly as it is multiplied by.
+    k_axis = 3 if type_ is CacheType.INT8 else 2
+    return CacheShape(slots, window, is_ring, type_, k_axis)
 
 
 class HeadShape(NamedTuple):
@@ -122,20 +161,23 @@ class Call:
 
 @dataclass(frozen=True)
 class Extended:
-    """A layer's caches after this call, and the keys and values that its queries look at."""
+    """A layer's caches after this call, and the keys and values that its queries look at.
 
-    k_cache: Tensor
-    v_cache: Tensor
-    keys: Tensor
-    values: Tensor
+    Attributes:
+        caches: in the order of `KVCache.buffers`.
+    """
+
+    caches: tuple[Tensor, ...]
+    keys: Held
+    values: Held
 
 
 class Write(NamedTuple):
-    """Writing a call's keys or values into a cache.
+    """Writing a call's keys, values or their scales into a cache.
 
     Attributes:
-        new: (1, kv, N, d).
-        cache: (1, kv, S, d).
+        new: (1, kv, N, width).
+        cache: (1, kv, S, width), or (1, kv, width, S).
         start: where `new` goes, (4,).
         tokens, written: see `make_blend`.
     """
@@ -174,27 +216,41 @@ class KVCache:
         """Emit what all layers share."""
         raise NotImplementedError
 
-    def extend(self, name: str, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Extended:
-        """Write this call's keys and values, both (1, N, kv, d)."""
+    def extend(self, name: str, k: Tensor, v: Tensor, caches: Sequence[Tensor]) -> Extended:
+        """Write this call's keys and values, both (1, N, kv, d), into those of `buffers`."""
         raise NotImplementedError
 
     def attend(self, name: str, q: Tensor, seen: Extended, scores: Scores) -> Tensor:
         """(1, N, heads, d) -> the same shape."""
         raise NotImplementedError
 
-    def buffers(self, layer: int) -> tuple[StateBuffer, StateBuffer]:
-        """A layer's k and v cache. The engine makes no mask for a ring, which is called local."""
-        (_, kv, d), (slots, window, is_ring, v_axis) = self.heads, astuple(self.shape)
-        shape = 1, kv, slots, d
-        v_shape = shape if v_axis == 2 else (1, kv, d, slots)
-        kinds = (StateKind.GLOBAL_KEY, StateKind.GLOBAL_VALUE)
-        if is_ring:
+    def buffers(self, layer: int) -> tuple[StateBuffer, ...]:
+        """A layer's k and v cache, and their scales where they have some.
+
+        The engine makes no mask for a ring, which is called local.
+        """
+        shape, kinds = self.shape, (StateKind.GLOBAL_KEY, StateKind.GLOBAL_VALUE)
+        if shape.is_ring:
             kinds = (StateKind.LOCAL_KEY, StateKind.LOCAL_VALUE)
-        size = slots, window if is_ring else None
-        return (
-            StateBuffer(f"kv_cache_k_{layer}", shape, kinds[0], 2, *size),
-            StateBuffer(f"kv_cache_v_{layer}", v_shape, kinds[1], v_axis, *size),
+        size = shape.slots, shape.window if shape.is_ring else None
+
+        def buffer(part: str, kind: StateKind, width: int, axis: int, dtype: DType) -> StateBuffer:
+            sides = (shape.slots, width) if axis == 2 else (width, shape.slots)
+            sizes = 1, self.heads.num_kv_heads, *sides
+            return StateBuffer(f"kv_cache_{part}_{layer}", sizes, kind, axis, *size, dtype)
+
+        d, dtype = self.heads.head_dim, shape.type.dtype
+        buffers = (
+            buffer("k", kinds[0], d, shape.k_axis, dtype),
+            buffer("v", kinds[1], d, shape.v_axis, dtype),
         )
+        if shape.type is not CacheType.INT8:
+            return buffers
+        scales = (
+            buffer(f"{part}_scale", kind, 1, 3, DType.FLOAT32)
+            for part, kind in zip("kv", kinds, strict=True)
+        )
+        return *buffers, *scales
 
     def make_start(self, name: str, slot: Tensor, axis: int) -> Tensor:
         """Where a call writes in a cache with its slots along `axis`, (4,)."""
@@ -215,8 +271,8 @@ class PlainCache(KVCache):
         self.k_start = self.make_start("k_start", self.call.first, axis=2)
         self.v_start = self.make_start("v_start", self.call.first, axis=3)
 
-    def extend(self, name: str, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Extended:
-        g, (_, n, kv, d) = self.graph, v.shape
+    def extend(self, name: str, k: Tensor, v: Tensor, caches: Sequence[Tensor]) -> Extended:
+        g, (_, n, kv, d), (k_cache, v_cache) = self.graph, v.shape, caches
         k = make_heads_first(g, f"{name}/k/heads_first", k)
         if n == 1:
             v = g.make_reshape(f"{name}/v/columns", v, (1, kv, d, 1))
@@ -224,15 +280,13 @@ class PlainCache(KVCache):
             v = g.make_transpose(f"{name}/v/columns", v, (0, 2, 3, 1))
         k = g.make_dynamic_update_slice(f"{name}/k/cache", k_cache, k, self.k_start)
         v = g.make_dynamic_update_slice(f"{name}/v/cache", v_cache, v, self.v_start)
-        return Extended(k, v, k, v)
+        return Extended((k, v), Held(k), Held(v, axis=3))
 
     def attend(self, name: str, q: Tensor, seen: Extended, scores: Scores) -> Tensor:
         def mask_of(at: int, size: int) -> Tensor:
             return cut(self.graph, f"{name}/mask/{at}", self.mask, 3, at, size)
 
-        return make_attention(
-            self.graph, name, q, seen.keys, seen.values, mask_of, scores, values_axis=3
-        )
+        return make_attention(self.graph, name, q, seen.keys, seen.values, mask_of, scores)
 
     def make_window_mask(self) -> Tensor:
         """(1, 1, N, C): the runtime's mask, narrowed to the window."""
@@ -255,7 +309,7 @@ class FullCache(KVCache):
 
     def prepare(self) -> None:
         g, slots = self.graph, self.shape.slots
-        self.start = self.make_start("start", self.call.first, axis=2)
+        self.starts = self.make_starts(self.call.first)
         columns = np.arange(slots, dtype=np.float32).reshape(1, 1, 1, slots)
         self.attention = self.make_attention(g.constant(f"{self.name}/columns", columns))
         if self.length == 1 or self.call.always_fits:
@@ -313,43 +367,111 @@ class FullCache(KVCache):
             g.make_cast(f"{name}/written", is_written, DType.FLOAT32),
         )
 
-    def extend(self, name: str, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Extended:
-        k_cache = self.write(f"{name}/k", k, k_cache)
-        v_cache = self.write(f"{name}/v", v, v_cache)
-        return Extended(k_cache, v_cache, k_cache, v_cache)
+    def make_starts(self, slot: Tensor) -> dict[int, Tensor]:
+        """By the axis along which a cache's slots lie."""
+        axes = {self.shape.k_axis, self.shape.v_axis}
+        return {axis: self.make_start(f"start_{axis}", slot, axis) for axis in sorted(axes)}
 
-    def write(self, name: str, new: Tensor, cache: Tensor) -> Tensor:
-        """A cache with this call's tokens, (1, N, kv, d)."""
-        block = make_heads_first(self.graph, f"{name}/heads_first", new)
+    def extend(self, name: str, k: Tensor, v: Tensor, caches: Sequence[Tensor]) -> Extended:
+        parts, axes = self.pack(name, k, v), self.axes
+        written = tuple(
+            self.write(f"{name}/{part}", new, cache, axis)
+            for (part, new), cache, axis in zip(parts.items(), caches, axes, strict=True)
+        )
+        return Extended(written, *self.held(written))
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Along which slots lie in each of a layer's caches; scales lie as columns do."""
+        both = self.shape.k_axis, self.shape.v_axis
+        return (*both, 3, 3) if self.shape.type is CacheType.INT8 else both
+
+    def held(self, tensors: Sequence[Tensor]) -> tuple[Held, Held]:
+        """Keys and values in tensors that follow one another as `buffers` do."""
+        scales = tensors[2:] or (None, None)
+        keys, values = (Held(*part) for part in zip(tensors[:2], self.axes, scales, strict=False))
+        return keys, values
+
+    def pack(self, name: str, k: Tensor, v: Tensor) -> dict[str, Tensor]:
+        """Rows for each of the caches of `buffers`, (1, kv, N, width).
+
+        A row of int8 has the scale that takes its largest magnitude to 127.
+        """
+        g, scales = self.graph, {}
+        k = self.mixed(f"{name}/k/mixed", k)
+        parts = {
+            part: make_heads_first(g, f"{name}/{part}/heads_first", x)
+            for part, x in (("k", k), ("v", v))
+        }
+        if self.shape.type is CacheType.INT8:
+            for part, x in parts.items():
+                stem = f"{name}/{part}_scale"
+                largest = g.make_reduce_max(f"{stem}/largest", g.make_abs(f"{stem}/abs", x))
+                step = g.make_mul(f"{stem}/step", largest, g.constant("cache/step", 1 / _STEPS))
+                least = g.constant("cache/least_scale", _LEAST_SCALE)
+                scales[f"{part}_scale"] = scale = g.make_maximum(stem, step, least)
+                parts[part] = g.make_div(f"{name}/{part}/in_steps", x, scale)
+        return {
+            **{part: self.rounded(f"{name}/{part}/rounded", x) for part, x in parts.items()},
+            **scales,
+        }
+
+    def mixed(self, name: str, x: Tensor) -> Tensor:
+        """Queries or keys as int8 takes them, (1, N, heads, d).
+
+        Some channels of keys are far larger than the others, which one scale for all leaves few
+        steps. An orthogonal matrix spreads them over their neighbours and, where it is applied to
+        queries as well, changes no product (QuaRot, Ashkboos et al., 2024).
+        """
+        if self.shape.type is not CacheType.INT8:
+            return x
+        g, size = self.graph, math.gcd(_MIXED, x.shape[3])
+        rows = g.make_reshape(f"{name}/neighbours", x, (math.prod(x.shape) // size, size))
+        matrix = g.constant(f"cache/hadamard_{size}", hadamard(size))
+        rows = g.make_fully_connected(f"{name}/rows", rows, matrix)
+        return g.make_reshape(name, rows, x.shape)
+
+    def rounded(self, name: str, x: Tensor) -> Tensor:
+        """float32 as the caches hold it."""
+        dtype = self.shape.type.dtype
+        return x if dtype is DType.FLOAT32 else self.graph.make_quantize(name, x, dtype)
+
+    def write(self, name: str, new: Tensor, cache: Tensor, axis: int) -> Tensor:
+        """A cache with this call's tokens, (1, kv, N, width)."""
         if self.length > 1 and not self.call.always_fits:
-            block = self.make_either(f"{name}/block", block, cache)
-        return self.graph.make_dynamic_update_slice(f"{name}/cache", cache, block, self.start)
+            block = self.make_either(f"{name}/block", new, cache, axis)
+        else:
+            block = turned(self.graph, f"{name}/block", new, axis)
+        start = self.starts[axis]
+        return self.graph.make_dynamic_update_slice(f"{name}/cache", cache, block, start)
 
-    def make_either(self, name: str, new: Tensor, cache: Tensor) -> Tensor:
+    def make_either(self, name: str, new: Tensor, cache: Tensor, axis: int) -> Tensor:
         """`add_fit` where this call's tokens fit as they are, else `add_moved`."""
-        model, prefix = self.call.model, f"{self.name}/{self.length}_tokens"
-        inputs = Write(new, cache, self.start, *self.places)
+        model, inputs = self.call.model, Write(new, cache, self.starts[axis], *self.places)
+        kind = f"{cache.dtype.name}_{'x'.join(map(str, cache.shape[2:]))}"
+        prefix = f"{self.name}/{self.length}_tokens/{kind}"
         ways = {f"{prefix}/fit": self.add_fit, f"{prefix}/moved": self.add_moved}
         for body_name, add in ways.items():
             if body_name not in model.bodies:  # for all layers
                 body = model.add_body(body_name)
                 parts = inputs._asdict().items()
-                add(body, Write(*(body.add_input(part, x.shape, x.dtype) for part, x in parts)))
+                write = Write(*(body.add_input(part, x.shape, x.dtype) for part, x in parts))
+                body.add_output("block", add(body, write, axis))
         fit, moved = (model.bodies[body_name] for body_name in ways)
         return self.graph.make_if(name, self.fits, fit, moved, inputs)
 
-    def add_fit(self, body: Graph, write: Write) -> None:
+    def add_fit(self, body: Graph, write: Write, axis: int) -> Tensor:
         """The block to be written is what is new."""
-        body.add_output("block", write.new)
+        return turned(body, "turned", write.new, axis)
 
-    def add_moved(self, body: Graph, write: Write) -> None:
+    def add_moved(self, body: Graph, write: Write, axis: int) -> Tensor:
         """It ends where the cache does."""
-        first = write.cache.shape[2] - self.length
-        last = cut(body, "last", write.cache, 2, first, self.length)
-        block = make_blend(body, "block", last, write.new, write.tokens, write.written)
-        body.add_output("block", block)
+        first = write.cache.shape[axis] - self.length
+        last = cut(body, "last", write.cache, axis, first, self.length)
+        return make_blend(body, "block", last, write.new, write.tokens, write.written, axis)
 
     def attend(self, name: str, q: Tensor, seen: Extended, scores: Scores) -> Tensor:
+        q = self.mixed(f"{name}/q/mixed", q)
         return self.attention.attend(f"{name}/context", q, seen.keys, seen.values, scores)
 
 
@@ -363,7 +485,7 @@ class RingCache(FullCache):
         g, n, slots, call = self.graph, self.length, self.shape.slots, self.call
         self.slots = g.constant(f"{self.name}/slots", [slots])
         slot = g.make_floor_mod(f"{self.name}/slot", call.first, self.slots)
-        self.start = self.make_start("start", slot, axis=2)
+        self.starts = self.make_starts(slot)
         self.attention = self.make_attention(self.make_columns(f"{self.name}/columns", call.last))
         if n == 1:
             return
@@ -404,21 +526,19 @@ class RingCache(FullCache):
         token = g.make_sub(f"{self.name}/token", newest, self.call.first)
         return self.make_places(self.name, token)
 
-    def write(self, name: str, new: Tensor, cache: Tensor) -> Tensor:
+    def write(self, name: str, new: Tensor, cache: Tensor, axis: int) -> Tensor:
         if self.length == 1:
-            return super().write(name, new, cache)
-        new = make_heads_first(self.graph, f"{name}/heads_first", new)
-        return self.make_either(f"{name}/cache", new, cache)
+            return super().write(name, new, cache, axis)
+        return self.make_either(f"{name}/cache", new, cache, axis)
 
-    def add_fit(self, body: Graph, write: Write) -> None:
+    def add_fit(self, body: Graph, write: Write, axis: int) -> Tensor:
         """The ring with a block in it."""
-        ring = body.make_dynamic_update_slice("ring", write.cache, write.new, write.start)
-        body.add_output("ring", ring)
+        block = turned(body, "turned", write.new, axis)
+        return body.make_dynamic_update_slice("ring", write.cache, block, write.start)
 
-    def add_moved(self, body: Graph, write: Write) -> None:
+    def add_moved(self, body: Graph, write: Write, axis: int) -> Tensor:
         """The ring with tokens at its end and at its beginning, or without their padding."""
-        ring = make_blend(body, "ring", write.cache, write.new, write.tokens, write.written)
-        body.add_output("ring", ring)
+        return make_blend(body, "ring", write.cache, write.new, write.tokens, write.written, axis)
 
 
 class LongRingCache(RingCache):
@@ -449,38 +569,68 @@ class LongRingCache(RingCache):
         # Its own are enough where it ends at its length: nothing lies in the ring.
         return own, Columns(slots + stop, 0, slots + stop)
 
-    def extend(self, name: str, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Extended:
-        keys, k_cache = self.write_after(f"{name}/k", k, k_cache)
-        values, v_cache = self.write_after(f"{name}/v", v, v_cache)
-        return Extended(k_cache, v_cache, keys, values)
+    def extend(self, name: str, k: Tensor, v: Tensor, caches: Sequence[Tensor]) -> Extended:
+        parts = self.pack(name, k, v)
+        seen, rings = zip(
+            *(
+                self.write_after(f"{name}/{part}", new, cache, axis)
+                for (part, new), cache, axis in zip(parts.items(), caches, self.axes, strict=True)
+            ),
+            strict=True,
+        )
+        return Extended(rings, *self.held(seen))
 
-    def write_after(self, name: str, new: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
-        """The old ring's rows before this call's, and the new ring."""
-        g = self.graph
-        new = make_heads_first(g, f"{name}/heads_first", new)
-        seen = g.make_concatenation(f"{name}/seen", (cache, new), axis=2)
+    def write_after(
+        self, name: str, new: Tensor, cache: Tensor, axis: int
+    ) -> tuple[Tensor, Tensor]:
+        """The old ring's tokens before this call's, and the new ring."""
+        g, block = self.graph, turned(self.graph, f"{name}/block", new, axis)
+        seen = g.make_concatenation(f"{name}/seen", (cache, block), axis)
         # The engine lays the new cache over the old one. The old one is taken from the copy, so
         # that nothing is written before the copy is made.
-        old = cut(g, f"{name}/old", seen, 2, 0, cache.shape[2])
-        return seen, make_blend(g, f"{name}/cache", old, new, *self.places)
+        old = cut(g, f"{name}/old", seen, axis, 0, cache.shape[axis])
+        return seen, make_blend(g, f"{name}/cache", old, new, *self.places, axis)
+
+
+def hadamard(size: int) -> np.ndarray:
+    """Sylvester's matrix of a power of two, symmetric and orthogonal, (size, size)."""
+    matrix = np.ones((1, 1), np.float32)
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return (matrix / np.sqrt(size)).astype(np.float32)
+
+
+def turned(g: Graph, name: str, rows: Tensor, axis: int) -> Tensor:
+    """Rows, (1, kv, N, width), as they lie in a cache with its slots along `axis`."""
+    if axis == 2:
+        return rows
+    _, kv, n, width = rows.shape
+    if 1 in (n, width):
+        return g.make_reshape(name, rows, (1, kv, width, n))
+    return g.make_transpose(name, rows, (0, 1, 3, 2))
 
 
 def make_blend(
-    g: Graph, name: str, old: Tensor, new: Tensor, tokens: Tensor, written: Tensor
+    g: Graph, name: str, old: Tensor, new: Tensor, tokens: Tensor, written: Tensor, axis: int
 ) -> Tensor:
     """A stretch of a cache with some of its slots written.
 
     Args:
-        old: what stands there, (1, kv, slots, d).
-        new: (1, kv, N, d).
+        old: what stands there, its slots along `axis`.
+        new: (1, kv, N, width).
         tokens: which of the N goes to each slot, (slots,).
         written: 1.0 in the slots that are written, 0.0 in the others, (slots,).
     """
-    factor = g.make_reshape(f"{name}/written", written, (1, 1, *written.shape, 1))
+    sides = [1, 1, 1, 1]
+    sides[axis] = written.shape[0]
+    factor = g.make_reshape(f"{name}/written", written, sides)
     kept = g.make_sub(f"{name}/kept", g.constant(f"{name}/one", 1.0), factor)
     new = g.make_gather(f"{name}/new", new, tokens, axis=2)
-    return g.make_add(
-        name,
-        g.make_mul(f"{name}/old_part", old, kept),
-        g.make_mul(f"{name}/new_part", new, factor),
+    old_part = make_float(g, f"{name}/old", old)
+    new_part = make_float(g, f"{name}/new/float32", turned(g, f"{name}/new/turned", new, axis))
+    blend = g.make_add(
+        f"{name}/float32",
+        g.make_mul(f"{name}/old_part", old_part, kept),
+        g.make_mul(f"{name}/new_part", new_part, factor),
     )
+    return blend if old.dtype is DType.FLOAT32 else g.make_quantize(name, blend, old.dtype)

@@ -24,7 +24,7 @@ class StateKind(StrEnum):
 
 @dataclass(frozen=True)
 class StateBuffer:
-    """One buffer, float32; input and output have its name.
+    """One buffer; input and output have its name.
 
     Attributes:
         slots: how many positions it has room for, along `axis`.
@@ -37,7 +37,8 @@ class StateBuffer:
     axis: int
     slots: int
     least: int | None = None
+    dtype: DType = DType.FLOAT32
 
     def add_to(self, graph: Graph) -> Tensor:
         """Declare it as a signature's input."""
-        return graph.add_input(self.name, self.shape, DType.FLOAT32)
+        return graph.add_input(self.name, self.shape, self.dtype)

@@ -25,7 +25,7 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from converter.tflite.graph import Declared, Graph, Model, Op, Tensor, Weight
+from converter.tflite.graph import Declared, DType, Graph, Model, Op, Tensor, Weight
 
 WEIGHT_ALIGNMENT = 64  # bytes; what XNNPACK and memory mapping like best, and a multiple of 16
 # flatbuffers' verifier takes a file with more for a malicious one.
@@ -34,6 +34,7 @@ _CONSTANT_ALIGNMENT = 16  # bytes; the runtime requires it of data inside the fl
 
 # Operator -> its options table; None where the operator has none.
 _OPTIONS: dict[str, str | None] = {
+    "ABS": "AbsOptions",
     "ADD": "AddOptions",
     "BATCH_MATMUL": "BatchMatMulOptions",
     "CAST": "CastOptions",
@@ -59,6 +60,7 @@ _OPTIONS: dict[str, str | None] = {
     "MUL": "MulOptions",
     "NEG": "NegOptions",
     "PADV2": "PadV2Options",
+    "QUANTIZE": "QuantizeOptions",
     "REDUCE_MAX": "ReducerOptions",
     "REDUCE_MIN": "ReducerOptions",
     "RESHAPE": "ReshapeOptions",
@@ -274,6 +276,14 @@ class _Packer:
             self._written[key] = self._builder.CreateNumpyVector(np.zeros(count, np.int64))
         return self._written[key]
 
+    def _floats(self, values: tuple[float, ...]) -> int:
+        """A vector of float32."""
+        key = ("floats", *values)
+        if key not in self._written:
+            vector = np.asarray(values, np.float32)
+            self._written[key] = self._builder.CreateNumpyVector(vector)
+        return self._written[key]
+
     def _offsets(self, offsets: Sequence[int]) -> int:
         """A vector of references to objects."""
         count = len(offsets)
@@ -319,6 +329,11 @@ class _Packer:
             )
         return self._written[key]
 
+    def _steps(self) -> int:
+        """Of an int8 activation: it counts whole steps, so that its scale is 1."""
+        scales = self._floats((1.0,))
+        return self._table("QuantizationParameters", Scale=scales, ZeroPoint=self._zeros(1))
+
     def _blocks(self, tensor: Declared) -> int:
         """Scales of blocks lie in a tensor of the same graph."""
         assert tensor.weight is not None
@@ -348,6 +363,8 @@ class _Packer:
             quantization = self._blocks(tensor)
         elif tensor.weight is not None and tensor.weight.quantized:
             quantization = self._quantization(tensor.weight)
+        elif tensor.dtype is DType.INT8:
+            quantization = self._steps()
         else:
             return self._record(_TENSOR, shape, tensor.buffer, name, int(tensor.dtype), True)
         return self._table(

@@ -59,8 +59,8 @@ def test_its_figures_are_those_of_the_result(
 ) -> None:
     value = said(capsys, llama)
     assert set(value) == {
-        "model", "supported", "family", "parameters", "context_length", "scheme", "target", "draft",
-        "sizes", "memory", "memory_fit", "text_proved", "notes",
+        "model", "supported", "family", "parameters", "context_length", "scheme", "target",
+        "kv_cache", "draft", "sizes", "memory", "memory_fit", "text_proved", "notes",
     }  # fmt: skip
     assert (value["model"], value["supported"], value["family"]) == ("llama", True, "llama")
     assert value["text_proved"]
@@ -79,11 +79,14 @@ def test_its_figures_are_those_of_the_result(
 
 
 def test_as_text(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", str(llama), "--kv-cache-max-len", "100"]) == 0
+    options = ["--kv-cache-max-len", "100", "--kv-cache", "int8", "--quantize", "dynamic_int8"]
+    assert main(["check", str(llama), *options]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["llama: can be converted", "  family: llama"]
     [memory] = [line.split() for line in lines if re.match(r"  \d", line)]
     assert memory[0] == "100"
+    title = "Memory to run in dynamic_int8 for cpu with a cache in int8, beside the engine"
+    assert title in lines
     assert main(["check", str(llama), "--kv-cache-max-len", "auto"]) == 0
     lines = capsys.readouterr().out.splitlines()
     [line] = [line for line in lines if line.startswith("A KV cache of")]

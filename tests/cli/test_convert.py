@@ -643,7 +643,7 @@ def test_a_dry_run(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         "  quantization: dynamic_int8_a16",
         "  target: cpu",
         "  chat template: none, the source has none",
-        "  KV cache: 32",
+        "  KV cache: 32 tokens in fp32",
         "  draft: none",
         f"  threads: {os.cpu_count()}",
         "",
@@ -686,7 +686,7 @@ def test_a_dry_run_as_json(llama: Path, tmp_path: Path, capsys: pytest.CaptureFi
     value = json.loads(text)
     assert list(value) == [
         "model", "family", "scheme", "target", "calibration", "chat_template", "output",
-        "output_exists", "kv_cache_length", "draft",
+        "output_exists", "kv_cache_length", "kv_cache", "draft",
         "prefill_lengths", "signatures", "tensors", "source_bytes", "weights_bytes",
         "output_bytes", "memory_bytes", "disk_needed_bytes", "disk_free_bytes", "threads",
         "run_memory", "memory_fit",

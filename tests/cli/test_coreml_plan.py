@@ -146,6 +146,7 @@ def test_check_of_a_model_on_the_hub_fetches_headers_alone(
     [
         (("--quantize", "int8"), "--quantize, is not about --target coreml, choose tables with "),
         (("--kv-cache-max-len", "64"), "--kv-cache-max-len, is not about --target coreml, say "),
+        (("--kv-cache", "int8"), "--kv-cache, is not about --target coreml, leave it out: it is "),
         (("--context", "65"), "--context 65, the Neural Engine takes caches in steps of 32"),
         (("--batch", "15"), "--batch 15, it is not 16, 32, 64, ..,"),
         (("--lut2", "5"), "--lut2 5, a palette of 5 bits is none that Core ML has, choose one of"),

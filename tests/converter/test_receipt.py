@@ -75,6 +75,7 @@ def test_it_says_what_was_read_and_what_came_out(source: Path, output: Path) -> 
         "calibrate": None,
         "prefill_lengths": [8, 16],
         "cache_length": 64,
+        "kv_cache": "fp32",
         "target": "cpu",
         "draft": "none",
         "engine": "direct",

@@ -77,6 +77,7 @@ def test_what_was_planned_is_what_is_read(converted: tuple[Path, Plan]) -> None:
         "family": "llama",
         "quantization": "dynamic_int8_a16",
         "target": "cpu",
+        "KV cache": "fp32",
         "chat template": "none, the source has none",
         **{f"{part} weights": "F32 -> int8" for part in ("embedding", "attention", "ffn", "head")},
     }
