@@ -51,6 +51,7 @@ def test_text(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "  quantization: dynamic_int8_a16\n"
         "  target: cpu\n"
         "    every call reads no more of the KV cache than is in use; branches, so not for GPUs\n"
+        "  KV cache: fp32\n"
         "  chat template: none, the source has none\n"
         "  embedding weights: F32 -> int8\n"
         "  attention weights: F32 -> int8\n"
