@@ -103,10 +103,9 @@ def _ratios(runs: Mapping[str, Sequence[Run]], kind: str) -> dict[str, float]:
 
 
 def _table(models: Mapping[str, Any]) -> list[str]:
-    lines = [
-        "| | cache | 200 used: prefill / decode | times fp32 | 3000 used | times fp32 |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    first = next(iter(models.values()))
+    used = [f"{case['prompt']} used: prefill / decode | times fp32" for case in first["cases"]]
+    lines = [f"| {' | '.join(['', 'cache', *used])} |", "| --- " * (2 + 2 * len(used)) + "|"]
     for model in models.values():
         for kind, nbytes in model["cache_bytes"].items():
             share = nbytes / model["cache_bytes"][_BESIDE]
