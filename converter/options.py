@@ -14,6 +14,7 @@ from converter.errors import OptionError
 from converter.text.named_templates import chat_template_of
 from converter.tflite.kv_cache import CacheType, Target
 from converter.tflite.lookup import MOST_DRAFTS
+from converter.user_text import read_user_text
 from converter.weights.adapters import WeightedAdapter
 from converter.weights.row_format import Clip
 
@@ -117,20 +118,7 @@ def read_chat_template(text: str) -> ChatTemplate:
     if text == "none":
         return ChatTemplate("")
     what, fix = f"--chat-template {text}", "pass a file with a Jinja template, or none"
-    try:
-        with open(text, "rb") as file:
-            content = file.read(_LARGEST_TEMPLATE + 1)
-        template = content.decode("utf-8-sig")
-    except OSError as error:
-        raise OptionError(what, (error.strerror or str(error)).lower(), fix) from error
-    except UnicodeDecodeError as error:
-        raise OptionError(what, "it is not UTF-8 text", fix) from error
-    except ValueError as error:  # a name that no file can have
-        raise OptionError(what, str(error), fix) from error
-    if len(content) > _LARGEST_TEMPLATE:
-        raise OptionError(what, f"it is larger than {_LARGEST_TEMPLATE >> 20} MiB", fix)
-    if not template.strip():
-        raise OptionError(what, "it is empty", fix)
+    template = read_user_text(text, what, _LARGEST_TEMPLATE, fix)
     settings = _json_object(template)
     if settings is not None:
         found = chat_template_of(settings.get("chat_template"), text)

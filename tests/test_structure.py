@@ -39,6 +39,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "converter.home",
         "converter.errors",
         "converter.memory",
+        "converter.user_text",
         "converter.version",
     ),
 )

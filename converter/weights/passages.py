@@ -13,6 +13,7 @@ from converter.coreml.words import unwritten
 from converter.decoder import Attention, DecoderSpec
 from converter.errors import OptionError, SourceError, UnsupportedError
 from converter.text.tokenizer import load_tokenizer
+from converter.user_text import read_user_text
 
 # Tokens of a passage, passages that are taken of a text, and how many it must have.
 LENGTH, MOST, FEWEST = 256, 8, 4
@@ -46,21 +47,7 @@ def read_calibration(named: str) -> CalibrationText | None:
         return None
     if named == OWN:
         return CalibrationText(_OWN_TEXT.read_text(encoding="utf-8"))
-    what = f"--calibrate {named}"
-    try:
-        with open(named, "rb") as file:
-            content = file.read(_LARGEST + 1)
-        text = content.decode("utf-8-sig")
-    except OSError as error:
-        raise OptionError(what, (error.strerror or str(error)).lower(), _FIX) from error
-    except UnicodeDecodeError as error:
-        raise OptionError(what, "it is not UTF-8 text", _FIX) from error
-    except ValueError as error:  # a name that no file can have
-        raise OptionError(what, str(error), _FIX) from error
-    if len(content) > _LARGEST:
-        raise OptionError(what, f"it is larger than {_LARGEST >> 20} MiB", _FIX)
-    if not text.strip():
-        raise OptionError(what, "it is empty", _FIX)
+    text = read_user_text(named, f"--calibrate {named}", _LARGEST, _FIX)
     return CalibrationText(text, os.path.abspath(named))
 
 
