@@ -3,9 +3,10 @@
     venv/bin/python -m benchmarks.kv_cache | tee RESULT.txt          # twenty minutes
     venv/bin/python -m benchmarks.kv_cache --only smollm2-135m --rounds 3
 
-Every figure is a process of its own, with two threads; types take turns. Beside each type's best
-rates stands the median of its ratios to the fp32 of the same round, which a busy machine disturbs
-least, and what `inspect` says of the cache's memory. The last line is one JSON document.
+Every figure is a process of its own, with two threads; types take turns, and beside them llama.cpp
+with Q8_0 weights and caches in f16 and q8_0. Beside each one's best rates stands the median of its
+ratios to our fp32 of the same round, which a busy machine disturbs least, and what `inspect` says
+of the cache's memory. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +22,19 @@ from typing import Any
 
 from benchmarks.engine import THREADS
 from benchmarks.measure import Run, commit, guarded, in_turn, machine, note, run
-from benchmarks.run import CACHE_LENGTH, CLI, MODELS, QUANTIZE, best, engine_runs, make_files
+from benchmarks.peers import LLAMA_CPP_SOURCE, PeerUnavailableError
+from benchmarks.run import (
+    CACHE_LENGTH,
+    CLI,
+    LLAMA_CPP,
+    MODELS,
+    QUANTIZE,
+    Measure,
+    best,
+    engine_runs,
+    llama_cpp_runs,
+    make_files,
+)
 from converter.litertlm.inspection import read_bundle
 from converter.tflite.kv_cache import CacheType
 from converter.version import __version__
@@ -28,6 +42,7 @@ from converter.version import __version__
 # Prompt tokens and new ones.
 CASES = ((200, 32), (3000, 32))
 _BESIDE = CacheType.FP32
+_PEERS = {name: LLAMA_CPP[name] for name in ("llama.cpp", "llama.cpp, q8_0 cache")}
 
 
 def main() -> None:
@@ -35,12 +50,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="default: 7")
     parser.add_argument("--only", action="append", choices=MODELS, help="may be given again")
     parser.add_argument("--prompt", type=int, help="only the case of so many prompt tokens")
+    parser.add_argument("--no-peers", action="store_true", help="leave llama.cpp out")
     args = parser.parse_args()
     document: dict[str, Any] = {
         "benchmark": "kv_cache",
         "litert_lm_cli": __version__,
         "commit": commit(),
         "machine": machine("litert-lm-api"),
+        "llama.cpp": LLAMA_CPP_SOURCE,
         "job": {"quantize": QUANTIZE, "kv_cache_max_len": CACHE_LENGTH, "threads": THREADS},
         "rounds": args.rounds,
         "models": {},
@@ -48,13 +65,13 @@ def main() -> None:
     cases = [case for case in CASES if args.prompt in (None, case[0])]
     for name in args.only or MODELS:
         with tempfile.TemporaryDirectory(prefix="litert-lm-bench-") as work:
-            document["models"][name] = _measure(name, Path(work), cases, args.rounds)
+            document["models"][name] = _measure(name, Path(work), cases, args)
     print("\n".join(_table(document["models"])))
     print(json.dumps(document))
 
 
 def _measure(
-    name: str, work: Path, cases: Sequence[tuple[int, int]], rounds: int
+    name: str, work: Path, cases: Sequence[tuple[int, int]], args: argparse.Namespace
 ) -> dict[str, Any]:
     model, source = MODELS[name], work / name
     note(f"{model.title}: making its files")
@@ -68,16 +85,24 @@ def _measure(
         },
         "cases": [],
     }
-    measures = {kind: engine_runs(bundle) for kind, bundle in bundles.items()}
+    measures: dict[str, Measure] = {kind: engine_runs(file) for kind, file in bundles.items()}
+    if not args.no_peers:
+        try:
+            measures |= llama_cpp_runs(model, source, work, _PEERS)
+        except PeerUnavailableError as reason:
+            result["left_out"] = str(reason)
     for prompt, new in cases:
         note(f"{model.title}: {prompt} + {new} tokens")
         runs = in_turn(
             {n: lambda m=m, p=prompt, d=new: m(p, d) for n, m in measures.items()},  # type: ignore[misc]
-            rounds,
+            args.rounds,
             warm_up=False,  # the best counts
         )
         figures = {kind: best(measured) | _ratios(runs, kind) for kind, measured in runs.items()}
         result["cases"].append({"prompt": prompt, "new": new, "types": figures})
+        print(
+            json.dumps({name: result["cases"][-1]}), file=sys.stderr, flush=True
+        )  # outlives a cut
     return result
 
 
@@ -107,9 +132,11 @@ def _table(models: Mapping[str, Any]) -> list[str]:
     used = [f"{case['prompt']} used: prefill / decode | times fp32" for case in first["cases"]]
     lines = [f"| {' | '.join(['', 'cache', *used])} |", "| --- " * (2 + 2 * len(used)) + "|"]
     for model in models.values():
-        for kind, nbytes in model["cache_bytes"].items():
-            share = nbytes / model["cache_bytes"][_BESIDE]
-            cells = [f"{model['title']}, {kind}", f"{nbytes / 1e6:.0f} MB ({share:.0%})"]
+        fp32 = model["cache_bytes"][_BESIDE]
+        for kind in model["cases"][0]["types"]:
+            nbytes = model["cache_bytes"].get(kind)
+            memory = f"{nbytes / 1e6:.0f} MB ({nbytes / fp32:.0%})" if nbytes else ""
+            cells = [f"{model['title']}, {kind}", memory]
             for case in model["cases"]:
                 figures = case["types"][kind]
                 cells.append(f"{figures['prefill']:.0f} / {figures['decode']:.1f}")

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,20 @@ QUANTIZE = "dynamic_int8"
 CACHE_LENGTH = 4096
 LONG_CACHE_LENGTH = 32768
 PEERS = ("litert-torch", "llama.cpp")
+# Ours, as `convert` makes them.
+OURS: dict[str, tuple[str, ...]] = {
+    "ours": ("--quantize", QUANTIZE),
+    "ours, int8 cache": ("--quantize", QUANTIZE, "--kv-cache", "int8"),
+    "ours, int4": ("--quantize", "dynamic_int4"),
+    "plain": ("--quantize", QUANTIZE, "--target", "gpu"),
+}
+# llama.cpp's types of weights, and options of its benchmark; its cache is f16 otherwise.
+LLAMA_CPP: dict[str, tuple[str, tuple[str, ...]]] = {
+    "llama.cpp": ("Q8_0", ()),
+    "llama.cpp, q8_0 cache": ("Q8_0", ("-ctk", "q8_0", "-ctv", "q8_0", "-fa", "1")),
+    "llama.cpp, Q4_0": ("Q4_0", ()),
+    "llama.cpp, Q4_K_M": ("Q4_K_M", ()),
+}
 # A prompt of 200 tokens is three calls with these and with ours; each rung makes its export longer.
 LITERT_TORCH_LADDER = (8, 64, 128, 256, 512, 1024)
 _PACKAGES = ("litert-lm-api", "ai-edge-litert")
@@ -140,7 +154,7 @@ def main() -> None:
         "litert_lm_cli": __version__,
         "commit": commit(),
         "machine": machine(*_PACKAGES),
-        "peers": {**peers.VERSIONS, "llama.cpp": f"{peers.LLAMA_CPP_SOURCE}, Q8_0"},
+        "peers": {**peers.VERSIONS, "llama.cpp": peers.LLAMA_CPP_SOURCE},
         "job": {"quantize": QUANTIZE, "kv_cache_max_len": CACHE_LENGTH, "threads": THREADS},
         "rounds": args.rounds,
         "models": {},
@@ -160,9 +174,9 @@ def _quick() -> int:
         bench = _Bench("smollm2-135m", model, Path(work), rounds=3)
         assert model.gguf is not None
         bench.source = real_model(model.gguf)
-        bundles = {target: bench.convert(target, CACHE_LENGTH) for target in ("cpu", "gpu")}
-        [case] = bench.cases(((200, 64),), {t: engine_runs(bundles[t]) for t in bundles})
-    ours, plain = case["subjects"]["cpu"], case["subjects"]["gpu"]
+        subjects = {name: engine_runs(bench.convert(name)) for name in ("ours", "plain")}
+        [case] = bench.cases(((200, 64),), subjects)
+    ours, plain = case["subjects"]["ours"], case["subjects"]["plain"]
     ratios = {rate: ours[rate] / plain[rate] for rate in _QUICK}
     said = [f"{rate} {ratios[rate]:.2f} x (at least {least} x)" for rate, least in _QUICK.items()]
     print(f"ours over the plain graph: {', '.join(said)}", file=sys.stderr)
@@ -188,15 +202,12 @@ class _Bench:
     def measure(self, wanted: Sequence[str]) -> dict[str, Any]:
         note(f"{self.model.title}: making its files")
         make_files(*self.model.make, self.source)
-        subjects = {
-            "ours": engine_runs(self.convert("cpu", CACHE_LENGTH)),
-            "plain": engine_runs(self.convert("gpu", CACHE_LENGTH)),
-        }
+        subjects = {name: engine_runs(self.convert(name)) for name in OURS}
         left_out = {}
         for peer, make in (("litert-torch", self.litert_torch), ("llama.cpp", self.llama_cpp)):
             if peer in wanted:
                 try:
-                    subjects[peer] = make()
+                    subjects |= make()
                 except peers.PeerUnavailableError as reason:
                     left_out[peer] = str(reason)
         result = {
@@ -207,7 +218,7 @@ class _Bench:
         }
         if self.model.long_cases:
             lengths = DEFAULT_CACHE_LENGTH, LONG_CACHE_LENGTH
-            ours = {str(c): engine_runs(self.convert("cpu", c)) for c in lengths}
+            ours = {str(c): engine_runs(self.convert("ours", c)) for c in lengths}
             short, *rest = self.model.long_cases
             result["allocated"] = self.cases((short,), ours)[0]
             others = {"ours": ours[str(LONG_CACHE_LENGTH)]}
@@ -239,36 +250,55 @@ class _Bench:
             print(json.dumps({self.name: results[-1]}), file=sys.stderr, flush=True)
         return results
 
-    def convert(self, target: str, cache_length: int) -> Path:
-        """Our bundle for a target."""
-        output = self.work / f"{target}-{cache_length}"
-        options = ["--target", target, "--kv-cache-max-len", str(cache_length)]
-        options += ["--quantize", QUANTIZE]
+    def convert(self, name: str, cache_length: int = CACHE_LENGTH) -> Path:
+        """One of our bundles."""
+        output = self.work / f"{name}-{cache_length}"
+        options = [*OURS[name], "--kv-cache-max-len", str(cache_length)]
         run([CLI, "convert", self.source, "--output-dir", output, "--quiet", *options])
         [bundle] = output.glob("*.litertlm")
         return bundle
 
-    def litert_torch(self) -> Measure:
+    def litert_torch(self) -> dict[str, Measure]:
         note(f"{self.model.title}: litert-torch's export, unless it is there")
-        return engine_runs(
-            peers.litert_torch_bundle(self.name, self.source, LITERT_TORCH_LADDER, CACHE_LENGTH)
+        bundle = peers.litert_torch_bundle(
+            self.name, self.source, LITERT_TORCH_LADDER, CACHE_LENGTH
         )
+        return {"litert-torch": engine_runs(bundle)}
 
-    def llama_cpp(self) -> Measure:
-        programs = peers.llama_cpp_programs()
-        source, output = self.work / "source.gguf", self.work / "q8_0.gguf"
-        if self.model.gguf is None:
-            make_files("gguf", self.source, source)
-        else:
-            source.symlink_to(real_model(self.model.gguf))
-        quantize: list[str | Path] = [
-            programs / "llama-quantize",
-            "--allow-requantize",
-            source,
-            output,
-            "Q8_0",
-        ]
-        run([*quantize, str(THREADS)])
+    def llama_cpp(self) -> dict[str, Measure]:
+        return llama_cpp_runs(self.model, self.source, self.work, LLAMA_CPP)
+
+
+def llama_cpp_runs(
+    model: Model, folder: Path, work: Path, wanted: Mapping[str, tuple[str, Sequence[str]]]
+) -> dict[str, Measure]:
+    """Measures llama.cpp with a model, by types of weights and options of its benchmark.
+
+    Args:
+        folder: of the model, for which there may be no GGUF yet.
+        work: a folder for files.
+
+    Raises:
+        PeerUnavailableError: it cannot be built here.
+    """
+    if model.gguf is None:
+        source = work / "source.gguf"
+        make_files("gguf", folder, source)
+    else:
+        source = real_model(model.gguf)
+    programs = peers.llama_cpp_programs()
+    measures = {}
+    for name, (weights, options) in wanted.items():
+        output = work / f"{weights}.gguf"
+        if not output.exists():
+            quantize: list[str | Path] = [
+                programs / "llama-quantize",
+                "--allow-requantize",
+                source,
+                output,
+                weights,
+            ]
+            run([*quantize, str(THREADS)])
         bench: list[str | Path] = [
             programs / "llama-bench",
             "-m",
@@ -277,19 +307,24 @@ class _Bench:
             str(THREADS),
             "-r",
             "1",
+            *options,
         ]
+        measures[name] = _llama_cpp_measure(bench)
+    return measures
 
-        def measure(prompt: int, new: int) -> Run:
-            # The second test decodes behind a prompt that it has prefilled, as the engine does.
-            options = ["-oe", "jsonl", "-p", str(prompt), "-n", "0"]
-            prefill = run([*bench, *options], timeout=_TIMEOUT)
-            options = ["-oe", "jsonl", "-p", "0", "-n", str(new), "-d", str(prompt)]
-            decode = run([*bench, *options], timeout=_TIMEOUT)
-            rates = {"prefill": _llama_rate(prefill), "decode": _llama_rate(decode)}
-            peak = max(prefill.peak_bytes, decode.peak_bytes)
-            return Run(prefill.seconds + decode.seconds, peak, json.dumps(rates))
 
-        return measure
+def _llama_cpp_measure(bench: Sequence[str | Path]) -> Measure:
+    def measure(prompt: int, new: int) -> Run:
+        # The second test decodes behind a prompt that it has prefilled, as the engine does.
+        options = ["-oe", "jsonl", "-p", str(prompt), "-n", "0"]
+        prefill = run([*bench, *options], timeout=_TIMEOUT)
+        options = ["-oe", "jsonl", "-p", "0", "-n", str(new), "-d", str(prompt)]
+        decode = run([*bench, *options], timeout=_TIMEOUT)
+        rates = {"prefill": _llama_rate(prefill), "decode": _llama_rate(decode)}
+        peak = max(prefill.peak_bytes, decode.peak_bytes)
+        return Run(prefill.seconds + decode.seconds, peak, json.dumps(rates))
+
+    return measure
 
 
 def engine_runs(bundle: Path) -> Measure:

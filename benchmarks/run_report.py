@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from benchmarks.drawing import (
@@ -25,6 +25,16 @@ _SUBJECTS = {
     "litert-torch": ("litert-torch", LITERT_TORCH, False),
     "llama.cpp": ("llama.cpp Q8_0", LLAMA_CPP, False),
 }
+# What else is on the way to less memory, not in the plot.
+_COMPACT = {
+    "ours": "litert-lm-cli",
+    "ours, int8 cache": "--kv-cache int8",
+    "ours, int4": "--quantize dynamic_int4",
+    "llama.cpp": "llama.cpp Q8_0",
+    "llama.cpp, q8_0 cache": "Q8_0, q8_0 cache",
+    "llama.cpp, Q4_0": "Q4_0",
+    "llama.cpp, Q4_K_M": "Q4_K_M",
+}
 _RATES = ("prefill", "decode")
 # Least ratio of ours to a peer's, (prefill, decode), where so many tokens are used.
 _AT_LEAST: dict[str, dict[int, dict[str, tuple[float, float]]]] = {
@@ -42,24 +52,25 @@ _SLOWER_WITH_LONG_CACHE = 0.10
 
 def tables(document: dict[str, Any]) -> str:
     """All tables of a result, in Markdown."""
-    return "\n\n".join(part for part in (rates(document), targets(document)) if part)
+    names = {subject: name for subject, (name, _, _) in _SUBJECTS.items()}
+    parts = rates(document, names), rates(document, _COMPACT), targets(document)
+    return "\n\n".join(part for part in parts if part)
 
 
-def rates(document: dict[str, Any]) -> str:
-    """Tokens per second, a row for each context."""
+def rates(document: dict[str, Any], names: Mapping[str, str]) -> str:
+    """Tokens per second of some subjects, a row for each context."""
     rows = []
     for model in document["models"].values():
         for case in [*model["cases"], *model.get("long_cases", [])]:
             row = [model["title"], f"{case['prompt']} + {case['new']}"]
-            for subject in _SUBJECTS:
+            for subject in names:
                 figures = case["subjects"].get(subject)
                 if figures:
                     row.append(f"{figures['prefill']:.0f} / {figures['decode']:.1f}")
                 else:  # a peer that could not run says why
                     row.append(model.get("left_out", {}).get(subject, ""))
             rows.append(row)
-    names = [name for name, _, _ in _SUBJECTS.values()]
-    return table(["prefill / decode, tok/s", "prompt + new tokens", *names], rows)
+    return table(["prefill / decode, tok/s", "prompt + new tokens", *names.values()], rows)
 
 
 class _Target(NamedTuple):
