@@ -42,9 +42,12 @@ _INSTRUCTION_SETS = {
     "avx512_bf16": "AVX512_BF16",
     "avx_vnni": "AVX_VNNI",
 }
+# GPTQ and AWQ. It needs another transformers than the rest.
+LLM_COMPRESSOR = "llmcompressor==0.14.0.1"
 VERSIONS = {
     "litert-torch": "0.9.4 (with transformers 5.14.1, torch 2.13.0)",
     "llama.cpp": f"v0.5.0 (in {LLAMA_CPP})",
+    "llm-compressor": LLM_COMPRESSOR.partition("==")[2],
 }
 
 
@@ -76,6 +79,14 @@ def llama_cpp_command(source: Path, output: Path) -> list[str | Path]:
     """llama.cpp's quantiser: a BF16 GGUF to Q8_0, on all cores."""
     script = Path(__file__).with_name("llama_cpp_quantize.py")
     return [sys.executable, "-I", "-S", script, _llama_cpp(), source, output]
+
+
+def llm_compressor_command(
+    folder: Path, tokens: Path, method: str, output: Path
+) -> list[str | Path]:
+    """GPTQ or AWQ of a folder by llm-compressor, with a JSON file of lists of tokens."""
+    script = Path(__file__).with_name("llm_compressor_quantize.py")
+    return [_llm_compressor(), "-I", script, folder, tokens, method, output]
 
 
 def litert_torch_bundle(
@@ -151,6 +162,17 @@ def _litert_torch() -> Path:
         except EngineError as error:
             raise PeerUnavailableError(str(error)) from error
     return reference.ENVIRONMENT / "bin" / "litert-torch"
+
+
+def _llm_compressor() -> Path:
+    """The Python of an environment with it."""
+    home = _cache() / LLM_COMPRESSOR.replace("==", "-")
+    done = home / ".complete"  # an environment cannot be moved, so this is written last
+    if not done.exists():
+        _do(sys.executable, "-m", "venv", "--clear", home)
+        _do(home / "bin" / "pip", "install", "--quiet", "torch==2.13.0", LLM_COMPRESSOR)
+        done.touch()
+    return home / "bin" / "python"
 
 
 def _llama_cpp() -> Path:

@@ -10,14 +10,16 @@ Real weights: SmolLM2-135M-Instruct and Gemma 3 270M, in float and on no quantis
 (`benchmarks.anchors`): there everybody begins. The reference is the fp32 bundle of them.
 llama.cpp's weights are measured in our fp32 graph, so what they lose to its own int8
 activations is not counted against them; its importance matrices are computed from the parts of the
-mixed text that are not scored. In chats (`benchmarks.answers`) the reference's own answers
-are compared token by token. Speeds are taken at the end, in turn. The last line is one JSON
-document; `benchmarks.plot` makes the table and the plot of it.
+mixed text that are not scored, by which llm-compressor's GPTQ and AWQ calibrate, too. In chats
+(`benchmarks.answers`) the reference's own answers are compared token by token. Speeds are taken at
+the end, in turn. The last line is one JSON document; `benchmarks.plot` makes the table and the plot
+of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -74,7 +76,7 @@ _LLAMA_CPP = (
     ("Q4_K_M", False),
     ("Q4_K_M", True),
 )
-_PEERS = ("litert-torch", "llama.cpp")
+_PEERS = ("litert-torch", "llama.cpp", "llm-compressor")
 _PROMPT, _NEW, _ROUNDS = 200, 64, 3
 _TIMED = 5  # rounds of conversions
 
@@ -176,7 +178,8 @@ class _Bench:
                 left_out[label] = str(error.stderr).strip()
                 continue
             self.figures(label, bundle)
-        for peer, measure in (("litert-torch", self.litert_torch), ("llama.cpp", self.llama_cpp)):
+        others = (self.litert_torch, self.llama_cpp, self.llm_compressor)
+        for peer, measure in zip(_PEERS, others, strict=True):
             if peer in wanted:
                 try:
                     measure()
@@ -269,14 +272,32 @@ class _Bench:
             self.figures(label, bundle, runs=False)["bytes"] = gguf.stat().st_size
             bundle.unlink()
 
-    def importances(self) -> Path:
-        """An importance matrix from the mixed text, but for the part that is scored."""
-        folder, output = self.work / "weights", self.work / "imatrix.gguf"
+    def llm_compressor(self) -> None:
+        """GPTQ and AWQ; the matrices of layers alone, so that the embedding is larger than ours."""
+        folder, chunks = self.calibration
+        tokens = self.work / "tokens.json"
+        tokens.write_text(json.dumps(chunks), encoding="utf-8")
+        for method in ("GPTQ", "AWQ"):
+            output = self.work / method
+            run(peers.llm_compressor_command(folder, tokens, method, output))
+            bundle = self.convert(output, REFERENCE, f"{method}-in-float")
+            [weights] = output.glob("*.safetensors")
+            label = f"{method}, blocks of 32"
+            self.figures(label, bundle, runs=False)["bytes"] = weights.stat().st_size
+            bundle.unlink()
+
+    @functools.cached_property
+    def calibration(self) -> tuple[Path, list[list[int]]]:
+        """The model as transformers reads it, and tokens of the mixed text's parts not scored."""
+        folder = self.work / "weights"
         run([sys.executable, "-m", "benchmarks.sources", *self.model.make, folder, self.source])
         _, *parts = TEXTS.read_text(encoding="utf-8").split(PART)
-        anchors.write_importances(
-            folder, anchors.calibration_tokens(folder, "".join(parts)), output
-        )
+        return folder, anchors.calibration_tokens(folder, "".join(parts))
+
+    def importances(self) -> Path:
+        """An importance matrix from that text."""
+        output = self.work / "imatrix.gguf"
+        anchors.write_importances(*self.calibration, output)
         return output
 
 
