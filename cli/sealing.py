@@ -179,7 +179,7 @@ def options_for_receipt(converter: ModelConverter, plan: Plan) -> dict[str, Any]
         "cache_length": plan.cache_length,
         "kv_cache": plan.cache_type.value,
         "target": converter.options.target.value,
-        "draft": spelled_draft(converter.options.drafts),
+        "draft": spelled_draft(converter.options),
         "engine": "torch" if isinstance(converter, ReferenceConverter) else "direct",
         "chat_template": _template_for_receipt(converter.options.chat_template),
     }

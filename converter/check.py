@@ -117,7 +117,7 @@ def check(
         scheme=plan.quantization.name,
         target=options.target.value,
         kv_cache=plan.cache_type.value,
-        draft=spelled_draft(options.drafts),
+        draft=spelled_draft(options),
         sizes=tuple(_sizes(checkpoint, name, options, plan)),
         memory=tuple(_memory(checkpoint, name, options, lengths or _contexts(plan))),
         memory_fit=plan.memory_fit,

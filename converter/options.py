@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from converter.checkpoint.base import Checkpoint
 from converter.decoder import DecoderSpec, Experts
 from converter.errors import OptionError
 from converter.text.named_templates import chat_template_of
@@ -50,6 +51,18 @@ class ChatTemplate:
     file: str | None = None
 
 
+@dataclass(frozen=True)
+class DrafterSource:
+    """A drafter that was trained with the model.
+
+    Attributes:
+        name: as the user knows it.
+    """
+
+    checkpoint: Checkpoint
+    name: str
+
+
 def ladder_of(spec: DecoderSpec) -> tuple[int, ...]:
     """The prefill lengths that suit a network."""
     blocks = (layer.feed_forward for layer in spec.layers)
@@ -86,7 +99,8 @@ class ConvertOptions:
             any. Where `cache_length` is None, it is then the largest that fits.
         target: what the graph is made for.
         kv_cache: what keys and values are held as; None for float32.
-        drafts: the most tokens that are drafted at once, by prompt lookup; 0 for no drafts.
+        drafts: the most tokens that are drafted at once; 0 for no drafts.
+        drafter: what drafts them; None for prompt lookup.
         lora: LoRA adapters to merge, in this order.
         chat_template: one that the user chose; None for the source's own.
         threads: workers that stream weights; the result does not depend on it.
@@ -101,6 +115,7 @@ class ConvertOptions:
     target: Target = Target.CPU
     kv_cache: CacheType | None = None
     drafts: int = 0
+    drafter: DrafterSource | None = None
     lora: Sequence[WeightedAdapter] = ()
     chat_template: ChatTemplate | None = None
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -156,9 +171,14 @@ def parse_draft(text: str) -> int:
     )
 
 
-def spelled_draft(drafts: int) -> str:
-    """How `--draft` names `ConvertOptions.drafts`."""
-    return f"lookup:{drafts}" if drafts else "none"
+def drafter_name(options: ConvertOptions) -> str:
+    """How `--draft` names what drafts."""
+    return "lookup" if options.drafter is None else options.drafter.name
+
+
+def spelled_draft(options: ConvertOptions) -> str:
+    """The same, and how many tokens."""
+    return f"{drafter_name(options)}:{options.drafts}" if options.drafts else "none"
 
 
 def parse_prefill_lengths(text: str) -> tuple[int, ...]:

@@ -184,9 +184,9 @@ class _Drafter:
 
 def make_choice(g: Graph, token: Tensor, vocab_size: int) -> Tensor:
     """1 for one token, (1,), which may be V, and 0 for everything else: (1, 1, V + 1)."""
-    zero = g.constant("logits/zero", [0])
-    token = g.make_cast("logits/token", token, DType.INT32)
-    place = g.make_concatenation("logits/place", (zero, zero, token), axis=0)
-    place = g.make_reshape("logits/places", place, (1, 3))
-    one = g.constant("logits/one", np.ones(1, np.float32))
-    return g.make_scatter("logits", place, one, (1, 1, vocab_size + 1))
+    zero = g.constant("choice/zero", [0])
+    token = g.make_cast("choice/token", token, DType.INT32)
+    place = g.make_concatenation("choice/place", (zero, zero, token), axis=0)
+    place = g.make_reshape("choice/places", place, (1, 3))
+    one = g.constant("choice/one", np.ones(1, np.float32))
+    return g.make_scatter("choice", place, one, (1, 1, vocab_size + 1))
