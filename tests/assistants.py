@@ -10,20 +10,21 @@ from tests.tiny_models import settle_torch
 CLUSTERS = {"use_ordered_embeddings": True, "num_centroids": 20, "centroid_intermediate_top_k": 3}
 
 
-def random_assistant(model: Any, **values: Any) -> Any:
-    """An assistant with random weights for a model of transformers'.
+def random_assistant(config: Any, hidden_size: int = 32, **values: Any) -> Any:
+    """An assistant with random weights.
 
     Args:
+        config: of the model that it drafts for, as transformers has it.
+        hidden_size: its own.
         values: of its config, beside `text_config`.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settle_torch()
-    config = model.config
     text = {
         "vocab_size": config.vocab_size,
-        "hidden_size": 32,
+        "hidden_size": hidden_size,
         "intermediate_size": 48,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
@@ -64,8 +65,8 @@ def random_assistant(model: Any, **values: Any) -> Any:
     return assistant
 
 
-def make_assistant(model: Any, folder: Path, **values: Any) -> Any:
+def make_assistant(config: Any, folder: Path, **values: Any) -> Any:
     """The same, saved; see `random_assistant`."""
-    assistant = random_assistant(model, **values)
+    assistant = random_assistant(config, **values)
     assistant.save_pretrained(folder)
     return assistant

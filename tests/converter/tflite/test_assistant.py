@@ -16,8 +16,10 @@ from converter.litertlm.inspection import read_bundle
 from converter.options import ConvertOptions, DrafterSource
 from converter.tflite.kv_cache import CacheType
 from runner.interpreter import GraphRunner
-from tests.assistants import CLUSTERS, make_assistant
-from tests.tiny_models import TINY_CONFIGS, make_checkpoint
+from tests.assistants import CLUSTERS, make_assistant, random_assistant
+from tests.converter.tflite.test_lookup import Chat, QUESTIONS, compare, write_model
+from tests.reciting import WEIGHTS, recite
+from tests.tiny_models import make_checkpoint
 
 DRAFTS = 3
 CONTEXT = 240
@@ -61,7 +63,7 @@ def models(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Models:
     test_id, values = request.param
     folder = tmp_path_factory.mktemp(test_id)
     model = make_checkpoint(test_id, folder / "model")
-    assistant = make_assistant(model, folder / "drafter", **values)
+    assistant = make_assistant(model.config, folder / "drafter", **values)
     return Models(model, assistant, convert(folder, folder / "m.litertlm"))
 
 
@@ -98,25 +100,22 @@ def run(bundle: Path, text: list[int]) -> tuple[dict[str, np.ndarray], np.ndarra
     return runner._caches, said["activations"][0, 0]
 
 
-def reference(models: Models, text: list[int]) -> tuple[np.ndarray, Drafting]:
+def reference(model: Any, assistant: Any, text: list[int]) -> tuple[np.ndarray, Drafting]:
     """The same by transformers: the last hidden row, and a step of the assistant."""
     import torch
 
     with torch.no_grad():
-        said = models.model.model(torch.tensor([text]), return_shared_kv_states=True)
+        said = model.model(torch.tensor([text]), return_shared_kv_states=True)
     # Its mask lets one key more in than the model's own layers see, and than other engines do.
     k, v = said.shared_kv_states["sliding_attention"]
     seen = {**said.shared_kv_states, "sliding_attention": (k[:, :, -WINDOW:], v[:, :, -WINDOW:])}
-    table = models.model.get_input_embeddings()
+    table = model.get_input_embeddings()
 
     def step(token: int, hidden: np.ndarray) -> tuple[int, np.ndarray]:
         with torch.no_grad():
             row = torch.cat([table(torch.tensor([[token]])), torch.tensor(hidden[None, None])], -1)
-            made = models.assistant(
-                inputs_embeds=row,
-                position_ids=torch.tensor([[len(text) - 1]]),
-                shared_kv_states=seen,
-            )
+            position = torch.tensor([[len(text) - 1]])
+            made = assistant(inputs_embeds=row, position_ids=position, shared_kv_states=seen)
         return int(made.logits.argmax()), made.last_hidden_state[0, 0].numpy()
 
     return said.last_hidden_state[0, -1].numpy(), step
@@ -126,7 +125,7 @@ def reference(models: Models, text: list[int]) -> tuple[np.ndarray, Drafting]:
 def test_drafts_are_those_of_transformers(models: Models, length: int) -> None:
     text = np.random.default_rng(length).integers(0, 256, length).tolist()
     caches, hidden = run(models.bundle, text)
-    wanted_hidden, wanted_step = reference(models, text)
+    wanted_hidden, wanted_step = reference(models.model, models.assistant, text)
     np.testing.assert_allclose(hidden, wanted_hidden, atol=2e-4)
     step = drafter_of(models.bundle, length - 1, caches)
     no_token = models.model.config.vocab_size
@@ -143,3 +142,123 @@ def test_drafts_are_those_of_transformers(models: Models, length: int) -> None:
             drafts.append(token)
     assert len(set(drafts)) > 4
     assert step(no_token, given)[0] == no_token  # nothing follows what is no draft
+
+
+# In the engine ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cache", CacheType)
+def test_texts_over_turns(cache: CacheType, tmp_path: Path) -> None:
+    """A drafter that is never right: past the edge of a ring, in caches of every kind."""
+    from transformers import AutoConfig
+
+    (tmp_path / "model").mkdir()
+    write_model(tmp_path / "model", "gemma4_text")
+    config = AutoConfig.from_pretrained(tmp_path / "model")
+    make_assistant(config, tmp_path / "drafter", **{**CLUSTERS, "num_centroids": 13})
+    bundles = [
+        convert(tmp_path, tmp_path / f"{i}.litertlm", kv_cache=cache, cache_length=640, **options)
+        for i, options in enumerate(({"drafts": 0, "drafter": None}, {}))
+    ]
+    answers = compare(bundles[0], bundles[1], QUESTIONS)
+    assert answers[-1].used > 400
+
+
+class Reciting(NamedTuple):
+    """A model that says a chain of tokens, with something in its caches, and an assistant's."""
+
+    model: Any
+    folder: Path
+    chain: list[int]
+
+
+CHAIN = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+
+
+@pytest.fixture(scope="module")
+def reciting(tmp_path_factory: pytest.TempPathFactory) -> Reciting:
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("reciting")
+    (folder / "model").mkdir()
+    write_model(folder / "model", "gemma4_text-keys-are-values")
+    tokenizer = Tokenizer.from_file(str(folder / "model" / "tokenizer.json"))
+    chain = [tokenizer.token_to_id(token) for token in (*CHAIN, "<|im_end|>")]
+    recite(folder / "model", chain)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder / "model", attn_implementation="eager", dtype=torch.float32
+    )
+    for name, parameter in model.named_parameters():
+        if name.endswith(("k_proj.weight", "v_proj.weight")):
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder / "model")
+    return Reciting(model.eval(), folder, chain)
+
+
+def knowing_assistant(model: Any, noise: float, layers: float) -> Any:
+    """An assistant that knows the chain by the token that it is given.
+
+    Args:
+        noise: how much it heeds the hidden row, which says nothing of that.
+        layers: how much its layers do beside.
+    """
+    import torch
+
+    assistant = random_assistant(model.config, hidden_size=model.config.hidden_size)
+    with torch.no_grad():
+        for name, parameter in assistant.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(layers if "post" in name else 1)
+        for name, buffer in assistant.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.fill_(1)
+        assistant.pre_projection.weight *= noise
+        assistant.pre_projection.weight[:, : model.config.hidden_size] = torch.eye(
+            model.config.hidden_size
+        )
+        assistant.lm_head.weight.copy_(model.lm_head.weight)
+    return assistant
+
+
+def test_drafts_that_are_right(reciting: Reciting) -> None:
+    """Four tokens in a step, and the last of them, which ends the answer, on its own."""
+    assistant = knowing_assistant(reciting.model, 0.0, 0.0)
+    assistant.save_pretrained(reciting.folder / "drafter")
+    plain = convert(reciting.folder, reciting.folder / "p.litertlm", drafts=0, drafter=None)
+    drafting = convert(reciting.folder, reciting.folder / "d.litertlm")
+    answers = compare(plain, drafting, ["one", "two"], 80)
+    assert [said.text for said in answers] == [CHAIN] * 2
+    assert [said.pieces for said in answers] == [len(CHAIN) // (DRAFTS + 1) + 1] * 2
+
+
+def test_as_many_drafts_are_right_as_by_transformers(reciting: Reciting) -> None:
+    """With layers that look at the caches, and hidden rows: some are, and these very ones."""
+    from tokenizers import Tokenizer
+
+    model, folder = reciting.model, reciting.folder
+    assistant = knowing_assistant(model, noise=1, layers=6)
+    assistant.save_pretrained(folder / "drafter")
+    bundle = convert(folder, folder / "some.litertlm")
+    question = "one two three four five six seven eight nine ten"
+    with Chat(bundle, drafts=True) as chat:
+        said = chat.ask(question, 80)
+    assert said.text == CHAIN
+    prompt = Tokenizer.from_file(str(folder / "model" / "tokenizer.json")).encode(
+        f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    ).ids
+    steps, count = [], 1  # the first token is no draft's
+    while count < len(reciting.chain):
+        *before, token = [*prompt, *reciting.chain[:count]]
+        hidden, step = reference(model, assistant, before)
+        right = 0
+        for wanted in reciting.chain[count : count + DRAFTS]:
+            token, hidden = step(token, hidden)
+            if token != wanted or token == reciting.chain[-1]:
+                break
+            right += 1
+        steps.append(right)
+        count += right + 1
+    assert {0, 1, DRAFTS} <= set(steps)
+    assert said.pieces == len(steps)
