@@ -225,7 +225,7 @@ class ModelConverter:
         weights = {path: formats[path].weight(path, shape) for path, shape in shapes.items()}
         cache_length, fit = self._cache_length(family), None
         if self.options.memory is not None:
-            fit = self._fit(network, weights, self.options.memory)
+            fit = self._fit(network, weights, self.options.memory, drafter)
             cache_length = fit.kv_cache_length
         spec = network.spec(cache_length)
         lengths = self._prefill_lengths(cache_length, spec)
@@ -474,7 +474,13 @@ class ModelConverter:
             )
         return wanted
 
-    def _fit(self, network: Network, weights: Mapping[str, Weight], memory: int) -> CacheFit:
+    def _fit(
+        self,
+        network: Network,
+        weights: Mapping[str, Weight],
+        memory: int,
+        drafter: Drafter | None,
+    ) -> CacheFit:
         """What the budget of memory makes of the cache's length, which may be the user's.
 
         Raises:
@@ -482,6 +488,7 @@ class ModelConverter:
         """
         family, wanted = network.family, self.options.cache_length
         beside = beside_network(family.vocab_size, family.prefers_sentencepiece)
+        beside += 0 if drafter is None else drafter.nbytes
 
         def needed(length: int) -> int:
             model, _ = self._emit(network, weights, length)

@@ -138,11 +138,12 @@ def _sizes(
     for scheme in dict.fromkeys((plan.quantization.name, *SCHEMES)):
         try:
             chosen = replace(options, quantize=scheme, calibrate=None)  # which changes no size
-            nbytes = _NetworkConverter(checkpoint, name, chosen).plan().model.nbytes
+            found = _NetworkConverter(checkpoint, name, chosen).plan()
         except LiteRTLMError as refusal:  # blocks that do not divide a row, for one
             yield SchemeSize(scheme, None, str(refusal))
         else:
-            yield SchemeSize(scheme, nbytes)
+            drafter = 0 if found.drafter is None else found.drafter.nbytes
+            yield SchemeSize(scheme, found.model.nbytes + drafter)
 
 
 def _memory(

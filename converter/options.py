@@ -152,22 +152,29 @@ def _json_object(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def parse_draft(text: str) -> int:
-    """What `--draft` names, `lookup`, `lookup:N` or `none`, as `ConvertOptions.drafts`.
+def parse_draft(text: str) -> tuple[str, int]:
+    """What `--draft` names, `none`, `lookup` or a drafter, and at most how many tokens at once.
+
+    `:N` behind it says how many; of `none` there are 0.
 
     Raises:
-        OptionError: it is none of these.
+        OptionError: it cannot be any of these.
     """
-    kind, colon, count = text.partition(":")
     if text == "none":
-        return 0
-    drafts = int(count) if count.isdecimal() else 0
-    if kind == "lookup" and (not colon or 0 < drafts <= MOST_DRAFTS):
-        return drafts or DEFAULT_DRAFTS
+        return text, 0
+    drafter, colon, count = text.rpartition(":")
+    if colon and (count.isdecimal() or drafter == "lookup"):
+        drafts = int(count) if count.isdecimal() else 0
+    else:
+        drafter, drafts = text, DEFAULT_DRAFTS
+    is_place = drafter not in ("", "none") and ("/" in drafter or os.path.exists(drafter))
+    if (drafter == "lookup" or is_place) and 0 < drafts <= MOST_DRAFTS:
+        return drafter, drafts
     raise OptionError(
         f"--draft {text}",
         "is no kind of drafts",
-        f"say none, lookup, or lookup:N for at most N drafts at once, N from 1 to {MOST_DRAFTS}",
+        "say none, lookup, or a drafter's folder or Hugging Face id; and :N behind it for at most "
+        f"N drafts at once, N from 1 to {MOST_DRAFTS}",
     )
 
 

@@ -52,7 +52,7 @@ def random_assistant(config: Any, hidden_size: int = 32, **values: Any) -> Any:
     )
     assistant = assistant.eval().float()
     with torch.no_grad():
-        for name, parameter in assistant.named_parameters():
+        for parameter in assistant.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
             else:

@@ -17,8 +17,8 @@ from converter.options import ConvertOptions, DrafterSource
 from converter.tflite.kv_cache import CacheType
 from runner.interpreter import GraphRunner
 from tests.assistants import CLUSTERS, make_assistant, random_assistant
-from tests.converter.tflite.test_lookup import Chat, QUESTIONS, compare, write_model
-from tests.reciting import WEIGHTS, recite
+from tests.converter.tflite.test_lookup import QUESTIONS, Chat, compare, write_model
+from tests.reciting import recite
 from tests.tiny_models import make_checkpoint
 
 DRAFTS = 3
@@ -68,7 +68,7 @@ def models(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 
 def drafter_of(bundle: Path, position: int, caches: dict[str, np.ndarray]) -> Drafting:
-    """A step of the engine's: token and hidden row to the next ones; `llm_litert_mtp_drafter.cc`."""
+    """A step of the engine's loop, from a token and a hidden row to the next ones."""
     info, data = read_bundle(bundle), bundle.read_bytes()
     runners = []
     for kind in ("tf_lite_embedder", "tf_lite_mtp_drafter"):
@@ -245,9 +245,11 @@ def test_as_many_drafts_are_right_as_by_transformers(reciting: Reciting) -> None
     with Chat(bundle, drafts=True) as chat:
         said = chat.ask(question, 80)
     assert said.text == CHAIN
-    prompt = Tokenizer.from_file(str(folder / "model" / "tokenizer.json")).encode(
-        f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
-    ).ids
+    prompt = (
+        Tokenizer.from_file(str(folder / "model" / "tokenizer.json"))
+        .encode(f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n")
+        .ids
+    )
     steps, count = [], 1  # the first token is no draft's
     while count < len(reciting.chain):
         *before, token = [*prompt, *reciting.chain[:count]]
