@@ -139,10 +139,10 @@ def _sizes(
         try:
             chosen = replace(options, quantize=scheme, calibrate=None)  # which changes no size
             found = _NetworkConverter(checkpoint, name, chosen).plan()
+            drafter = 0 if found.drafter is None else found.drafter.nbytes
         except LiteRTLMError as refusal:  # blocks that do not divide a row, for one
             yield SchemeSize(scheme, None, str(refusal))
         else:
-            drafter = 0 if found.drafter is None else found.drafter.nbytes
             yield SchemeSize(scheme, found.model.nbytes + drafter)
 
 

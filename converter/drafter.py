@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +45,7 @@ from converter.weights.weight_rows import read_weight
 ASSISTANTS = ("gemma4_assistant", "gemma4_unified_assistant")
 _BEFORE, _AFTER = "pre_projection.weight", "post_projection.weight"
 _CENTROIDS, _ORDER = "masked_embedding.centroids.weight", "masked_embedding.token_ordering"
+_AGAIN = "fetch or copy it again"
 _INSTEAD = "name an assistant of Gemma 4, or say --draft lookup"
 
 
@@ -86,6 +86,7 @@ class Drafter:
         tensors: what is read of it.
         sources: where each weight is in there.
         formats: in which each is stored.
+        stored: each weight as it is stored, in the order of use.
     """
 
     name: str
@@ -93,12 +94,7 @@ class Drafter:
     tensors: AssistantTensors
     sources: Mapping[str, WeightSource]
     formats: Mapping[str, Format]
-
-    @cached_property
-    def stored(self) -> dict[str, Weight]:
-        """Each weight as it is stored, in the order of use."""
-        shapes = self.assistant.weight_shapes()
-        return {path: self.formats[path].weight(path, shape) for path, shape in shapes}
+    stored: Mapping[str, Weight]
 
     @property
     def nbytes(self) -> int:
@@ -248,7 +244,7 @@ def read_drafter(
     if not isinstance(network.family, Gemma4):
         raise OptionError(
             what,
-            f"it was made for Gemma 4, and {network.name} is {network.family.name}",
+            f"it was made for Gemma 4, and {network.name} is of the family {network.family.name}",
             "leave it out, or say --draft lookup",
         )
     own = family.over(spec, what)
@@ -266,12 +262,12 @@ def read_drafter(
     if family.use_ordered_embeddings:
         stored[_ORDER] = (own.vocab_size,)
     for tensor in (*stored, _AFTER, *((_CENTROIDS,) if family.use_ordered_embeddings else ())):
-        found = checkpoint.tensors.get(tensor)
-        wanted = stored.get(tensor)
-        if found is None or wanted not in (None, found.shape):
-            why = "it is not there" if found is None else f"is {list(found.shape)}"
-            fix = "fetch or copy it again"
-            raise SourceError(f"{what}: {tensor}", why, fix)
+        found, wanted = checkpoint.tensors.get(tensor), stored.get(tensor)
+        if found is None:
+            raise SourceError(f"{what}: {tensor}", "it is not there", _AGAIN)
+        if wanted is not None and found.shape != wanted:
+            why = f"it is {list(found.shape)}, and must be {list(wanted)}"
+            raise SourceError(f"{what}: {tensor}", why, _AGAIN)
     tensors = AssistantTensors(checkpoint, network, spec, own.hidden_size)
     assistant = Assistant(own, spec.hidden_size, _clusters(checkpoint, what, family))
     sources = family.weight_sources(list(checkpoint.tensors), checkpoint.format)
@@ -285,7 +281,11 @@ def read_drafter(
         path: quantization.format_of("embedding" if path == TOKENS else path, shape)
         for path, shape in shapes.items()
     }
-    return Drafter(source.name, assistant, tensors, sources, formats)
+    try:
+        weights = {path: formats[path].weight(path, shape) for path, shape in shapes.items()}
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{what}: {error.what}", error.why, error.fix) from error
+    return Drafter(source.name, assistant, tensors, sources, formats, weights)
 
 
 def _clusters(checkpoint: Checkpoint, what: str, family: Gemma4Assistant) -> Clusters | None:
@@ -298,6 +298,6 @@ def _clusters(checkpoint: Checkpoint, what: str, family: Gemma4Assistant) -> Clu
         raise SourceError(
             f"{what}: {_ORDER}",
             f"it is no order of {family.vocab_size} tokens, or has fewer than {active} clusters",
-            "fetch or copy it again",
+            _AGAIN,
         )
     return Clusters(active, order.reshape(count, -1).astype(np.int32))

@@ -91,13 +91,14 @@ def read_network(
 
 def check_shapes(
     checkpoint: Checkpoint,
-    name: str,
+    what: str,
     sources: Mapping[str, WeightSource],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
     """Make sure that a checkpoint's tensors have the shapes that its config asks for.
 
     Args:
+        what: the checkpoint, as the user knows it.
         sources: of each weight.
         shapes: of the weights.
 
@@ -133,7 +134,7 @@ def check_shapes(
         fix = "check that config.json belongs to these weights"
     if wrong:
         raise SourceError(
-            name, f"{len(wrong)} tensors have the wrong shape: {'; '.join(wrong[:5])}", fix
+            what, f"{len(wrong)} tensors have the wrong shape: {'; '.join(wrong[:5])}", fix
         )
 
 
