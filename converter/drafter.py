@@ -112,12 +112,12 @@ class Drafter:
         )
 
         def planned(path: str, stored: Weight) -> PlannedWeight:
-            info, scales = self.tensors.tensors[self.sources[path].tensor], stored.scales
+            source, scales = self.sources[path], stored.scales
             return PlannedWeight(
                 path,
-                self.sources[path],
-                info.dtype,
-                info.int4_block,
+                source,
+                "zeros" if source.is_absent else self.tensors.tensors[source.tensor].dtype,
+                None,
                 stored.shape,
                 self.formats[path],
                 _nbytes(stored),

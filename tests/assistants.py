@@ -32,6 +32,7 @@ def random_assistant(config: Any, hidden_size: int = 32, **values: Any) -> Any:
         "num_global_key_value_heads": getattr(config, "num_global_key_value_heads", None),
         "attention_k_eq_v": getattr(config, "attention_k_eq_v", False),
         "head_dim": config.head_dim,
+        "attention_bias": config.attention_bias,
         "global_head_dim": config.global_head_dim,
         "sliding_window": config.sliding_window,
         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],

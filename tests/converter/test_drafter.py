@@ -19,11 +19,14 @@ from converter.errors import LiteRTLMError
 from converter.litertlm.inspection import read_bundle
 from converter.options import ConvertOptions, DrafterSource
 from converter.report import weights_bytes
+from converter.tflite.assistant import TOKENS
 from tests.assistants import CLUSTERS, make_assistant
+from tests.gguf_models import write_model
 from tests.hub_server import HubServer
 from tests.reciting import WEIGHTS
 from tests.tiny_models import make_checkpoint
 
+BEFORE, ORDER = "pre_projection.weight", "masked_embedding.token_ordering"
 OPTIONS = ["--quantize", "fp32", "--prefill-seq-len", "8,16", "--quiet"]
 
 
@@ -72,6 +75,22 @@ def test_its_section(folder: Path, tmp_path: Path) -> None:
     assert 0 < bundle.sections[2].nbytes - (floats + table - half) < 200_000
 
 
+def test_of_a_model_in_a_gguf(folder: Path, tmp_path: Path) -> None:
+    """What tokens become is made of the model's embedding, wherever that is stored."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    gguf = write_model(model, tmp_path / "m.gguf")
+    with open_checkpoint(gguf) as checkpoint, open_checkpoint(folder / "drafter") as drafts:
+        options = ConvertOptions("fp32", drafts=2, drafter=DrafterSource(drafts, "x"))
+        drafter = ModelConverter(checkpoint, "m", options).plan().drafter
+        assert drafter is not None
+        found = drafter.tensors.read_rows(TOKENS, 20, 320)
+    table = model.get_input_embeddings().weight.detach().numpy() * 8  # the root of its width
+    before = load_file(folder / "drafter" / WEIGHTS)[BEFORE]
+    np.testing.assert_allclose(found, table[20:] @ before[:, :64].T, atol=1e-5)
+
+
 def settings(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
     """A change of a drafter's config."""
 
@@ -93,9 +112,6 @@ def tensors(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[Path
         save_file(arrays, folder / WEIGHTS)
 
     return changed
-
-
-BEFORE, ORDER = "pre_projection.weight", "masked_embedding.token_ordering"
 
 
 @pytest.mark.parametrize(
