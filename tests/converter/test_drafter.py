@@ -20,6 +20,7 @@ from converter.litertlm.inspection import read_bundle
 from converter.options import ConvertOptions, DrafterSource
 from converter.report import weights_bytes
 from converter.tflite.assistant import TOKENS
+from publish.package import write_package
 from tests.assistants import CLUSTERS, make_assistant
 from tests.gguf_models import write_model
 from tests.hub_server import HubServer
@@ -215,6 +216,20 @@ def test_receipt(folder: Path, tmp_path: Path) -> None:
     again = ["--output-dir", str(tmp_path / "again"), "--quiet"]
     assert main(["convert", "--from-receipt", str(output.with_suffix(".json")), *again]) == 0
     assert (tmp_path / "again/model.litertlm").read_bytes() == output.read_bytes()
+
+
+def test_package(drafter: Path, folder: Path, tmp_path: Path) -> None:
+    """Its card names the drafter, whose licence is beside it."""
+    (drafter / "README.md").write_text("---\nlicense: mit\n---\n")
+    (drafter / "LICENSE").write_text("Mine.\n")
+    out = ["--output-dir", str(tmp_path), *OPTIONS]
+    assert main(["convert", str(folder / "model"), "--draft", str(drafter), *out]) == 0
+    write_package(tmp_path / "model.litertlm", tmp_path / "package")
+    card = (tmp_path / "package" / "README.md").read_text()
+    assert "| Drafter | drafter |" in card
+    assert "drafter states `mit` in README.md. With it came [drafter-LICENSE]" in card
+    assert (tmp_path / "package" / "drafter-LICENSE").read_text() == "Mine.\n"
+    assert str(tmp_path) not in (tmp_path / "package" / "model.json").read_text()
 
 
 def test_another_drafter_than_the_receipt_s(
