@@ -157,9 +157,10 @@ def add_conversion_options(parser: argparse.ArgumentParser, has_coreml: bool = F
     parser.add_argument(
         "--draft",
         metavar="KIND",
-        help="lookup, or lookup:N: the file can draft at most N tokens at once, N from 1 to 7 "
-        "(3 where it is not said), by looking for the last ones further up in the text; faster "
-        "where an answer repeats it, for greedy sampling alone; or none (default)",
+        help="lookup: the file can draft tokens by looking for the last ones further up in the "
+        "text; faster where an answer repeats it, for greedy sampling alone; or a drafter's folder "
+        "or hub id: an assistant of Gemma 4; :N behind it for at most N tokens at once, N from 1 "
+        "to 7 (3 where it is not said); or none (default)",
     )
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub")
     add_fetch_options(parser)

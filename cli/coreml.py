@@ -275,7 +275,7 @@ def obtain_packages(request: CoreMLRequest, check: bool = False) -> Path:
     adapters = [fetch_adapter(adapter, request) for adapter in chosen.get("lora", ())]
     if adapters:
         chosen["lora"] = [adapter for adapter, _ in adapters]
-    sealing = Sealing(output, origin, adapters, expected, source.name)
+    sealing = Sealing(output, origin, adapters, expected, folder_of=source.name)
     _convert(local, source, output, chosen, request, sealing)
     return output
 

@@ -113,6 +113,48 @@ def fetch_adapter(adapter: AdapterSource, request: Request) -> tuple[WeightedAda
     return merged, Origin("hub", adapter.repo_id, commit=fetched.commit, file=adapter.file)
 
 
+def fetch_drafter(drafter: Source, request: Request) -> tuple[Source, Origin]:
+    """A drafter on this disk, downloaded where it is remote; and where it is from."""
+    from converter.receipt import Origin
+
+    if drafter.path is not None:
+        return drafter, Origin("folder", str(drafter.path.absolute()))
+    from converter.checkpoint.hub import download
+    from converter.drafter import check_drafter_config
+
+    assert drafter.repo_id is not None
+    fetched = download(
+        drafter.repo_id,
+        drafter.checkpoint_dir,
+        revision=drafter.revision,
+        quiet=request.quiet,
+        prefer_converted=False,
+        check_config=check_drafter_config,
+        offline=request.offline,
+        announce=lambda _: say(request, "Drafter not found locally. Downloading..."),
+    )
+    origin = Origin("hub", drafter.repo_id, drafter.revision, fetched.commit)
+    return replace(drafter, path=fetched.path), origin
+
+
+def drafter_fetched_before(drafter: Source) -> Source:
+    """A drafter on this disk; one that would have to be downloaded is refused."""
+    if drafter.path is not None:
+        return drafter
+    from converter.checkpoint.hub import local_copy
+
+    assert drafter.repo_id is not None
+    folder = drafter.checkpoint_dir
+    copy = local_copy(drafter.repo_id, folder, drafter.revision, prefer_converted=False)
+    if copy is None:
+        raise SourceError(
+            f"--draft {drafter.repo_id}",
+            "it is not downloaded yet, and to look at it nothing is",
+            "fetch it first (hf download) and pass what arrived",
+        )
+    return replace(drafter, path=copy.path)
+
+
 def adapter_fetched_before(adapter: AdapterSource) -> WeightedAdapter:
     """An adapter on this disk; one that would have to be downloaded is refused."""
     from converter.weights.adapters import WeightedAdapter

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from cli.fetch import (
     adapter_fetched_before,
+    drafter_fetched_before,
     fetch,
     fetch_adapter,
+    fetch_drafter,
     fetch_headers,
     fetched_before,
     local_copy_of,
@@ -103,7 +105,10 @@ def obtain(request: Request, announce_kept: bool = False) -> Path:
     adapters = [fetch_adapter(adapter, request) for adapter in chosen.get("lora", ())]
     if adapters:
         chosen["lora"] = [adapter for adapter, _ in adapters]
-    sealing = Sealing(output, origin, adapters, expected)
+    of_drafter = None
+    if "drafter" in chosen:
+        chosen["drafter"], of_drafter = fetch_drafter(chosen["drafter"], request)
+    sealing = Sealing(output, origin, adapters, expected, of_drafter)
     if local.suffix != ".litertlm":
         with ExitStack() as stack:
             judge = None
@@ -233,14 +238,13 @@ def preview(request: Request) -> PlanReport:
 def opened_for_plan(
     request: Request, chosen: dict[str, Any]
 ) -> Iterator[tuple[Checkpoint, Source]]:
-    """What is on this disk of a model and its adapters, which `chosen` names from then on.
+    """What is on this disk of a model, its adapters and drafter, which `chosen` has from then on.
 
     Raises:
         LiteRTLMError: see `converter.errors`; something would have to be downloaded.
     """
     source = source_of(request, chosen)
-    if "lora" in chosen:
-        chosen["lora"] = [adapter_fetched_before(adapter) for adapter in chosen["lora"]]
+    _find_beside(chosen)
     local = fetched_before(source, request, prefer_converted=not chosen)
     if local.suffix.lower() == ".litertlm":
         raise OptionError(
@@ -248,7 +252,7 @@ def opened_for_plan(
             f"{request.model} is converted already, there is nothing to plan",
             f"see what is in it with litert-lm-cli inspect {local}",
         )
-    with open_checkpoint(local) as checkpoint:
+    with open_checkpoint(local) as checkpoint, _with_drafter(chosen):
         yield checkpoint, source
 
 
@@ -273,7 +277,7 @@ def opened_for_check(
 ) -> Iterator[tuple[Checkpoint, Source, bool]]:
     """A model, or no more than its headers where it is on the hub; and whether its text is there.
 
-    Adapters are those that `chosen` names from then on.
+    Adapters and a drafter are those that `chosen` has from then on.
 
     Raises:
         LiteRTLMError: see `converter.errors`.
@@ -281,12 +285,11 @@ def opened_for_check(
     from converter.output.scratch import scratch_folder
 
     source = source_of(request, chosen)
-    if "lora" in chosen:
-        chosen["lora"] = [adapter_fetched_before(adapter) for adapter in chosen["lora"]]
+    _find_beside(chosen)
     local = local_copy_of(source, request, prefer_converted=False)
     if local is not None:
         _refuse_converted(request, local)
-        with open_checkpoint(local) as checkpoint:
+        with open_checkpoint(local) as checkpoint, _with_drafter(chosen):
             yield checkpoint, source, True
         return
     if source.kind == "demo":
@@ -297,7 +300,7 @@ def opened_for_check(
         try:
             headers = fetch_headers(source, request, folder)
             _refuse_converted(request, headers)
-            with open_checkpoint(headers) as checkpoint:
+            with open_checkpoint(headers) as checkpoint, _with_drafter(chosen):
                 yield checkpoint, source, False
         except LiteRTLMError as error:  # which says where the file lies that nobody will see
             what, why, fix = (
@@ -305,6 +308,28 @@ def opened_for_check(
                 for text in (error.what, error.why, error.fix)
             )
             raise type(error)(what, why, fix) from error
+
+
+def _find_beside(chosen: dict[str, Any]) -> None:
+    """Put what is on this disk of adapters and a drafter in their places."""
+    if "lora" in chosen:
+        chosen["lora"] = [adapter_fetched_before(adapter) for adapter in chosen["lora"]]
+    if "drafter" in chosen:
+        chosen["drafter"] = drafter_fetched_before(chosen["drafter"])
+
+
+@contextmanager
+def _with_drafter(chosen: dict[str, Any]) -> Iterator[list[Path]]:
+    """The files of the drafter that `chosen` names, and there from then on the drafter, open."""
+    source = chosen.get("drafter")
+    if source is None:
+        yield []
+        return
+    from converter.options import DrafterSource
+
+    with open_checkpoint(source.path) as checkpoint:
+        chosen["drafter"] = DrafterSource(checkpoint, source.repo_id or source.name)
+        yield [*checkpoint.files]
 
 
 def _refuse_converted(request: Request, local: Path) -> None:
@@ -447,9 +472,14 @@ def _convert(
     """
     from cli.progress import byte_progress, stage_progress
 
-    with stage_progress(request.quiet) as tell, open_checkpoint(local) as checkpoint:
+    chosen = dict(chosen)
+    with (
+        stage_progress(request.quiet) as tell,
+        open_checkpoint(local) as checkpoint,
+        _with_drafter(chosen) as of_drafter,
+    ):
         if sealing is not None:
-            sealing.begin(checkpoint.files)
+            sealing.begin(checkpoint.files, of_drafter)
         # What takes time to import comes after this: while the files are hashed.
         from converter.base import IGNORED_KEYS
         from converter.report import weights_bytes

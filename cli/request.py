@@ -137,7 +137,11 @@ class Request:
         if self.draft is not None:
             from converter.options import parse_draft
 
-            chosen["drafts"] = parse_draft(self.draft)
+            drafter, chosen["drafts"] = parse_draft(self.draft)
+            if drafter not in ("none", "lookup"):
+                from converter.checkpoint.sources import parse_drafter
+
+                chosen["drafter"] = parse_drafter(drafter)
         return chosen
 
     def chosen_for_any_target(self) -> dict[str, Any]:

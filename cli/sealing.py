@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +40,12 @@ class Sealing:
         origin: Origin,
         adapters: Sequence[tuple[WeightedAdapter, Origin]],
         expected: dict[str, Any] | None,
+        drafter: Origin | None = None,
         folder_of: str | None = None,
     ) -> None:
         """
         Args:
+            drafter: where it is from, where there is one.
             folder_of: the model's name, where the output is a folder of packages.
         """
         self._name = folder_of or output.stem
@@ -51,16 +53,20 @@ class Sealing:
             receipt.FolderReceiptWriter() if folder_of else receipt.ReceiptWriter(output)
         )
         self._output, self._expected = output, expected
-        self._origin, self._adapters = origin, adapters
+        self._origin, self._adapters, self._drafter = origin, adapters, drafter
 
-    def begin(self, files: Sequence[Path]) -> None:
+    def begin(self, files: Sequence[Path], of_drafter: Sequence[Path] = ()) -> None:
         """Start to hash what will be read; where a receipt names files, these must be the ones.
 
         Args:
             files: the model's; those of its adapters are known.
+            of_drafter: the drafter's.
         """
         groups = [files, *(adapter_files(adapter.path) for adapter, _ in self._adapters)]
-        origins = (self._origin, *(origin for _, origin in self._adapters))
+        origins = [self._origin, *(origin for _, origin in self._adapters)]
+        if self._drafter is not None:
+            groups.append(of_drafter)
+            origins.append(self._drafter)
         self._states = file_states([file for group in groups for file in group])
 
         def read() -> list[dict[str, Any]]:
@@ -80,8 +86,7 @@ class Sealing:
         self._versions = receipt.versions()
         if self._expected is None:
             return
-        adapters = (self._expected.get("options") or {}).get("adapters", [])
-        for before, now in zip((self._expected["source"], *adapters), self._read(), strict=True):
+        for before, now in zip(receipt.origins_of(self._expected), self._read(), strict=True):
             _require_same(now["model"], before["files"], now["files"])
 
     def of_conversion(self, converter: ModelConverter, plan: Plan) -> Seal:
@@ -110,12 +115,14 @@ class Sealing:
         with ThreadPoolExecutor(1) as beside:
             sources = beside.submit(self._read)
             parts = receipt.hash_parts(finished)
-        source, *of_adapters = sources.result()
+        source, *others = sources.result()
         if options is not None:
             options["adapters"] = [
                 {**found, "weight": adapter.weight}
-                for (adapter, _), found in zip(self._adapters, of_adapters, strict=True)
+                for (adapter, _), found in zip(self._adapters, others, strict=False)
             ]
+            if self._drafter is not None:
+                options["drafter"] = others[-1]
         found: dict[str, Any] = {
             "receipt": receipt.FORMAT,
             "output": {
@@ -179,7 +186,7 @@ def options_for_receipt(converter: ModelConverter, plan: Plan) -> dict[str, Any]
         "cache_length": plan.cache_length,
         "kv_cache": plan.cache_type.value,
         "target": converter.options.target.value,
-        "draft": spelled_draft(converter.options.drafts),
+        "draft": spelled_draft(converter.options),
         "engine": "torch" if isinstance(converter, ReferenceConverter) else "direct",
         "chat_template": _template_for_receipt(converter.options.chat_template),
     }
@@ -278,8 +285,8 @@ def options_of_receipt(found: dict[str, Any]) -> dict[str, Any]:
             # Receipts from before there was a choice say nothing of it.
             "kv_cache": CacheType(said.get("kv_cache", "fp32")),
             "target": Target(said["target"]),
-            "drafts": parse_draft(str(said.get("draft", "none"))),  # older ones say nothing
         }
+        chosen |= _draft_of_receipt(said)
         chosen |= _of_both_targets(said)
         if (calibrated := said.get("calibrate")) is not None:
             file, digest = calibrated["file"], calibrated["blake3"]
@@ -331,6 +338,24 @@ def _of_both_targets(said: dict[str, Any]) -> dict[str, Any]:
             raise ValueError("its chat template is not the one that it was written with")
         chosen["chat_template"] = ChatTemplate(text, file)
     return chosen
+
+
+def _draft_of_receipt(said: dict[str, Any]) -> dict[str, Any]:
+    """What drafts, and how much; older receipts say nothing of it."""
+    draft, drafter = str(said.get("draft", "none")), said.get("drafter")
+    if drafter is None:
+        kind, drafts = parse_draft(draft)
+        if kind not in ("none", "lookup"):
+            raise ValueError(f"there is no drafter {kind}")
+        return {"drafts": drafts}
+    from converter.checkpoint.sources import parse_drafter
+
+    # The name is for people: where it is stands in the origin.
+    _, drafts = parse_draft(f"lookup:{draft.rpartition(':')[2]}")
+    return {
+        "drafts": drafts,
+        "drafter": replace(parse_drafter(drafter["model"]), revision=drafter["commit"]),
+    }
 
 
 def _calibration_of_receipt(file: str | None, digest: str) -> CalibrationText:

@@ -21,6 +21,7 @@ import numpy as np
 from converter.cache_budget import STEP, CacheFit, gigabytes, longest_cache
 from converter.checkpoint.base import Checkpoint
 from converter.decoder import Attention, DecoderSpec, Experts
+from converter.drafter import Drafter, DrafterPlan, read_drafter
 from converter.errors import OptionError, UnsupportedError
 from converter.families.base import Family
 from converter.families.matching import listed
@@ -42,6 +43,7 @@ from converter.network import Network, check_vocabulary, read_network
 from converter.options import (
     DEFAULT_CACHE_LENGTH,
     ConvertOptions,
+    drafter_name,
     is_placeholder,
     ladder_of,
 )
@@ -49,9 +51,10 @@ from converter.output.atomic_file import AtomicFile, Seal
 from converter.text import background
 from converter.text.chat_template import TEMPLATE_FIX
 from converter.text.tokenizer import load_tokenizer
-from converter.tflite.decoder_graph import build_decoder
+from converter.tflite.decoder_graph import build_decoder, slots_for
 from converter.tflite.graph import Weight
 from converter.tflite.kv_cache import CacheType, Target
+from converter.tflite.lookup import WIDTH as LOOKUP_WIDTH
 from converter.tflite.lookup import History
 from converter.tflite.lookup_drafter import build_drafter, build_embedder
 from converter.tflite.state import StateBuffer
@@ -88,12 +91,14 @@ class Text:
     Attributes:
         sections: all sections in file order; the network's own content is None.
         system: what the header says about the whole file, before weights were streamed.
+        drafter: a trained one; None where there is none.
     """
 
     metadata: LlmMetadataResult
-    sections: tuple[tuple[Section, bytes | None], ...]
+    sections: tuple[tuple[Section, bytes | bytearray | None], ...]
     bundle: BundleLayout
     system: dict[str, str]
+    drafter: DrafterPlan | None
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,7 @@ class Plan:
         memory_fit: what became of a budget of memory; None without one.
         description: the proof of tokenizer and template, which `text_for` waits for.
         passages: of the text that calibrates, in tokens, `(passages, n)`.
+        drafter: a trained one; None where there is none.
     """
 
     family: Family
@@ -124,6 +130,7 @@ class Plan:
     memory_fit: CacheFit | None
     description: background.Work[Description]
     passages: np.ndarray | None
+    drafter: Drafter | None
 
     def text(self) -> Text:
         """What stands beside this plan's network; made once."""
@@ -134,7 +141,7 @@ class Plan:
         return self.text().metadata
 
     @property
-    def sections(self) -> tuple[tuple[Section, bytes | None], ...]:
+    def sections(self) -> tuple[tuple[Section, bytes | bytearray | None], ...]:
         return self.text().sections
 
     @property
@@ -209,13 +216,16 @@ class ModelConverter:
             self.options.quantize or default_scheme(spec, self.options.target)
         )
         quantization.check(spec)
+        drafter = None
+        if self.options.drafter is not None:
+            drafter = read_drafter(self.options.drafter, network, spec, quantization)
         passages = self._passages(spec, quantization, network.shapes)
         shapes = network.shapes
         formats = {path: quantization.format_of(path, shape) for path, shape in shapes.items()}
         weights = {path: formats[path].weight(path, shape) for path, shape in shapes.items()}
         cache_length, fit = self._cache_length(family), None
         if self.options.memory is not None:
-            fit = self._fit(network, weights, self.options.memory)
+            fit = self._fit(network, weights, self.options.memory, drafter)
             cache_length = fit.kv_cache_length
         spec = network.spec(cache_length)
         lengths = self._prefill_lengths(cache_length, spec)
@@ -249,20 +259,22 @@ class ModelConverter:
                 network.updates.get(path, ()),
             )
 
-        def make_drafters(stops: Sequence[int]) -> dict[str, bytes]:
+        def plan_drafter(stops: Sequence[int]) -> DrafterPlan | None:
+            if drafter is not None:
+                slots, rings = slots_for(cache_length, drafts), not family.has_thoughts()
+                return drafter.plan(slots, rings, self._cache_type(), stops)
             if not drafts:
-                return {}
+                return None
             history = History.of(len(spec.layers), cache_length, lengths)
-            drafter = build_drafter(history, cache_length, spec.vocab_size, drafts, stops)
-            models = {EMBEDDER: build_embedder(), DRAFTER: drafter}
-            return {name: bytes(write(model).flatbuffer) for name, model in models.items()}
+            lookup = build_drafter(history, cache_length, spec.vocab_size, drafts, stops)
+            return DrafterPlan((), write(lookup), LOOKUP_WIDTH)
 
         def text_for(network_nbytes: int) -> Text:
             found = dict(network.found)
             if passages is not None:
                 found[CALIBRATION] = self._calibration(passages)
             return self._lay_out(
-                network_nbytes, family, quantization, states, make_drafters, found, *describe()
+                network_nbytes, family, quantization, states, plan_drafter, found, *describe()
             )
 
         return Plan(
@@ -279,6 +291,7 @@ class ModelConverter:
             memory_fit=fit,
             description=describe,
             passages=passages,
+            drafter=drafter,
         )
 
     def _emit(
@@ -298,6 +311,7 @@ class ModelConverter:
                 rings,
                 self.options.drafts,
                 self._cache_type(),
+                has_trained_drafter=self.options.drafter is not None,
             )
             return write(decoder.model), decoder.states
 
@@ -359,7 +373,7 @@ class ModelConverter:
         family: Family,
         quantization: Quantization,
         states: Sequence[StateBuffer],
-        make_drafters: Callable[[Sequence[int]], dict[str, bytes]],
+        plan_drafter: Callable[[Sequence[int]], DrafterPlan | None],
         found: Mapping[str, str],
         metadata: LlmMetadataResult,
         tokenizer_kind: str,
@@ -371,13 +385,18 @@ class ModelConverter:
             ("ExecutorMetadataProto", executor_metadata(states, message.max_num_tokens)),
             (tokenizer_kind, tokenizer),
         )
-        drafters = make_drafters(
+        drafter = plan_drafter(
             [number for stop in message.stop_tokens for number in stop.token_ids.ids]
         )
-        network = Section("TFLiteModel", network_nbytes, {"model_type": NETWORK})
+        models: list[tuple[str, int, bytes | bytearray | None]] = [(NETWORK, network_nbytes, None)]
+        if drafter is not None:
+            embedder = write(build_embedder(drafter.width))
+            models += (
+                (kind, model.nbytes, model.flatbuffer)
+                for kind, model in ((EMBEDDER, embedder), (DRAFTER, drafter.model))
+            )
         sections = (
-            (network, None),
-            *((Section("TFLiteModel", len(d), {"model_type": t}), d) for t, d in drafters.items()),
+            *((Section("TFLiteModel", size, {"model_type": k}), d) for k, size, d in models),
             *((Section(k, len(d), {}), d) for k, d in parts),
         )
         system = {
@@ -387,7 +406,11 @@ class ModelConverter:
             "quantization": quantization.name,
             "target": self.options.target.value,
             "KV cache": self._cache_type().value,
-            **({"draft": draft_note(self.options.drafts)} if drafters else {}),
+            **(
+                {"draft": draft_note(drafter_name(self.options), self.options.drafts)}
+                if drafter
+                else {}
+            ),
             **found,
             "chat template": self._template_origin(metadata.template.chosen),
         }
@@ -395,7 +418,11 @@ class ModelConverter:
             ignored = family.ignored_keys(self.checkpoint.config)
             system |= {IGNORED_KEYS: listed(ignored)} if ignored else {}
         return Text(
-            metadata, sections, lay_out([section for section, _ in sections], system), system
+            metadata,
+            sections,
+            lay_out([section for section, _ in sections], system),
+            system,
+            drafter,
         )
 
     def _template_origin(self, candidate: str) -> str:
@@ -410,17 +437,17 @@ class ModelConverter:
 
     def _check_drafts(self, spec: DecoderSpec) -> None:
         """Raise where a token that was drafted wrongly could not be taken back."""
-        without = "leave it out"
+        without, option = "leave it out", f"--draft {drafter_name(self.options)}"
         if self.options.target is Target.GPU:
             raise OptionError(
-                "--draft lookup",
+                option,
                 "its network stands behind branches, which a GPU does not take",
                 f"{without}, or convert for the CPU: --target cpu",
             )
         mixers = {type(mixer) for layer in spec.layers for mixer in layer.mixers}
         if mixers != {Attention}:
             raise UnsupportedError(
-                f"{self.name}: --draft lookup",
+                f"{self.name}: {option}",
                 "its layers keep a state that no wrong draft can be taken out of again",
                 without,
             )
@@ -447,7 +474,13 @@ class ModelConverter:
             )
         return wanted
 
-    def _fit(self, network: Network, weights: Mapping[str, Weight], memory: int) -> CacheFit:
+    def _fit(
+        self,
+        network: Network,
+        weights: Mapping[str, Weight],
+        memory: int,
+        drafter: Drafter | None,
+    ) -> CacheFit:
         """What the budget of memory makes of the cache's length, which may be the user's.
 
         Raises:
@@ -455,6 +488,7 @@ class ModelConverter:
         """
         family, wanted = network.family, self.options.cache_length
         beside = beside_network(family.vocab_size, family.prefers_sentencepiece)
+        beside += 0 if drafter is None else drafter.nbytes
 
         def needed(length: int) -> int:
             model, _ = self._emit(network, weights, length)
@@ -540,12 +574,27 @@ class ModelConverter:
             self.checkpoint, self.name, weights, file, clip, written, watch, plan.passages
         )
         stream.run(plan.spec, self.options.threads, beside=plan.text)
+        if plan.drafter is not None:
+            self._stream_drafter(plan, plan.drafter, file, progress)
         return stream
+
+    def _stream_drafter(
+        self, plan: Plan, drafter: Drafter, file: AtomicFile, progress: Progress
+    ) -> None:
+        """Write the weights of a trained drafter to their place in its section."""
+        text = plan.text()
+        assert text.drafter is not None
+        kinds = [section.items.get("model_type") for section, _ in text.sections]
+        weights = text.drafter.placed(text.bundle.offsets[kinds.index(DRAFTER)])
+        # No text calibrates it: what it is wrong about costs time, and nothing else.
+        stream = WeightStream(drafter.tensors, drafter.name, weights, file, Clip.MAX, progress)
+        stream.run(drafter.assistant.spec, self.options.threads, beside=lambda: None)
+        drafter.tensors.check_unchanged()
 
     # Package --------------------------------------------------------------------------------------
 
     def package(self, plan: Plan, file: AtomicFile, stream: WeightStream) -> None:
-        """Write what is not weights: header, metadata, tokenizer, and the graph with its scales."""
+        """Write what is not weights: header, metadata, tokenizer, and graphs with their scales."""
         sections = [section for section, _ in plan.sections]
         # The network begins at a fixed place, so that what was found out fits before it.
         said = lay_out(sections, plan.text().system | self._provenance(plan, stream))
@@ -556,7 +605,7 @@ class ModelConverter:
         self,
         file: AtomicFile,
         bundle: BundleLayout,
-        sections: Sequence[tuple[Section, bytes | None]],
+        sections: Sequence[tuple[Section, bytes | bytearray | None]],
         network: Iterable[bytes | bytearray],
     ) -> None:
         """Write the header and every section; the network comes in pieces, from its beginning."""

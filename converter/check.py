@@ -117,7 +117,7 @@ def check(
         scheme=plan.quantization.name,
         target=options.target.value,
         kv_cache=plan.cache_type.value,
-        draft=spelled_draft(options.drafts),
+        draft=spelled_draft(options),
         sizes=tuple(_sizes(checkpoint, name, options, plan)),
         memory=tuple(_memory(checkpoint, name, options, lengths or _contexts(plan))),
         memory_fit=plan.memory_fit,
@@ -138,11 +138,12 @@ def _sizes(
     for scheme in dict.fromkeys((plan.quantization.name, *SCHEMES)):
         try:
             chosen = replace(options, quantize=scheme, calibrate=None)  # which changes no size
-            nbytes = _NetworkConverter(checkpoint, name, chosen).plan().model.nbytes
+            found = _NetworkConverter(checkpoint, name, chosen).plan()
+            drafter = 0 if found.drafter is None else found.drafter.nbytes
         except LiteRTLMError as refusal:  # blocks that do not divide a row, for one
             yield SchemeSize(scheme, None, str(refusal))
         else:
-            yield SchemeSize(scheme, nbytes)
+            yield SchemeSize(scheme, found.model.nbytes + drafter)
 
 
 def _memory(

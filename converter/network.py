@@ -47,7 +47,7 @@ class Network:
             SourceError: a tensor has another shape.
         """
         shapes = dict(self.family.spec().weight_shapes())
-        self._check(shapes)
+        check_shapes(self.checkpoint, self.name, self.sources, shapes)
         return shapes
 
     def spec(self, context: int) -> DecoderSpec:
@@ -64,39 +64,6 @@ class Network:
             return "zeros", None
         tensor = self.checkpoint.tensors[source.tensor]
         return tensor.dtype, tensor.int4_block
-
-    def _check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        wanted: dict[str, tuple[int, ...]] = {}
-        for path, source in self.sources.items():
-            if not source.is_absent:  # several weights may share a tensor, one below the other
-                rows = source.end(shapes[path][0])
-                before = wanted.get(source.tensor, (0,))[0]
-                wanted[source.tensor] = (max(before, rows), *shapes[path][1:])
-        stored = {name: _as_matrix(self.checkpoint.tensors[name].shape) for name in wanted}
-        for source in self.sources.values():
-            if source.is_absent:
-                continue
-            name, shape = source.tensor, self.checkpoint.tensors[source.tensor].shape
-            if source.is_flattened:
-                stored[name] = (math.prod(shape),)
-            elif source.is_transposed and len(shape) == 3:
-                stored[name] = (shape[0] * shape[2], shape[1])
-        said_by = "its metadata" if self.checkpoint.format == "gguf" else "config"
-        wrong = [
-            f"{name} is {list(shape)}, {said_by} says {list(wanted[name])}"
-            for name, shape in stored.items()
-            if shape != _as_matrix(wanted[name])
-        ]
-        if any(0 in shape for shape in stored.values()):
-            fix = "save it whole: DeepSpeed ZeRO-3 leaves empty tensors, zero_to_fp32.py fills them"
-        elif self.checkpoint.format == "gguf":
-            fix = OTHER_GGUF
-        else:
-            fix = "check that config.json belongs to these weights"
-        if wrong:
-            raise SourceError(
-                self.name, f"{len(wrong)} tensors have the wrong shape: {'; '.join(wrong[:5])}", fix
-            )
 
 
 def read_network(
@@ -120,6 +87,55 @@ def read_network(
         family = untied(family)
         sources["head"] = sources["embedding"]
     return Network(checkpoint, name, family, sources, updates, found)
+
+
+def check_shapes(
+    checkpoint: Checkpoint,
+    what: str,
+    sources: Mapping[str, WeightSource],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Make sure that a checkpoint's tensors have the shapes that its config asks for.
+
+    Args:
+        what: the checkpoint, as the user knows it.
+        sources: of each weight.
+        shapes: of the weights.
+
+    Raises:
+        SourceError: some have not.
+    """
+    wanted: dict[str, tuple[int, ...]] = {}
+    for path, source in sources.items():
+        if not source.is_absent:  # several weights may share a tensor, one below the other
+            rows = source.end(shapes[path][0])
+            before = wanted.get(source.tensor, (0,))[0]
+            wanted[source.tensor] = (max(before, rows), *shapes[path][1:])
+    stored = {name: _as_matrix(checkpoint.tensors[name].shape) for name in wanted}
+    for source in sources.values():
+        if source.is_absent:
+            continue
+        name, shape = source.tensor, checkpoint.tensors[source.tensor].shape
+        if source.is_flattened:
+            stored[name] = (math.prod(shape),)
+        elif source.is_transposed and len(shape) == 3:
+            stored[name] = (shape[0] * shape[2], shape[1])
+    said_by = "its metadata" if checkpoint.format == "gguf" else "config"
+    wrong = [
+        f"{name} is {list(shape)}, {said_by} says {list(wanted[name])}"
+        for name, shape in stored.items()
+        if shape != _as_matrix(wanted[name])
+    ]
+    if any(0 in shape for shape in stored.values()):
+        fix = "save it whole: DeepSpeed ZeRO-3 leaves empty tensors, zero_to_fp32.py fills them"
+    elif checkpoint.format == "gguf":
+        fix = OTHER_GGUF
+    else:
+        fix = "check that config.json belongs to these weights"
+    if wrong:
+        raise SourceError(
+            what, f"{len(wrong)} tensors have the wrong shape: {'; '.join(wrong[:5])}", fix
+        )
 
 
 def check_vocabulary(tokenizer: BundleTokenizer, spec: DecoderSpec, name: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from converter.checkpoint.base import Checkpoint
 from converter.decoder import DecoderSpec, Experts
 from converter.errors import OptionError
 from converter.text.named_templates import chat_template_of
@@ -50,6 +51,18 @@ class ChatTemplate:
     file: str | None = None
 
 
+@dataclass(frozen=True)
+class DrafterSource:
+    """A drafter that was trained with the model.
+
+    Attributes:
+        name: as the user knows it.
+    """
+
+    checkpoint: Checkpoint
+    name: str
+
+
 def ladder_of(spec: DecoderSpec) -> tuple[int, ...]:
     """The prefill lengths that suit a network."""
     blocks = (layer.feed_forward for layer in spec.layers)
@@ -86,7 +99,8 @@ class ConvertOptions:
             any. Where `cache_length` is None, it is then the largest that fits.
         target: what the graph is made for.
         kv_cache: what keys and values are held as; None for float32.
-        drafts: the most tokens that are drafted at once, by prompt lookup; 0 for no drafts.
+        drafts: the most tokens that are drafted at once; 0 for no drafts.
+        drafter: what drafts them; None for prompt lookup.
         lora: LoRA adapters to merge, in this order.
         chat_template: one that the user chose; None for the source's own.
         threads: workers that stream weights; the result does not depend on it.
@@ -101,6 +115,7 @@ class ConvertOptions:
     target: Target = Target.CPU
     kv_cache: CacheType | None = None
     drafts: int = 0
+    drafter: DrafterSource | None = None
     lora: Sequence[WeightedAdapter] = ()
     chat_template: ChatTemplate | None = None
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -137,28 +152,40 @@ def _json_object(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def parse_draft(text: str) -> int:
-    """What `--draft` names, `lookup`, `lookup:N` or `none`, as `ConvertOptions.drafts`.
+def parse_draft(text: str) -> tuple[str, int]:
+    """What `--draft` names, `none`, `lookup` or a drafter, and at most how many tokens at once.
+
+    `:N` behind it says how many; of `none` there are 0.
 
     Raises:
-        OptionError: it is none of these.
+        OptionError: it cannot be any of these.
     """
-    kind, colon, count = text.partition(":")
     if text == "none":
-        return 0
-    drafts = int(count) if count.isdecimal() else 0
-    if kind == "lookup" and (not colon or 0 < drafts <= MOST_DRAFTS):
-        return drafts or DEFAULT_DRAFTS
+        return text, 0
+    drafter, colon, count = text.rpartition(":")
+    if colon and (count.isdecimal() or drafter == "lookup"):
+        drafts = int(count) if count.isdecimal() else 0
+    else:
+        drafter, drafts = text, DEFAULT_DRAFTS
+    is_place = drafter not in ("", "none") and ("/" in drafter or os.path.exists(drafter))
+    if (drafter == "lookup" or is_place) and 0 < drafts <= MOST_DRAFTS:
+        return drafter, drafts
     raise OptionError(
         f"--draft {text}",
         "is no kind of drafts",
-        f"say none, lookup, or lookup:N for at most N drafts at once, N from 1 to {MOST_DRAFTS}",
+        "say none, lookup, or a drafter's folder or Hugging Face id; and :N behind it for at most "
+        f"N drafts at once, N from 1 to {MOST_DRAFTS}",
     )
 
 
-def spelled_draft(drafts: int) -> str:
-    """How `--draft` names `ConvertOptions.drafts`."""
-    return f"lookup:{drafts}" if drafts else "none"
+def drafter_name(options: ConvertOptions) -> str:
+    """How `--draft` names what drafts."""
+    return "lookup" if options.drafter is None else options.drafter.name
+
+
+def spelled_draft(options: ConvertOptions) -> str:
+    """The same, and how many tokens."""
+    return f"{drafter_name(options)}:{options.drafts}" if options.drafts else "none"
 
 
 def parse_prefill_lengths(text: str) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import attrgetter, itemgetter
@@ -306,11 +306,18 @@ def _changed(said: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[st
     return lines
 
 
+def origins_of(receipt: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All that an output was made of: the model, adapters, a drafter."""
+    options = receipt.get("options") or {}
+    drafter = options.get("drafter")
+    return [receipt["source"], *options.get("adapters", []), *([drafter] if drafter else [])]
+
+
 def is_outdated(output: Path, source: Path) -> bool:
     """Whether a file that went into `output` has changed since, by its size or its time.
 
     Args:
-        source: the folder or file that `output` is made of; where adapters were, its receipt says.
+        source: the folder or file that `output` is made of; where what else is, its receipt says.
     """
     try:
         receipt = read_receipt(receipt_path(output))
@@ -321,8 +328,8 @@ def is_outdated(output: Path, source: Path) -> bool:
         made = (output / first if output.is_dir() else output).stat().st_mtime_ns
     except (OSError, IndexError):
         return False
-    adapters = (receipt.get("options") or {}).get("adapters", [])
-    local = [(Path(each["model"]), each["files"]) for each in adapters if each["kind"] != "hub"]
+    beside = origins_of(receipt)[1:]
+    local = [(Path(each["model"]), each["files"]) for each in beside if each["kind"] != "hub"]
     for place, files in [(source, receipt["source"]["files"]), *local]:
         is_folder = place.is_dir()
         for file in files:
@@ -400,7 +407,10 @@ def _wrong(receipt: Any) -> str | None:
         _has(adapter, of_adapter) and math.isfinite(adapter["weight"]) for adapter in adapters
     ):
         return "its adapters are damaged"
-    origins = (receipt["source"], *adapters)
+    drafter = (receipt.get("options") or {}).get("drafter")
+    if drafter is not None and not _has(drafter, {"kind": str, "model": str, "files": list}):
+        return "its drafter is damaged"
+    origins = origins_of(receipt)
     if not all(isinstance(o.get(key), str | None) for o in origins for key in ("commit", "file")):
         return "a commit or a file's name is no text"
     if any("papers" in origin and papers_of(origin["papers"]) is None for origin in origins):

@@ -106,7 +106,7 @@ def report(converter: ModelConverter, plan: Plan, output: Path) -> PlanReport:
         output_exists=output.exists(),
         kv_cache_length=plan.cache_length,
         kv_cache=plan.cache_type.value,
-        draft=spelled_draft(converter.options.drafts),
+        draft=spelled_draft(converter.options),
         prefill_lengths=plan.prefill_lengths,
         signatures=model.signatures,
         tensors=tensor_groups(plan.weights),
@@ -136,7 +136,8 @@ def source_types(weights: Iterable[PlannedWeight]) -> dict[str, int]:
 
 def weights_bytes(plan: Plan) -> int:
     """The bytes of all packed weights, which is what a conversion's progress adds up to."""
-    return sum(weight.nbytes for weight in plan.weights)
+    drafter = 0 if plan.drafter is None else plan.drafter.nbytes
+    return sum(weight.nbytes for weight in plan.weights) + drafter
 
 
 def disk_needed(converter: ModelConverter, plan: Plan) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 from converter.checkpoint.papers import Papers, papers_of
 from converter.checkpoint.sources import DEMO_ID
 from converter.litertlm.inspection import Bundle
+from converter.receipt import origins_of
 from converter.weights.quantization import SCHEMES
 from publish.figures import Figures
 from publish.gallery import FILE, accelerators, is_chat, sampling
@@ -73,11 +74,12 @@ def card(
 
 
 def texts_of(receipt: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The licences and notices of the source and then of each adapter, by their names here."""
-    entries = (receipt["source"], *_adapters(receipt))
+    """The licences and notices of all that it was made of, by their names here."""
+    adapters = len(_adapters(receipt))
+    marks = ("", *(f"adapter{i + 1}-" for i in range(adapters)), "drafter-")
     return [
-        {f"adapter{i}-{name}" if i else name: text for name, text in _papers(entry).texts.items()}
-        for i, entry in enumerate(entries)
+        {f"{mark}{name}": text for name, text in _papers(entry).texts.items()}
+        for mark, entry in zip(marks, origins_of(receipt), strict=False)
     ]
 
 
@@ -93,7 +95,8 @@ def _front_matter(receipt: Mapping[str, Any]) -> str:
     adapters = _adapters(receipt)
     entries = (receipt["source"], *adapters)
     papers = _papers(receipt["source"])
-    stated = [_identifier(text) for each in entries for text in _papers(each).license]
+    all_entries = origins_of(receipt)
+    stated = [_identifier(text) for each in all_entries for text in _papers(each).license]
     if stated:
         front["license"] = _one_or_all(list(dict.fromkeys(stated)))
         if "other" in stated and papers.license:
@@ -131,6 +134,8 @@ def _facts(bundle: Bundle, receipt: Mapping[str, Any], sha256: str) -> dict[str,
     }
     if merged := _adapters(receipt):
         facts["Merged LoRA adapters"] = "; ".join(map(_whence, merged))
+    if drafter := (receipt["options"] or {}).get("drafter"):
+        facts["Drafter"] = _whence(drafter)
     if types := (receipt.get("plan") or {}).get("source_types"):
         facts["Weights there"] = _plain(", ".join(map(str, types)))
     if (scheme := _scheme(receipt)) is not None:
@@ -164,9 +169,7 @@ def _whence(entry: Mapping[str, Any]) -> str:
 
 def _licences(receipt: Mapping[str, Any]) -> list[str]:
     lines = []
-    for each, texts in zip(
-        (receipt["source"], *_adapters(receipt)), texts_of(receipt), strict=True
-    ):
+    for each, texts in zip(origins_of(receipt), texts_of(receipt), strict=True):
         papers, where = _papers(each), _source(each)
         if papers.license:
             said = f"states {_verbatim(', '.join(papers.license))}"
@@ -183,7 +186,7 @@ def _licences(receipt: Mapping[str, Any]) -> list[str]:
             names = ", ".join(f"[{_plain(name)}](<{name}>)" for name in texts)
             line += f" With it came {names}."
         lines.append(line)
-    if not all(_papers(each).license for each in (receipt["source"], *_adapters(receipt))):
+    if not all(_papers(each).license for each in origins_of(receipt)):
         lines.append("Ask the model's makers what they allow before you pass this file on.")
     else:
         lines.append("Converting a model changes nothing in that: the same terms hold here.")

@@ -27,7 +27,7 @@ from converter.checkpoint.papers import CARD
 from converter.errors import OptionError, OutputError, SourceError
 from converter.litertlm.inspection import read_bundle
 from converter.output.atomic_file import AtomicFile, link_or_copy, unfinished
-from converter.receipt import differences, read_receipt, receipt_path
+from converter.receipt import differences, origins_of, read_receipt, receipt_path
 from publish import gallery
 from publish.card import card, description, texts_of
 from publish.figures import figures_of
@@ -207,7 +207,7 @@ def _receipt_of(output: Path) -> dict[str, Any]:
             f"--output-dir {output.parent}",
         )
     options = receipt.get("options") or {}
-    for origin in (receipt["source"], *options.get("adapters", [])):
+    for origin in origins_of(receipt):
         if origin["kind"] not in ("hub", "demo"):
             origin["model"] = _last_part(origin["model"])
     if (template := options.get("chat_template")) and isinstance(template.get("file"), str):

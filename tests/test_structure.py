@@ -18,7 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("converter.coreml_report",),
     ("converter.report", "converter.check", "converter.torch"),
     ("converter.base", "converter.coreml_pipeline"),
-    ("converter.coreml_layout",),
+    ("converter.coreml_layout", "converter.drafter"),
     ("runner",),
     ("converter.preflight",),
     (

@@ -221,6 +221,23 @@ def parse_adapter(text: str) -> AdapterSource:
     return AdapterSource(weight, repo_id=source.repo_id, file=source.file)
 
 
+def parse_drafter(text: str) -> Source:
+    """What `--draft` was given: a folder, or else an id on the hub.
+
+    Raises:
+        SourceError: it is neither.
+        OptionError: it is a model of another kind.
+    """
+    source = parse_model(text, models_dir())
+    if source.kind not in ("folder", "hub") or source.file is not None:
+        raise OptionError(
+            f"--draft {shown(text)}",
+            "it is no drafter as it was published: a GGUF of one is not read",
+            "name a folder with config.json and *.safetensors, or its Hugging Face id",
+        )
+    return source
+
+
 def shown(text: str) -> str:
     """Return the user's text fit for an error message: one line, no control characters."""
     return text if text.isprintable() and text.strip() else ascii(text)

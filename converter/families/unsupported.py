@@ -47,6 +47,8 @@ def why_unsupported(model_type: str, config: Mapping[str, Any]) -> str:
         return "its attention caches a latent (MLA), which is not supported"
     if config.get("is_encoder_decoder") or _NO_DECODER.search(model_type):
         return "no decoder that writes text, which is all that the runtime runs"
+    if model_type.endswith("_assistant"):
+        return "it drafts for another model and says nothing itself: that one takes it with --draft"
     if model_type in _UNPROVED:
         return _UNPROVED[model_type]
     if _WITH_STATE.search(model_type):

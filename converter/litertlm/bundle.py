@@ -113,10 +113,10 @@ def _shortened(value: str) -> str:
     return value if len(value) <= _MOST_VALUE else f"{value[: _MOST_VALUE - 3]}..."
 
 
-def draft_note(drafts: int) -> str:
+def draft_note(drafter: str, drafts: int) -> str:
     """What the header says of drafts, above all to those who write apps."""
     return (
-        f"lookup, at most {drafts} tokens at once; the engine has them off unless an app turns "
+        f"{drafter}, at most {drafts} tokens at once; the engine has them off unless an app turns "
         "speculative decoding on, and then samples greedily, whatever temperature it is given"
     )
 

@@ -23,10 +23,13 @@ class AttentionLayers:
         mixers: Mapping[int, Attention],
         shapes: Mapping[int, CacheShape],
         target: Target,
+        borrows: bool = False,
     ) -> None:
         """
         Args:
             mixers: by the layer's number, as are `shapes` of their caches.
+            borrows: whether `cache_of` is a layer of another network, which has been called; its
+                caches are inputs, and no outputs.
         """
         self.blocks = blocks
         self.graph = blocks.graph
@@ -50,15 +53,19 @@ class AttentionLayers:
             kind: make_cache(blocks.call, *kind, target) for kind in dict.fromkeys(kinds.values())
         }
         self.caches = {i: caches[kind] for i, kind in kinds.items()}
+        self.borrows = borrows
         for i, mixer in mixers.items():
-            assert mixer.cache_of is None or shapes[i] == shapes[mixer.cache_of]
+            assert borrows or mixer.cache_of is None or shapes[i] == shapes[mixer.cache_of]
         self.states: dict[int, tuple[StateBuffer, ...]] = {}
         self.inputs: dict[int, tuple[Tensor, ...]] = {}
         self.seen: dict[int, Extended] = {}
 
     def add_states(self, index: int) -> tuple[StateBuffer, ...]:
         """Declare a layer's cache, where it has one of its own."""
-        if self.mixers[index].cache_of is not None:
+        source = self.mixers[index].cache_of
+        if source is not None:
+            if self.borrows and source not in self.seen:
+                self.seen[source] = self.caches[index].borrowed(source)
             return ()
         self.states[index] = states = self.caches[index].buffers(index)
         self.inputs[index] = tuple(state.add_to(self.graph) for state in states)

@@ -33,6 +33,7 @@ from converter.tflite.delta_net import DeltaNetLayers
 from converter.tflite.feed_forward import make_feed_forward
 from converter.tflite.graph import DType, Graph, Model, Tensor
 from converter.tflite.kv_cache import CacheType, Call, Target, cache_shape
+from converter.tflite.lookup import WIDTH as LOOKUP_WIDTH
 from converter.tflite.lookup import History, add_no_activations, add_verify
 from converter.tflite.mamba2 import Mamba2Layers
 from converter.tflite.short_conv import ShortConvLayers
@@ -68,6 +69,7 @@ def build_decoder(
     rings: bool,
     drafts: int = 0,
     cache_type: CacheType = CacheType.FP32,
+    has_trained_drafter: bool = False,
 ) -> Decoder:
     """Emit one `prefill_N` for every length, `decode`, and `verify` where there are drafts.
 
@@ -80,18 +82,19 @@ def build_decoder(
         rings: whether caches of windows may be rings; see `cache_shape`.
         drafts: how many tokens are drafted at once; 0 for none. They may reach beyond C.
         cache_type: what keys and values are held as.
+        has_trained_drafter: whether tokens are drafted from what the last layer makes of the text
+            (`assistant`), and not from the text itself (`lookup`).
     """
     model = Model("litert-lm-cli")
     # Declared first and in order of use, so that the file is read front to back.
     for path, _ in spec.weight_shapes():
         model.declare(weight_of(path))
 
-    slots, history = cache_length, None
-    if drafts:
-        slots += drafts + 1
+    slots, history = slots_for(cache_length, drafts), None
+    if drafts and not has_trained_drafter:
         history = History.of(len(spec.layers), cache_length, prefill_lengths)
 
-    def emit(g: Graph, ids: Tensor, positions: Tensor, fits: bool = False) -> _DecoderGraph:
+    def emit(g: Graph, ids: Tensor, positions: Tensor, fits: bool = False) -> DecoderGraph:
         mask = None
         if target is Target.GPU:
             shape = 1, 1, *positions.shape, slots
@@ -99,9 +102,9 @@ def build_decoder(
         first = g.make_slice("cache/first", positions, (0,), (1,))
         last = g.make_reduce_max("cache/last", positions)
         call = Call(model, g, positions.shape[0], positions, first, last, mask, fits)
-        return _DecoderGraph(call, spec, ids, weight_of, slots, target, rings, cache_type)
+        return DecoderGraph(call, spec, ids, weight_of, slots, target, rings, cache_type)
 
-    def emit_signature(signature: str, n: int) -> _DecoderGraph:
+    def emit_signature(signature: str, n: int) -> DecoderGraph:
         g = model.add_graph(signature)
         tokens = g.add_input("tokens", (1, n), DType.INT32)
         positions = g.add_input("input_pos", (n,), DType.INT32)
@@ -114,21 +117,43 @@ def build_decoder(
     for length in prefill_lengths:
         emit_signature(f"prefill_{length}", length).build_prefill()
     decode = emit_signature("decode", 1)
-    decode.graph.add_output("logits", decode.make_logits())
+    last = decode.make_last()
+    decode.graph.add_output("logits", decode.make_logits(last))
     states = decode.states
-    if history is not None:
+    if not drafts:
+        return Decoder(model, states)
+
+    def make_handed(network: DecoderGraph, last: Tensor) -> Tensor | None:
+        if not has_trained_drafter:
+            return None
+        return network.graph.make_reshape("last", last, (1, *last.shape))
+
+    def emit_rows(g: Graph, ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        network = emit(g, ids, positions, fits=True)
+        last = network.make_last()
+        return network.make_logits(last), make_handed(network, last)
+
+    handed = make_handed(decode, last)
+    if handed is None:
         add_no_activations(decode.graph, decode.first)
-
-        def emit_rows(g: Graph, ids: Tensor, positions: Tensor) -> Tensor:
-            return emit(g, ids, positions, fits=True).make_logits()
-
-        add_verify(model, drafts, spec.vocab_size, states, history, emit_rows)
-        states = (*states, history.state)
-    return Decoder(model, states)
+    else:
+        decode.graph.add_output("activations", handed)
+    width = LOOKUP_WIDTH if handed is None else spec.hidden_size
+    add_verify(model, drafts, spec.vocab_size, states, history, emit_rows, width)
+    return Decoder(model, states if history is None else (*states, history.state))
 
 
-class _DecoderGraph:
-    """One call: N tokens through the network."""
+def slots_for(cache_length: int, drafts: int) -> int:
+    """How many slots a cache is asked for: the last drafts may reach beyond the context."""
+    return cache_length + drafts + 1 if drafts else cache_length
+
+
+class DecoderGraph:
+    """One call: N tokens through the network.
+
+    Args:
+        borrows: whether its caches are another network's, which it does not write.
+    """
 
     def __init__(
         self,
@@ -140,6 +165,7 @@ class _DecoderGraph:
         target: Target,
         rings: bool,
         cache_type: CacheType,
+        borrows: bool = False,
     ) -> None:
         self.graph = call.graph
         self.spec = spec
@@ -160,14 +186,14 @@ class _DecoderGraph:
             for i, mixer in attention.items()
         }
         self.mixers: dict[type, MixerLayers] = {
-            Attention: AttentionLayers(self.blocks, attention, shapes, target),
+            Attention: AttentionLayers(self.blocks, attention, shapes, target, borrows),
             ShortConv: ShortConvLayers(self.blocks, convs, spec.hidden_size),
             GatedDeltaNet: DeltaNetLayers(self.blocks, delta),
             Mamba2: Mamba2Layers(self.blocks, mamba),
         }
         added = [(i, self.mixers[type(mixer)].add_states(i)) for i, mixer in mixers]
         self.states = tuple(state for _, states in added for state in states)
-        self.last_writer = max(i for i, states in added if states)
+        self.last_writer = max((i for i, states in added if states), default=-1)
 
     def build_prefill(self) -> None:
         """A prefill is done when the last state is written."""
@@ -177,13 +203,19 @@ class _DecoderGraph:
             x = self.altup.active_of(f"layers.{last}", self.altup.predict(last, x))
         self.write(last, layer, self.make_pre_norm(mixer_path(last, layer), x))
 
-    def make_logits(self) -> Tensor:
-        """All layers, and the head: (1, N, vocabulary)."""
-        g, spec = self.graph, self.spec
-        x = self.make_layers(len(spec.layers))
+    def make_last(self) -> Tensor:
+        """What all layers make of the tokens, normalised for the head: (N, hidden)."""
+        return self.make_final_norm(self.make_layers(len(self.spec.layers)))
+
+    def make_final_norm(self, x: Tensor) -> Tensor:
+        """What comes out of the last layer, as the head takes it: (N, hidden)."""
         if self.altup is not None:
             x = self.altup.end(x)
-        x = self.blocks.make_norm("final_norm", x, "final_norm", spec.norm)
+        return self.blocks.make_norm("final_norm", x, "final_norm", self.spec.norm)
+
+    def make_logits(self, x: Tensor) -> Tensor:
+        """What the head makes of them, (N, hidden) -> (1, N, vocabulary)."""
+        g, spec = self.graph, self.spec
         head, bias = "embedding" if spec.tied_head else "head", None
         if spec.head_bias:
             bias = "head.bias"

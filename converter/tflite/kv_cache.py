@@ -252,6 +252,10 @@ class KVCache:
         )
         return *buffers, *scales
 
+    def borrowed(self, layer: int) -> Extended:
+        """The caches of a layer in another network, as a call has left them: inputs."""
+        raise NotImplementedError
+
     def make_start(self, name: str, slot: Tensor, axis: int) -> Tensor:
         """Where a call writes in a cache with its slots along `axis`, (4,)."""
         parts = [self.graph.constant("cache/zero", [0])] * 4
@@ -379,6 +383,10 @@ class FullCache(KVCache):
             for (part, new), cache, axis in zip(parts.items(), caches, axes, strict=True)
         )
         return Extended(written, *self.held(written))
+
+    def borrowed(self, layer: int) -> Extended:
+        caches = tuple(state.add_to(self.graph) for state in self.buffers(layer))
+        return Extended(caches, *self.held(caches))
 
     @property
     def axes(self) -> tuple[int, ...]:

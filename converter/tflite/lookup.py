@@ -40,8 +40,9 @@ _NEVER = -1e9
 # without wide int8 instructions is not much slower than with one.
 _SOME_ROWS = 4
 
-# Of a graph, ids and positions, both (rows,): the logits, (1, rows, V).
-EmitRows = Callable[[Graph, Tensor, Tensor], Tensor]
+# Of a graph, ids and positions, both (rows,): the logits, (1, rows, V), and what a drafter is given
+# beside the tokens, (1, rows, E), where it is given something.
+EmitRows = Callable[[Graph, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,9 @@ def add_verify(
     drafts: int,
     vocab_size: int,
     states: Sequence[StateBuffer],
-    history: History,
+    history: History | None,
     emit: EmitRows,
+    width: int = WIDTH,
 ) -> None:
     """Emit `verify`.
 
@@ -120,21 +122,26 @@ def add_verify(
         drafts: G, at most `MOST_DRAFTS`.
         vocab_size: V.
         states: of the network, in the order in which `emit` declares them.
+        history: where the text is kept; None where the drafter needs none.
         emit: adds a call of some rows, with states as inputs and outputs.
+        width: E.
     """
     g, rows = model.add_graph("verify"), drafts + 1
-    embeddings = g.add_input("embeddings", (1, rows, WIDTH), DType.FLOAT32)
+    embeddings = g.add_input("embeddings", (1, rows, width), DType.FLOAT32)
     positions = g.add_input("input_pos", (rows,), DType.INT32)
     given = [state.add_to(g) for state in states]
     numbers = g.make_slice("ids/numbers", embeddings, (0, 0, 0), (1, rows, 1))
     ids = g.make_cast("ids", g.make_reshape("ids/flat", numbers, (rows,)), DType.INT32)
     first = g.make_slice("first", positions, (0,), (1,))
     verifier = _Verifier(model, vocab_size, states, rows, emit)
-    for name, tensor in verifier.choose(g, widths(drafts), [ids, positions, *given]).items():
+    found = verifier.choose(g, widths(drafts), [ids, positions, *given])
+    for name, tensor in found.items():
         g.add_output(name, tensor)
-    history.add(g, ids, first)
-    nothing = g.constant("activations/nothing", 0.0)
-    g.add_output("activations", g.make_mul("activations", embeddings, nothing))
+    if history is not None:
+        history.add(g, ids, first)
+    if "activations" not in found:
+        nothing = g.constant("activations/nothing", 0.0)
+        g.add_output("activations", g.make_mul("activations", embeddings, nothing))
 
 
 @dataclass(frozen=True)
@@ -177,10 +184,13 @@ class _Verifier:
             for name in ("ids", "positions")
         )
         last = body.constant("last_token", [self.vocab_size - 1])
-        logits = self.emit(body, body.make_minimum("known", ids, last), positions)
+        logits, handed = self.emit(body, body.make_minimum("known", ids, last), positions)
         # One more logit, that of no token; and rows that are not computed.
         after = 0, self.rows - count, 1
         body.add_output("logits", body.make_pad("logits/all", logits, after, _NEVER))
+        if handed is not None:
+            after = 0, self.rows - count, 0
+            body.add_output("activations", body.make_pad("activations", handed, after, 0.0))
         return body
 
     def body(self, name: str) -> Graph:

@@ -35,13 +35,13 @@ _SHORTEST = 2
 _FEW = 3
 
 
-def build_embedder() -> Model:
-    """A token's embedding: its id, as a float."""
+def build_embedder(width: int = WIDTH) -> Model:
+    """A token's embedding: its id, as a float, and zeros, (1, 1, width)."""
     model = Model("litert-lm-cli")
     g = model.add_graph("embed")
     token = g.add_input("token", (1, 1), DType.INT32)
     number = g.make_cast("float32", g.make_reshape("flat", token, (1, 1, 1)), DType.FLOAT32)
-    place = np.zeros((1, 1, WIDTH), np.float32)
+    place = np.zeros((1, 1, width), np.float32)
     place[..., 0] = 1
     g.add_output("embedding", g.make_mul("embedding", number, g.constant("place", place)))
     return model
@@ -76,7 +76,7 @@ def build_drafter(
     place, limit = drafter.search(cache_length, drafts)
     draft = drafter.following(place, done)
     done, draft = drafter.limited(draft, done, limit, stops, vocab_size)
-    g.add_output("logits", drafter.make_logits(draft, vocab_size))
+    g.add_output("logits", make_choice(g, draft, vocab_size))
     handed = g.make_concatenation("handed", (done, token), axis=0)
     handed = g.make_reshape("projected_activations", handed, (1, 1, WIDTH))
     g.add_output("projected_activations", handed)
@@ -181,12 +181,12 @@ class _Drafter:
             g.make_select("limited/draft", is_worth_it, draft, nothing),
         )
 
-    def make_logits(self, draft: Tensor, vocab_size: int) -> Tensor:
-        """1 for the draft, 0 for everything else: (1, 1, V + 1)."""
-        g = self.g
-        zero = g.constant("logits/zero", [0])
-        token = g.make_cast("logits/token", draft, DType.INT32)
-        place = g.make_concatenation("logits/place", (zero, zero, token), axis=0)
-        place = g.make_reshape("logits/places", place, (1, 3))
-        one = g.constant("logits/one", np.ones(1, np.float32))
-        return g.make_scatter("logits", place, one, (1, 1, vocab_size + 1))
+
+def make_choice(g: Graph, token: Tensor, vocab_size: int) -> Tensor:
+    """1 for one token, (1,), which may be V, and 0 for everything else: (1, 1, V + 1)."""
+    zero = g.constant("choice/zero", [0])
+    token = g.make_cast("choice/token", token, DType.INT32)
+    place = g.make_concatenation("choice/place", (zero, zero, token), axis=0)
+    place = g.make_reshape("choice/places", place, (1, 3))
+    one = g.constant("choice/one", np.ones(1, np.float32))
+    return g.make_scatter("choice", place, one, (1, 1, vocab_size + 1))

@@ -105,7 +105,7 @@ class ReferenceConverter(ModelConverter):
         for option, refused in (
             ("--target cpu", self.options.target is not Target.GPU),
             ("--lora", bool(self.options.lora)),
-            ("--draft lookup", bool(self.options.drafts)),
+            ("--draft", bool(self.options.drafts)),
             ("--clip max", self.options.clip is not Clip.MSE),
             ("--calibrate", self.options.calibrate is not None),
             (f"--quantize {self.options.quantize}", self.options.quantize not in (None, *SCHEMES)),

@@ -299,10 +299,13 @@ def test_a_path_that_is_no_text(llama: Path, tmp_path: Path) -> None:
         *(
             (
                 ["--draft", text],
-                f"--draft {text}, is no kind of drafts, say none, lookup, or lookup:N for at most "
-                "N drafts at once, N from 1 to 7",
+                f"--draft {text}, is no kind of drafts, say none, lookup, or a drafter's folder or "
+                "Hugging Face id; and :N behind it for at most N drafts at once, N from 1 to 7",
             )
-            for text in ("lookup:0", "lookup:8", "lookup:", "lookup:x", "none:3", "eagle")
+            for text in (
+                *("lookup:0", "lookup:8", "lookup:", "lookup:x", "none:3", "eagle"),
+                *("org/drafter:0", "org/drafter:8"),
+            )
         ),
         (
             ["--draft", "lookup", "--target", "gpu"],
