@@ -57,20 +57,25 @@ from converter.tflite.lookup_drafter import build_drafter, build_embedder
 from converter.tflite.state import StateBuffer
 from converter.tflite.writer import MOST_TABLES, Layout, write
 from converter.version import __version__
+from converter.weights.bit_budget import choose, matrices_of, measure_losses, told
 from converter.weights.passages import (
+    LENGTH,
     OWN,
     CalibrationText,
     check_calibration,
     read_passages,
 )
+from converter.weights.planned_weight import PlannedWeight
 from converter.weights.quantization import (
+    SCHEMES,
+    Format,
     Quantization,
     default_scheme,
     parse_quantization,
     part_of,
 )
 from converter.weights.row_format import Clip
-from converter.weights.stream import PlannedWeight, Progress, Watch, WeightStream
+from converter.weights.stream import Progress, Watch, WeightStream
 
 # The metadata, and the kind and the bytes of the tokenizer's section.
 Description = tuple[LlmMetadataResult, str, bytes]
@@ -79,6 +84,8 @@ Description = tuple[LlmMetadataResult, str, bytes]
 IGNORED_KEYS = "ignored config keys"
 # And by which text columns of int4 make up for each other's errors.
 CALIBRATION = "calibration"
+# And what a budget of bits was spent on.
+BITS = "bits of a weight"
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,7 @@ class Plan:
         memory_fit: what became of a budget of memory; None without one.
         description: the proof of tokenizer and template, which `text_for` waits for.
         passages: of the text that calibrates, in tokens, `(passages, n)`.
+        bits: what a budget of them was spent on; None without one.
     """
 
     family: Family
@@ -124,6 +132,7 @@ class Plan:
     memory_fit: CacheFit | None
     description: background.Work[Description]
     passages: np.ndarray | None
+    bits: str | None
 
     def text(self) -> Text:
         """What stands beside this plan's network; made once."""
@@ -205,13 +214,14 @@ class ModelConverter:
         drafts = self.options.drafts
         if drafts:
             self._check_drafts(spec)
-        quantization = parse_quantization(
-            self.options.quantize or default_scheme(spec, self.options.target)
-        )
+        quantization = parse_quantization(self.options.quantize or self._default_scheme(spec))
         quantization.check(spec)
         passages = self._passages(spec, quantization, network.shapes)
         shapes = network.shapes
         formats = {path: quantization.format_of(path, shape) for path, shape in shapes.items()}
+        spent = None
+        if self.options.bits is not None:
+            formats, spent = self._spend(self.options.bits, network, formats, passages)
         weights = {path: formats[path].weight(path, shape) for path, shape in shapes.items()}
         cache_length, fit = self._cache_length(family), None
         if self.options.memory is not None:
@@ -261,6 +271,8 @@ class ModelConverter:
             found = dict(network.found)
             if passages is not None:
                 found[CALIBRATION] = self._calibration(passages)
+            if spent is not None:
+                found[BITS] = spent
             return self._lay_out(
                 network_nbytes, family, quantization, states, make_drafters, found, *describe()
             )
@@ -279,6 +291,7 @@ class ModelConverter:
             memory_fit=fit,
             description=describe,
             passages=passages,
+            bits=spent,
         )
 
     def _emit(
@@ -306,6 +319,12 @@ class ModelConverter:
     ) -> np.ndarray | None:
         """Those of the text that calibrates, where one does."""
         calibrate = self.options.calibrate
+        if calibrate is None and self.options.bits is not None:
+            raise OptionError(
+                f"--bits {self.options.bits:g}",
+                "is spent where a text says that it saves most, and there is none",
+                "add --calibrate self",
+            )
         if calibrate is None:
             return None
         formats = (quantization.format_of(path, shape) for path, shape in shapes.items())
@@ -324,6 +343,45 @@ class ModelConverter:
         # In a process of its own: tokenizers are strangers'.
         read = functools.partial(read_passages, self.checkpoint, self.name, spec, calibrate)
         return background.start(read, self.name)()
+
+    def _default_scheme(self, spec: DecoderSpec) -> str:
+        if self.options.bits is not None:
+            return "dynamic_int4"
+        return default_scheme(spec, self.options.target)
+
+    def _spend(
+        self,
+        bits: float,
+        network: Network,
+        formats: Mapping[str, Format],
+        passages: np.ndarray | None,
+    ) -> tuple[dict[str, Format], str]:
+        """The formats of all weights where a budget of bits was spent, and what on."""
+        wider = SCHEMES[default_scheme(network.family.spec(), self.options.target)].matrix
+        matrices = matrices_of(network.shapes, formats, wider)
+        chosen = choose(bits, matrices, self._losses(network, formats, passages))
+        return {**formats, **dict.fromkeys(chosen, wider)}, told(matrices, chosen)
+
+    def _losses(
+        self, network: Network, formats: Mapping[str, Format], passages: np.ndarray | None
+    ) -> dict[str, float]:
+        """Of each matrix that is in int4: see `measure_losses`."""
+        assert passages is not None
+        weights = [
+            PlannedWeight(
+                path,
+                network.sources[path],
+                *network.stored_as(path),
+                shape,
+                formats[path],
+                nbytes=0,
+                offset=0,
+                updates=network.updates.get(path, ()),
+            )
+            for path, shape in network.shapes.items()
+        ]
+        spec, threads = network.spec(LENGTH), self.options.threads
+        return measure_losses(self.checkpoint, self.name, spec, weights, passages, threads)
 
     def _calibration(self, passages: np.ndarray) -> str:
         """By what, for `inspect`: no path."""

@@ -119,8 +119,10 @@ def calibrate(spec: DecoderSpec, weights: Weights, text: np.ndarray | None = Non
     Args:
         text: passages of tokens, `(passages, n)`; None for a few random ones.
     """
-    calibration = _Calibration(spec, weights) if text is None else _Text(spec, weights, text)
-    calibration.run()
+    if text is None:
+        _Calibration(spec, weights).run()
+    else:
+        TextCalibration(spec, weights, text).run()
 
 
 class _Calibration:
@@ -592,7 +594,7 @@ class _Calibration:
         return mixed
 
 
-class _Text(_Calibration):
+class TextCalibration(_Calibration):
     """A text on its way, passage by passage where tokens look at each other.
 
     It goes on from what matrices became: each makes up for what those before it have lost.
