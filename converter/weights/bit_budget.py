@@ -1,23 +1,22 @@
 """Which matrices stay in int8: `--bits`, a budget of bits, spent where it saves most.
 
-A text goes through the network in float, before anything has its place in the file. Of each matrix
-that is to be int4 it says what that would lose: how large the error is beside what the matrix
-gives, and how much of the residual stream the update is that this is part of, token by token. That
-is the noise which the matrix adds to the stream, as a share of it; what comes later scales both
-alike. The matrices that save most of it for their bytes become int8, whose own loss is a hundredth
-of that and counts as none.
+Before anything has its place in the file, a text goes through the network in float. Every block
+that adds to the residual stream is taken again for each of its matrices that is to be int4, with
+that one rounded: how far the stream moves, as a share of it, is what the matrix loses. What comes
+later scales both alike. The matrices that lose most for the bytes that they would take more become
+int8, whose own loss is a hundredth of that and counts as none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from converter.checkpoint.base import Checkpoint, ThreadBuffer
-from converter.decoder import DecoderSpec
+from converter.decoder import DecoderSpec, Experts, FeedForward, LayerSpec, Mixer
 from converter.errors import OptionError
 from converter.weights.calibration import Inputs, TextCalibration
 from converter.weights.planned_weight import PlannedWeight
@@ -28,6 +27,8 @@ from converter.weights.workers import Workers
 
 # Passages of the text that measure: what is asked is which matrix loses more, not how much.
 _PASSAGES = 2
+# Of the head, whose products are wide, every so many tokens.
+_SPARSE = 8
 _ROW_SCALE_BITS = 32
 _TINY = np.finfo(np.float32).tiny
 
@@ -130,106 +131,107 @@ def measure_losses(
     Raises:
         LiteRTLMError: see `converter.weights.stream.WeightStream`.
     """
-    meter = _Meter(checkpoint, name, weights, Clip.MSE)
-    with meter.working(threads):
+    with Workers(threads) as workers:
+        meter = _Meter(checkpoint, name, weights, workers)
         _Measured(spec, meter, text[:: -(-len(text) // _PASSAGES)]).run()
-        meter.weigh(np.float32(1))  # the head: what it gives is all that there is
     return meter.losses
 
 
 class _Measured(TextCalibration):
-    """A text on its way, and the meter is told what became of a block's update."""
+    """A text on its way, which takes every block again for each matrix in it, rounded."""
 
     def __init__(self, spec: DecoderSpec, meter: _Meter, text: np.ndarray) -> None:
         super().__init__(spec, meter, text)
         self.meter = meter
 
-    def add(self, x: np.ndarray, update: np.ndarray) -> np.ndarray:
-        x = super().add(x, update)
-        self.meter.weigh(_power(update * np.float32(self.spec.residual_scale or 1)) / _power(x))
-        return x
+    def mixer_block(self, index: int, layer: LayerSpec, mixer: Mixer, x: np.ndarray) -> np.ndarray:
+        return self.measured(partial(super().mixer_block, index, layer, mixer, x))
+
+    def feed_block(
+        self, index: int, feed_forward: FeedForward | Experts, x: np.ndarray
+    ) -> np.ndarray:
+        return self.measured(partial(super().feed_block, index, feed_forward, x))
+
+    def measured(self, block: Callable[[], np.ndarray]) -> np.ndarray:
+        """What a block makes of the residual stream; the meter keeps what its matrices lose."""
+        exact = block()
+        for path in self.meter.met():
+            self.meter.compare(path, block, exact)
+        self.meter.forget()
+        return exact
 
 
 class _Meter(WeightReader):
-    """Weights that are stored nowhere: what calibration asks of them is answered in float."""
+    """Weights that are stored nowhere: products with them in float, or with one of them rounded.
+
+    Products with the same inputs are made once, until they are forgotten.
+    """
 
     def __init__(
-        self, checkpoint: Checkpoint, name: str, weights: Sequence[PlannedWeight], clip: Clip
+        self, checkpoint: Checkpoint, name: str, weights: Sequence[PlannedWeight], workers: Workers
     ) -> None:
-        super().__init__(checkpoint, name, weights, clip)
+        super().__init__(checkpoint, name, weights, Clip.MSE)
+        self._workers = workers
         self.losses: dict[str, float] = {}
-        self._errors: dict[str, np.ndarray] = {}  # of the block's matrices, `(n,)`
         self._packed = ThreadBuffer(np.int8)
+        self._made: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # inputs and products
+        self._rounded: str | None = None
 
-    def working(self, threads: int) -> Workers:
-        """Threads that answer, for as long as they are entered."""
-        self._workers = Workers(threads)
-        return self._workers
+    def met(self) -> list[str]:
+        """The matrices in blocks of int4 that were met since all was forgotten."""
+        return [path for path in self._made if self._whole(path).format.takes_importance]
 
-    def weigh(self, shares: np.ndarray | np.float32) -> None:
-        """Of a block that is through: how much of the residual stream it is, `(n,)`."""
-        for path, errors in self._errors.items():
-            self.losses[path] = float((errors * shares).mean())
-        self._errors.clear()
+    def forget(self) -> None:
+        self._made.clear()
+
+    def compare(self, path: str, make: Callable[[], np.ndarray], exact: np.ndarray) -> None:
+        """Keep how far what is made is from `exact` while a matrix is rounded: a share of it."""
+        self._rounded = path
+        error = make() - exact
+        self._rounded = None
+        self.losses[path] = float((_power(error) / np.maximum(_power(exact), _TINY)).mean())
 
     def multiply(self, inputs: Inputs, x: np.ndarray, *paths: str) -> list[np.ndarray]:
-        products = []
-        for path in paths:
-            product = np.empty((len(x), self._whole(path).shape[0]), np.float32)
-            self._errors[path] = self._error(path, inputs, x, product)
-            products.append(product)
-        return products
+        return [self._product(path, inputs, x) for path in paths]
 
     def store(self, inputs: Inputs, *paths: str) -> None:
-        """Of these, the head alone gives something by itself; its product has no room."""
+        """Of the head, which is all that is stored for itself: what it loses."""
         for path in paths:
-            assert inputs.moment is not None
-            x = inputs.moment.inputs * (1 if inputs.factors is None else inputs.factors)
-            self._errors[path] = self._error(path, inputs, x)
+            if self._whole(path).format.takes_importance:
+                assert inputs.moment is not None
+                x = inputs.moment.inputs[::_SPARSE]
+                x = x if inputs.factors is None else x * inputs.factors
+                make = partial(self._product, path, inputs, x)
+                self.compare(path, make, make())
 
     def divide(self, path: str, factors: np.ndarray | None) -> None:
         pass
 
-    def _error(
-        self, path: str, inputs: Inputs, x: np.ndarray, product: np.ndarray | None = None
-    ) -> np.ndarray:
-        """The squared error of a product, token by token, as a share of its square, `(n,)`."""
+    def _product(self, path: str, inputs: Inputs, x: np.ndarray) -> np.ndarray:
+        is_rounded = path == self._rounded
+        if path in self._made and not is_rounded:
+            before, product = self._made[path]
+            if np.array_equal(before, x):
+                return product
         weight = self._whole(path)
-        blocks = list(weight.row_blocks())
-        squares = np.zeros((len(blocks), 2, len(x)), np.float32)
-        self._workers.do(
-            partial(self._block, weight, inputs, x, product, squares[i], *block)
-            for i, block in enumerate(blocks)
-        )
-        power, lost = squares.sum(axis=0)
-        found: np.ndarray = lost / np.maximum(power, _TINY)
-        return found
+        product = np.empty((len(x), weight.shape[0]), np.float32)
 
-    def _block(
-        self,
-        weight: PlannedWeight,
-        inputs: Inputs,
-        x: np.ndarray,
-        product: np.ndarray | None,
-        squares: np.ndarray,
-        start: int,
-        stop: int,
-    ) -> None:
-        """Rows of a product, and the squares of it and of its errors, summed token by token."""
-        rows = self._read(weight, start, stop)
-        made = x @ rows.T
-        squares[0] = _power(made)
-        if product is not None:
-            product[:, start:stop] = made
-        if not weight.format.takes_importance:
-            return
+        def fill(start: int, stop: int) -> None:
+            rows = self._read(weight, start, stop)
+            if is_rounded:
+                rows = self._round(weight, inputs, rows)
+            np.matmul(x, rows.T, out=product[:, start:stop])
+
+        self._workers.do(partial(fill, *block) for block in weight.row_blocks())
+        self._made.setdefault(path, (x, product))
+        return product
+
+    def _round(self, weight: PlannedWeight, inputs: Inputs, rows: np.ndarray) -> np.ndarray:
+        """Rows as they would be stored, but that columns do not make up for each other."""
         stored_block = weight.stored_block if weight.carries_blocks else None
-        packed, scales = self._pack(weight.format, rows.copy(), inputs, self._packed, stored_block)
+        packed, scales = self._pack(weight.format, rows, inputs, self._packed, stored_block)
         rounded = weight.format.widened(packed, scales)
-        if inputs.factors is not None:
-            rounded /= inputs.factors
-        rounded -= rows
-        squares[1] = _power(x @ rounded.T)
+        return rounded if inputs.factors is None else rounded / inputs.factors
 
 
 def _power(x: np.ndarray) -> np.ndarray:
