@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from converter.bit_budget import choose, losses_of, matrices_of, room, told
 from converter.cache_budget import STEP, CacheFit, gigabytes, longest_cache
 from converter.checkpoint.base import Checkpoint
 from converter.decoder import Attention, DecoderSpec, Experts
@@ -57,9 +58,7 @@ from converter.tflite.lookup_drafter import build_drafter, build_embedder
 from converter.tflite.state import StateBuffer
 from converter.tflite.writer import MOST_TABLES, Layout, write
 from converter.version import __version__
-from converter.weights.bit_budget import choose, matrices_of, measure_losses, told
 from converter.weights.passages import (
-    LENGTH,
     OWN,
     CalibrationText,
     check_calibration,
@@ -359,29 +358,16 @@ class ModelConverter:
         """The formats of all weights where a budget of bits was spent, and what on."""
         wider = SCHEMES[default_scheme(network.family.spec(), self.options.target)].matrix
         matrices = matrices_of(network.shapes, formats, wider)
+        room(bits, matrices)  # before anything is read
         chosen = choose(bits, matrices, self._losses(network, formats, passages))
         return {**formats, **dict.fromkeys(chosen, wider)}, told(matrices, chosen)
 
     def _losses(
         self, network: Network, formats: Mapping[str, Format], passages: np.ndarray | None
     ) -> dict[str, float]:
-        """Of each matrix that is in int4: see `measure_losses`."""
+        """What each matrix in int4 loses, as these say."""
         assert passages is not None
-        weights = [
-            PlannedWeight(
-                path,
-                network.sources[path],
-                *network.stored_as(path),
-                shape,
-                formats[path],
-                nbytes=0,
-                offset=0,
-                updates=network.updates.get(path, ()),
-            )
-            for path, shape in network.shapes.items()
-        ]
-        spec, threads = network.spec(LENGTH), self.options.threads
-        return measure_losses(self.checkpoint, self.name, spec, weights, passages, threads)
+        return losses_of(network, formats, passages, self.options.threads)
 
     def _calibration(self, passages: np.ndarray) -> str:
         """By what, for `inspect`: no path."""

@@ -1,26 +1,21 @@
-"""Which matrices stay in int8: `--bits`, a budget of bits, spent where it saves most.
+"""What each matrix of a network loses in blocks of int4, as a text says.
 
-Before anything has its place in the file, a text goes through the network in float. Every block
-that adds to the residual stream is taken again for each of its matrices that is to be int4, with
-that one rounded: how far the stream moves, as a share of it, is what the matrix loses. What comes
-later scales both alike. The matrices that lose most for the bytes that they would take more become
-int8, whose own loss is a hundredth of that and counts as none.
+The text goes through the network in float. Every block that adds to the residual stream is taken
+again for each of its matrices that is to be int4, with that one rounded: how far the stream moves,
+as a share of it, is what the matrix loses. What comes later scales both alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
 from converter.checkpoint.base import Checkpoint, ThreadBuffer
 from converter.decoder import DecoderSpec, Experts, FeedForward, LayerSpec, Mixer
-from converter.errors import OptionError
 from converter.weights.calibration import Inputs, TextCalibration
 from converter.weights.planned_weight import PlannedWeight
-from converter.weights.quantization import Format
 from converter.weights.row_format import Clip
 from converter.weights.weight_reader import WeightReader
 from converter.weights.workers import Workers
@@ -28,90 +23,8 @@ from converter.weights.workers import Workers
 # Passages of the text that measure: what is asked is which matrix loses more, not how much.
 _PASSAGES = 2
 # Of the head, whose products are wide, every so many tokens.
-_SPARSE = 8
-_ROW_SCALE_BITS = 32
+_SPARSE = 32
 _TINY = np.finfo(np.float32).tiny
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A matrix of the network.
-
-    Attributes:
-        shape: (rows, columns).
-        format: that `--quantize` gives it.
-        wider: that it may have instead; None where `--quantize` is obeyed.
-    """
-
-    shape: tuple[int, int]
-    format: Format
-    wider: Format | None = None
-
-
-def choose(bits: float, matrices: Mapping[str, Candidate], losses: Mapping[str, float]) -> set[str]:
-    """The paths of those that get their wider format.
-
-    Args:
-        bits: of a weight on average, scales included, that all matrices may take.
-        losses: what each loses that does not; 0 where it is not named.
-
-    Raises:
-        OptionError: they take more than that as it is.
-    """
-    narrow = {path: _bits(matrix.format, matrix.shape) for path, matrix in matrices.items()}
-    values = sum(matrix.shape[0] * matrix.shape[1] for matrix in matrices.values())
-    left = bits * values - sum(narrow.values())
-    if left < 0:
-        least = -(-sum(narrow.values()) * 100 // values) / 100  # rounded up
-        raise OptionError(
-            f"--bits {bits:g}",
-            f"the matrices take {least:g} bits a weight with nothing but what --quantize says",
-            f"say --bits {least:g} or more, or a smaller scheme for the largest part, as in "
-            "--quantize dynamic_int4,embedding=dynamic_int4",
-        )
-    more = {
-        path: _bits(matrix.wider, matrix.shape) - narrow[path]
-        for path, matrix in matrices.items()
-        if matrix.wider is not None
-    }
-    chosen = set()
-    for path in sorted(more, key=lambda path: -losses.get(path, 0.0) / more[path]):
-        if more[path] <= left:
-            chosen.add(path)
-            left -= more[path]
-    return chosen
-
-
-def matrices_of(
-    shapes: Mapping[str, tuple[int, ...]], formats: Mapping[str, Format], wider: Format
-) -> dict[str, Candidate]:
-    """All matrices of a network; those that are in int4 may have a wider format."""
-    return {
-        path: Candidate(
-            (shape[0], shape[1]), formats[path], wider if formats[path].block is not None else None
-        )
-        for path, shape in shapes.items()
-        if len(shape) == 2
-    }
-
-
-def told(matrices: Mapping[str, Candidate], chosen: set[str]) -> str:
-    """What came of a choice, for `inspect` and others."""
-    taken = values = 0
-    for path, matrix in matrices.items():
-        form = matrix.wider if path in chosen else matrix.format
-        assert form is not None
-        taken += _bits(form, matrix.shape)
-        values += matrix.shape[0] * matrix.shape[1]
-    candidates = sum(matrix.wider is not None for matrix in matrices.values())
-    return f"{taken / values:.2f}; {len(chosen)} of {candidates} matrices in int8, not int4"
-
-
-def _bits(form: Format, shape: tuple[int, int]) -> int:
-    """Of a whole matrix and its scales."""
-    weight = form.weight("", shape)
-    scales = weight.scales.nbytes * 8 if weight.scales else 0
-    return weight.nbytes * 8 + scales + (_ROW_SCALE_BITS * shape[0] if weight.quantized else 0)
 
 
 def measure_losses(

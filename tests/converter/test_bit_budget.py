@@ -12,12 +12,12 @@ import pytest
 from cli.main import EXIT_USAGE, main
 from cli.obtain import open_checkpoint
 from converter.base import ModelConverter
+from converter.bit_budget import Candidate, choose
 from converter.errors import OptionError
 from converter.litertlm.inspection import read_bundle
 from converter.network import read_network
 from converter.options import ConvertOptions
 from converter.receipt import read_receipt
-from converter.weights.bit_budget import Candidate, choose
 from converter.weights.calibration import TextCalibration
 from converter.weights.passages import LENGTH, CalibrationText
 from converter.weights.quantization import INT4_BLOCK32, INT8
