@@ -114,6 +114,14 @@ def add_conversion_options(parser: argparse.ArgumentParser, has_coreml: bool = F
         "(default) converts faster",
     )
     parser.add_argument(
+        "--bits",
+        type=LIMITS["bits"],
+        metavar="N",
+        help="with --calibrate: bits that a weight may take on average, as in 5.5; of what "
+        "--quantize has in int4 (default then: dynamic_int4), the matrices that lose most for "
+        "their bytes become int8",
+    )
+    parser.add_argument(
         "--prefill-seq-len",
         metavar="N",
         help="longest prefill signature, with the ladder 8, 16, 32, 64, 128, 256, 512, 1024 up to "
@@ -260,6 +268,7 @@ def _lines(report: PlanReport, force: bool) -> list[str]:
         f"  quantization: {report.scheme}",
         f"  target: {report.target}",
         *([f"  calibration: {report.calibration}"] if report.calibration else []),
+        *([f"  bits of a weight: {report.bits}"] if report.bits else []),
         f"  chat template: {report.chat_template}",
         f"  KV cache: {report.kv_cache_length} tokens in {report.kv_cache}",
         f"  draft: {report.draft}",

@@ -40,6 +40,7 @@ _OTHERS = {
     "quantize": "choose tables with --lut1, --lut2 and --lut3",
     "clip": "leave it out: tables are those of least squared error",
     "calibrate": "leave it out: it is about weights in int4",
+    "bits": "choose tables with --lut1, --lut2 and --lut3",
     "prefill_seq_len": "say --batch",
     "kv_cache_max_len": "say --context",
     "memory": "say --context",

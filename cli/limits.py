@@ -80,6 +80,7 @@ def _real(low: float, high: float, above: bool = False) -> Callable[[str], float
 LIMITS: Mapping[str, Callable[[str], Any]] = {
     "kv_cache_max_len": _positive_or_auto,
     "memory": _size,
+    "bits": _real(0, 32, above=True),
     "context": _positive,
     "batch": _positive,
     "max_chunk_mb": _positive,

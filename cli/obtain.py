@@ -488,6 +488,8 @@ def _convert(
         if request.backend == "gpu" or "engine" in chosen:
             chosen = {"target": Target.GPU, **chosen}
         converter = _converter(checkpoint, source, chosen, tell)
+        if "bits" in chosen:
+            say(request, f"{source.name}: measuring what each matrix would lose in int4")
         plan = converter.plan()
         _check_disk(converter, plan, output)
         say(

@@ -45,6 +45,7 @@ class Request:
     quantize: str | None = None
     clip: str | None = None
     calibrate: str | None = None
+    bits: float | None = None
     lora: Sequence[str] | None = None
     chat_template: str | None = None
     prefill_seq_len: str | None = None
@@ -67,7 +68,7 @@ class Request:
 
     # What a receipt says, so that nobody else may.
     decided_by_receipt: ClassVar[tuple[str, ...]] = (
-        "quantize", "clip", "calibrate", "lora", "chat_template", "prefill_seq_len",
+        "quantize", "clip", "calibrate", "bits", "lora", "chat_template", "prefill_seq_len",
         "kv_cache_max_len", "memory", "kv_cache", "target", "engine", "draft", "revision",
     )  # fmt: skip
 
@@ -110,6 +111,8 @@ class Request:
             from converter.weights.passages import read_calibration
 
             chosen["calibrate"] = read_calibration(self.calibrate)
+        if self.bits is not None:
+            chosen["bits"] = self.bits
         if self.prefill_seq_len is not None:
             from converter.options import parse_prefill_lengths
 

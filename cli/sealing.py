@@ -182,6 +182,7 @@ def options_for_receipt(converter: ModelConverter, plan: Plan) -> dict[str, Any]
         "quantize": plan.quantization.name,
         "clip": converter.options.clip.value,
         "calibrate": _calibration_for_receipt(converter.options.calibrate, plan),
+        "bits": converter.options.bits,
         "prefill_lengths": list(plan.prefill_lengths),
         "cache_length": plan.cache_length,
         "kv_cache": plan.cache_type.value,
@@ -287,6 +288,8 @@ def options_of_receipt(found: dict[str, Any]) -> dict[str, Any]:
             "target": Target(said["target"]),
         }
         chosen |= _draft_of_receipt(said)
+        if (bits := said.get("bits")) is not None:
+            chosen["bits"] = float(bits)
         chosen |= _of_both_targets(said)
         if (calibrated := said.get("calibrate")) is not None:
             file, digest = calibrated["file"], calibrated["blake3"]

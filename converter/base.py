@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from converter.bit_budget import choose, losses_of, matrices_of, room, told
 from converter.cache_budget import STEP, CacheFit, gigabytes, longest_cache
 from converter.checkpoint.base import Checkpoint
 from converter.decoder import Attention, DecoderSpec, Experts
@@ -66,14 +67,17 @@ from converter.weights.passages import (
     check_calibration,
     read_passages,
 )
+from converter.weights.planned_weight import PlannedWeight
 from converter.weights.quantization import (
+    SCHEMES,
+    Format,
     Quantization,
     default_scheme,
     parse_quantization,
     part_of,
 )
 from converter.weights.row_format import Clip
-from converter.weights.stream import PlannedWeight, Progress, Watch, WeightStream
+from converter.weights.stream import Progress, Watch, WeightStream
 
 # The metadata, and the kind and the bytes of the tokenizer's section.
 Description = tuple[LlmMetadataResult, str, bytes]
@@ -82,6 +86,8 @@ Description = tuple[LlmMetadataResult, str, bytes]
 IGNORED_KEYS = "ignored config keys"
 # And by which text columns of int4 make up for each other's errors.
 CALIBRATION = "calibration"
+# And what a budget of bits was spent on.
+BITS = "bits of a weight"
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,7 @@ class Plan:
         description: the proof of tokenizer and template, which `text_for` waits for.
         passages: of the text that calibrates, in tokens, `(passages, n)`.
         drafter: a trained one; None where there is none.
+        bits: what a budget of them was spent on; None without one.
     """
 
     family: Family
@@ -131,6 +138,7 @@ class Plan:
     description: background.Work[Description]
     passages: np.ndarray | None
     drafter: Drafter | None
+    bits: str | None
 
     def text(self) -> Text:
         """What stands beside this plan's network; made once."""
@@ -212,9 +220,7 @@ class ModelConverter:
         drafts = self.options.drafts
         if drafts:
             self._check_drafts(spec)
-        quantization = parse_quantization(
-            self.options.quantize or default_scheme(spec, self.options.target)
-        )
+        quantization = parse_quantization(self.options.quantize or self._default_scheme(spec))
         quantization.check(spec)
         drafter = None
         if self.options.drafter is not None:
@@ -222,6 +228,9 @@ class ModelConverter:
         passages = self._passages(spec, quantization, network.shapes)
         shapes = network.shapes
         formats = {path: quantization.format_of(path, shape) for path, shape in shapes.items()}
+        spent = None
+        if self.options.bits is not None:
+            formats, spent = self._spend(self.options.bits, network, formats, passages)
         weights = {path: formats[path].weight(path, shape) for path, shape in shapes.items()}
         cache_length, fit = self._cache_length(family), None
         if self.options.memory is not None:
@@ -273,6 +282,8 @@ class ModelConverter:
             found = dict(network.found)
             if passages is not None:
                 found[CALIBRATION] = self._calibration(passages)
+            if spent is not None:
+                found[BITS] = spent
             return self._lay_out(
                 network_nbytes, family, quantization, states, plan_drafter, found, *describe()
             )
@@ -292,6 +303,7 @@ class ModelConverter:
             description=describe,
             passages=passages,
             drafter=drafter,
+            bits=spent,
         )
 
     def _emit(
@@ -320,6 +332,12 @@ class ModelConverter:
     ) -> np.ndarray | None:
         """Those of the text that calibrates, where one does."""
         calibrate = self.options.calibrate
+        if calibrate is None and self.options.bits is not None:
+            raise OptionError(
+                f"--bits {self.options.bits:g}",
+                "is spent where a text says that it saves most, and there is none",
+                "add --calibrate self",
+            )
         if calibrate is None:
             return None
         formats = (quantization.format_of(path, shape) for path, shape in shapes.items())
@@ -338,6 +356,32 @@ class ModelConverter:
         # In a process of its own: tokenizers are strangers'.
         read = functools.partial(read_passages, self.checkpoint, self.name, spec, calibrate)
         return background.start(read, self.name)()
+
+    def _default_scheme(self, spec: DecoderSpec) -> str:
+        if self.options.bits is not None:
+            return "dynamic_int4"
+        return default_scheme(spec, self.options.target)
+
+    def _spend(
+        self,
+        bits: float,
+        network: Network,
+        formats: Mapping[str, Format],
+        passages: np.ndarray | None,
+    ) -> tuple[dict[str, Format], str]:
+        """The formats of all weights where a budget of bits was spent, and what on."""
+        wider = SCHEMES[default_scheme(network.family.spec(), self.options.target)].matrix
+        matrices = matrices_of(network.shapes, formats, wider)
+        room(bits, matrices)  # before anything is read
+        chosen = choose(bits, matrices, self._losses(network, formats, passages))
+        return {**formats, **dict.fromkeys(chosen, wider)}, told(matrices, chosen)
+
+    def _losses(
+        self, network: Network, formats: Mapping[str, Format], passages: np.ndarray | None
+    ) -> dict[str, float]:
+        """What each matrix in int4 loses, as these say."""
+        assert passages is not None
+        return losses_of(network, formats, passages, self.options.threads)
 
     def _calibration(self, passages: np.ndarray) -> str:
         """By what, for `inspect`: no path."""

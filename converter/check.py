@@ -80,7 +80,14 @@ class CheckReport:
         return asdict(self)
 
 
-class _NetworkConverter(ModelConverter):
+class _UnreadConverter(ModelConverter):
+    """Plans without the weights, which may not be there."""
+
+    def _losses(self, *_: object) -> dict[str, float]:
+        return {}  # any choice of this size does
+
+
+class _NetworkConverter(_UnreadConverter):
     """Plans a network alone: its tokenizer may not be there."""
 
     def _describe(self, *_: object) -> Any:
@@ -103,7 +110,7 @@ def check(
     """
     notes: tuple[str, ...] = ()
     if has_text:
-        notes = tuple(ModelConverter(checkpoint, name, options).plan().metadata.notes)
+        notes = tuple(_UnreadConverter(checkpoint, name, options).plan().metadata.notes)
     plan = _NetworkConverter(checkpoint, name, options).plan()
     lengths = options.cache_length and (options.cache_length,)
     # It has been settled, and what follows is told of other schemes and lengths, too.
@@ -135,9 +142,15 @@ def _contexts(plan: Plan) -> Iterable[int]:
 def _sizes(
     checkpoint: Checkpoint, name: str, options: ConvertOptions, plan: Plan
 ) -> Iterable[SchemeSize]:
-    for scheme in dict.fromkeys((plan.quantization.name, *SCHEMES)):
+    plain = replace(options, calibrate=None, bits=None)  # a text changes no size
+    planned = {
+        scheme: replace(plain, quantize=scheme)
+        for scheme in dict.fromkeys((plan.quantization.name, *SCHEMES))
+    }
+    if options.bits is not None:
+        planned = {f"{plan.quantization.name} --bits {options.bits:g}": options, **planned}
+    for scheme, chosen in planned.items():
         try:
-            chosen = replace(options, quantize=scheme, calibrate=None)  # which changes no size
             found = _NetworkConverter(checkpoint, name, chosen).plan()
             drafter = 0 if found.drafter is None else found.drafter.nbytes
         except LiteRTLMError as refusal:  # blocks that do not divide a row, for one

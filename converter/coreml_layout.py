@@ -29,9 +29,9 @@ from converter.decoder import DecoderSpec
 from converter.network import Network
 from converter.output.atomic_folder import AtomicFolder
 from converter.weights.palettes import Palette
+from converter.weights.planned_weight import PlannedWeight
 from converter.weights.quantization import FLOAT16
 from converter.weights.row_format import RowFormat
-from converter.weights.stream import PlannedWeight
 
 # Matrices of fewer values stay float16: their tables would be as large.
 _LEAST_PALETTIZED = 2048

@@ -59,8 +59,9 @@ from converter.registry import text_model_type
 from converter.text import background
 from converter.text.tokenizer import load_tokenizer
 from converter.text.tokenizer_files import class_of, pad_token_id, tokenizer_files
+from converter.weights.planned_weight import PlannedWeight
 from converter.weights.row_format import Clip
-from converter.weights.stream import PlannedWeight, Progress, WeightStream
+from converter.weights.stream import Progress, WeightStream
 
 _COPIED_AT_ONCE = 1 << 20  # bytes
 

@@ -92,6 +92,8 @@ class ConvertOptions:
             that suits the model's size and the target (`default_scheme`).
         clip: how the scales of int4 blocks are chosen.
         calibrate: a text by which columns of int4 make up for each other's errors.
+        bits: that a weight may take on average, scales included; what `quantize` has in int4 is
+            int8 where that saves most, up to so many. None for what `quantize` says.
         prefill_lengths: tokens per prefill signature, ascending; None for what suits the model.
         cache_length: slots in the KV cache; None for the default, or the model's own limit where
             that is lower.
@@ -109,6 +111,7 @@ class ConvertOptions:
     quantize: str | None = None
     clip: Clip = Clip.MSE
     calibrate: CalibrationText | None = None
+    bits: float | None = None
     prefill_lengths: Sequence[int] | None = None
     cache_length: int | None = None
     memory: int | None = None

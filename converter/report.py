@@ -20,7 +20,7 @@ from converter.litertlm.run_memory import RunMemory
 from converter.options import spelled_draft
 from converter.text.bundle_tokenizer import SENTENCEPIECE_KIND
 from converter.text.tokenizer_json import HF_KIND
-from converter.weights.stream import BLOCK_VALUES, PlannedWeight
+from converter.weights.planned_weight import BLOCK_VALUES, PlannedWeight
 
 # What a conversion keeps in memory, in bytes, as peaks of whole processes were measured (Linux
 # x86-64, Python 3.11, tiny to 0.6B). Nothing of it follows the number of parameters.
@@ -67,6 +67,7 @@ class PlanReport:
     scheme: str
     target: str
     calibration: str | None
+    bits: str | None
     chat_template: str
     output: str
     output_exists: bool
@@ -101,6 +102,7 @@ def report(converter: ModelConverter, plan: Plan, output: Path) -> PlanReport:
         scheme=plan.quantization.name,
         target=converter.options.target.value,
         calibration=plan.text().system.get(CALIBRATION),
+        bits=plan.bits,
         chat_template=plan.text().system["chat template"],
         output=str(output),
         output_exists=output.exists(),

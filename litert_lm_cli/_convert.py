@@ -31,6 +31,7 @@ def convert(
     chat_template: AnyPath | None = None,
     clip: str | None = None,
     calibrate: AnyPath | None = None,
+    bits: float | None = None,
     prefill_seq_len: int | str | None = None,
     kv_cache_max_len: int | Literal["auto"] | None = None,
     memory: str | None = None,
@@ -75,6 +76,8 @@ def convert(
         clip: mse (where None) or max.
         calibrate: "self", a text file, or "none" (where None): a text by which columns of int4 make
             up for each other's errors.
+        bits: with it, that a weight may take on average, as 5.5: matrices of int4 become int8 where
+            that saves most.
         prefill_seq_len: the longest prefill signature, or several as in "64,256".
         kv_cache_max_len: tokens that the KV cache holds, or "auto" for the most that fits into
             `memory`; 1280 where both are None.
@@ -113,6 +116,7 @@ def convert(
         chat_template=chat_template,
         clip=clip,
         calibrate=calibrate,
+        bits=bits,
         prefill_seq_len=prefill_seq_len,
         kv_cache_max_len=kv_cache_max_len,
         memory=memory,
@@ -156,6 +160,7 @@ def plan(
     chat_template: AnyPath | None = None,
     clip: str | None = None,
     calibrate: AnyPath | None = None,
+    bits: float | None = None,
     prefill_seq_len: int | str | None = None,
     kv_cache_max_len: int | Literal["auto"] | None = None,
     memory: str | None = None,
@@ -195,6 +200,7 @@ def plan(
         chat_template=chat_template,
         clip=clip,
         calibrate=calibrate,
+        bits=bits,
         prefill_seq_len=prefill_seq_len,
         kv_cache_max_len=kv_cache_max_len,
         memory=memory,

@@ -6,8 +6,8 @@ import numpy as np
 
 from converter.base import Plan
 from converter.tflite.graph import DType
+from converter.weights.planned_weight import PlannedWeight
 from converter.weights.quantization import Format
-from converter.weights.stream import PlannedWeight
 
 _FLOATS = {DType.FLOAT16: np.float16, DType.FLOAT32: np.float32}
 

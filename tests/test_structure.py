@@ -24,6 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "converter.receipt",
         "converter.options",
+        "converter.bit_budget",
         "converter.cache_budget",
         "converter.coreml_options",
         "converter.network",

@@ -108,6 +108,7 @@ class ReferenceConverter(ModelConverter):
             ("--draft", bool(self.options.drafts)),
             ("--clip max", self.options.clip is not Clip.MSE),
             ("--calibrate", self.options.calibrate is not None),
+            ("--bits", self.options.bits is not None),
             (f"--quantize {self.options.quantize}", self.options.quantize not in (None, *SCHEMES)),
         ):
             if refused:

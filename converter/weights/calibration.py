@@ -119,8 +119,10 @@ def calibrate(spec: DecoderSpec, weights: Weights, text: np.ndarray | None = Non
     Args:
         text: passages of tokens, `(passages, n)`; None for a few random ones.
     """
-    calibration = _Calibration(spec, weights) if text is None else _Text(spec, weights, text)
-    calibration.run()
+    if text is None:
+        _Calibration(spec, weights).run()
+    else:
+        TextCalibration(spec, weights, text).run()
 
 
 class _Calibration:
@@ -175,9 +177,15 @@ class _Calibration:
             x = self.mixer_block(index, layer, layer.mixer, x)
         if layer.feed_forward is None or self.spec.placement is Placement.PARALLEL:
             return x
+        return self.feed_block(index, layer.feed_forward, x)
+
+    def feed_block(
+        self, index: int, feed_forward: FeedForward | Experts, x: np.ndarray
+    ) -> np.ndarray:
+        """A layer's feed-forward block, where it comes after the mixer's."""
         mlp = f"layers.{index}.mlp"
-        y, inputs = self.fed(mlp, x, self.first_matrices(mlp, layer.feed_forward))
-        return self.add(x, self.after(mlp, self.feed(mlp, layer.feed_forward, y, inputs, x)))
+        y, inputs = self.fed(mlp, x, self.first_matrices(mlp, feed_forward))
+        return self.add(x, self.after(mlp, self.feed(mlp, feed_forward, y, inputs, x)))
 
     def mixer_block(self, index: int, layer: LayerSpec, mixer: Mixer, x: np.ndarray) -> np.ndarray:
         """The mixer, and the feed-forward block where it is beside it."""
@@ -592,7 +600,7 @@ class _Calibration:
         return mixed
 
 
-class _Text(_Calibration):
+class TextCalibration(_Calibration):
     """A text on its way, passage by passage where tokens look at each other.
 
     It goes on from what matrices became: each makes up for what those before it have lost.

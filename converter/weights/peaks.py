@@ -34,7 +34,7 @@ from converter.families.tensors import WeightSource
 from converter.weights.activations import activate
 from converter.weights.attention import mixed, rotated
 from converter.weights.lora_update import Update
-from converter.weights.stream import BLOCK_VALUES
+from converter.weights.planned_weight import BLOCK_VALUES
 from converter.weights.weight_rows import read_weight, row_units
 from converter.weights.workers import Task, Workers
 

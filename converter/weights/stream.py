@@ -9,9 +9,8 @@ network; between them there is always something else to do, as long as there is 
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -20,22 +19,13 @@ import numpy as np
 
 from converter.checkpoint.base import Checkpoint, ThreadBuffer
 from converter.decoder import PER_LAYER_TABLE, DecoderSpec
-from converter.errors import UnsupportedError
-from converter.families.tensors import WeightSource
 from converter.kernels import SMALLEST_HALF, SMALLEST_NORMAL, multiply_int8
 from converter.weights.calibration import Inputs, calibrate, to_integers
-from converter.weights.lora_update import Update
+from converter.weights.planned_weight import PlannedWeight, as_matrix
 from converter.weights.quantization import INT8, blocks_met
 from converter.weights.row_format import Clip, RowFormat, ValueRangeError
-from converter.weights.weight_rows import read_weight, row_units
+from converter.weights.weight_reader import TOGETHER, WeightReader
 from converter.weights.workers import Task, Workers
-
-# Values per block, measured (benchmarks/README.md): a block of 2^18 would stay in the L2 cache, but
-# with so few the threads spend their time handing Python's lock to each other.
-BLOCK_VALUES = 1 << 20
-
-# Columns of a square that are made at once, and tokens of a product in float32.
-_TOGETHER = 256
 
 # `multiply_int8` takes its left side's rows so many at a time.
 _ROWS_OF_KERNEL = 4
@@ -55,63 +45,6 @@ class File(Protocol):
         """What was written there."""
 
 
-@dataclass(frozen=True)
-class PlannedWeight:
-    """One weight on its way: where it comes from, how it is stored, where its bytes go.
-
-    Attributes:
-        path: in the network. Several may have the same: pieces, some rows each.
-        stored_as: its type in the checkpoint; `zeros` where that has no such tensor.
-        stored_block: columns that share a scale there, where they lie on a grid of int4.
-        nbytes: what is streamed: its data, and the scales of its blocks or its tables.
-        offset: bytes from the start of the file.
-        scales_offset: the same of its blocks' scales, or of its tables, where it has some.
-        scales_nbytes: of those.
-        row_scales: where its rows' scales go, float32 `(rows,)`, where each has one.
-        updates: what adapters make of it, one after the other.
-        factor: what all values are multiplied with then.
-        first_row: of a piece, which row of the whole weight it begins with.
-    """
-
-    path: str
-    source: WeightSource
-    stored_as: str
-    stored_block: int | None
-    shape: tuple[int, ...]
-    format: RowFormat
-    nbytes: int
-    offset: int
-    scales_offset: int | None = None
-    scales_nbytes: int = 0
-    row_scales: np.ndarray | None = None
-    updates: tuple[Update, ...] = ()
-    factor: float = 1.0
-    first_row: int = 0
-
-    @property
-    def data_nbytes(self) -> int:
-        """Without scales or tables."""
-        return self.nbytes - self.scales_nbytes
-
-    @property
-    def carries_blocks(self) -> bool:
-        """Whether the checkpoint's own blocks of int4 may go in bit for bit."""
-        stored = self.stored_block
-        is_changed = bool(self.updates) or self.factor != 1
-        return stored is not None and not is_changed and self.format.carries(stored)
-
-    def row_blocks(self) -> Iterator[tuple[int, int]]:
-        """(first row, row after the last) of pieces that are worked on at once: whole heads."""
-        rows, columns = _as_matrix(self.shape)
-        step = max(1, BLOCK_VALUES // columns)
-        unit = math.lcm(*row_units(self.source, self.updates), self.format.row_step(columns))
-        step = -(-step // unit) * unit
-        if len(self.shape) == 1:
-            step = rows
-        for start in range(0, rows, step):
-            yield start, min(start + step, rows)
-
-
 def needs_calibration(weights: Iterable[PlannedWeight], clip: Clip) -> bool:
     """Whether anything is chosen by what reaches the weights."""
     return clip is Clip.MSE and any(
@@ -121,7 +54,7 @@ def needs_calibration(weights: Iterable[PlannedWeight], clip: Clip) -> bool:
     )
 
 
-class WeightStream:
+class WeightStream(WeightReader):
     """Streams the weights of a plan into a file.
 
     Attributes:
@@ -144,15 +77,11 @@ class WeightStream:
         text: np.ndarray | None = None,
     ) -> None:
         self.met: dict[str, tuple[int, int]] = {}
-        self._checkpoint, self._name = checkpoint, name
-        self._pieces: dict[str, list[PlannedWeight]] = {}
-        for weight in weights:
-            self._pieces.setdefault(weight.path, []).append(weight)
-        self._file, self._clip, self._progress = file, clip, progress
+        super().__init__(checkpoint, name, weights, clip)
+        self._file, self._progress = file, progress
         self._watch, self._text = watch, text
         self._sent: set[str] = set()
         self._counting = threading.Lock()
-        self._floats = ThreadBuffer(np.float32)
         self._packed, self._integers = ThreadBuffer(np.int8), ThreadBuffer(np.int8)
 
     def run(self, spec: DecoderSpec, threads: int, beside: Callable[[], object]) -> None:
@@ -173,23 +102,6 @@ class WeightStream:
 
     # For calibration ------------------------------------------------------------------------------
 
-    def embed(self, tokens: np.ndarray, path: str) -> np.ndarray:
-        table = self._whole(path)
-        return np.stack([self._read(table, i, i + 1)[0].copy() for i in tokens.tolist()])
-
-    def vector(self, path: str) -> np.ndarray:
-        found: np.ndarray = self._read(self._whole(path), 0, 1)[0].copy()
-        return found
-
-    def table(self, path: str) -> np.ndarray:
-        weight = self._whole(path)
-        found: np.ndarray = self._read(weight, 0, weight.shape[0]).copy()
-        return found
-
-    def may_scale(self, *paths: str) -> bool:
-        pieces = [piece for path in paths for piece in self._pieces[path]]
-        return all(w.format.rounds_inputs and not w.carries_blocks for w in pieces)
-
     def store(self, inputs: Inputs, *paths: str) -> None:
         for path in paths:
             if path not in self._sent:
@@ -208,17 +120,6 @@ class WeightStream:
             tasks += self._tasks(path, inputs, Wanted(integers, scales, product))
         self._workers.do(tasks)
         return [product[:count] for product in products]
-
-    def square(self, x: np.ndarray) -> np.ndarray:
-        found = np.empty((x.shape[1], x.shape[1]), np.float32)
-
-        def fill(start: int, stop: int) -> None:
-            found[:stop, start:stop] = x[:, :stop].T @ x[:, start:stop]
-            found[start:stop, :start] = found[:start, start:stop].T
-
-        steps = range(0, x.shape[1], _TOGETHER)
-        self._workers.do(partial(fill, i, min(i + _TOGETHER, x.shape[1])) for i in steps)
-        return found
 
     def divide(self, path: str, factors: np.ndarray | None) -> None:
         weight = self._whole(path)
@@ -242,10 +143,6 @@ class WeightStream:
         self._file.write_at(weight.scales_offset, np.maximum(halves, SMALLEST_HALF).data)
 
     # Blocks ---------------------------------------------------------------------------------------
-
-    def _whole(self, path: str) -> PlannedWeight:
-        [weight] = self._pieces[path]
-        return weight
 
     def _tasks(self, path: str, inputs: Inputs, wanted: Wanted | None = None) -> list[Task]:
         assert path not in self._sent, f"{path} would be stored twice"
@@ -331,7 +228,7 @@ class WeightStream:
 
         They begin with a whole byte; the last rows alone may end within one.
         """
-        rows, _ = _as_matrix(weight.shape)
+        rows, _ = as_matrix(weight.shape)
         self._file.write_at(offset + start * nbytes // rows, packed.data)
 
     def _count(self, weight: PlannedWeight, written: int, met: int = 0, blocks: int = 0) -> None:
@@ -344,18 +241,6 @@ class WeightStream:
             except BaseException as error:
                 self._workers.fail(error)  # before another thread may count
                 raise
-
-    def _pack(
-        self,
-        form: RowFormat,
-        rows: np.ndarray,
-        inputs: Inputs,
-        buffer: ThreadBuffer,
-        stored_block: int | None = None,
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        room = buffer.of_size(rows.size)
-        importance, factors = inputs.importance, inputs.factors
-        return form.pack(rows, room, self._clip, importance, factors, stored_block)
 
     def _pack_compensated(
         self, form: RowFormat, rows: np.ndarray, inputs: Inputs
@@ -371,30 +256,6 @@ class WeightStream:
         """Whether columns make up for each other's errors; a checkpoint's own blocks have none."""
         has_blocks = weight.format.compensated_block is not None
         return inputs.moment is not None and has_blocks and not weight.carries_blocks
-
-    def _out_of_range(self, weight: PlannedWeight, why: str, wider: str = "") -> UnsupportedError:
-        return UnsupportedError(
-            f"{self._name}: {weight.source.tensor}",
-            why,
-            f"the checkpoint is damaged: fetch or make it again{wider}",
-        )
-
-    def _read(
-        self, weight: PlannedWeight, start: int, stop: int, keep_bf16: bool = False
-    ) -> np.ndarray:
-        """Rows of a weight as the network has it, valid until the thread's next call."""
-        return read_weight(
-            self._checkpoint,
-            weight.source,
-            weight.shape,
-            weight.updates,
-            start,
-            stop,
-            self._floats,
-            keep_bf16,
-            weight.first_row,
-            weight.factor,
-        )
 
 
 @dataclass(frozen=True)
@@ -418,12 +279,7 @@ class Wanted:
 
     def fill_floats(self, start: int, rows: np.ndarray) -> None:
         """The same of rows in float32."""
-        for first in range(0, len(self.integers), _TOGETHER):  # a copy of all would be large
-            some = slice(first, first + _TOGETHER)
+        for first in range(0, len(self.integers), TOGETHER):  # a copy of all would be large
+            some = slice(first, first + TOGETHER)
             product = self.integers[some].astype(np.float32) @ rows.T
             self.product[some, start : start + len(rows)] = product * self.scales[some, None]
-
-
-def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(rows, columns) of a weight; a vector is one row to a checkpoint."""
-    return (1, shape[0]) if len(shape) == 1 else (shape[0], math.prod(shape[1:]))

@@ -688,8 +688,8 @@ def test_a_dry_run_as_json(llama: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert said == ""
     value = json.loads(text)
     assert list(value) == [
-        "model", "family", "scheme", "target", "calibration", "chat_template", "output",
-        "output_exists", "kv_cache_length", "kv_cache", "draft",
+        "model", "family", "scheme", "target", "calibration", "bits", "chat_template",
+        "output", "output_exists", "kv_cache_length", "kv_cache", "draft",
         "prefill_lengths", "signatures", "tensors", "source_bytes", "weights_bytes",
         "output_bytes", "memory_bytes", "disk_needed_bytes", "disk_free_bytes", "threads",
         "run_memory", "memory_fit",

@@ -18,7 +18,7 @@ from gguf.quants import quantize
 from safetensors.numpy import load_file, save_file
 
 import converter.kernels
-import converter.weights.stream
+import converter.weights.planned_weight
 from cli.obtain import open_checkpoint
 from converter.base import ModelConverter, Plan
 from converter.errors import LiteRTLMError, OptionError, SourceError, UnsupportedError
@@ -139,7 +139,7 @@ def test_the_same_bytes_whatever_the_threads_and_blocks(
     expected = (tmp_path / "first").read_bytes()
     for threads in (1, 2, 5):
         for block in (1 << 18, 700):
-            monkeypatch.setattr(converter.weights.stream, "BLOCK_VALUES", block)
+            monkeypatch.setattr(converter.weights.planned_weight, "BLOCK_VALUES", block)
             convert(ggufs / name, tmp_path / "again", scheme, threads=threads)
             assert (tmp_path / "again").read_bytes() == expected
 
@@ -307,7 +307,7 @@ def write_llama_gguf(
 def test_a_gguf_gives_the_same_model(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, block: int
 ) -> None:
-    monkeypatch.setattr(converter.weights.stream, "BLOCK_VALUES", block)
+    monkeypatch.setattr(converter.weights.planned_weight, "BLOCK_VALUES", block)
     gguf = write_llama_gguf(llama, tmp_path / "m.gguf")
     convert(llama, tmp_path / "safetensors", scheme)
     convert(gguf, tmp_path / "gguf", scheme)

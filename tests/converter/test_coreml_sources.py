@@ -16,7 +16,7 @@ from converter.checkpoint.safetensors import open_folder
 from converter.coreml.package import WEIGHTS
 from converter.coreml_options import CoreMLOptions
 from converter.coreml_pipeline import CoreMLConverter, CoreMLPlan
-from converter.weights import stream
+from converter.weights import planned_weight
 from converter.weights.adapters import WeightedAdapter
 from converter.weights.palettes import Palette
 from tests import gguf_models
@@ -189,7 +189,7 @@ def test_the_planned_bytes_by_any_number_of_threads_and_blocks(
         for part in plan.parts
     }
 
-    monkeypatch.setattr(stream, "BLOCK_VALUES", 300)
+    monkeypatch.setattr(planned_weight, "BLOCK_VALUES", 300)
     for threads in (2, 3):
         convert(folder, tmp_path / str(threads), threads=threads, **chosen)
         assert contents(tmp_path / str(threads)) == whole

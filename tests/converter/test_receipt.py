@@ -73,6 +73,7 @@ def test_it_says_what_was_read_and_what_came_out(source: Path, output: Path) -> 
         "quantize": "dynamic_int8_a16",
         "clip": "mse",
         "calibrate": None,
+        "bits": None,
         "prefill_lengths": [8, 16],
         "cache_length": 64,
         "kv_cache": "fp32",
@@ -374,7 +375,7 @@ def test_an_origin_that_is_no_text_is_refused(
     ("option", "value"),
     [("prefill_lengths", [-1]), ("prefill_lengths", []), ("prefill_lengths", 5), ("clip", {}),
      ("calibrate", 5), ("calibrate", {}), ("target", []), ("cache_length", None),
-     ("draft", "eagle"), ("adapter", "x")],
+     ("draft", "eagle"), ("bits", "many"), ("adapter", "x")],
 )  # fmt: skip
 def test_damaged_options_are_refused(
     output: Path, option: str, value: Any, capsys: pytest.CaptureFixture[str]

@@ -297,7 +297,7 @@ def test_threads_and_blocks_do_not_change_a_bit(
     llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = calibrated(llama, threads=1)
-    monkeypatch.setattr("converter.weights.stream.BLOCK_VALUES", 1 << 11)
+    monkeypatch.setattr("converter.weights.planned_weight.BLOCK_VALUES", 1 << 11)
     second = calibrated(llama, threads=3)
     assert first.keys() == second.keys()
     for path, found in first.items():

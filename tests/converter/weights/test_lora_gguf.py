@@ -14,7 +14,7 @@ from converter.base import ModelConverter
 from converter.errors import LiteRTLMError, SourceError, UnsupportedError
 from converter.litertlm.inspection import read_bundle
 from converter.options import ConvertOptions
-from converter.weights import stream
+from converter.weights import planned_weight
 from converter.weights.adapters import WeightedAdapter
 from tests.gguf_files import Keys, write_gguf
 from tests.gguf_models import write_adapter, write_model
@@ -47,11 +47,11 @@ def network(base: Path, adapter: Path | None) -> bytes:
         ("qwen2", ["embed_tokens", "lm_head", "q_proj"]),
     ],
 )
-@pytest.mark.parametrize("block", [stream.BLOCK_VALUES, 700], ids=["whole", "blocks"])
+@pytest.mark.parametrize("block", [planned_weight.BLOCK_VALUES, 700], ids=["whole", "blocks"])
 def test_the_same_as_of_peft(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, targets: Any, block: int
 ) -> None:
-    monkeypatch.setattr(stream, "BLOCK_VALUES", block)
+    monkeypatch.setattr(planned_weight, "BLOCK_VALUES", block)
     base, folder = tmp_path / "base", tmp_path / "adapter"
     model = make_checkpoint(family, base)
     gguf = write_model(model, tmp_path / "base.gguf")
