@@ -78,7 +78,8 @@ class ConvertOptions:
         quantize: name of a scheme, and rules for parts (`parse_quantization`); None for the scheme
             that suits the model's size and the target (`default_scheme`).
         clip: how the scales of int4 blocks are chosen.
-        calibrate: a text by which columns of int4 make up for each other's errors.
+        calibrate: a text by which columns of int4 make up for each other's errors, and inputs of
+            int8 are equalised.
         prefill_lengths: tokens per prefill signature, ascending; None for what suits the model.
         cache_length: slots in the KV cache; None for the default, or the model's own limit where
             that is lower.
