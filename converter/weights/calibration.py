@@ -18,8 +18,8 @@ Every product is one of small integers, which is exact: neither threads nor bloc
 change a bit of it.
 
 With a text (`--calibrate`) it is some thousand tokens and attention is whole. What is known of the
-inputs is then true enough to equalise them fully where weights are int8, and columns of int4 make up
-for each other's errors (`converter.weights.compensation`). That takes products in float32, whose
+inputs is then true enough to equalise them fully where weights are int8, and columns of int4 make
+up for each other's errors (`converter.weights.compensation`). That takes products in float32, whose
 last bits are the processor's.
 """
 
