@@ -110,8 +110,8 @@ def add_conversion_options(parser: argparse.ArgumentParser, has_coreml: bool = F
         "--calibrate",
         metavar="self|FILE|none",
         help="send a text through the network while it is converted, by which columns of int4 make "
-        "up for each other's errors: one that is part of this program (self), or FILE; none "
-        "(default) converts faster",
+        "up for each other's errors and inputs of int8 are equalised: one that is part of this "
+        "program (self), or FILE; none (default) converts faster",
     )
     parser.add_argument(
         "--bits",

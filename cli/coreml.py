@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _OTHERS = {
     "quantize": "choose tables with --lut1, --lut2 and --lut3",
     "clip": "leave it out: tables are those of least squared error",
-    "calibrate": "leave it out: it is about weights in int4",
+    "calibrate": "leave it out: it is about int4 and rounded activations",
     "bits": "choose tables with --lut1, --lut2 and --lut3",
     "prefill_seq_len": "say --batch",
     "kv_cache_max_len": "say --context",

@@ -341,11 +341,11 @@ class ModelConverter:
         if calibrate is None:
             return None
         formats = (quantization.format_of(path, shape) for path, shape in shapes.items())
-        if all(form.compensated_block is None for form in formats):
+        if not any(form.rounds_inputs for form in formats):
             raise OptionError(
                 "--calibrate",
-                f"is about weights in int4, and {quantization.name} has none",
-                "leave it out, or choose --quantize dynamic_int4",
+                f"is about int4 and rounded activations, and {quantization.name} has neither",
+                "leave it out, or choose --quantize dynamic_int4 or dynamic_int8",
             )
         if self.options.clip is not Clip.MSE:
             raise OptionError("--calibrate", "is the contrary of --clip max", "leave one out")

@@ -91,7 +91,8 @@ class ConvertOptions:
         quantize: name of a scheme, and rules for parts (`parse_quantization`); None for the scheme
             that suits the model's size and the target (`default_scheme`).
         clip: how the scales of int4 blocks are chosen.
-        calibrate: a text by which columns of int4 make up for each other's errors.
+        calibrate: a text by which columns of int4 make up for each other's errors, and inputs of
+            int8 are equalised.
         bits: that a weight may take on average, scales included; what `quantize` has in int4 is
             int8 where that saves most, up to so many. None for what `quantize` says.
         prefill_lengths: tokens per prefill signature, ascending; None for what suits the model.

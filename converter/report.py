@@ -197,8 +197,9 @@ def _calibration_memory(plan: Plan) -> int:
     """Of a text on its way, where it is widest, and of what is known of the inputs there."""
     if plan.passages is None:
         return 0
-    widest = max(w.shape[-1] for w in plan.weights if w.format.compensated_block is not None)
-    return _PER_SQUARE * widest**2 + _PER_INPUT * plan.passages.size * widest
+    compensated = [w.shape[-1] for w in plan.weights if w.format.compensated_block is not None]
+    fed = max(w.shape[-1] for w in plan.weights if w.format.rounds_inputs)
+    return _PER_SQUARE * max(compensated, default=0) ** 2 + _PER_INPUT * plan.passages.size * fed
 
 
 def _tokenizer_memory(checkpoint: Checkpoint, plan: Plan) -> int:

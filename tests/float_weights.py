@@ -31,6 +31,9 @@ class FloatWeights:
     def may_scale(self, *paths: str) -> bool:
         return True
 
+    def are_int8(self, *paths: str) -> bool:
+        return True
+
     def store(self, inputs: Inputs, *paths: str) -> None:
         for path in paths:
             self.inputs[path] = inputs

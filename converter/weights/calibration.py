@@ -9,7 +9,7 @@ serve as well (benchmarks/README.md). What is learned of a matrix's inputs has t
 - Equalisation. All inputs of a token share one int8 scale, so that a few large ones cost all
   others their precision. A column that large inputs reach is multiplied with a factor, and what
   makes these inputs is divided by it: the weight of a norm, or rows of v and up. The network stays
-  the same; the factors are powers of two, so that scaling rounds nothing.
+  the same; without a text the factors are powers of two, so that scaling rounds nothing.
 
 Source: SmoothQuant (Xiao et al., 2022), equation 4, with root mean squares for maxima and without
 the weights' share; AWQ (Lin et al., 2023) for int4.
@@ -17,7 +17,8 @@ the weights' share; AWQ (Lin et al., 2023) for int4.
 Every product is one of small integers, which is exact: neither threads nor blocks nor the processor
 change a bit of it.
 
-With a text (`--calibrate`) it is some thousand tokens, attention is whole, and columns of int4 make
+With a text (`--calibrate`) it is some thousand tokens and attention is whole. What is known of the
+inputs is then true enough to equalise them fully where weights are int8, and columns of int4 make
 up for each other's errors (`converter.weights.compensation`). That takes products in float32, whose
 last bits are the processor's.
 """
@@ -59,9 +60,30 @@ from converter.weights.compensation import Moment
 TOKENS = 32
 # Of the mean over a matrix, added to every column: 32 tokens do not know those that look dead.
 _FLOOR = np.float32(0.1)
-# A factor is the root mean square of a column's input to this power (benchmarks.rounding).
-_ALPHA = 0.25
 _LARGEST_EXPONENT = 4.0
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How strongly columns are scaled.
+
+    Attributes:
+        alpha: a factor is the root mean square of a column's input to this power.
+        floor: of the mean over a matrix, added to every column's mean square first.
+        step: factors are 2 to a multiple of it; where it is 1, scaling rounds nothing.
+    """
+
+    alpha: float
+    floor: np.float32
+    step: float = 1.0
+
+
+# By a few random tokens (benchmarks.rounding).
+_OF_FEW = Strength(0.25, _FLOOR)
+# For int8 by a text: inputs that are known, and weights with steps to spare. A floor as high as
+# that of a few tokens would hide most columns behind some large ones, and whole steps leave a third
+# of the error that quarters do not (benchmarks/README.md).
+_OF_TEXT = Strength(0.5, np.float32(0.001), step=0.25)
 
 
 @dataclass(frozen=True)
@@ -96,6 +118,9 @@ class Weights(Protocol):
 
     def may_scale(self, *paths: str) -> bool:
         """Whether all of these matrices may be stored with scaled columns or rows."""
+
+    def are_int8(self, *paths: str) -> bool:
+        """Whether all of these matrices are stored in int8."""
 
     def store(self, inputs: Inputs, *paths: str) -> None:
         """Store matrices, some time."""
@@ -167,7 +192,7 @@ class _Calibration:
         head = "embedding" if spec.tied_head else "head"
         y = self.normed("final_norm", x)
         can_scale = spec.norm.has_weight and not spec.tied_head
-        inputs = self.inputs(y, can_scale and weights.may_scale(head))
+        inputs = self.inputs(y, [head] if can_scale else ())
         self.divide_norm("final_norm", inputs.factors)
         weights.store(inputs, head)
 
@@ -260,7 +285,7 @@ class _Calibration:
         """
         y = self.normed(f"{block}.norm", x, norm)
         may_scale &= norm.has_weight
-        inputs = self.inputs(y, may_scale and self.weights.may_scale(*first))
+        inputs = self.inputs(y, first if may_scale else ())
         self.divide_norm(f"{block}.norm", inputs.factors)
         return y, inputs
 
@@ -288,7 +313,7 @@ class _Calibration:
             kernel, mixer, sum(by_token[i] * u[i : i + TOKENS] for i in range(mixer.kernel))
         )
         context = context * gate
-        inputs = self.inputs(context, weights.may_scale(c, out))
+        inputs = self.inputs(context, (c, out))
         weights.divide(c, inputs.factors)
         if mixer.has_bias:
             weights.divide(f"{c}.bias", inputs.factors)
@@ -311,7 +336,7 @@ class _Calibration:
         is_own &= mixer.value_norm is None and not mixer.keys_are_values
         # Query heads that a value head feeds are scaled alike; gates and sinks tell them apart.
         is_shared = not mixer.is_gated and not mixer.has_sinks
-        scaled = is_own and is_shared and weights.may_scale(v, o)
+        scaled = (v, o) if is_own and is_shared else ()
         inputs = self.inputs(context, scaled, (mixer.num_kv_heads, groups))
         if is_own:
             of_values = inputs.factors
@@ -406,7 +431,7 @@ class _Calibration:
         else:
             out = self.normed_in_parts(block, mixer, out * gate)
         # What a norm's weight makes of a column, that of `o` may make up for.
-        inputs = self.inputs(out, mixer.norm is not None and weights.may_scale(o))
+        inputs = self.inputs(out, [o] if mixer.norm is not None else ())
         if mixer.norm is not None:
             weights.divide(f"{block}.out_norm", inputs.factors)
         [product] = weights.multiply(inputs, out, o)
@@ -464,7 +489,7 @@ class _Calibration:
             [ups] = weights.multiply(inputs, y, up)
             y = self.activated(block, feed_forward, self.projected(up, feed_forward, ups))
         is_linear = feed_forward.is_linear_in_up
-        inputs = self.inputs(y, is_linear and weights.may_scale(up, down))
+        inputs = self.inputs(y, (up, down) if is_linear else ())
         if feed_forward.is_gated:
             weights.divide(up, inputs.factors)
             if "up" in feed_forward.biases:
@@ -556,10 +581,19 @@ class _Calibration:
     # Pieces ---------------------------------------------------------------------------------------
 
     def inputs(
-        self, x: np.ndarray, scaled: bool = False, shared: tuple[int, int] = (1, 1)
+        self, x: np.ndarray, scaled: Sequence[str] = (), shared: tuple[int, int] = (1, 1)
     ) -> Inputs:
-        """What tokens say of a matrix's inputs; see `_inputs`."""
-        return _inputs(x, scaled, shared)
+        """What tokens say of a matrix's inputs; see `_inputs`.
+
+        Args:
+            scaled: the matrices whose columns, or rows, get factors, if all of them may.
+        """
+        may_scale = bool(scaled) and self.weights.may_scale(*scaled)
+        return _inputs(x, self.strength(scaled) if may_scale else None, shared)
+
+    def strength(self, _paths: Sequence[str]) -> Strength:
+        """How strongly these matrices are scaled."""
+        return _OF_FEW
 
     def projected(
         self, path: str, part: Attention | ShortConv | Mamba2 | FeedForward, product: np.ndarray
@@ -612,13 +646,16 @@ class TextCalibration(_Calibration):
         self.tokens = text.reshape(-1)
 
     def inputs(
-        self, x: np.ndarray, scaled: bool = False, shared: tuple[int, int] = (1, 1)
+        self, x: np.ndarray, scaled: Sequence[str] = (), shared: tuple[int, int] = (1, 1)
     ) -> Inputs:
         found = super().inputs(x, scaled, shared)
         if found.importance is None:
             return found
         seen = x if found.factors is None else x / found.factors
         return replace(found, moment=Moment(seen, self.weights.square))
+
+    def strength(self, paths: Sequence[str]) -> Strength:
+        return _OF_TEXT if self.weights.are_int8(*paths) else super().strength(paths)
 
     def mixed(self, index: int, mixer: Attention, y: np.ndarray, inputs: Inputs) -> np.ndarray:
         """Attention as it is, of the words that `check_words` lets pass."""
@@ -729,11 +766,13 @@ def to_integers(x: np.ndarray, factors: np.ndarray | None = None) -> tuple[np.nd
 _TINY = np.finfo(np.float32).tiny
 
 
-def _inputs(x: np.ndarray, scaled: bool = False, shared: tuple[int, int] = (1, 1)) -> Inputs:
+def _inputs(
+    x: np.ndarray, strength: Strength | None = None, shared: tuple[int, int] = (1, 1)
+) -> Inputs:
     """What some tokens say of a matrix's inputs, `(n, columns)`.
 
     Args:
-        scaled: whether columns get factors.
+        strength: of the factors that columns get; None where they get none.
         shared: into how many parts columns fall, and of each into how many that have the same.
     """
     powers = (x * x).mean(axis=0)
@@ -741,12 +780,13 @@ def _inputs(x: np.ndarray, scaled: bool = False, shared: tuple[int, int] = (1, 1
     if not np.isfinite(mean) or mean < _TINY:  # the weights are damaged, or all zero
         return Inputs()
     importance = (powers / mean + _FLOOR) / (1 + _FLOOR)
-    if not scaled:
+    if strength is None:
         return Inputs(importance)
-    size = np.log2(importance.astype(np.float64)) / 2  # of the root
+    known = (powers / mean + strength.floor) / (1 + strength.floor)
+    size = np.log2(known.astype(np.float64)) / 2  # of the root
     by_part = size.reshape(*shared, -1)
     size = np.broadcast_to(by_part.mean(axis=1, keepdims=True), by_part.shape).reshape(-1)
-    exponents = np.rint(_ALPHA * (size - size.mean()))
+    exponents = np.rint(strength.alpha * (size - size.mean()) / strength.step) * strength.step
     factors = np.exp2(np.clip(exponents, -_LARGEST_EXPONENT, _LARGEST_EXPONENT)).astype(np.float32)
     return Inputs(importance / (factors * factors), factors)
 

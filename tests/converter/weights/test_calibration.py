@@ -18,12 +18,14 @@ from converter.registry import family_of
 from converter.weights.calibration import TOKENS, Inputs, calibrate, to_integers
 from converter.weights.passages import CalibrationText
 from converter.weights.row_format import Clip
+from runner.evaluation import graph_logits
 from tests.float_weights import FloatWeights
 from tests.tiny_models import TINY_CONFIGS, make_model, write_tokenizer
 
 # Weights and inputs are rounded to int8 on the way; the mean is 1. A short convolution multiplies
 # three rounded values; and a token may take another expert.
 TOLERANCE, TOLERANCE_OF_SOME = 0.1, 0.3
+TEXT = "".join(map(chr, range(32, 127))) * 12
 IN_FLOAT = 0.01  # the activations are not exactly theirs
 
 
@@ -284,6 +286,63 @@ def test_scaling_by_a_text_leaves_the_network_as_it_is() -> None:
             parameters[path][0].copy_(torch.from_numpy(values).reshape(parameters[path][0].shape))
         after = model(tokens).logits
     assert float((after - before).abs().max() / before.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("scheme", "alpha", "step"), [("dynamic_int8", 0.5, 0.25), ("dynamic_int4", 0.25, 1)]
+)
+def test_by_a_text_int8_is_equalised_fully(
+    scheme: str, alpha: float, step: float, uneven: Path
+) -> None:
+    """A factor is a power of the root mean square, rounded to one of 2 to so many steps."""
+    found = calibrated(uneven, scheme, calibrate=CalibrationText(TEXT))
+    inputs = found["layers.1.mlp.down"]
+    assert inputs.moment is not None
+    assert inputs.factors is not None
+    size = np.log2(((inputs.moment.inputs * inputs.factors) ** 2).mean(axis=0)) / 2
+    known = size > size.max() - 3  # far above the floor
+    left = np.log2(inputs.factors[known]) - alpha * size[known]
+    assert np.ptp(left) < step + 0.2  # of rounding, and what the floor bends
+    exponents = np.log2(inputs.factors) / step
+    np.testing.assert_allclose(exponents, np.rint(exponents), atol=1e-5)
+    assert np.ptp(np.log2(inputs.factors)) >= 2 * alpha * 2
+
+
+def test_int8_loses_less_by_a_text(uneven: Path, tmp_path: Path) -> None:
+    """In the engine's kernels, of tokens that it has not seen."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokens = [i * 7 % 90 + 1 for i in range(24)]
+    with torch.no_grad():
+        whole = AutoModelForCausalLM.from_pretrained(uneven)(torch.tensor([tokens])).logits[0]
+
+    def lost(calibration: CalibrationText | None) -> float:
+        chosen = ConvertOptions(
+            "dynamic_int8", calibrate=calibration, prefill_lengths=(8,), cache_length=32
+        )
+        with open_checkpoint(uneven) as checkpoint:
+            ModelConverter(checkpoint, "tiny", chosen).convert(tmp_path / "tiny")
+        found = np.stack([*graph_logits(tmp_path / "tiny", tokens)])
+        return float(((found - whole.numpy()) ** 2).mean())
+
+    assert lost(CalibrationText(TEXT)) < 0.7 * lost(None)
+
+
+@pytest.fixture
+def uneven(tmp_path: Path) -> Path:
+    """Some columns' inputs are much larger than others'."""
+    import torch
+
+    model, rng = make_model("llama"), np.random.default_rng(0)
+    for path, (parameter, _) in parameters_of(model).items():
+        if path.endswith((".v", ".up", ".norm")):
+            rows = torch.from_numpy(rng.lognormal(0, 1.5, len(parameter)).astype(np.float32))
+            parameter.mul_(rows.reshape(-1, *[1] * (parameter.ndim - 1)))
+    folder = tmp_path / "uneven"
+    model.save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
 
 
 @pytest.fixture

@@ -131,9 +131,9 @@ def test_networks_that_no_text_is_sent_through(test_id: str, why: str, tmp_path:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (("--quantize", "dynamic_int8"), "is about weights in int4, and dynamic_int8 has none"),
+        (("--quantize", "int8"), "is about int4 and rounded activations, and int8 has neither"),
         (("--quantize", "dynamic_int4", "--clip", "max"), "is the contrary of --clip max"),
-        (("--target", "coreml"), "it is about weights in int4"),
+        (("--target", "coreml"), "it is about int4 and rounded activations"),
     ],
 )
 def test_options_that_it_does_not_go_with(
@@ -176,4 +176,4 @@ def test_check_says_all_sizes_beside_it(llama: Path, capsys: pytest.CaptureFixtu
     sizes = json.loads(capsys.readouterr().out)["sizes"]
     refused = {size["scheme"] for size in sizes if size["bytes"] is None}
     assert refused == {"dynamic_int4_block128"}  # which does not divide its rows
-    assert main([*command, "dynamic_int8"]) == EXIT_USAGE
+    assert main([*command, "fp16"]) == EXIT_USAGE
