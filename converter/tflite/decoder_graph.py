@@ -91,14 +91,16 @@ def build_decoder(
         slots += drafts + 1
         history = History.of(len(spec.layers), cache_length, prefill_lengths)
 
-    def emit(g: Graph, ids: Tensor, positions: Tensor, fits: bool = False) -> _DecoderGraph:
+    def emit(
+        g: Graph, ids: Tensor, positions: Tensor, fits: bool = False, used: range | None = None
+    ) -> _DecoderGraph:
         mask = None
         if target is Target.GPU:
             shape = 1, 1, *positions.shape, slots
             mask = g.add_input("mask", shape, DType.FLOAT32)
         first = g.make_slice("cache/first", positions, (0,), (1,))
         last = g.make_reduce_max("cache/last", positions)
-        call = Call(model, g, positions.shape[0], positions, first, last, mask, fits)
+        call = Call(model, g, positions.shape[0], positions, first, last, mask, fits, used)
         return _DecoderGraph(call, spec, ids, weight_of, slots, target, rings, cache_type)
 
     def emit_signature(signature: str, n: int) -> _DecoderGraph:
@@ -119,10 +121,10 @@ def build_decoder(
     if history is not None:
         add_no_activations(decode.graph, decode.first)
 
-        def emit_rows(g: Graph, ids: Tensor, positions: Tensor) -> Tensor:
-            return emit(g, ids, positions, fits=True).make_logits()
+        def emit_rows(g: Graph, ids: Tensor, positions: Tensor, used: range) -> Tensor:
+            return emit(g, ids, positions, fits=True, used=used).make_logits()
 
-        add_verify(model, drafts, spec.vocab_size, states, history, emit_rows)
+        add_verify(model, drafts, spec.vocab_size, slots, states, history, emit_rows)
         states = (*states, history.state)
     return Decoder(model, states)
 

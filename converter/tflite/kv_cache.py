@@ -147,6 +147,7 @@ class Call:
         first, last: the first of them, and the last that is not padding, (1,).
         mask: the runtime's causal mask, (1, 1, N, C); None on a CPU.
         always_fits: whether every cache has room for all its tokens; padding may reach beyond.
+        used: how many tokens the text may have with this call's; None where that is not known.
     """
 
     model: Model
@@ -157,6 +158,7 @@ class Call:
     last: Tensor
     mask: Tensor | None
     always_fits: bool = False
+    used: range | None = None
 
 
 @dataclass(frozen=True)
@@ -325,7 +327,13 @@ class FullCache(KVCache):
 
     def columns_of(self, start: int, stop: int) -> tuple[Columns, ...]:
         """What these rows of a call may look at, by the position after the last of them."""
-        return first_columns(stop - start, self.shape.slots)
+        choices = first_columns(stop - start, self.shape.slots)
+        used = self.call.used
+        if used is None:
+            return choices
+        too_few = sum(choice.holds < used.start for choice in choices[:-1])
+        not_always = sum(choice.holds < used.stop - 1 for choice in choices[:-1])
+        return choices[too_few : not_always + 1]
 
     def make_attention(self, columns: Tensor) -> AttentionByRows:
         """Attention in which the first tokens of a call do not look where only later ones do.
