@@ -495,7 +495,7 @@ class RingCache(FullCache):
         slot = g.make_floor_mod(f"{self.name}/slot", call.first, self.slots)
         self.starts = self.make_starts(slot)
         self.attention = self.make_attention(self.make_columns(f"{self.name}/columns", call.last))
-        if n == 1:
+        if self.fits_always:
             return
         name = f"{self.name}/fits"
         to_the_end = g.constant(f"{name}/latest_start", [slots - n])
@@ -534,8 +534,14 @@ class RingCache(FullCache):
         token = g.make_sub(f"{self.name}/token", newest, self.call.first)
         return self.make_places(self.name, token)
 
+    @property
+    def fits_always(self) -> bool:
+        """Whether a call's tokens never go around the ring's end."""
+        used = self.call.used
+        return self.length == 1 or (used is not None and used.stop - 1 <= self.shape.slots)
+
     def write(self, name: str, new: Tensor, cache: Tensor, axis: int) -> Tensor:
-        if self.length == 1:
+        if self.fits_always:
             return super().write(name, new, cache, axis)
         return self.make_either(f"{name}/cache", new, cache, axis)
 

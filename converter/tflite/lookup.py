@@ -194,7 +194,7 @@ class _Verifier:
     def choosing(self, lengths: Sequence[range], counts: Sequence[int]) -> Graph:
         """The branch for these."""
         if len(lengths) == len(counts) == 1:
-            return self.computing(*lengths, *counts)
+            return self.computing(lengths[0], counts[0])
         body = self.body(f"verify/{lengths[0].start}_tokens/{counts[0]}_rows_or_more")
         for state in self.states:
             state.add_to(body)
