@@ -94,14 +94,16 @@ def build_decoder(
     if drafts and not has_trained_drafter:
         history = History.of(len(spec.layers), cache_length, prefill_lengths)
 
-    def emit(g: Graph, ids: Tensor, positions: Tensor, fits: bool = False) -> DecoderGraph:
+    def emit(
+        g: Graph, ids: Tensor, positions: Tensor, fits: bool = False, used: range | None = None
+    ) -> DecoderGraph:
         mask = None
         if target is Target.GPU:
             shape = 1, 1, *positions.shape, slots
             mask = g.add_input("mask", shape, DType.FLOAT32)
         first = g.make_slice("cache/first", positions, (0,), (1,))
         last = g.make_reduce_max("cache/last", positions)
-        call = Call(model, g, positions.shape[0], positions, first, last, mask, fits)
+        call = Call(model, g, positions.shape[0], positions, first, last, mask, fits, used)
         return DecoderGraph(call, spec, ids, weight_of, slots, target, rings, cache_type)
 
     def emit_signature(signature: str, n: int) -> DecoderGraph:
@@ -128,8 +130,10 @@ def build_decoder(
             return None
         return network.graph.make_reshape("last", last, (1, *last.shape))
 
-    def emit_rows(g: Graph, ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        network = emit(g, ids, positions, fits=True)
+    def emit_rows(
+        g: Graph, ids: Tensor, positions: Tensor, used: range
+    ) -> tuple[Tensor, Tensor | None]:
+        network = emit(g, ids, positions, fits=True, used=used)
         last = network.make_last()
         return network.make_logits(last), make_handed(network, last)
 
@@ -139,7 +143,7 @@ def build_decoder(
     else:
         decode.graph.add_output("activations", handed)
     width = LOOKUP_WIDTH if handed is None else spec.hidden_size
-    add_verify(model, drafts, spec.vocab_size, states, history, emit_rows, width)
+    add_verify(model, drafts, spec.vocab_size, slots, states, history, emit_rows, width)
     return Decoder(model, states if history is None else (*states, history.state))
 
 

@@ -147,6 +147,7 @@ class Call:
         first, last: the first of them, and the last that is not padding, (1,).
         mask: the runtime's causal mask, (1, 1, N, C); None on a CPU.
         always_fits: whether every cache has room for all its tokens; padding may reach beyond.
+        used: how many tokens the text may have with this call's; None where that is not known.
     """
 
     model: Model
@@ -157,6 +158,7 @@ class Call:
     last: Tensor
     mask: Tensor | None
     always_fits: bool = False
+    used: range | None = None
 
 
 @dataclass(frozen=True)
@@ -329,7 +331,13 @@ class FullCache(KVCache):
 
     def columns_of(self, start: int, stop: int) -> tuple[Columns, ...]:
         """What these rows of a call may look at, by the position after the last of them."""
-        return first_columns(stop - start, self.shape.slots)
+        choices = first_columns(stop - start, self.shape.slots)
+        used = self.call.used
+        if used is None:
+            return choices
+        too_few = sum(choice.holds < used.start for choice in choices[:-1])
+        not_always = sum(choice.holds < used.stop - 1 for choice in choices[:-1])
+        return choices[too_few : not_always + 1]
 
     def make_attention(self, columns: Tensor) -> AttentionByRows:
         """Attention in which the first tokens of a call do not look where only later ones do.
@@ -495,7 +503,7 @@ class RingCache(FullCache):
         slot = g.make_floor_mod(f"{self.name}/slot", call.first, self.slots)
         self.starts = self.make_starts(slot)
         self.attention = self.make_attention(self.make_columns(f"{self.name}/columns", call.last))
-        if n == 1:
+        if self.fits_always:
             return
         name = f"{self.name}/fits"
         to_the_end = g.constant(f"{name}/latest_start", [slots - n])
@@ -534,8 +542,14 @@ class RingCache(FullCache):
         token = g.make_sub(f"{self.name}/token", newest, self.call.first)
         return self.make_places(self.name, token)
 
+    @property
+    def fits_always(self) -> bool:
+        """Whether a call's tokens never go around the ring's end."""
+        used = self.call.used
+        return self.length == 1 or (used is not None and used.stop - 1 <= self.shape.slots)
+
     def write(self, name: str, new: Tensor, cache: Tensor, axis: int) -> Tensor:
-        if self.length == 1:
+        if self.fits_always:
             return super().write(name, new, cache, axis)
         return self.make_either(f"{name}/cache", new, cache, axis)
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from converter.tflite.attention import LEVELS
 from converter.tflite.graph import DType, Graph, Model, Tensor
 from converter.tflite.state import StateBuffer, StateKind
 
@@ -40,9 +41,10 @@ _NEVER = -1e9
 # without wide int8 instructions is not much slower than with one.
 _SOME_ROWS = 4
 
-# Of a graph, ids and positions, both (rows,): the logits, (1, rows, V), and what a drafter is given
-# beside the tokens, (1, rows, E), where it is given something.
-EmitRows = Callable[[Graph, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+# Of a graph, ids and positions, both (rows,), and how many tokens the text may have with them: the
+# logits, (1, rows, V), and what a drafter is given beside the tokens, (1, rows, E), where it is
+# given something.
+EmitRows = Callable[[Graph, Tensor, Tensor, range], tuple[Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,24 @@ def widths(drafts: int) -> tuple[int, ...]:
     return tuple(sorted({1, min(_SOME_ROWS, drafts + 1), drafts + 1}))
 
 
+def texts(slots: int) -> tuple[range, ...]:
+    """How many tokens a text may have with those of a call, in the parts that have own bodies.
+
+    The runtime prepares a body anew whenever it is taken, with all branches in it. Where a text is
+    short, and a call quick, that would take a tenth of it: so a short text's bodies have no
+    branches, since all of its columns are read.
+    """
+    short = LEVELS[0]
+    if slots <= short:
+        return (range(1, slots + 1),)
+    return range(1, short + 1), range(short + 1, slots + 1)
+
+
 def add_verify(
     model: Model,
     drafts: int,
     vocab_size: int,
+    slots: int,
     states: Sequence[StateBuffer],
     history: History | None,
     emit: EmitRows,
@@ -121,6 +137,7 @@ def add_verify(
     Args:
         drafts: G, at most `MOST_DRAFTS`.
         vocab_size: V.
+        slots: how many tokens the text may have, with wrong drafts.
         states: of the network, in the order in which `emit` declares them.
         history: where the text is kept; None where the drafter needs none.
         emit: adds a call of some rows, with states as inputs and outputs.
@@ -132,13 +149,12 @@ def add_verify(
     given = [state.add_to(g) for state in states]
     numbers = g.make_slice("ids/numbers", embeddings, (0, 0, 0), (1, rows, 1))
     ids = g.make_cast("ids", g.make_reshape("ids/flat", numbers, (rows,)), DType.INT32)
-    first = g.make_slice("first", positions, (0,), (1,))
     verifier = _Verifier(model, vocab_size, states, rows, emit)
-    found = verifier.choose(g, widths(drafts), [ids, positions, *given])
+    found = verifier.choose(g, texts(slots), widths(drafts), [ids, positions, *given])
     for name, tensor in found.items():
         g.add_output(name, tensor)
     if history is not None:
-        history.add(g, ids, first)
+        history.add(g, ids, g.make_slice("first", positions, (0,), (1,)))
     if "activations" not in found:
         nothing = g.constant("activations/nothing", 0.0)
         g.add_output("activations", g.make_mul("activations", embeddings, nothing))
@@ -155,36 +171,53 @@ class _Verifier:
     emit: EmitRows
 
     def choose(
-        self, g: Graph, choices: tuple[int, ...], inputs: Sequence[Tensor]
+        self,
+        g: Graph,
+        lengths: Sequence[range],
+        counts: Sequence[int],
+        inputs: Sequence[Tensor],
     ) -> dict[str, Tensor]:
-        """As many rows as have tokens; `inputs` are all ids, all positions and the states."""
-        least, *more = choices
-        after = g.make_slice("after", inputs[0], (least,), (1,))
-        none = g.constant("no_token", [self.vocab_size])
-        is_enough = g.make_greater_equal("is_enough", after, none)
-        then, otherwise = self.computing(least), self.choosing(tuple(more))
-        return g.make_ifs("rows", is_enough, then, otherwise, inputs)
+        """As many rows as have tokens, in a text of a length within one of `lengths`.
 
-    def choosing(self, choices: tuple[int, ...]) -> Graph:
-        """The branch in which one of the larger numbers of rows is computed."""
-        if len(choices) == 1:
-            return self.computing(*choices)
-        body = self.body(f"verify/{choices[0]}_rows_or_more")
+        Args:
+            lengths, counts: `texts` and `widths`, those of them that are still possible.
+            inputs: all ids, all positions and the states.
+        """
+        ids, positions, *_ = inputs
+        if len(lengths) > 1:
+            latest = g.constant("latest", [lengths[0].stop - 1 - self.rows])
+            first = g.make_slice("is_short/first", positions, (0,), (1,))
+            is_first = g.make_greater_equal("is_short", latest, first)
+            ways = (lengths[:1], counts), (lengths[1:], counts)
+        else:
+            after = g.make_slice("after", ids, (counts[0],), (1,))
+            none = g.constant("no_token", [self.vocab_size])
+            is_first = g.make_greater_equal("is_enough", after, none)
+            ways = (lengths, counts[:1]), (lengths, counts[1:])
+        then, otherwise = (self.choosing(*way) for way in ways)
+        return g.make_ifs("verified", is_first, then, otherwise, inputs)
+
+    def choosing(self, lengths: Sequence[range], counts: Sequence[int]) -> Graph:
+        """The branch for these."""
+        if len(lengths) == len(counts) == 1:
+            return self.computing(lengths[0], counts[0])
+        body = self.body(f"verify/{lengths[0].start}_tokens/{counts[0]}_rows_or_more")
         for state in self.states:
             state.add_to(body)
-        for name, tensor in self.choose(body, choices, [*body.inputs.values()]).items():
+        for name, tensor in self.choose(body, lengths, counts, [*body.inputs.values()]).items():
             body.add_output(name, tensor)
         return body
 
-    def computing(self, count: int) -> Graph:
+    def computing(self, length: range, count: int) -> Graph:
         """The branch in which so many rows are computed."""
-        body = self.body(f"verify/{count}_rows")
+        body = self.body(f"verify/{length.start}_tokens/{count}_rows")
         ids, positions = (
             body.make_slice(f"{name}/taken", body.inputs[name], (0,), (count,))
             for name in ("ids", "positions")
         )
         last = body.constant("last_token", [self.vocab_size - 1])
-        logits, handed = self.emit(body, body.make_minimum("known", ids, last), positions)
+        known = body.make_minimum("known", ids, last)
+        logits, handed = self.emit(body, known, positions, length)
         # One more logit, that of no token; and rows that are not computed.
         after = 0, self.rows - count, 1
         body.add_output("logits", body.make_pad("logits/all", logits, after, _NEVER))

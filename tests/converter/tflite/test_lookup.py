@@ -14,8 +14,13 @@ from tokenizers import Tokenizer
 
 from cli.obtain import open_checkpoint
 from converter.base import ModelConverter
+from converter.network import read_network
 from converter.options import ConvertOptions
-from converter.tflite.lookup import MOST_DRAFTS, WIDTH, widths
+from converter.tflite.decoder_graph import build_decoder
+from converter.tflite.graph import Weight
+from converter.tflite.kv_cache import Target
+from converter.tflite.lookup import MOST_DRAFTS, WIDTH, texts, widths
+from converter.weights.quantization import FLOAT32
 from runner.interpreter import GraphRunner
 from tests.edited_bundle import edited_bundle
 from tests.reciting import recite
@@ -178,15 +183,43 @@ def test_the_end_of_an_answer_is_not_lost(tmp_path: Path) -> None:
     assert answers[-1].pieces < 8
 
 
+def test_only_a_long_text_chooses_columns(tmp_path: Path) -> None:
+    """The runtime prepares all branches of a body anew whenever the body is taken."""
+    write_model(tmp_path, "llama")
+    with open_checkpoint(tmp_path) as checkpoint:
+        spec = read_network(checkpoint, "tiny").spec(1280)
+    shapes = dict(spec.weight_shapes())
+
+    def weight_of(path: str) -> Weight:
+        return FLOAT32.weight(path, shapes[path])
+
+    decoder = build_decoder(spec, (8,), 1280, weight_of, Target.CPU, rings=True, drafts=DRAFTS)
+    branches = {
+        name.removeprefix("verify/"): [op.operator for op in body.ops].count("IF")
+        for name, body in decoder.model.bodies.items()
+        if name.startswith("verify/")
+    }
+    layers = len(spec.layers)
+    short = {"1_tokens/1_rows_or_more": 1, "1_tokens/1_rows": 0, "1_tokens/4_rows": 0}
+    long = {"1_rows_or_more": 1, "1_rows": layers, "4_rows": layers}
+    assert branches == {**short, **{f"257_tokens/{rows}": count for rows, count in long.items()}}
+
+
+# A short text's last call, the first one that is no longer short, and one in which some levels are
+# too few.
+LENGTHS = [30, texts(CONTEXT)[0].stop - 1, texts(CONTEXT)[0].stop, 530]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("bundles", ["gemma3_text", "gpt_oss"], indirect=True)
-def test_as_many_rows_as_there_are_drafts(bundles: Bundles) -> None:
+def test_as_many_rows_as_there_are_drafts(bundles: Bundles, length: int) -> None:
     """Their logits are those of `decode`; no token never wins."""
     bundle = convert(bundles.plain.parent, MOST_DRAFTS)
-    text = [*np.random.default_rng(0).integers(0, 256, 30).tolist()]
+    text = [*np.random.default_rng(0).integers(0, 256, length).tolist()]
     length = len(text) - MOST_DRAFTS - 1
     expected = GraphRunner(bundle)
-    for position, token in enumerate(text[:length]):
-        expected.decode(token, position)
+    for start in range(0, length, 32):
+        expected.prefill(32, text[start : min(start + 32, length)], start)
     caches = dict(expected._caches)
     wanted = [expected.decode(text[p], p) for p in range(length, len(text))]
     no_token = len(wanted[0])
