@@ -31,7 +31,7 @@ class FloatWeights:
     def may_scale(self, *paths: str) -> bool:
         return True
 
-    def are_int8(self, *paths: str) -> bool:
+    def lack_inputs(self, *paths: str) -> bool:
         return True
 
     def store(self, inputs: Inputs, *paths: str) -> None:

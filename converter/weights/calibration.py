@@ -119,8 +119,8 @@ class Weights(Protocol):
     def may_scale(self, *paths: str) -> bool:
         """Whether all of these matrices may be stored with scaled columns or rows."""
 
-    def are_int8(self, *paths: str) -> bool:
-        """Whether all of these matrices are stored in int8."""
+    def lack_inputs(self, *paths: str) -> bool:
+        """Whether all of these matrices are more precise than what reaches them."""
 
     def store(self, inputs: Inputs, *paths: str) -> None:
         """Store matrices, some time."""
@@ -655,7 +655,7 @@ class TextCalibration(_Calibration):
         return replace(found, moment=Moment(seen, self.weights.square))
 
     def strength(self, paths: Sequence[str]) -> Strength:
-        return _OF_TEXT if self.weights.are_int8(*paths) else super().strength(paths)
+        return _OF_TEXT if self.weights.lack_inputs(*paths) else super().strength(paths)
 
     def mixed(self, index: int, mixer: Attention, y: np.ndarray, inputs: Inputs) -> np.ndarray:
         """Attention as it is, of the words that `check_words` lets pass."""

@@ -85,6 +85,10 @@ class Format(RowFormat):
         return self.block is not None or (self.dtype is DType.INT8 and not self.is_widened)
 
     @property
+    def lacks_inputs(self) -> bool:
+        return self.is_int8 and self.rounds_inputs and not self.takes_two_terms
+
+    @property
     def takes_bf16(self) -> bool:
         return self.dtype is DType.INT8
 

@@ -46,6 +46,11 @@ class RowFormat(ABC):
         return False
 
     @property
+    def lacks_inputs(self) -> bool:
+        """Whether a product with it loses more by its input, so rounded, than by the weights."""
+        return False
+
+    @property
     def takes_bf16(self) -> bool:
         """Whether `pack` takes BF16 rows as uint16, which saves widening them."""
         return False

@@ -54,8 +54,8 @@ class WeightReader:
         pieces = [piece for path in paths for piece in self._pieces[path]]
         return all(w.format.rounds_inputs and not w.carries_blocks for w in pieces)
 
-    def are_int8(self, *paths: str) -> bool:
-        return all(piece.format.is_int8 for path in paths for piece in self._pieces[path])
+    def lack_inputs(self, *paths: str) -> bool:
+        return all(piece.format.lacks_inputs for path in paths for piece in self._pieces[path])
 
     def square(self, x: np.ndarray) -> np.ndarray:
         found = np.empty((x.shape[1], x.shape[1]), np.float32)

@@ -289,7 +289,8 @@ def test_scaling_by_a_text_leaves_the_network_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "alpha", "step"), [("dynamic_int8", 0.5, 0.25), ("dynamic_int4", 0.25, 1)]
+    ("scheme", "alpha", "step"),
+    [("dynamic_int8", 0.5, 0.25), ("dynamic_int8_a16", 0.25, 1), ("dynamic_int4", 0.25, 1)],
 )
 def test_by_a_text_int8_is_equalised_fully(
     scheme: str, alpha: float, step: float, uneven: Path
