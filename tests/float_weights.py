@@ -10,10 +10,15 @@ from converter.weights.calibration import Inputs
 
 
 class FloatWeights:
-    """The stream's part played in float: every weight as it would be stored, unrounded."""
+    """The stream's part played in float: every weight as it would be stored, unrounded.
 
-    def __init__(self, parameters: Mapping[str, np.ndarray]) -> None:
+    Args:
+        are_precise: they stand for weights that are more precise than what reaches them.
+    """
+
+    def __init__(self, parameters: Mapping[str, np.ndarray], are_precise: bool = True) -> None:
         self.parameters = parameters
+        self.are_precise = are_precise
         self.stored: dict[str, np.ndarray] = {}
         self.factors: list[np.ndarray] = []
         self.inputs: dict[str, Inputs] = {}
@@ -32,7 +37,7 @@ class FloatWeights:
         return True
 
     def lack_inputs(self, *paths: str) -> bool:
-        return True
+        return self.are_precise
 
     def store(self, inputs: Inputs, *paths: str) -> None:
         for path in paths:

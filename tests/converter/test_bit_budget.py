@@ -72,7 +72,8 @@ def test_losses_are_those_of_the_residual_stream(tiny: tuple[Path, Any]) -> None
         spec, sources = network.spec(LENGTH), network.sources
     state = {name: value.detach().numpy() for name, value in model.named_parameters()}
     names = {path: sources[path].tensor for path in ROUNDED}
-    weights = FloatWeights({path: state[source.tensor] for path, source in sources.items()})
+    parameters = {path: state[source.tensor] for path, source in sources.items()}
+    weights = FloatWeights(parameters, are_precise=False)  # int4
     TextCalibration(spec, weights, text).run()
 
     layer, seen = model.model.layers[0], {}
