@@ -58,7 +58,7 @@ REFERENCE = "fp32"
 _CALIBRATED = ("dynamic_int4", "dynamic_int4_mixed", "dynamic_int4,embedding=dynamic_int4")
 # With which files take at most Q4_K_M's bytes: SmolLM2's, and Gemma's, whose embedding alone takes
 # more than the first.
-_BUDGETS = ("6.11", "7.3")
+_BUDGETS = ("6.1", "7.3")
 # Beside the schemes: parts, what clipping is worth, and what a text is.
 _VARIANTS = {
     "dynamic_int8,ffn=dynamic_int4": ("dynamic_int8,ffn=dynamic_int4",),
