@@ -83,7 +83,8 @@ def turns(model: Model, said: list[str]) -> list[Turn]:
 
 def turn_logits(bundle: Path, asked: list[Turn]) -> Iterator[np.ndarray]:
     """What a bundle's graph says at each token of the answers, `(vocabulary,)`."""
-    runner = GraphRunner(bundle)  # a chat begins at position 0 again, and sees nothing before it
+    # At position 0 a chat begins again, which sees nothing before it.
+    runner = GraphRunner(bundle, {"decode"})
     for turn in asked:
         for position, token in enumerate(turn.tokens):
             logits = runner.decode(token, position)

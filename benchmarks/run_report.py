@@ -25,6 +25,7 @@ _SUBJECTS = {
     "litert-torch": ("litert-torch", LITERT_TORCH, False),
     "llama.cpp": ("llama.cpp Q8_0", LLAMA_CPP, False),
 }
+_NAMES = {subject: name for subject, (name, _, _) in _SUBJECTS.items()}
 # What else is on the way to less memory, not in the plot.
 _COMPACT = {
     "ours": "litert-lm-cli",
@@ -52,12 +53,11 @@ _SLOWER_WITH_LONG_CACHE = 0.10
 
 def tables(document: dict[str, Any]) -> str:
     """All tables of a result, in Markdown."""
-    names = {subject: name for subject, (name, _, _) in _SUBJECTS.items()}
-    parts = rates(document, names), rates(document, _COMPACT), targets(document)
+    parts = rates(document), rates(document, _COMPACT), targets(document)
     return "\n\n".join(part for part in parts if part)
 
 
-def rates(document: dict[str, Any], names: Mapping[str, str]) -> str:
+def rates(document: dict[str, Any], names: Mapping[str, str] = _NAMES) -> str:
     """Tokens per second of some subjects, a row for each context."""
     rows = []
     for model in document["models"].values():

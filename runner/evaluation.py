@@ -249,7 +249,8 @@ def graph_logits(bundle: Path, *passages: Sequence[int]) -> Iterator[np.ndarray]
     # Imported late: the interpreter costs a third of a second.
     from runner.interpreter import GraphRunner
 
-    runner = GraphRunner(bundle)  # at position 0 a text begins, which sees nothing before it
+    # At position 0 a text begins again, which sees nothing before it.
+    runner = GraphRunner(bundle, {"decode"})
     for tokens in passages:
         for position, token in enumerate(tokens):
             yield runner.decode(token, position)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 from converter.litertlm.inspection import read_bundle
 from runner.native_log import NativeLog
+
+_OPERATORS = 10  # where a SubGraph's table says where its operators are
 
 
 class GraphRunner:
@@ -17,16 +21,23 @@ class GraphRunner:
 
     The caches live outside the graph, masks are additive and made only where the graph takes them,
     and prefills are padded with zeros, as in the engine.
+
+    Args:
+        signatures: those that will be called; None for any. XNNPACK packs all weights anew for each
+            signature that there is: of a model in fp32 gigabytes that nothing reads.
     """
 
-    def __init__(self, bundle: Path) -> None:
+    def __init__(self, bundle: Path, signatures: Collection[str] | None = None) -> None:
         info = read_bundle(bundle)
         section = info.section("TFLiteModel")
         assert section is not None
         with bundle.open("rb") as file:
             file.seek(section.offset)
-            model = file.read(section.nbytes)
-        self._interpreter = Interpreter(model_content=model)
+            model = bytearray(section.nbytes)
+            file.readinto(model)
+        if signatures is not None:
+            _empty_others(model, signatures)
+        self._interpreter = Interpreter(model_content=bytes(model))
         self._runners: dict[str, Any] = {}  # made when they are used: each takes a second
         decode = next(s for s in info.model.signatures if s.name == "decode")
         self._caches = {
@@ -74,3 +85,40 @@ class GraphRunner:
         for name in self._caches:
             self._caches[name] = result[name]
         return result
+
+
+def _empty_others(model: bytearray, signatures: Collection[str]) -> None:
+    """Take operators out of all graphs that these signatures do not reach, in place.
+
+    The first one stays: XNNPACK's delegate takes no model with a graph that has none.
+    """
+    root = schema.Model.GetRootAs(model, 0)
+    known = [root.SignatureDefs(i) for i in range(root.SignatureDefsLength())]
+    ahead = [s.SubgraphIndex() for s in known if s.SignatureKey().decode() in signatures]
+    reached: set[int] = set()
+    while ahead:
+        index = ahead.pop()
+        if index not in reached:
+            reached.add(index)
+            ahead += _called(root.Subgraphs(index))
+    for index in set(range(root.SubgraphsLength())) - reached:
+        graph = root.Subgraphs(index)
+        if graph.OperatorsLength() > 1:
+            start = graph._tab.Vector(graph._tab.Offset(_OPERATORS))
+            model[start - 4 : start] = (1).to_bytes(4, "little")  # the vector's length
+
+
+def _called(graph: Any) -> Iterator[int]:
+    """The graphs that branches, loops, composites and the like of one call."""
+    for operator in map(graph.Operators, range(graph.OperatorsLength())):
+        for kind, union, options in (
+            (operator.BuiltinOptionsType(), schema.BuiltinOptions, operator.BuiltinOptions()),
+            (operator.BuiltinOptions2Type(), schema.BuiltinOptions2, operator.BuiltinOptions2()),
+        ):
+            [name] = (name for name, number in vars(union).items() if number == kind)
+            if options is None:
+                continue
+            said = getattr(schema, name)()
+            said.Init(options.Bytes, options.Pos)
+            fields = [field for field in dir(said) if field.endswith(("SubgraphIndex", "Subgraph"))]
+            yield from (getattr(said, field)() for field in fields)
