@@ -55,7 +55,12 @@ from tests.conftest import real_model
 ROOT = Path(__file__).resolve().parent.parent
 CLI = ROOT / "litert-lm-cli"
 REFERENCE = "fp32"
-_CALIBRATED = ("dynamic_int4", "dynamic_int4_mixed", "dynamic_int4,embedding=dynamic_int4")
+_CALIBRATED = (
+    "dynamic_int8",
+    "dynamic_int4",
+    "dynamic_int4_mixed",
+    "dynamic_int4,embedding=dynamic_int4",
+)
 # With which files take at most Q4_K_M's bytes: SmolLM2's, and Gemma's, whose embedding alone takes
 # more than the first.
 _BUDGETS = ("6.1", "7.3")
