@@ -115,9 +115,9 @@ def _called(graph: Any) -> Iterator[int]:
             (operator.BuiltinOptionsType(), schema.BuiltinOptions, operator.BuiltinOptions()),
             (operator.BuiltinOptions2Type(), schema.BuiltinOptions2, operator.BuiltinOptions2()),
         ):
-            [name] = (name for name, number in vars(union).items() if number == kind)
             if options is None:
                 continue
+            [name] = (n for n, number in vars(union).items() if n[0] != "_" and number == kind)
             said = getattr(schema, name)()
             said.Init(options.Bytes, options.Pos)
             fields = [field for field in dir(said) if field.endswith(("SubgraphIndex", "Subgraph"))]
