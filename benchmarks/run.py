@@ -76,7 +76,8 @@ class Model:
         make: arguments of `benchmarks.sources` that make its folder.
         cases: prompt tokens and new tokens, with a KV cache of `CACHE_LENGTH`.
         gguf: the real GGUF of the same weights, where the folder was made from one.
-        long_cases: prompt and new tokens, ours and llama.cpp alone, with `LONG_CACHE_LENGTH`.
+        long_cases: prompt and new tokens with `LONG_CACHE_LENGTH`: the first one beside the default
+            length, the others beside llama.cpp.
     """
 
     title: str
@@ -121,6 +122,7 @@ MODELS = {
         SHAPES["qwen3-0.6b"],
         ("shape", "qwen3-0.6b"),
         ((50, 32), (200, 64), (1000, 32), (1800, 32)),
+        long_cases=((200, 64),),
     ),
     "smollm2-135m": Model(
         "SmolLM2-135M",

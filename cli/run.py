@@ -91,10 +91,20 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         action="store_false",
         help="leave the file's drafter alone, which speeds up what --temperature 0 says",
     )
+    add_keep_packed(engine)
     engine.add_argument("--stats", action="store_true", help="speed of each answer, on stderr")
     engine.add_argument("--verbose", action="store_true", help="the engine's own log, on stderr")
     add_conversion_options(parser)
     return parser
+
+
+def add_keep_packed(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--keep-packed",
+        action="store_true",
+        help="keep the weights as the engine packs them beside the model: later starts are "
+        "quicker, for as many bytes again",
+    )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -126,13 +136,15 @@ def main(args: argparse.Namespace) -> None:
     path = obtain(request)
 
     from cli.progress import passing_line
-    from runner.chat import BASE_MODEL_NOTE, answer
+    from runner.chat import BASE_MODEL_NOTE, KEPT_NOTE, answer
 
     with ExitStack() as stack:
         with passing_line("Loading the model ...", args.quiet or args.verbose):
             model = stack.enter_context(options.model(path, benchmark=args.stats))
         # Looked up here: while the model is open, sys.stderr is another stream.
         stdout, stderr = sys.stdout, sys.stderr
+        if model.has_kept_packed and not args.quiet:
+            print(KEPT_NOTE, file=stderr)
         conversation = options.start(model, _toolbox(tools, args), json_schema)
         if not args.raw and not model.is_chat and stderr.isatty():
             print(BASE_MODEL_NOTE, file=stderr)

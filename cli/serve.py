@@ -10,6 +10,7 @@ from typing import Any
 from cli.convert import MODEL_HELP, add_conversion_options
 from cli.limits import LIMITS
 from cli.request import Request, of_arguments
+from cli.run import add_keep_packed
 from converter.errors import OptionError, SourceError
 
 _KEY = "LITERT_LM_API_KEY"
@@ -52,6 +53,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="N",
         help="that a model's engines share (default: the cores, four at most)",
     )
+    add_keep_packed(service)
     add_conversion_options(parser)
     return parser
 
@@ -72,6 +74,11 @@ def main(args: argparse.Namespace) -> None:
             f"give one with --api-key or {_KEY}",
         )
     offered, called = _offered(args)
+    if args.keep_packed:
+        from runner.packed_weights import check_keeping
+
+        for path in offered.values():
+            check_keeping(path)
     from server.run import serve
 
     serve(
@@ -84,6 +91,7 @@ def main(args: argparse.Namespace) -> None:
         queue=args.max_queue,
         keep_alive=keep_alive,
         threads=args.threads,
+        keep_packed=args.keep_packed,
         quiet=args.quiet,
     )
 

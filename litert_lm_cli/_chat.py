@@ -35,6 +35,7 @@ def chat(
     backend: Literal["cpu", "gpu"] = "cpu",
     threads: int | None = None,
     drafts: bool = True,
+    keep_packed: bool = False,
     verbose: bool = False,
     quantize: str | None = None,
     lora: AnyPath | Sequence[AnyPath] | None = None,
@@ -66,6 +67,8 @@ def chat(
         backend: cpu or gpu.
         threads: for cpu; None leaves the engine's choice.
         drafts: use the file's drafter where the likeliest token is always taken (docs/drafts.md).
+        keep_packed: leave the weights as the engine packs them beside the model: later starts are
+            quicker, for as many bytes again.
         verbose: let the engine's own log through, to file descriptor 2.
         quantize and all that follow: as for `convert`, where the model has to be converted.
 
@@ -88,6 +91,7 @@ def chat(
         backend=backend,
         threads=threads,
         drafts=drafts,
+        keep_packed=keep_packed,
         verbose=verbose,
     )
     options = replace(options, **parsed_numbers(vars(options)))

@@ -13,6 +13,7 @@ from runner.conversation import Conversation, Statistics
 from runner.limit import Piece
 
 BASE_MODEL_NOTE = "note: this model has no chat template: it continues each text as it stands"
+KEPT_NOTE = "note: packed weights are kept beside the model: the next start is quicker"
 
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
 _THOUGHT_BEGIN, _THOUGHT_END = "<think>\n", "\n</think>\n"

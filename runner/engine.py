@@ -20,7 +20,7 @@ from converter.tflite.state import CONVOLUTIONS_END
 from runner import schema
 from runner.conversation import Conversation, Tools, uninterrupted
 from runner.native_log import NativeLog
-from runner.packed_weights import packed_weights_folder
+from runner.packed_weights import PackedWeights, check_keeping
 from runner.schema import Schema
 
 _COMPLETION_TEMPLATE = Path(__file__).parent.parent / "converter/families/completion.jinja"
@@ -53,9 +53,11 @@ class Model:
         benchmark: measure, for `Conversation.statistics`.
         packed_weights: a folder for the engine's packed weights that others share; None for one
             that is gone once the model is loaded.
+        keep_packed: leave such a folder beside the model, for later starts.
 
     Raises:
         SourceError: missing, not a `.litertlm` file, or a damaged one.
+        OptionError: packed weights are to be kept, and cannot be.
         EngineError: the engine refuses it.
     """
 
@@ -68,6 +70,7 @@ class Model:
         verbose: bool = False,
         benchmark: bool = False,
         packed_weights: str | None = None,
+        keep_packed: bool = False,
     ) -> None:
         self.path = path
         self.benchmark = benchmark
@@ -78,6 +81,9 @@ class Model:
         self._threads = threads
         self._verbose = verbose
         self._packed_weights = packed_weights
+        self._keep_packed = keep_packed
+        # Whether this start left them for later ones.
+        self.has_kept_packed = False
         self._log = NativeLog(hidden=not verbose)
         self._conversations: list[Conversation] = []
         self._possible: set[Schema] = set()  # that the engine has made a grammar of
@@ -91,16 +97,22 @@ class Model:
         }
         severity = litert_lm.LogSeverity
         litert_lm.set_min_log_severity(severity.INFO if self._verbose else severity.ERROR)
+        if self._keep_packed:
+            check_keeping(self.path)
         self._log.__enter__()
         try:
             shared = self._packed_weights
-            with nullcontext(shared) if shared else packed_weights_folder(self.path) as folder:
+            own = None if shared else PackedWeights(self.path, self._keep_packed)
+            with own or nullcontext():
                 self.engine = litert_lm.Engine(
                     str(self.path),
                     backend=backends[self._backend](),
-                    cache_dir=folder,
+                    cache_dir=own.folder if own else shared,
                     enable_benchmark=self.benchmark,
                 )
+                if own is not None:
+                    own.loaded()
+                    self.has_kept_packed = own.has_kept
         except RuntimeError as error:
             failure = self.failure(str(self.path), error)
             if self._backend != "cpu":

@@ -27,6 +27,7 @@ class ChatOptions:
         backend: cpu or gpu.
         threads: for cpu; None leaves the engine's choice.
         drafts: use the file's drafter, if there is one, where it changes no answer.
+        keep_packed: leave the weights as the engine packs them beside the model, for later starts.
         verbose: let the engine's own log through, to stderr.
     """
 
@@ -41,6 +42,7 @@ class ChatOptions:
     backend: Literal["cpu", "gpu"] = "cpu"
     threads: int | None = None
     drafts: bool = True
+    keep_packed: bool = False
     verbose: bool = False
 
     def check(self) -> None:
@@ -54,6 +56,8 @@ class ChatOptions:
                     )
         if self.threads is not None and self.backend != "cpu":
             raise OptionError("--threads", f"has no effect on {self.backend}", "leave it out")
+        if self.keep_packed and self.backend != "cpu":
+            raise OptionError("--keep-packed", f"has no effect on {self.backend}", "leave it out")
 
     def model(self, path: Path, benchmark: bool = False) -> Model:
         """The model in the file `path`, which a `with` statement loads; raises as `Model` does."""
@@ -65,6 +69,7 @@ class ChatOptions:
             threads=self.threads,
             verbose=self.verbose,
             benchmark=benchmark,
+            keep_packed=self.keep_packed,
         )
 
     def sampling(self) -> Sampling:

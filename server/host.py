@@ -51,6 +51,7 @@ class Limits:
         keep_alive: seconds after which an idle model is unloaded; None for never.
         threads: that a model's engines share.
         keep_bytes: of conversations that are kept, see `Pool`; an engine keeps one in any case.
+        keep_packed: leave packed weights beside the model, for later starts.
         spare_seconds: after which an idle engine beside the first one is ended.
     """
 
@@ -58,6 +59,7 @@ class Limits:
     keep_alive: float | None = 300.0
     threads: int = field(default_factory=usable_threads)
     keep_bytes: int = 256 << 20
+    keep_packed: bool = False
     spare_seconds: float = 60.0
 
 
@@ -245,7 +247,9 @@ class Host:
         if self._queue and (self._pool is None or self._queue[0].name != self._pool.name):
             name, limits = self._queue[0].name, self.limits
             await self._unload()
-            self._pool = Pool(name, self.offered[name], limits.threads, limits.keep_bytes)
+            self._pool = Pool(
+                name, self.offered[name], limits.threads, limits.keep_bytes, limits.keep_packed
+            )
         assert self._pool is not None
         await self._pool.add()
 

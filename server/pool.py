@@ -23,7 +23,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from converter.memory import free_memory
-from runner.packed_weights import packed_weights_folder
+from runner.packed_weights import PackedWeights
 from server import wire
 from server.engine_process import EngineProcess, WorkerDiedError
 from server.kept import key_of
@@ -89,16 +89,20 @@ class Pool:
     Args:
         threads: that all of them share.
         keep_bytes: of conversations that the first one keeps, and the others together.
+        keep_packed: leave packed weights beside the model, for later starts.
     """
 
-    def __init__(self, name: str, bundle: Path, threads: int, keep_bytes: int) -> None:
+    def __init__(
+        self, name: str, bundle: Path, threads: int, keep_bytes: int, keep_packed: bool = False
+    ) -> None:
         self.name = name
         self._bundle = bundle
         self._threads = threads
         self._keep_bytes = keep_bytes
         self._seats: list[Seat] = []
+        self._keep_packed = keep_packed
         self._folder = contextlib.ExitStack()
-        self._packed_weights: str | None = None
+        self._packed_weights: PackedWeights | None = None
 
     @property
     def engines(self) -> int:
@@ -157,17 +161,19 @@ class Pool:
             await self.drop(seat)
         has_all = not any(seat.has_all for seat in self._seats)
         if self._packed_weights is None:
-            folder = packed_weights_folder(self._bundle)
-            self._packed_weights = self._folder.enter_context(folder)
+            packed = PackedWeights(self._bundle, self._keep_packed)
+            self._packed_weights = self._folder.enter_context(packed)
         threads = self._threads if has_all else 1
         keep_bytes = self._keep_bytes if has_all else self._keep_bytes // self._threads
-        engine = EngineProcess(self._bundle, threads, keep_bytes, self._packed_weights)
+        folder = self._packed_weights.folder
+        engine = EngineProcess(self._bundle, threads, keep_bytes, folder)
         try:
             await engine.start()
         except WorkerDiedError:
             if not self._seats:  # it may have left half a file
                 self._forget_packed_weights()
             raise
+        self._packed_weights.loaded()
         self._seats.append(Seat(engine, has_all))
 
     async def drop(self, seat: Seat) -> None:

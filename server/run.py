@@ -32,6 +32,7 @@ def serve(
     queue: int,
     keep_alive: float | None,
     threads: int | None,
+    keep_packed: bool,
     quiet: bool,
 ) -> None:
     """Serve until SIGINT or SIGTERM; then what is under way is finished, within a bound.
@@ -42,7 +43,7 @@ def serve(
     Raises:
         OptionError: the address cannot be had.
     """
-    limits = Limits(queue, keep_alive, threads or usable_threads())
+    limits = Limits(queue, keep_alive, threads or usable_threads(), keep_packed=keep_packed)
     models = Host(offered, limits, called)
     rules = Rules(hosts_of(host), frozenset(origins), key, _OPEN_PATHS)
     service = Service(models, rules, log=not quiet)

@@ -15,7 +15,7 @@ from cli.chat.attachments import expanded
 from cli.chat.transcript import Chosen, Transcript, text_of
 from cli.progress import passing_line
 from converter.errors import OptionError, OutputError
-from runner.chat import BASE_MODEL_NOTE, answer, describe
+from runner.chat import BASE_MODEL_NOTE, KEPT_NOTE, answer, describe
 
 if TYPE_CHECKING:
     from runner.conversation import Conversation, Statistics, Tools
@@ -243,6 +243,8 @@ class Session:
             self._model: Model = self._loaded.enter_context(options.model(path, benchmark=True))
         try:
             self._begin(options, messages)
+            if self._model.has_kept_packed:
+                self.note(KEPT_NOTE)
             if not options.raw and not self._model.is_chat:
                 self.note(BASE_MODEL_NOTE)
         except BaseException:

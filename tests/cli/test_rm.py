@@ -19,6 +19,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "org/a/a.litertlm": 3000,
         "org/a/checkpoint/model.safetensors": 5000,
         "org/a/checkpoint/.download/lock": 0,
+        "org/a/.a.litertlm.packed-0123/a.litertlm.xnnpack_cache": 2900,
         "org/b/b.litertlm": 100,
         "local/a/a.litertlm": 70,
     }.items():
@@ -39,7 +40,7 @@ class Terminal(io.StringIO):
 
 def test_a_model_goes_with_its_checkpoint(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rm", "org/a", "--yes"]) == 0
-    assert capsys.readouterr() == ("", "removed org/a: 8.0 kB are free again\n")
+    assert capsys.readouterr() == ("", "removed org/a: 10.9 kB are free again\n")
     assert tree(models) == {"org/b/b.litertlm", "local/a/a.litertlm"}
     assert not (models / "org" / "a").exists()
     assert main(["rm", "b", "--yes"]) == 0
@@ -48,7 +49,7 @@ def test_a_model_goes_with_its_checkpoint(models: Path, capsys: pytest.CaptureFi
 
 def test_the_checkpoint_can_stay(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rm", "org/a", "--yes", "--keep-checkpoint"]) == 0
-    assert "removed org/a: 3.0 kB" in capsys.readouterr().err
+    assert "removed org/a: 5.9 kB" in capsys.readouterr().err
     assert (models / "org/a/checkpoint/model.safetensors").is_file()
     assert not (models / "org/a/a.litertlm").exists()
     assert main(["rm", "org/a", "--yes", "--keep-checkpoint"]) == 0
@@ -68,7 +69,7 @@ def test_it_asks_and_says_what_it_frees(
     monkeypatch.setattr("sys.stdin", Terminal(answer))
     assert main(["rm", "org/a"]) == 0
     said = capsys.readouterr().err
-    assert "org/a: this frees 8.0 kB\n" in said
+    assert "org/a: this frees 10.9 kB\n" in said
     assert str(models / "org/a/checkpoint") in said
     assert "Remove it? [y/N]" in said
     assert (models / "org/a").exists() != gone
@@ -121,7 +122,7 @@ def test_a_second_name_frees_nothing(models: Path, capsys: pytest.CaptureFixture
     """A downloaded .litertlm is linked to its place, not copied."""
     os.link(models / "org/a/a.litertlm", models / "org/a/checkpoint/a_q8.litertlm")
     assert main(["rm", "org/a", "--yes", "--keep-checkpoint"]) == 0
-    assert "0 B are free again" in capsys.readouterr().err
+    assert "2.9 kB are free again" in capsys.readouterr().err
     os.link(models / "org/a/checkpoint/a_q8.litertlm", models / "org/a/a.litertlm")
     assert main(["rm", "org/a", "--yes"]) == 0
     assert "8.0 kB are free again" in capsys.readouterr().err

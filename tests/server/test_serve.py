@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -233,6 +234,21 @@ def test_an_idle_model_is_unloaded_and_loaded_again(smollm2_bundle: Path, tmp_pa
             time.sleep(0.1)
         assert server.workers() == []
         assert text_of(server.chat(QUESTION, max_tokens=4))
+
+
+def test_packed_weights_are_kept_for_the_next_start_if_that_is_asked_for(
+    qwen3_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copy(qwen3_bundle, tmp_path))
+    found = []
+    for arguments in (["--keep-packed"], []):
+        with serving(tmp_path, bundle, *arguments, model=bundle.stem) as server:
+            text_of(server.chat(QUESTION, max_tokens=2))
+            [kept] = tmp_path.glob(f".{bundle.name}.packed-*")
+            assert not list(tmp_path.glob(".litert-lm-weights-*"))
+        found += [(file, file.stat().st_mtime_ns) for file in kept.iterdir()]
+    assert len(found) == 2
+    assert found[0] == found[1]
 
 
 def test_nothing_of_a_prompt_is_in_the_log(served: Served) -> None:
