@@ -19,6 +19,10 @@ from typing import Any
 
 # Linux counts a process's peak from before its exec, when it still had its parent's memory. So a
 # small interpreter of its own starts each command: 10 MiB is the least that can be seen.
+# Those that engines have own products for, as Linux names them: x86's, then ARM's.
+_INSTRUCTION_SETS = frozenset(
+    ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
+)
 _LAUNCHER = """
 import os, sys, time
 quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
@@ -135,14 +139,16 @@ def guarded(main: Callable[[], None]) -> None:
 
 def machine(*packages: str) -> dict[str, Any]:
     """What the figures were taken on, and with which versions."""
-    model = ""
+    said: dict[str, str] = {}
     if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        said = {key.strip(): value.strip() for key, _, value in (ln.partition(":") for ln in lines)}
+    flags = said.get("flags", said.get("Features", "")).split()
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "system": platform.platform(),
-        "processor": model or platform.processor(),
+        "processor": said.get("model name") or platform.processor(),
+        "instruction_sets": [flag for flag in flags if flag in _INSTRUCTION_SETS],
         "cores": os.cpu_count(),
         "memory_gib": round(pages / 2**30, 1),
         "python": platform.python_version(),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.measure import Run, in_turn, medians, run
+from benchmarks.measure import Run, in_turn, machine, medians, run
 
 _MIB = 1 << 20
 
@@ -36,6 +37,12 @@ def test_what_a_command_says_and_how_it_fails() -> None:
         run(["sh", "-c", "echo why >&2; exit 3"])
     assert caught.value.returncode == 3
     assert caught.value.stderr == "why\n"
+
+
+def test_a_machine_is_told_by_its_instruction_sets() -> None:
+    flags = Path("/proc/cpuinfo").read_text().split()
+    assert ("avx2" in machine()["instruction_sets"]) == ("avx2" in flags)
+    assert ("amx_int8" in machine()["instruction_sets"]) == ("amx_int8" in flags)
 
 
 def test_a_missing_command_is_an_error() -> None:
