@@ -221,7 +221,7 @@ class ModelConverter:
         if drafts:
             self._check_drafts(spec)
         quantization = parse_quantization(self.options.quantize or self._default_scheme(spec))
-        quantization.check(spec)
+        quantization.check(spec, self.options.target)
         drafter = None
         if self.options.drafter is not None:
             drafter = read_drafter(self.options.drafter, network, spec, quantization)
@@ -239,7 +239,7 @@ class ModelConverter:
         spec = network.spec(cache_length)
         lengths = self._prefill_lengths(cache_length, spec)
         describe = background.start(
-            lambda: self._describe(family, spec, cache_length),
+            lambda: self._describe(family, spec, cache_length, quantization),
             f"{self.name}: tokenizer and chat template",
         )
 
@@ -251,20 +251,15 @@ class ModelConverter:
                 "choose fewer lengths, or shorter ones",
             )
 
-        def planned(path: str, shape: tuple[int, ...]) -> PlannedWeight:
-            stored = weights[path]
-            offset, scales = model.offsets[path], stored.scales
-            return PlannedWeight(
+        def planned(path: str) -> PlannedWeight:
+            return PlannedWeight.placed(
                 path,
                 network.sources[path],
                 *network.stored_as(path),
-                shape,
                 formats[path],
-                stored.nbytes + (scales.nbytes if scales else 0),
-                FIRST_SECTION + offset,
-                FIRST_SECTION + model.offsets[scales.name] if scales else None,
-                scales.nbytes if scales else 0,
-                model.scales(path) if stored.quantized else None,
+                weights[path],
+                model,
+                FIRST_SECTION,
                 network.updates.get(path, ()),
             )
 
@@ -295,7 +290,7 @@ class ModelConverter:
             cache_length=cache_length,
             cache_type=self._cache_type(),
             prefill_lengths=lengths,
-            weights=tuple(planned(path, shape) for path, shape in shapes.items()),
+            weights=tuple(map(planned, shapes)),
             model=model,
             text_for=functools.cache(text_for),
             found=network.found,
@@ -389,7 +384,9 @@ class ModelConverter:
         own = self.options.calibrate.file is None
         return f"{OWN if own else 'a text'}, {passages.size} tokens"
 
-    def _describe(self, family: Family, spec: DecoderSpec, cache_length: int) -> Description:
+    def _describe(
+        self, family: Family, spec: DecoderSpec, cache_length: int, quantization: Quantization
+    ) -> Description:
         """What is said of the network, proved."""
         chosen = self.options.chat_template
         tokenizer = load_tokenizer(
@@ -407,7 +404,8 @@ class ModelConverter:
             generation_config=checked_sampling(self.checkpoint.generation_config, self.name),
             template_fix=f"correct {chosen.file}" if chosen and chosen.file else TEMPLATE_FIX,
         )
-        if self.options.drafts or self._cache_type() is not CacheType.FP32:
+        has_cache = self._cache_type() is not CacheType.FP32
+        if self.options.drafts or has_cache or quantization.has_rest:
             metadata.message.min_runtime_version = NEWEST_ENGINE
         return metadata, tokenizer.kind, tokenizer_section(tokenizer.kind, tokenizer.data)
 

@@ -111,8 +111,8 @@ def told(matrices: Mapping[str, Candidate], chosen: set[str]) -> str:
 def _bits(form: Format, shape: tuple[int, int]) -> int:
     """Of a whole matrix and its scales."""
     weight = form.weight("", shape)
-    scales = weight.scales.nbytes * 8 if weight.scales else 0
-    return weight.nbytes * 8 + scales + (_ROW_SCALE_BITS * shape[0] if weight.quantized else 0)
+    scales = sum(one.quantized for one in (weight, weight.rest) if one)
+    return weight.streamed_nbytes * 8 + _ROW_SCALE_BITS * shape[0] * scales
 
 
 def losses_of(
