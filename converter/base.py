@@ -238,8 +238,9 @@ class ModelConverter:
             cache_length = fit.kv_cache_length
         spec = network.spec(cache_length)
         lengths = self._prefill_lengths(cache_length, spec)
+        has_int6 = any(form.has_rest for form in formats.values())
         describe = background.start(
-            lambda: self._describe(family, spec, cache_length, quantization),
+            lambda: self._describe(family, spec, cache_length, has_int6),
             f"{self.name}: tokenizer and chat template",
         )
 
@@ -366,10 +367,11 @@ class ModelConverter:
     ) -> tuple[dict[str, Format], str]:
         """The formats of all weights where a budget of bits was spent, and what on."""
         wider = SCHEMES[default_scheme(network.family.spec(), self.options.target)].matrix
-        matrices = matrices_of(network.shapes, formats, wider)
+        has_int6 = self.options.target is Target.CPU
+        matrices = matrices_of(network.shapes, formats, wider, has_int6)
         room(bits, matrices)  # before anything is read
         chosen = choose(bits, matrices, self._losses(network, formats, passages))
-        return {**formats, **dict.fromkeys(chosen, wider)}, told(matrices, chosen)
+        return {**formats, **chosen}, told(matrices, chosen)
 
     def _losses(
         self, network: Network, formats: Mapping[str, Format], passages: np.ndarray | None
@@ -385,7 +387,7 @@ class ModelConverter:
         return f"{OWN if own else 'a text'}, {passages.size} tokens"
 
     def _describe(
-        self, family: Family, spec: DecoderSpec, cache_length: int, quantization: Quantization
+        self, family: Family, spec: DecoderSpec, cache_length: int, has_int6: bool
     ) -> Description:
         """What is said of the network, proved."""
         chosen = self.options.chat_template
@@ -405,7 +407,7 @@ class ModelConverter:
             template_fix=f"correct {chosen.file}" if chosen and chosen.file else TEMPLATE_FIX,
         )
         has_cache = self._cache_type() is not CacheType.FP32
-        if self.options.drafts or has_cache or quantization.has_rest:
+        if self.options.drafts or has_cache or has_int6:
             metadata.message.min_runtime_version = NEWEST_ENGINE
         return metadata, tokenizer.kind, tokenizer_section(tokenizer.kind, tokenizer.data)
 

@@ -32,7 +32,7 @@ _REACHES = (9.0, 8.0, 7.0, 6.0, 5.0)
 # What 4 times an int4 and an int2 can be, and the same as `_REACHES`, for a row.
 _INT6 = (-34, 29)
 _INT6_REACHES = (29.0, 31.0, 33.5, 36.5, 40.0, 44.0)
-_INT2_IN_BYTE = 4
+INT2_IN_BYTE = 4
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Format(RowFormat):
             UnsupportedError: blocks, or bytes, do not divide its rows.
         """
         if self.has_rest:
-            _check_columns(path, shape[1], _INT2_IN_BYTE, "the bytes of four int2")
+            _check_columns(path, shape[1], INT2_IN_BYTE, "the bytes of four int2")
             rest = Weight(f"{path}.rest", shape, DType.INT2, quantized=True)
             return Weight(path, shape, DType.INT4, quantized=True, rest=rest)
         if self.block is None:
@@ -397,7 +397,7 @@ MATRICES = {
     **dict.fromkeys(("gate", "up", "down"), "ffn"),
 }
 PARTS = ("embedding", "attention", "ffn", "per_layer", "head", *MATRICES)
-_TABLES = ("embedding", "per_layer")
+_TABLES = ("embedding", "per_layer")  # whose rows are looked up
 _OF_LAYERS = ("attention", "ffn", *MATRICES)
 _RULE = re.compile(r"(?:layers\.(\d+)(?:-(\d+))?\.)?([a-z_]+)=(.+)")
 
