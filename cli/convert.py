@@ -120,7 +120,7 @@ def add_conversion_options(parser: argparse.ArgumentParser, has_coreml: bool = F
         metavar="N",
         help="with --calibrate: bits that a weight may take on average, as in 5.5; of what "
         "--quantize has in int4 (default then: dynamic_int4), the matrices that lose most for "
-        "their bytes become int8",
+        "their bytes become int6 or int8",
     )
     parser.add_argument(
         "--prefill-seq-len",
