@@ -57,6 +57,7 @@ CLI = ROOT / "litert-lm-cli"
 REFERENCE = "fp32"
 _CALIBRATED = (
     "dynamic_int8",
+    "dynamic_int6",
     "dynamic_int4",
     "dynamic_int4_mixed",
     "dynamic_int4,embedding=dynamic_int4",

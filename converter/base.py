@@ -221,7 +221,7 @@ class ModelConverter:
         if drafts:
             self._check_drafts(spec)
         quantization = parse_quantization(self.options.quantize or self._default_scheme(spec))
-        quantization.check(spec)
+        quantization.check(spec, self.options.target)
         drafter = None
         if self.options.drafter is not None:
             drafter = read_drafter(self.options.drafter, network, spec, quantization)
@@ -238,8 +238,9 @@ class ModelConverter:
             cache_length = fit.kv_cache_length
         spec = network.spec(cache_length)
         lengths = self._prefill_lengths(cache_length, spec)
+        has_int6 = any(form.has_rest for form in formats.values())
         describe = background.start(
-            lambda: self._describe(family, spec, cache_length),
+            lambda: self._describe(family, spec, cache_length, has_int6),
             f"{self.name}: tokenizer and chat template",
         )
 
@@ -251,20 +252,15 @@ class ModelConverter:
                 "choose fewer lengths, or shorter ones",
             )
 
-        def planned(path: str, shape: tuple[int, ...]) -> PlannedWeight:
-            stored = weights[path]
-            offset, scales = model.offsets[path], stored.scales
-            return PlannedWeight(
+        def planned(path: str) -> PlannedWeight:
+            return PlannedWeight.placed(
                 path,
                 network.sources[path],
                 *network.stored_as(path),
-                shape,
                 formats[path],
-                stored.nbytes + (scales.nbytes if scales else 0),
-                FIRST_SECTION + offset,
-                FIRST_SECTION + model.offsets[scales.name] if scales else None,
-                scales.nbytes if scales else 0,
-                model.scales(path) if stored.quantized else None,
+                weights[path],
+                model,
+                FIRST_SECTION,
                 network.updates.get(path, ()),
             )
 
@@ -295,7 +291,7 @@ class ModelConverter:
             cache_length=cache_length,
             cache_type=self._cache_type(),
             prefill_lengths=lengths,
-            weights=tuple(planned(path, shape) for path, shape in shapes.items()),
+            weights=tuple(map(planned, shapes)),
             model=model,
             text_for=functools.cache(text_for),
             found=network.found,
@@ -371,10 +367,11 @@ class ModelConverter:
     ) -> tuple[dict[str, Format], str]:
         """The formats of all weights where a budget of bits was spent, and what on."""
         wider = SCHEMES[default_scheme(network.family.spec(), self.options.target)].matrix
-        matrices = matrices_of(network.shapes, formats, wider)
+        has_int6 = self.options.target is Target.CPU
+        matrices = matrices_of(network.shapes, formats, wider, has_int6)
         room(bits, matrices)  # before anything is read
         chosen = choose(bits, matrices, self._losses(network, formats, passages))
-        return {**formats, **dict.fromkeys(chosen, wider)}, told(matrices, chosen)
+        return {**formats, **chosen}, told(matrices, chosen)
 
     def _losses(
         self, network: Network, formats: Mapping[str, Format], passages: np.ndarray | None
@@ -389,7 +386,9 @@ class ModelConverter:
         own = self.options.calibrate.file is None
         return f"{OWN if own else 'a text'}, {passages.size} tokens"
 
-    def _describe(self, family: Family, spec: DecoderSpec, cache_length: int) -> Description:
+    def _describe(
+        self, family: Family, spec: DecoderSpec, cache_length: int, has_int6: bool
+    ) -> Description:
         """What is said of the network, proved."""
         chosen = self.options.chat_template
         tokenizer = load_tokenizer(
@@ -407,7 +406,8 @@ class ModelConverter:
             generation_config=checked_sampling(self.checkpoint.generation_config, self.name),
             template_fix=f"correct {chosen.file}" if chosen and chosen.file else TEMPLATE_FIX,
         )
-        if self.options.drafts or self._cache_type() is not CacheType.FP32:
+        has_cache = self._cache_type() is not CacheType.FP32
+        if self.options.drafts or has_cache or has_int6:
             metadata.message.min_runtime_version = NEWEST_ENGINE
         return metadata, tokenizer.kind, tokenizer_section(tokenizer.kind, tokenizer.data)
 

@@ -1,25 +1,31 @@
-"""Which matrices stay in int8: `--bits`, a budget of bits, spent where it saves most.
+"""Which matrices get more than four bits: `--bits`, a budget of bits, spent where it saves most.
 
 Before anything has its place in the file, a text says what each matrix loses in int4
 (`converter.weights.loss_meter`). Those that lose most for the bytes that they would take more
-become int8, whose own loss is a hundredth of that and counts as none.
+become int6, and then int8. What they lose there is taken for a share of that, the same for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import heapq
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from converter.decoder import PER_LAYER_TABLE
 from converter.errors import OptionError
 from converter.network import Network
 from converter.weights.loss_meter import measure_losses
 from converter.weights.passages import LENGTH
 from converter.weights.planned_weight import PlannedWeight
-from converter.weights.quantization import Format
+from converter.weights.quantization import INT2_IN_BYTE, INT6, Format
 
 _ROW_SCALE_BITS = 32
+_TABLES = ("embedding", PER_LAYER_TABLE)  # whose rows are looked up whole
+# Of what a matrix loses in int4, where columns make up for each other's errors in both
+# (benchmarks/README.md); int8's hundredth counts as none.
+_LOST_IN_INT6 = 0.2
 
 
 @dataclass(frozen=True)
@@ -29,12 +35,20 @@ class Candidate:
     Attributes:
         shape: (rows, columns).
         format: that `--quantize` gives it.
-        wider: that it may have instead; None where `--quantize` is obeyed.
+        wider: those that it may have instead, and the share of its loss that each leaves, from the
+            smallest to the largest; none where `--quantize` is obeyed.
     """
 
     shape: tuple[int, int]
     format: Format
-    wider: Format | None = None
+    wider: tuple[tuple[Format, float], ...] = ()
+
+    def steps(self) -> Iterator[tuple[Format, float, int]]:
+        """From each format to the next: that, the share of the loss saved, and bits for it."""
+        form, lost = self.format, 1.0
+        for wider, left in self.wider:
+            yield wider, lost - left, _bits(wider, self.shape) - _bits(form, self.shape)
+            form, lost = wider, left
 
 
 def room(bits: float, matrices: Mapping[str, Candidate]) -> float:
@@ -59,60 +73,86 @@ def room(bits: float, matrices: Mapping[str, Candidate]) -> float:
     return bits * values - taken
 
 
-def choose(bits: float, matrices: Mapping[str, Candidate], losses: Mapping[str, float]) -> set[str]:
-    """The paths of those that get their wider format.
+def choose(
+    bits: float, matrices: Mapping[str, Candidate], losses: Mapping[str, float]
+) -> dict[str, Format]:
+    """The formats of those that get a wider one.
 
     Args:
         bits: see `room`.
-        losses: what each loses that does not; 0 where it is not named.
+        losses: what each loses in the format that it has; 0 where it is not named.
 
     Raises:
         OptionError: see `room`.
     """
     left = room(bits, matrices)
-    more = {
-        path: _bits(matrix.wider, matrix.shape) - _bits(matrix.format, matrix.shape)
-        for path, matrix in matrices.items()
-        if matrix.wider is not None
-    }
-    chosen = set()
-    for path in sorted(more, key=lambda path: -losses.get(path, 0.0) / more[path]):
-        if more[path] <= left:
-            chosen.add(path)
-            left -= more[path]
+    chosen: dict[str, Format] = {}
+    # By what the next step of each saves for its bits; of several the first.
+    waiting: list[tuple[float, int, str, Format, int]] = []
+    steps = {path: matrix.steps() for path, matrix in matrices.items()}
+    numbers = {path: number for number, path in enumerate(matrices)}
+
+    def wait(path: str) -> None:
+        for form, saved, more in steps[path]:
+            gain = losses.get(path, 0.0) * saved / more
+            heapq.heappush(waiting, (-gain, numbers[path], path, form, more))
+            return
+
+    for path in matrices:
+        wait(path)
+    while waiting:
+        _, _, path, form, more = heapq.heappop(waiting)
+        if more <= left:
+            chosen[path] = form
+            left -= more
+            wait(path)
     return chosen
 
 
 def matrices_of(
-    shapes: Mapping[str, tuple[int, ...]], formats: Mapping[str, Format], wider: Format
+    shapes: Mapping[str, tuple[int, ...]],
+    formats: Mapping[str, Format],
+    wider: Format,
+    has_int6: bool,
 ) -> dict[str, Candidate]:
-    """All matrices of a network; those that are in int4 may have a wider format."""
-    return {
-        path: Candidate(
-            (shape[0], shape[1]), formats[path], wider if formats[path].block is not None else None
-        )
-        for path, shape in shapes.items()
-        if len(shape) == 2
-    }
+    """All matrices of a network; those that are in int4 may have a wider format.
+
+    Args:
+        wider: the widest, in int8.
+        has_int6: whether int6 may be between.
+    """
+    found = {}
+    for path, shape in shapes.items():
+        if len(shape) == 2:
+            rows, columns = shape
+            may_be: tuple[tuple[Format, float], ...] = ()
+            if formats[path].block is not None:
+                may_be = ((wider, 0.0),)
+                if has_int6 and path not in _TABLES and columns % INT2_IN_BYTE == 0:
+                    may_be = ((INT6, _LOST_IN_INT6), *may_be)
+            found[path] = Candidate((rows, columns), formats[path], may_be)
+    return found
 
 
-def told(matrices: Mapping[str, Candidate], chosen: set[str]) -> str:
+def told(matrices: Mapping[str, Candidate], chosen: Mapping[str, Format]) -> str:
     """What came of a choice, for `inspect` and others."""
     taken = values = 0
     for path, matrix in matrices.items():
-        form = matrix.wider if path in chosen else matrix.format
-        assert form is not None
-        taken += _bits(form, matrix.shape)
+        taken += _bits(chosen.get(path, matrix.format), matrix.shape)
         values += matrix.shape[0] * matrix.shape[1]
-    candidates = sum(matrix.wider is not None for matrix in matrices.values())
-    return f"{taken / values:.2f}; {len(chosen)} of {candidates} matrices in int8, not int4"
+    candidates = sum(bool(matrix.wider) for matrix in matrices.values())
+    six = sum(form.has_rest for form in chosen.values())
+    return (
+        f"{taken / values:.2f}; of {candidates} matrices {len(chosen) - six} in int8, {six} in "
+        "int6, the rest in int4"
+    )
 
 
 def _bits(form: Format, shape: tuple[int, int]) -> int:
     """Of a whole matrix and its scales."""
     weight = form.weight("", shape)
-    scales = weight.scales.nbytes * 8 if weight.scales else 0
-    return weight.nbytes * 8 + scales + (_ROW_SCALE_BITS * shape[0] if weight.quantized else 0)
+    scales = sum(one.quantized for one in (weight, weight.rest) if one)
+    return weight.streamed_nbytes * 8 + _ROW_SCALE_BITS * shape[0] * scales
 
 
 def losses_of(

@@ -99,7 +99,7 @@ class Drafter:
     @property
     def nbytes(self) -> int:
         """Of all weights."""
-        return sum(map(_nbytes, self.stored.values()))
+        return sum(stored.streamed_nbytes for stored in self.stored.values())
 
     def plan(
         self, slots: int, rings: bool, cache_type: CacheType, stops: Sequence[int]
@@ -112,28 +112,13 @@ class Drafter:
         )
 
         def planned(path: str, stored: Weight) -> PlannedWeight:
-            source, scales = self.sources[path], stored.scales
-            return PlannedWeight(
-                path,
-                source,
-                "zeros" if source.is_absent else self.tensors.tensors[source.tensor].dtype,
-                None,
-                stored.shape,
-                self.formats[path],
-                _nbytes(stored),
-                model.offsets[path],
-                model.offsets[scales.name] if scales else None,
-                scales.nbytes if scales else 0,
-                model.scales(path) if stored.quantized else None,
-            )
+            source = self.sources[path]
+            stored_as = "zeros" if source.is_absent else self.tensors.tensors[source.tensor].dtype
+            form = self.formats[path]
+            return PlannedWeight.placed(path, source, stored_as, None, form, stored, model)
 
         weights = tuple(planned(*weight) for weight in self.stored.items())
         return DrafterPlan(weights, model, self.assistant.width)
-
-
-def _nbytes(weight: Weight) -> int:
-    """What is streamed of it."""
-    return weight.nbytes + (weight.scales.nbytes if weight.scales else 0)
 
 
 class AssistantTensors(Checkpoint):

@@ -213,13 +213,18 @@ INLINED void choose(Lanes *values, Masks where, Lanes other)
     *values = (Lanes)(((Masks)*values & ~where) | ((Masks)other & where));
 }
 
-/* To the nearest of -8 to 7, ties to even. */
-INLINED void to_int4(Lanes *values)
+/* To the nearest integer of a range, ties to even. */
+INLINED void to_integers(Lanes *values, float low, float high)
 {
-    const Lanes most = (Lanes){0} + 7.0f, least = (Lanes){0} - 8.0f;
+    const Lanes most = (Lanes){0} + high, least = (Lanes){0} + low;
     choose(values, *values > most, most);
     choose(values, *values < least, least);
     *values = (*values + ROUND) - ROUND;
+}
+
+INLINED void to_int4(Lanes *values)
+{
+    to_integers(values, -8.0f, 7.0f);
 }
 
 /* A positive float32 as float16, to nearest, ties to even; infinite beyond its range. */
@@ -371,6 +376,32 @@ EACH_PROCESSOR int round_compensated(const float *values, const float *wanted, s
             return 0;
     }
     return 1;
+}
+
+/* The same of rows with a scale that is known, in integers of any range: see `round_rows`. */
+EACH_PROCESSOR void round_rows(const float *values, const float *wanted, size_t rows,
+                               size_t columns, const float *feedback, const float *scales,
+                               float low, float high, int8_t *integers)
+{
+    Lanes v[MOST_COLUMNS], now[MOST_COLUMNS];
+    for (size_t r = 0; r < rows; r += LANES) {
+        size_t n = rows - r < LANES ? rows - r : LANES;
+        load_lanes(values + r * columns, n, columns, v);
+        load_lanes(wanted + r * columns, n, columns, now);
+        Lanes scale = (Lanes){0} + 1.0f;
+        for (size_t l = 0; l < n; l++)
+            scale[l] = scales[r + l];
+        Lanes inverse = 1.0f / scale;
+        for (size_t c = 0; c < columns; c++) {
+            Lanes q = now[c] * inverse;
+            to_integers(&q, low, high);
+            Lanes error = v[c] - q * scale;
+            for (size_t later = c + 1; later < columns; later++)
+                now[later] += error * feedback[c * columns + later];
+            for (size_t l = 0; l < n; l++)
+                integers[(r + l) * columns + c] = (int8_t)q[l];
+        }
+    }
 }
 
 EACH_PROCESSOR void widen_bf16(const uint16_t *values, uint32_t *bits, size_t count)

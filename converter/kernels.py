@@ -71,6 +71,10 @@ def load(path: Path) -> ctypes.CDLL:
         *[pointer] * 2, *[size] * 2, *[pointer] * 3, size, *[pointer] * 2
     ]  # fmt: skip
     library.round_compensated.restype = ctypes.c_int
+    library.round_rows.argtypes = [
+        *[pointer] * 2, *[size] * 2, *[pointer] * 2, *[ctypes.c_float] * 2, pointer
+    ]  # fmt: skip
+    library.round_rows.restype = None
     flag, bits = ctypes.c_int, ctypes.c_uint
     library.count_halves.argtypes = [pointer, flag, size, size, pointer, pointer]
     library.count_halves.restype = flag
@@ -453,6 +457,43 @@ def round_compensated(
         least[better], scales[better] = loss[better], halves[better]
         integers[better] = steps[better]
     return True
+
+
+def round_rows(
+    values: np.ndarray,
+    wanted: np.ndarray,
+    feedback: np.ndarray,
+    scales: np.ndarray,
+    limits: tuple[int, int],
+    integers: np.ndarray,
+) -> None:
+    """As `round_compensated`, with a scale for each row that is known, and integers of any range.
+
+    Args:
+        values, wanted, feedback: see there.
+        scales: float32 `(n,)`.
+        limits: the least and the largest integer.
+        integers: int8 `(n, columns)`, written.
+    """
+    columns = values.shape[1]
+    assert values.shape == wanted.shape == integers.shape == (scales.size, columns)
+    assert feedback.shape == (columns, columns)
+    assert columns <= 256
+    for each in (values, wanted, feedback, scales):
+        assert each.dtype == np.float32
+        assert each.flags.c_contiguous
+    assert integers.dtype == np.int8
+    if (library := _compiled()) is not None:
+        arrays = [each.ctypes.data for each in (feedback, scales)]
+        of_values = [each.ctypes.data for each in (values, wanted)]
+        library.round_rows(*of_values, *values.shape, *arrays, *limits, integers.ctypes.data)
+        return
+    now, inverse = wanted.copy(), np.float32(1) / scales
+    for c in range(columns):
+        steps = np.rint(np.clip(now[:, c] * inverse, *np.array(limits, np.float32)))
+        integers[:, c] = steps
+        error = values[:, c] - steps * scales
+        now[:, c + 1 :] += error[:, None] * feedback[c, c + 1 :]
 
 
 def multiply_int8(

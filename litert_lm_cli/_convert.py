@@ -76,8 +76,8 @@ def convert(
         clip: mse (where None) or max.
         calibrate: "self", a text file, or "none" (where None): a text by which columns of int4 make
             up for each other's errors.
-        bits: with it, that a weight may take on average, as 5.5: matrices of int4 become int8 where
-            that saves most.
+        bits: with it, that a weight may take on average, as 5.5: matrices of int4 become int6 or
+            int8 where that saves most.
         prefill_seq_len: the longest prefill signature, or several as in "64,256".
         kv_cache_max_len: tokens that the KV cache holds, or "auto" for the most that fits into
             `memory`; 1280 where both are None.

@@ -30,6 +30,14 @@ def stored_matrix(content: bytes, plan: Plan, weight: PlannedWeight) -> np.ndarr
         scales = np.frombuffer(content, np.float16, count // block, weight.scales_offset)
         values = int4_values(packed).reshape(-1, block) * scales.astype(np.float32)[:, None]
         return values.reshape(rows, columns)
+    if form.has_rest:
+        assert weight.rest is not None
+        most = int4_values(np.frombuffer(content, np.uint8, count // 2, weight.offset))
+        rest = np.frombuffer(content, np.uint8, count // 4, weight.rest.offset)
+        twos = (rest[:, None] >> np.array([0, 2, 4, 6]) & 3).astype(np.int8)
+        twos = np.where(twos > 1, twos - 4, twos).reshape(rows, columns)
+        found = most.reshape(rows, columns) * plan.model.scales(weight.path)[:, None]
+        return found + twos * plan.model.scales(f"{weight.path}.rest")[:, None]
     if dtype is DType.INT8:
         values = np.frombuffer(content, np.int8, count, weight.offset).reshape(rows, columns)
         return values * plan.model.scales(weight.path)[:, None]

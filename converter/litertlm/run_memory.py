@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 # Bits per element of the types that occur; what is not here counts as 32.
-_BITS = {"float32": 32, "float16": 16, "int64": 64, "int8": 8, "uint8": 8, "bool": 8, "int4": 4}
+_BITS = {
+    "float32": 32, "float16": 16, "int64": 64, "int8": 8, "uint8": 8, "bool": 8, "int4": 4,
+    "int2": 2,
+}  # fmt: skip
 # Of the engine with its libraries, and of a tokenizer for each token that it knows: measured with
 # SmolLM2, Qwen3 and Gemma 3 in 0.18.1 (docs/runtime.md, "Memory").
 _ENGINE_BYTES = 150_000_000

@@ -67,7 +67,12 @@ class Blocks:
         """x @ weight.T [+ bias], (N, in) -> (N, out)."""
         g = self.graph
         bias = None if bias_path is None else self.weight(bias_path)
-        if not self.weight_of(path).takes_two_terms:
+        weight = self.weight_of(path)
+        if weight.rest is not None:
+            product = g.make_fully_connected(f"{name}/most", x, self.matrix(path), bias)
+            rest = g.make_fully_connected(f"{name}/rest", x, g.weight(weight.rest))
+            return g.make_add(name, product, rest)
+        if not weight.takes_two_terms:
             return g.make_fully_connected(name, x, self.matrix(path), bias)
         if x.index not in self.terms:
             self.terms[x.index] = make_terms(g, f"{name}/input", x)

@@ -25,9 +25,10 @@ class DType(IntEnum):
     BOOL = 6
     INT8 = 9
     INT4 = 17
+    INT2 = 19
 
     def nbytes(self, count: int) -> int:
-        """Bytes that so many elements take; two int4 share a byte."""
+        """Bytes that so many elements take; two int4 share a byte, and four int2."""
         return (count * _BITS[self] + 7) // 8
 
 
@@ -38,6 +39,7 @@ _BITS = {
     DType.BOOL: 8,
     DType.INT8: 8,
     DType.INT4: 4,
+    DType.INT2: 2,
 }
 _NUMPY_TO_DTYPE = {
     np.dtype(np.float32): DType.FLOAT32,
@@ -57,6 +59,7 @@ class Weight:
         scales: float16, (rows, blocks), where a row has one scale for each block of its columns.
         is_widened: whether those who multiply by it are to take it as float32 (`make_dequantize`).
         takes_two_terms: whether they are to give their inputs in two terms (`tflite.two_terms`).
+        rest: what it lacks, a matrix with smaller steps; products with both are added.
     """
 
     name: str
@@ -66,11 +69,17 @@ class Weight:
     scales: Weight | None = None
     is_widened: bool = False
     takes_two_terms: bool = False
+    rest: Weight | None = None
 
     @property
     def nbytes(self) -> int:
         """Size of its data."""
         return self.dtype.nbytes(math.prod(self.shape))
+
+    @property
+    def streamed_nbytes(self) -> int:
+        """The same, with its blocks' scales and its rest."""
+        return self.nbytes + sum(one.nbytes for one in (self.scales, self.rest) if one)
 
 
 @dataclass(frozen=True)
@@ -458,10 +467,11 @@ class Model:
         return self._buffer_of[key]
 
     def declare(self, weight: Weight) -> None:
-        """Give a weight its place in the file, and its scales theirs after it."""
+        """Give a weight its place in the file, and its scales or its rest theirs after it."""
         self.weight_buffer(weight)
-        if weight.scales is not None:
-            self.weight_buffer(weight.scales)
+        for beside in (weight.scales, weight.rest):
+            if beside is not None:
+                self.weight_buffer(beside)
 
     def weight_buffer(self, weight: Weight) -> int:
         """Index of the weight's buffer; the first use of a weight fixes its place in the file."""

@@ -20,13 +20,15 @@ from functools import cached_property
 
 import numpy as np
 
-from converter.kernels import round_compensated
+from converter.kernels import round_compensated, round_rows
 
 # Of the mean of H's diagonal, added to all of it. Some thousand tokens know the large directions of
 # H, not the small ones: with GPTQ's 0.01 these are trusted too far (benchmarks/README.md).
 _DAMPING = 0.2
 # Integers to which a block's largest magnitude is taken while its scale is searched.
 _REACHES = (9.5, 9.0, 8.5, 8.0, 7.6, 7.2, 6.8, 6.4, 6.0, 5.5, 5.0)
+# Columns of a row with one scale that are rounded at once.
+_TOGETHER = 64
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,36 @@ class Compensation:
             integers[:, columns] = found
             scales[:, columns[0] // size] = scale
         return True
+
+    @property
+    def importance(self) -> np.ndarray:
+        """What is left of a squared error in each column, as they are stored: `(columns,)`."""
+        found = np.empty_like(self.costs)
+        found[self.order] = self.costs
+        return found
+
+    def round_rows(
+        self, rows: np.ndarray, scales: np.ndarray, limits: tuple[int, int], integers: np.ndarray
+    ) -> None:
+        """Round rows that have a scale each, for blocks of one column.
+
+        Args:
+            rows: finite float32 `(n, columns)`.
+            scales: float32 `(n,)`.
+            limits: the least and the largest integer.
+            integers: int8 `(n, columns)`, written.
+        """
+        errors = np.empty_like(rows)
+        for start in range(0, rows.shape[1], _TOGETHER):
+            part = slice(start, start + _TOGETHER)
+            columns = self.order[part]
+            values = rows.take(columns, axis=1)
+            wanted = values + errors[:, :start] @ self.feedback[:start, part]
+            feedback = np.ascontiguousarray(self.feedback[part, part])
+            found = np.empty(values.shape, np.int8)
+            round_rows(values, wanted, feedback, scales, limits, found)
+            errors[:, part] = values - found * scales[:, None]
+            integers[:, columns] = found
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from converter.families.tensors import WeightSource
+from converter.kernels import SMALLEST_NORMAL
+from converter.tflite.graph import Weight
+from converter.tflite.writer import Layout
 from converter.weights.lora_update import Update
 from converter.weights.row_format import RowFormat
 from converter.weights.weight_rows import row_units
@@ -16,6 +19,23 @@ from converter.weights.weight_rows import row_units
 # Values per block, measured (benchmarks/README.md): a block of 2^18 would stay in the L2 cache, but
 # with so few the threads spend their time handing Python's lock to each other.
 BLOCK_VALUES = 1 << 20
+# Steps of the rest in one of the first part: int2 beside int4.
+REST_STEPS = np.float32(4)
+
+
+@dataclass(frozen=True)
+class Rest:
+    """The second part of rows in two.
+
+    Attributes:
+        offset: bytes from the start of the file.
+        nbytes: of all rows.
+        row_scales: where its rows' scales go, float32 `(rows,)`: a quarter of the first part's.
+    """
+
+    offset: int
+    nbytes: int
+    row_scales: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -26,11 +46,12 @@ class PlannedWeight:
         path: in the network. Several may have the same: pieces, some rows each.
         stored_as: its type in the checkpoint; `zeros` where that has no such tensor.
         stored_block: columns that share a scale there, where they lie on a grid of int4.
-        nbytes: what is streamed: its data, and the scales of its blocks or its tables.
+        nbytes: what is streamed: its data and its rest, and the scales of its blocks or its tables.
         offset: bytes from the start of the file.
         scales_offset: the same of its blocks' scales, or of its tables, where it has some.
         scales_nbytes: of those.
         row_scales: where its rows' scales go, float32 `(rows,)`, where each has one.
+        rest: what its rows are beside what is at `offset`, where they are in two parts.
         updates: what adapters make of it, one after the other.
         factor: what all values are multiplied with then.
         first_row: of a piece, which row of the whole weight it begins with.
@@ -47,14 +68,15 @@ class PlannedWeight:
     scales_offset: int | None = None
     scales_nbytes: int = 0
     row_scales: np.ndarray | None = None
+    rest: Rest | None = None
     updates: tuple[Update, ...] = ()
     factor: float = 1.0
     first_row: int = 0
 
     @property
     def data_nbytes(self) -> int:
-        """Without scales or tables."""
-        return self.nbytes - self.scales_nbytes
+        """Without scales, tables or rest."""
+        return self.nbytes - self.scales_nbytes - (self.rest.nbytes if self.rest else 0)
 
     @property
     def carries_blocks(self) -> bool:
@@ -62,6 +84,48 @@ class PlannedWeight:
         stored = self.stored_block
         is_changed = bool(self.updates) or self.factor != 1
         return stored is not None and not is_changed and self.format.carries(stored)
+
+    @classmethod
+    def placed(
+        cls,
+        path: str,
+        source: WeightSource,
+        stored_as: str,
+        stored_block: int | None,
+        form: RowFormat,
+        weight: Weight,
+        layout: Layout,
+        start: int = 0,
+        updates: tuple[Update, ...] = (),
+    ) -> PlannedWeight:
+        """One that goes into a TFLite model, which begins at byte `start`."""
+        scales, rest = weight.scales, weight.rest
+        return cls(
+            path,
+            source,
+            stored_as,
+            stored_block,
+            weight.shape,
+            form,
+            weight.streamed_nbytes,
+            start + layout.offsets[path],
+            start + layout.offsets[scales.name] if scales else None,
+            scales.nbytes if scales else 0,
+            layout.scales(path) if weight.quantized else None,
+            Rest(start + layout.offsets[rest.name], rest.nbytes, layout.scales(rest.name))
+            if rest
+            else None,
+            updates,
+        )
+
+    def set_scales(self, rows: slice, scales: np.ndarray) -> None:
+        """Give rows their scales; XNNPACK refuses what is no normal number."""
+        assert self.row_scales is not None
+        least = SMALLEST_NORMAL
+        if self.rest is not None:
+            least = least * REST_STEPS
+            self.rest.row_scales[rows] = np.maximum(scales, least) / REST_STEPS
+        self.row_scales[rows] = np.maximum(scales, least)
 
     def row_blocks(self) -> Iterator[tuple[int, int]]:
         """(first row, row after the last) of pieces that are worked on at once: whole heads."""

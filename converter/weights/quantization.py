@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from converter.decoder import EXACT_MATRICES, DecoderSpec
 from converter.errors import OptionError, UnsupportedError
-from converter.kernels import pack_int4, pack_int8
+from converter.kernels import SMALLEST_NORMAL, pack_int4, pack_int8
 from converter.tflite.graph import DType, Weight
 from converter.tflite.kv_cache import Target
 from converter.weights.compensation import Compensation
+from converter.weights.planned_weight import REST_STEPS
 from converter.weights.row_format import Clip, RowFormat, ValueRangeError
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -28,6 +29,10 @@ _NOT_FINITE = "holds NaN or infinite values"
 # clipped; a block that lies on a grid already reaches one of the others. More of them gain nothing
 # (benchmarks/README.md).
 _REACHES = (9.0, 8.0, 7.0, 6.0, 5.0)
+# What 4 times an int4 and an int2 can be, and the same as `_REACHES`, for a row.
+_INT6 = (-34, 29)
+_INT6_REACHES = (29.0, 31.0, 33.5, 36.5, 40.0, 44.0)
+INT2_IN_BYTE = 4
 
 
 @dataclass(frozen=True)
@@ -39,24 +44,30 @@ class Format(RowFormat):
         block: columns that share a scale in int4, a float16; in int8 a row has one float32.
         is_widened: whether the graph makes float32 of it, and multiplies by that.
         takes_two_terms: whether what is multiplied by it comes in two terms, each rounded to int8.
+        has_rest: int6, a scale for each row: in int4 first, and in int2 what that lacks.
     """
 
     dtype: DType
     block: int | None = None
     is_widened: bool = False
     takes_two_terms: bool = False
+    has_rest: bool = False
 
     @property
     def quantized(self) -> bool:
         """Whether each row has a float32 scale."""
-        return self.dtype is DType.INT8
+        return self.dtype is DType.INT8 or self.has_rest
 
     def weight(self, path: str, shape: tuple[int, ...]) -> Weight:
         """A weight of this format.
 
         Raises:
-            UnsupportedError: blocks do not divide its rows.
+            UnsupportedError: blocks, or bytes, do not divide its rows.
         """
+        if self.has_rest:
+            _check_columns(path, shape[1], INT2_IN_BYTE, "the bytes of four int2")
+            rest = Weight(f"{path}.rest", shape, DType.INT2, quantized=True)
+            return Weight(path, shape, DType.INT4, quantized=True, rest=rest)
         if self.block is None:
             return Weight(
                 path,
@@ -67,22 +78,17 @@ class Format(RowFormat):
                 takes_two_terms=self.takes_two_terms,
             )
         rows, columns = shape
-        if columns % self.block:
-            raise UnsupportedError(
-                path,
-                f"has {columns} columns, which blocks of {self.block} do not divide",
-                f"choose another scheme for this part: --quantize ...,{part_of(path)}=dynamic_int8",
-            )
+        _check_columns(path, columns, self.block, f"blocks of {self.block}")
         scales = Weight(f"{path}.scales", (rows, columns // self.block), DType.FLOAT16)
         return Weight(path, shape, self.dtype, scales=scales)
 
     @property
     def dtype_name(self) -> str:
-        return self.dtype.name.lower()
+        return "int6" if self.has_rest else self.dtype.name.lower()
 
     @property
     def rounds_inputs(self) -> bool:
-        return self.block is not None or (self.dtype is DType.INT8 and not self.is_widened)
+        return self.takes_importance or (self.dtype is DType.INT8 and not self.is_widened)
 
     @property
     def lacks_inputs(self) -> bool:
@@ -94,7 +100,7 @@ class Format(RowFormat):
 
     @property
     def takes_importance(self) -> bool:
-        return self.block is not None
+        return self.block is not None or self.has_rest
 
     @property
     def is_int8(self) -> bool:
@@ -106,7 +112,7 @@ class Format(RowFormat):
 
     @property
     def compensated_block(self) -> int | None:
-        return self.block
+        return 1 if self.has_rest else self.block
 
     def carries(self, stored_block: int) -> bool:
         return self.block is not None and stored_block % self.block == 0
@@ -123,9 +129,15 @@ class Format(RowFormat):
         """As `RowFormat.pack`; but by int8, rows are used as scratch space and lost.
 
         Returns:
-            The packed rows, `(n, columns)`, or `(n, columns / 2)` in int4; and their scales, `(n,)`
-            or `(n, blocks)`, or None.
+            The packed rows, `(n, columns)`, or `(n, columns / 2)` in int4, or as `split_int6` takes
+            them; and their scales, `(n,)` or `(n, blocks)`, or None.
         """
+        if self.has_rest:
+            rows = _finite(rows, factors)
+            scales = _row_scales(rows, importance if clip is Clip.MSE else None)
+            rows /= scales[:, None]
+            integers = np.rint(np.clip(rows, *_INT6, out=rows), out=rows).astype(np.int8)
+            return _pack_int6(integers), scales * REST_STEPS
         if self.dtype is DType.INT8:
             packed = _room(buffer, rows.shape, np.int8)
             scales = np.empty(len(rows), np.float32)
@@ -158,12 +170,13 @@ class Format(RowFormat):
         buffer: np.ndarray | None = None,
         factors: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        assert self.block is not None
-        if factors is not None:
-            rows *= factors
-        if not np.isfinite(_peak(rows)):
-            raise ValueRangeError(_NOT_FINITE)
+        rows = _finite(rows, factors)
         integers = np.empty(rows.shape, np.int8)
+        if self.has_rest:
+            steps = _row_scales(rows, compensation.importance)
+            compensation.round_rows(rows, steps, _INT6, integers)
+            return _pack_int6(integers), steps * REST_STEPS
+        assert self.block is not None
         scales = np.empty((len(rows), rows.shape[1] // self.block), np.float16)
         if not compensation.round(rows, integers, scales):
             raise _beyond_float16(_peak(rows))
@@ -175,6 +188,8 @@ class Format(RowFormat):
     def widened(self, packed: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
         if scales is None:
             return packed.astype(np.float32, copy=False)
+        if self.has_rest:
+            return _int6(packed) * (scales / REST_STEPS)[:, None]
         if self.block is None:
             return packed * scales[:, None]
         return _widened_int4(packed, scales).reshape(len(packed), -1)
@@ -205,6 +220,68 @@ class Format(RowFormat):
                 by_block = (*met.shape, -1)
                 np.copyto(mine.reshape(by_block), theirs.reshape(by_block), where=~met[..., None])
         return packed, scales
+
+
+def split_int6(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Packed rows of int6, `(n, columns * 3 / 4)`: those of int4, and those of int2."""
+    columns = packed.shape[1] * 2 // 3
+    return np.ascontiguousarray(packed[:, :columns]), np.ascontiguousarray(packed[:, columns:])
+
+
+def _pack_int6(integers: np.ndarray) -> np.ndarray:
+    """Integers of `_INT6` as 4 times an int4 and an int2, the lowest bits of a byte first."""
+    rest = ((integers & 3) ^ 2) - 2  # -2 to 1
+    most = ((integers - rest) >> 2).view(np.uint8) & 15
+    rest = rest.view(np.uint8) & 3
+    most = most[:, ::2] | most[:, 1::2] << 4
+    rest = rest[:, ::4] | rest[:, 1::4] << 2 | rest[:, 2::4] << 4 | rest[:, 3::4] << 6
+    return np.concatenate((most, rest), axis=1)
+
+
+def _int6(packed: np.ndarray) -> np.ndarray:
+    """The integers again, int8 `(n, columns)`."""
+    most, rest = split_int6(packed)
+    fours = np.stack([most << 4, most & 0xF0], axis=-1).view(np.int8) >> 4
+    twos = np.stack([rest << 6, rest << 4, rest << 2, rest], axis=-1).view(np.int8) >> 6
+    found: np.ndarray = 4 * fours.reshape(len(packed), -1) + twos.reshape(len(packed), -1)
+    return found
+
+
+def _row_scales(rows: np.ndarray, importance: np.ndarray | None) -> np.ndarray:
+    """Steps of int6 for each row, `(n,)`: of least squared error where importance is known."""
+    peak = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    best = np.maximum(peak / np.float32(_INT6[1]), SMALLEST_NORMAL)
+    if importance is None:
+        return best
+    least, error = np.full(len(rows), np.inf, np.float32), np.empty_like(rows)
+    for reach in _INT6_REACHES:
+        scales = np.maximum(peak / np.float32(reach), SMALLEST_NORMAL)
+        np.divide(rows, scales[:, None], out=error)
+        np.rint(np.clip(error, *_INT6, out=error), out=error)
+        error *= scales[:, None]
+        error -= rows
+        loss = np.einsum("nc,nc,c->n", error, error, importance)
+        best = np.where(loss < least, scales, best)
+        least = np.minimum(loss, least)
+    return best
+
+
+def _finite(rows: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
+    """Rows times their columns' factors."""
+    if factors is not None:
+        rows *= factors
+    if not np.isfinite(_peak(rows)):
+        raise ValueRangeError(_NOT_FINITE)
+    return rows
+
+
+def _check_columns(path: str, columns: int, size: int, what: str) -> None:
+    if columns % size:
+        raise UnsupportedError(
+            path,
+            f"has {columns} columns, which {what} do not divide",
+            f"choose another scheme for this part: --quantize ...,{part_of(path)}=dynamic_int8",
+        )
 
 
 def blocks_met(rows: np.ndarray, packed: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -249,6 +326,7 @@ FLOAT16 = Format(DType.FLOAT16, is_widened=True)
 INT8 = Format(DType.INT8)
 INT8_TWO_TERMS = Format(DType.INT8, takes_two_terms=True)
 INT8_WEIGHT_ONLY = Format(DType.INT8, is_widened=True)
+INT6 = Format(DType.INT4, has_rest=True)
 INT4_BLOCK32 = Format(DType.INT4, block=32)
 INT4_BLOCK128 = Format(DType.INT4, block=128)
 
@@ -282,6 +360,12 @@ SCHEMES = {
             "int8 weights, one scale per row; activations in two terms of int8, as good as 16 bits",
         ),
         Scheme(
+            "dynamic_int6",
+            INT6,
+            "6-bit weights, one scale per row, as int4 and int2; embedding int8; activations int8",
+            {"embedding": INT8, "per_layer": INT8},
+        ),
+        Scheme(
             "dynamic_int4",
             INT4_BLOCK32,
             "int4 weights in blocks of 32, embedding int8; activations int8 on the fly",
@@ -313,6 +397,7 @@ MATRICES = {
     **dict.fromkeys(("gate", "up", "down"), "ffn"),
 }
 PARTS = ("embedding", "attention", "ffn", "per_layer", "head", *MATRICES)
+_TABLES = ("embedding", "per_layer")  # whose rows are looked up
 _OF_LAYERS = ("attention", "ffn", *MATRICES)
 _RULE = re.compile(r"(?:layers\.(\d+)(?:-(\d+))?\.)?([a-z_]+)=(.+)")
 
@@ -367,6 +452,11 @@ class Quantization:
     scheme: Scheme
     rules: tuple[Rule, ...]
 
+    @property
+    def has_rest(self) -> bool:
+        """Whether anything may be in int6."""
+        return any(form.has_rest for form in (self.scheme.matrix, *(r.format for r in self.rules)))
+
     def format_of(self, path: str, shape: tuple[int, ...]) -> Format:
         """The format of a weight.
 
@@ -381,12 +471,18 @@ class Quantization:
         others = (form for part, form in self.scheme.others.items() if is_of(path, part))
         return next(others, self.scheme.matrix)
 
-    def check(self, spec: DecoderSpec) -> None:
-        """Make sure that every rule is about something that the model has.
+    def check(self, spec: DecoderSpec, target: Target) -> None:
+        """Make sure that every rule is about something that the model has, and can be obeyed.
 
         Raises:
             OptionError: one is not.
         """
+        if target is Target.GPU and self.has_rest:
+            raise OptionError(
+                f"--quantize {self.name}",
+                "a GPU's delegate knows no products with int2",
+                "choose dynamic_int8 or dynamic_int4, or convert for the CPU: --target cpu",
+            )
         weights = [path for path, _ in spec.weight_shapes()]
         for rule in self.rules:
             if rule.part == "head" and spec.tied_head:
@@ -394,6 +490,12 @@ class Quantization:
                     f"--quantize {rule.text}",
                     "this model's head is its embedding table",
                     "say embedding= instead",
+                )
+            if rule.part in _TABLES and rule.format.has_rest:
+                raise OptionError(
+                    f"--quantize {rule.text}",
+                    "rows of int6 are in two parts, and a table's are looked up whole",
+                    f"say {rule.part}=dynamic_int8 or {rule.part}=dynamic_int4",
                 )
             if rule.part == "per_layer" and spec.per_layer_input is None:
                 raise OptionError(

@@ -19,10 +19,10 @@ import numpy as np
 
 from converter.checkpoint.base import Checkpoint, ThreadBuffer
 from converter.decoder import PER_LAYER_TABLE, DecoderSpec
-from converter.kernels import SMALLEST_HALF, SMALLEST_NORMAL, multiply_int8
+from converter.kernels import SMALLEST_HALF, multiply_int8
 from converter.weights.calibration import Inputs, calibrate, to_integers
 from converter.weights.planned_weight import PlannedWeight, as_matrix
-from converter.weights.quantization import INT8, blocks_met
+from converter.weights.quantization import INT8, blocks_met, split_int6
 from converter.weights.row_format import Clip, RowFormat, ValueRangeError
 from converter.weights.weight_reader import TOGETHER, WeightReader
 from converter.weights.workers import Task, Workers
@@ -131,7 +131,7 @@ class WeightStream(WeightReader):
     def _divide_rows(self, weight: PlannedWeight, factors: np.ndarray) -> None:
         """Divide rows that are in the file: their scales."""
         if (scales := weight.row_scales) is not None:
-            np.maximum(scales / factors, SMALLEST_NORMAL, out=scales)
+            weight.set_scales(slice(None), scales / factors)
             return
         assert weight.scales_offset is not None
         content = self._file.read_at(weight.scales_offset, weight.scales_nbytes)
@@ -209,10 +209,13 @@ class WeightStream(WeightReader):
             wanted.fill(weight.first_row + start, packed, scales)
         elif wanted is not None and as_stored:
             wanted.fill_floats(weight.first_row + start, form.widened(packed, scales))
-        self._write_rows(weight, weight.offset, weight.data_nbytes, packed, start)
         written, met, blocks = packed.nbytes, 0, 0
+        if weight.rest is not None:
+            packed, rest = split_int6(packed)
+            self._write_rows(weight, weight.rest.offset, weight.rest.nbytes, rest, start)
+        self._write_rows(weight, weight.offset, weight.data_nbytes, packed, start)
         if scales is not None and weight.row_scales is not None:
-            weight.row_scales[start:stop] = scales
+            weight.set_scales(slice(start, stop), scales)
         elif scales is not None:
             assert weight.scales_offset is not None
             self._write_rows(weight, weight.scales_offset, weight.scales_nbytes, scales, start)

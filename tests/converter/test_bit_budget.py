@@ -20,7 +20,7 @@ from converter.options import ConvertOptions
 from converter.receipt import read_receipt
 from converter.weights.calibration import TextCalibration
 from converter.weights.passages import LENGTH, CalibrationText
-from converter.weights.quantization import INT4_BLOCK32, INT8
+from converter.weights.quantization import INT4_BLOCK32, INT6, INT8, Format
 from litert_lm_cli import convert
 from runner.evaluation import graph_logits
 from tests.float_weights import FloatWeights
@@ -109,37 +109,52 @@ def test_neither_threads_nor_blocks_change_them(
     assert list(several.values()) == pytest.approx(list(one.values()), rel=1e-5)
 
 
+@pytest.mark.parametrize("wider", [((INT8, 0.0),), ((INT6, 0.2), (INT8, 0.0))])
 @pytest.mark.parametrize("bits", [4.5, 4.6, 5, 6.3, 7.9, 8.5, 12])
-def test_the_budget_is_kept(bits: float) -> None:
+def test_the_budget_is_kept(bits: float, wider: tuple[tuple[Format, float], ...]) -> None:
     matrices = {
-        str(i): Candidate((64 * (1 + i % 5), 96), INT4_BLOCK32, INT8 if i % 7 else None)
+        str(i): Candidate((64 * (1 + i % 5), 96), INT4_BLOCK32, wider if i % 7 else ())
         for i in range(40)
     }
     losses = {path: 1 / (1 + int(path)) for path in matrices}
     chosen = choose(bits, matrices, losses)
-    assert all(matrices[path].wider is not None for path in chosen)
-    taken = {path: nbits(matrices[path], path in chosen) for path in matrices}
+    assert all(matrices[path].wider for path in chosen)
+    forms = {path: chosen.get(path, INT4_BLOCK32) for path in matrices}
+    taken = {path: nbits(matrices[path], form) for path, form in forms.items()}
     left = bits * sum(64 * (1 + i % 5) * 96 for i in range(40)) - sum(taken.values())
     assert left >= 0
     for path, matrix in matrices.items():  # nothing more fits
-        if matrix.wider is not None and path not in chosen:
-            assert nbits(matrix, True) - nbits(matrix, False) > left
+        known = [form for form, _ in matrix.wider]
+        after = known[known.index(forms[path]) + 1 :] if path in chosen else known
+        assert not after or nbits(matrix, after[0]) - taken[path] > left
 
 
-def nbits(matrix: Candidate, is_wider: bool) -> int:
+def nbits(matrix: Candidate, form: Format) -> int:
     rows, columns = matrix.shape
-    return rows * (columns * 8 + 32 if is_wider else columns * 4 + columns // 32 * 16)
+    of_row = {INT4_BLOCK32: columns * 4 + columns // 32 * 16, INT6: columns * 6 + 64}
+    return rows * of_row.get(form, columns * 8 + 32)
 
 
 def test_the_one_that_loses_most_for_its_bytes_comes_first() -> None:
-    small, large = (Candidate((rows, 64), INT4_BLOCK32, INT8) for rows in (64, 640))
+    small, large = (Candidate((rows, 64), INT4_BLOCK32, ((INT8, 0.0),)) for rows in (64, 640))
     matrices = {"large": large, "small": small}
     both = {"large": 5.0, "small": 1.0}
-    assert choose(4.9, matrices, both) == {"small"}
-    assert choose(8.3, matrices, {**both, "large": 50.0}) == {"large"}
-    assert choose(9.0, matrices, both) == {"large", "small"}
+    assert choose(4.9, matrices, both) == {"small": INT8}
+    assert choose(8.3, matrices, {**both, "large": 50.0}) == {"large": INT8}
+    assert choose(9.0, matrices, both) == {"large": INT8, "small": INT8}
     with pytest.raises(OptionError, match=r"--bits 4.49, the matrices take 4.5 bits a weight"):
         choose(4.49, matrices, both)
+
+
+def test_the_last_bits_of_one_wait_for_the_first_of_another() -> None:
+    wider = (INT6, 0.2), (INT8, 0.0)
+    matrices = {name: Candidate((64, 640), INT4_BLOCK32, wider) for name in ("more", "less")}
+    losses = {"more": 3.0, "less": 1.0}
+    assert choose(5.5, matrices, losses) == {"more": INT6}
+    assert choose(6.2, matrices, losses) == {"more": INT6, "less": INT6}
+    assert choose(7.2, matrices, losses) == {"more": INT8, "less": INT6}
+    # Where the first loses far more, its last bits are worth more than another's first.
+    assert choose(6.3, matrices, {**losses, "more": 50.0}) == {"more": INT8}
 
 
 def test_more_bits_lose_less(tiny: tuple[Path, Any], tmp_path: Path) -> None:

@@ -233,6 +233,25 @@ def test_round_compensated(rows: int, columns: int, size: float) -> None:
         np.testing.assert_array_equal(integers[row], steps)
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (8, 32), (13, 64), (5, 129)])
+def test_round_rows(rows: int, columns: int) -> None:
+    """The formula, a row and a column at a time, each step rounded to float32."""
+    random = np.random.default_rng(rows)
+    values, asked = random.standard_normal((2, rows, columns)).astype(np.float32)
+    wanted = values + asked / 8
+    feedback = random.standard_normal((columns, columns)).astype(np.float32) / 8
+    scales = random.uniform(0.03, 0.2, rows).astype(np.float32)
+    integers = np.full(values.shape, 99, np.int8)
+    kernels.round_rows(values, wanted, feedback, scales, (-34, 29), integers)
+    for row, scale in enumerate(scales):
+        now = wanted[row].copy()
+        for c in range(columns):
+            step = np.rint(np.clip(now[c] * (np.float32(1) / scale), -34, 29))
+            assert integers[row, c] == step
+            error = values[row, c] - np.float32(step) * scale
+            now[c + 1 :] += error * feedback[c, c + 1 :]
+
+
 def test_round_compensated_says_where_a_scale_is_too_large() -> None:
     values = np.full((3, 4), 1e7, np.float32)
     integers, scales = np.empty((3, 4), np.int8), np.empty(3, np.float16)

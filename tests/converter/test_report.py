@@ -69,8 +69,8 @@ def test_the_numbers_are_those_of_the_conversion(
     )  # fmt: skip
     for dtype in {group.dtype for group in before.tensors} - {"float32"}:  # constants are float32
         packed = sum(group.bytes for group in before.tensors if group.dtype == dtype)
-        scales = bundle.model.weight_bytes["float16"] if dtype == "int4" else 0
-        assert packed == bundle.model.weight_bytes[dtype] + scales
+        stored = {"int4": ("int4", "float16"), "int6": ("int4", "int2")}.get(dtype, (dtype,))
+        assert packed == sum(bundle.model.weight_bytes[part] for part in stored)
 
 
 def test_kinds_of_tensors(checkpoints: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from converter.weights import compensation
 from converter.weights.compensation import Compensation, Moment
-from converter.weights.quantization import INT4_BLOCK32, INT4_BLOCK128, Format
+from converter.weights.quantization import INT4_BLOCK32, INT4_BLOCK128, INT6, Format
 from converter.weights.row_format import ValueRangeError
 
 COLUMNS = 256
@@ -66,6 +66,27 @@ def test_it_is_gptq(block: int, inputs: np.ndarray, rows: np.ndarray) -> None:
     assert (found == expected).all(axis=1).mean() > 0.9
 
 
+def test_rows_with_one_scale_are_gptq_column_by_column(
+    inputs: np.ndarray, rows: np.ndarray
+) -> None:
+    made = Moment(inputs, square).compensation(1)
+    assert (np.diff(square(inputs).diagonal()[made.order]) <= 0).all()
+    found = np.full(rows.shape, 99, np.int8)
+    scales = np.abs(rows).max(axis=1) / np.float32(29)
+    made.round_rows(rows, scales, (-34, 29), found)
+    hessian = square(inputs.astype(np.float64))
+    hessian.flat[:: COLUMNS + 1] += compensation._DAMPING * hessian.diagonal().mean()
+    upper = np.linalg.cholesky(np.linalg.inv(hessian[np.ix_(made.order, made.order)])).T
+    left = rows[:, made.order].astype(np.float64)
+    expected = np.empty(rows.shape)
+    for i, column in enumerate(made.order):
+        expected[:, column] = np.clip(np.rint(left[:, i] / scales), -34, 29)
+        error = (left[:, i] - expected[:, column] * scales) / upper[i, i]
+        left[:, i:] -= error[:, None] * upper[i, i:]
+    # Where a number lies between two, the last bits decide, and what comes after is another one.
+    assert (found == expected).all(axis=1).mean() > 0.8
+
+
 def test_blocks_go_by_their_weight(inputs: np.ndarray) -> None:
     power = square(inputs).diagonal()
     order = Moment(inputs, square).compensation(32).order
@@ -74,12 +95,12 @@ def test_blocks_go_by_their_weight(inputs: np.ndarray) -> None:
     assert (np.diff(power[order].reshape(-1, 32).sum(axis=1)) <= 0).all()
 
 
-@pytest.mark.parametrize("form", [INT4_BLOCK32, INT4_BLOCK128])
+@pytest.mark.parametrize("form", [INT4_BLOCK32, INT4_BLOCK128, INT6])
 def test_less_of_the_products_is_lost(form: Format, inputs: np.ndarray, rows: np.ndarray) -> None:
     """On inputs like those that it knows, in half of the tokens."""
     known, others = inputs[::2], inputs[1::2]
-    assert form.block is not None
-    made = Moment(known, square).compensation(form.block)
+    assert form.compensated_block is not None
+    made = Moment(known, square).compensation(form.compensated_block)
     power = (known**2).mean(axis=0)
     plain = form.widened(*form.pack(rows.copy(), importance=power / power.mean()))
     compensated = form.widened(*form.pack_compensated(rows.copy(), made))

@@ -21,11 +21,13 @@ from converter.decoder import (
 from converter.errors import OptionError, UnsupportedError
 from converter.tflite.graph import DType
 from converter.tflite.kv_cache import Target
+from converter.weights import quantization
 from converter.weights.quantization import (
     FLOAT16,
     FLOAT32,
     INT4_BLOCK32,
     INT4_BLOCK128,
+    INT6,
     INT8,
     INT8_TWO_TERMS,
     INT8_WEIGHT_ONLY,
@@ -33,6 +35,7 @@ from converter.weights.quantization import (
     Format,
     default_scheme,
     parse_quantization,
+    split_int6,
 )
 from converter.weights.row_format import Clip, ValueRangeError
 from tests.stored_weights import int4_values
@@ -54,6 +57,52 @@ def test_int8_error_is_at_most_half_a_step() -> None:
     error = np.abs(packed * scales[:, None] - rows)
     assert (error <= scales[:, None] * 0.5001).all()
     assert packed.min() >= -127
+
+
+def test_int6_by_hand() -> None:
+    """A step is a 29th of the largest; 4 times an int4 and an int2, the lowest bits first."""
+    packed, scales = INT6.pack(np.array([[2.9, -2.6, 0.1, -0.3]], np.float32))
+    assert scales is not None
+    np.testing.assert_allclose(scales, [0.4], rtol=1e-6)  # of the int4
+    most, rest = split_int6(packed)
+    # 29 = 4 * 7 + 1, -26 = 4 * -6 - 2, 1 = 4 * 0 + 1, -3 = 4 * -1 + 1
+    assert most.tolist() == [[7 | 10 << 4, 0 | 15 << 4]]
+    assert rest.tolist() == [[1 | 2 << 2 | 1 << 4 | 1 << 6]]
+    np.testing.assert_allclose(INT6.widened(packed, scales), [[2.9, -2.6, 0.1, -0.3]], rtol=1e-6)
+
+
+def test_every_integer_of_int6_has_two_parts() -> None:
+    integers = np.arange(-34, 30, dtype=np.int8).reshape(2, 32)
+    packed = quantization._pack_int6(integers)
+    most, rest = split_int6(packed)
+    assert (most.shape, rest.shape) == ((2, 16), (2, 8))
+    scales = np.full(2, 4, np.float32)
+    np.testing.assert_array_equal(INT6.widened(packed, scales), integers)
+
+
+def test_int6_error_is_at_most_half_a_step_and_less_by_importance() -> None:
+    random = np.random.default_rng(0)
+    rows = random.standard_t(4, (64, 300)).astype(np.float32)
+    packed, scales = INT6.pack(rows.copy())
+    assert scales is not None
+    plain = INT6.widened(packed, scales)
+    assert (np.abs(plain - rows) <= scales[:, None] / 4 * 0.5001).all()
+    importance = random.lognormal(0, 1, 300).astype(np.float32)
+    chosen = INT6.widened(*INT6.pack(rows.copy(), importance=importance))
+    lost = [((found - rows) ** 2 * importance).sum(axis=1) for found in (plain, chosen)]
+    assert (lost[1] <= lost[0] * 1.0001).all()
+    assert lost[1].sum() < 0.9 * lost[0].sum()
+
+
+def test_int6_wants_whole_bytes_no_tables_and_no_gpu() -> None:
+    with pytest.raises(UnsupportedError, match="has 6 columns, which the bytes of four int2 do"):
+        INT6.weight("head", (8, 6))
+    spec = tied_spec()
+    parse_quantization("dynamic_int6").check(spec, Target.CPU)
+    with pytest.raises(OptionError, match="a GPU's delegate knows no products with int2"):
+        parse_quantization("fp16,ffn=dynamic_int6").check(spec, Target.GPU)
+    with pytest.raises(OptionError, match="say embedding=dynamic_int8 or embedding=dynamic_int4"):
+        parse_quantization("dynamic_int8,embedding=dynamic_int6").check(spec, Target.CPU)
 
 
 def test_int8_rows_do_not_depend_on_their_block() -> None:
@@ -262,7 +311,8 @@ def test_parts_and_layers_have_formats_of_their_own() -> None:
         (
             "int3",
             "--quantize int3, no such scheme, choose one of: dynamic_int8, dynamic_int8_a16, "
-            "dynamic_int4, dynamic_int4_mixed, dynamic_int4_block128, int8, fp16, fp32",
+            "dynamic_int6, dynamic_int4, dynamic_int4_mixed, dynamic_int4_block128, int8, "
+            "fp16, fp32",
         ),
         (
             "fp16,mlp=fp32",
@@ -311,13 +361,15 @@ def test_a_small_model_has_another_default() -> None:
 
 def test_rules_must_be_about_the_model() -> None:
     spec = tied_spec()
-    parse_quantization("fp16,layers.0-3.ffn=fp32,embedding=dynamic_int8").check(spec)
+    parse_quantization("fp16,layers.0-3.ffn=fp32,embedding=dynamic_int8").check(spec, Target.CPU)
     with pytest.raises(OptionError, match="layers are 0 to 3, choose layers among them"):
-        parse_quantization("fp16,layers.2-4.ffn=fp32").check(spec)
+        parse_quantization("fp16,layers.2-4.ffn=fp32").check(spec, Target.CPU)
     with pytest.raises(OptionError, match="head is its embedding table, say embedding= instead"):
-        parse_quantization("fp16,head=fp32").check(spec)
-    parse_quantization("fp16,layers.1-2.down=int8,v=int8").check(spec)
+        parse_quantization("fp16,head=fp32").check(spec, Target.CPU)
+    parse_quantization("fp16,layers.1-2.down=int8,v=int8").check(spec, Target.CPU)
     plain = FeedForward(8, Activation.RELU2, is_gated=False)
     layers = tuple(dataclasses.replace(layer, feed_forward=plain) for layer in spec.layers)
     with pytest.raises(OptionError, match="this model has no matrix gate, leave it out"):
-        parse_quantization("fp16,gate=fp32").check(dataclasses.replace(spec, layers=layers))
+        parse_quantization("fp16,gate=fp32").check(
+            dataclasses.replace(spec, layers=layers), Target.CPU
+        )
