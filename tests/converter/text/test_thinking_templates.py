@@ -177,7 +177,7 @@ def test_three_turns_run_in_the_engine(shape: Shape, thinker: Any) -> None:
         chat_template=template, automatic_tool_calling=False
     ) as conversation:
         history = ""
-        for question in ("Hello there.", "What is two and two?", "Why?"):
+        for question in ("Tell me a long story.", "Explain how a ship is built.", "Why?"):
             rendered = conversation.render_message_to_string(question)
             assert rendered, "it does not begin with the history"
             said, thought, before = "", "", conversation.token_count
