@@ -56,7 +56,7 @@ class PackedWeights:
     def __enter__(self) -> PackedWeights:
         earlier = _kept_of(self._model)
         if self._keep or earlier:
-            self._lasting = self._model.with_name(_kept_name(self._model) + _mark(self._model))
+            self._lasting = _lasting(self._model)
         for folder in earlier:
             if folder != self._lasting:  # of what this model was before
                 shutil.rmtree(folder, ignore_errors=True)
@@ -96,7 +96,7 @@ def check_keeping(model: Path) -> None:
     folder, lacking = model.absolute().parent, ""
     if os.name == "nt":
         lacking = "Windows renames no file that is in use"
-    elif _kept_of(model):
+    elif _lasting(model) in _kept_of(model):
         return
     elif not os.access(folder, os.W_OK | os.X_OK):
         lacking = f"{folder} may not be written"
@@ -109,6 +109,11 @@ def check_keeping(model: Path) -> None:
 def _needed(model: Path) -> float:
     """Bytes of disk, at most."""
     return model.stat().st_size * _ROOM
+
+
+def _lasting(model: Path) -> Path:
+    """Where they are kept for this model as it is, this engine and this processor."""
+    return model.with_name(_kept_name(model) + _mark(model))
 
 
 def _kept_name(model: Path) -> str:

@@ -62,10 +62,7 @@ class Compensation:
         found, scale = np.empty((len(rows), size), np.int8), np.empty(len(rows), np.float16)
         for start in range(0, rows.shape[1], size):
             part = slice(start, start + size)
-            columns = self.order[part]
-            values = rows.take(columns, axis=1)
-            wanted = values + errors[:, :start] @ self.feedback[:start, part]
-            feedback = np.ascontiguousarray(self.feedback[part, part])
+            columns, values, wanted, feedback = self._part(rows, errors, part)
             if not round_compensated(
                 values, wanted, feedback, self.costs[part], _REACHES, found, scale
             ):
@@ -96,14 +93,22 @@ class Compensation:
         errors = np.empty_like(rows)
         for start in range(0, rows.shape[1], _TOGETHER):
             part = slice(start, start + _TOGETHER)
-            columns = self.order[part]
-            values = rows.take(columns, axis=1)
-            wanted = values + errors[:, :start] @ self.feedback[:start, part]
-            feedback = np.ascontiguousarray(self.feedback[part, part])
+            columns, values, wanted, feedback = self._part(rows, errors, part)
             found = np.empty(values.shape, np.int8)
             round_rows(values, wanted, feedback, scales, limits, found)
             errors[:, part] = values - found * scales[:, None]
             integers[:, columns] = found
+
+    def _part(
+        self, rows: np.ndarray, errors: np.ndarray, part: slice
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Which columns are rounded together, their values, and the same with what the errors of
+        those before ask of them; and how their own errors go on among them.
+        """
+        columns = self.order[part]
+        values = rows.take(columns, axis=1)
+        wanted = values + errors[:, : part.start] @ self.feedback[: part.start, part]
+        return columns, values, wanted, np.ascontiguousarray(self.feedback[part, part])
 
 
 @dataclass(frozen=True)
