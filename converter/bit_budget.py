@@ -19,7 +19,7 @@ from converter.network import Network
 from converter.weights.loss_meter import measure_losses
 from converter.weights.passages import LENGTH
 from converter.weights.planned_weight import PlannedWeight
-from converter.weights.quantization import INT2_IN_BYTE, INT6, Format
+from converter.weights.quantization import INT2_IN_BYTE, INT6, INT6_TWO_TERMS, Format
 
 _ROW_SCALE_BITS = 32
 _TABLES = ("embedding", PER_LAYER_TABLE)  # whose rows are looked up whole
@@ -122,6 +122,7 @@ def matrices_of(
         has_int6: whether int6 may be between.
     """
     found = {}
+    between = INT6_TWO_TERMS if wider.takes_two_terms else INT6
     for path, shape in shapes.items():
         if len(shape) == 2:
             rows, columns = shape
@@ -129,7 +130,7 @@ def matrices_of(
             if formats[path].block is not None:
                 may_be = ((wider, 0.0),)
                 if has_int6 and path not in _TABLES and columns % INT2_IN_BYTE == 0:
-                    may_be = ((INT6, _LOST_IN_INT6), *may_be)
+                    may_be = ((between, _LOST_IN_INT6), *may_be)
             found[path] = Candidate((rows, columns), formats[path], may_be)
     return found
 

@@ -1,9 +1,15 @@
 /* The loops that every weight passes through, for `kernels.py`; see there what they compute. */
 
+#if defined(__linux__) && !defined(_DEFAULT_SOURCE)
+#define _DEFAULT_SOURCE /* mincore, madvise */
+#endif
 #include <float.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 /* On processors of which the compiler knows, loops are compiled several times; the fastest that the
    processor has is chosen when the library is loaded. PORTABLE is for tests: what others run. */
@@ -722,4 +728,39 @@ EACH_PROCESSOR int palettize(const void *values, int is_bf16, size_t groups, siz
     if (stream.count)
         *stream.end = (uint8_t)stream.bits;
     return 1;
+}
+
+#define ASKED_PAGES 1024 /* at once, whether they are in memory */
+#define FEWEST_PAGES 16  /* in a row: smaller pieces are not worth a call of the system */
+
+static int is_zero(const char *page, size_t size)
+{
+    uint64_t first;
+    memcpy(&first, page, sizeof first);
+    return !first && !memcmp(page, page + sizeof first, size - sizeof first);
+}
+
+size_t give_back_zeros(char *begin, size_t pages, size_t size)
+{
+    size_t given = 0;
+#ifdef __linux__
+    unsigned char in_memory[ASKED_PAGES];
+    for (size_t count; pages; pages -= count, begin += count * size) {
+        count = pages < ASKED_PAGES ? pages : ASKED_PAGES;
+        if (mincore(begin, count * size, in_memory))
+            break; /* it is there no more */
+        size_t run = 0;
+        for (size_t i = 0; i <= count; i++) {
+            if (i < count && in_memory[i] & 1 && is_zero(begin + i * size, size)) {
+                run++;
+                continue;
+            }
+            if (run >= FEWEST_PAGES
+                && !madvise(begin + (i - run) * size, run * size, MADV_DONTNEED))
+                given += run * size;
+            run = 0;
+        }
+    }
+#endif
+    return given;
 }

@@ -44,6 +44,11 @@ def _compiled() -> ctypes.CDLL | None:
     return None
 
 
+def is_compiled() -> bool:
+    """Whether there is more than numpy."""
+    return _compiled() is not None
+
+
 def load(path: Path) -> ctypes.CDLL:
     """What kernels.c was compiled to.
 
@@ -84,7 +89,27 @@ def load(path: Path) -> ctypes.CDLL:
     library.assign_palette.restype = flag
     library.palettize.argtypes = [pointer, flag, *[size] * 3, bits, *[pointer] * 4]
     library.palettize.restype = flag
+    library.give_back_zeros.argtypes = [pointer, size, size]
+    library.give_back_zeros.restype = size
     return library
+
+
+def give_back_zeros(begin: int, pages: int, page_size: int) -> int:
+    """Give pages of this process that hold zeros alone back to the system; how many bytes.
+
+    Read again, they are zeros as before, and written to, they are memory again. Python's lock is
+    held meanwhile, so no thread of ours can write between the look at a page and its end; that no
+    other thread does is the caller's to know.
+
+    Args:
+        begin: the first page's address, in private memory that is no file's.
+    """
+    if (library := _compiled()) is None:
+        return 0
+    with_lock = ctypes.PyDLL(library._name, handle=library._handle)
+    with_lock.give_back_zeros.argtypes = library.give_back_zeros.argtypes
+    with_lock.give_back_zeros.restype = library.give_back_zeros.restype
+    return int(with_lock.give_back_zeros(begin, pages, page_size))
 
 
 def widen_bf16(stored: np.ndarray, values: np.ndarray) -> None:

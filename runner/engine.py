@@ -17,7 +17,7 @@ from typing import Any, Literal
 from converter.errors import EngineError, OptionError
 from converter.litertlm.inspection import Bundle, read_bundle
 from converter.tflite.state import CONVOLUTIONS_END
-from runner import schema
+from runner import schema, zero_pages
 from runner.conversation import Conversation, Tools, uninterrupted
 from runner.native_log import NativeLog
 from runner.packed_weights import PackedWeights, check_keeping
@@ -27,6 +27,9 @@ _COMPLETION_TEMPLATE = Path(__file__).parent.parent / "converter/families/comple
 _WIDE_TOP_K = 50  # transformers' default, where a bundle's own k of 1 would undo other options
 _PROBE = "probe"
 _NO_GPU = "Failed to initialize WebGPU environment"
+# Bytes of caches from which on a start gives back their memory. With small ones that is not worth
+# the time that the first prompt then needs for new pages: SmolLM2's a fifth.
+_LARGE_STATES = 256 << 20
 _KEYS_AND_VALUES = ("kv_cache_k_", "kv_cache_v_")
 
 
@@ -113,6 +116,8 @@ class Model:
                 if own is not None:
                     own.loaded()
                     self.has_kept_packed = own.has_kept
+            if self.state_bytes >= _LARGE_STATES:
+                self.give_back_unused()
         except RuntimeError as error:
             failure = self.failure(str(self.path), error)
             if self._backend != "cpu":
@@ -146,13 +151,8 @@ class Model:
         """Tokens that history, prompt and answer may fill together; None where it is not told."""
         if self.metadata.max_num_tokens:
             return int(self.metadata.max_num_tokens)
-        masks = (
-            tensor.shape[-1]
-            for signature in self._bundle.model.signatures
-            if signature.name == "decode"
-            for tensor in signature.inputs
-            if tensor.name == "mask" and tensor.shape
-        )
+        inputs = self._bundle.decode.inputs
+        masks = (tensor.shape[-1] for tensor in inputs if tensor.name == "mask" and tensor.shape)
         return next(masks, None)
 
     @property
@@ -171,8 +171,22 @@ class Model:
 
     @cached_property
     def state_bytes(self) -> int:
-        """What the engine keeps of one conversation: its caches."""
-        return self._bundle.model.run_memory.kv_cache_bytes
+        """Bytes of the caches that the engine has for each conversation, at their full length."""
+        return sum(state.nbytes for state in self._bundle.decode.states)
+
+    def held_bytes(self, tokens: int) -> int:
+        """Bytes that a conversation's caches take once `give_back_unused` was called, at most."""
+        states = self._bundle.decode.states
+        lengths = [max(one.shape) for one in states if one.name.startswith(_KEYS_AND_VALUES)]
+        shortest = min(lengths, default=1)  # a ring, where there are any
+        return self.state_bytes * min(tokens, shortest) // shortest
+
+    def give_back_unused(self) -> bool:
+        """Take memory from what no token is in; False where the system cannot.
+
+        Not while a message is answered.
+        """
+        return zero_pages.give_back() is not None
 
     @property
     def supports_thinking(self) -> bool:
@@ -192,9 +206,7 @@ class Model:
         """
         states = {
             tensor.name
-            for signature in self._bundle.model.signatures
-            if signature.name == "decode"
-            for tensor in signature.inputs
+            for tensor in self._bundle.decode.inputs
             if tensor.name.startswith("kv_cache_") and not tensor.name.startswith(_KEYS_AND_VALUES)
         }
         return bool(states) and CONVOLUTIONS_END not in states

@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+_MOST = 32
+
 Message = dict[str, Any]
 
 
@@ -23,23 +25,25 @@ class Kept:
     Attributes:
         key: what cannot change in a conversation: sampler, tools, thinking, constraints.
         messages: all that it has heard, and its own last answer.
+        nbytes: of memory that it takes.
     """
 
     conversation: Any
     key: bytes
     messages: list[Message]
+    nbytes: int
 
 
 class Pool:
     """Those that are kept, the latest last."""
 
-    def __init__(self, most: int, close: Callable[[Any], None]) -> None:
+    def __init__(self, most_bytes: int, close: Callable[[Any], None]) -> None:
         """
         Args:
-            most: how many there may be.
+            most_bytes: that they may take; the latest is kept in any case.
         """
         self._kept: list[Kept] = []
-        self._most = most
+        self._most_bytes = most_bytes
         self._close = close
 
     def take(self, key: bytes, messages: Sequence[Message]) -> Kept | None:
@@ -63,8 +67,12 @@ class Pool:
     def put(self, kept: Kept) -> None:
         """Keep one; the one that has waited longest may have to go."""
         self._kept.append(kept)
-        while len(self._kept) > self._most:
+        while len(self._kept) > 1 and self._is_too_much():
             self._close(self._kept.pop(0).conversation)
+
+    def _is_too_much(self) -> bool:
+        held = sum(kept.nbytes for kept in self._kept)
+        return len(self._kept) > _MOST or held > self._most_bytes
 
     def clear(self) -> None:
         """Close all."""

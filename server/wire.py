@@ -77,7 +77,6 @@ class Ready(msgspec.Struct, tag=True):
     Attributes:
         context: tokens that history, prompt and answer may fill together; None where not told.
         is_chat: whether there is a chat template.
-        state_bytes: what a kept conversation takes.
     """
 
     context: int | None
@@ -85,7 +84,6 @@ class Ready(msgspec.Struct, tag=True):
     can_think: bool
     has_thoughts: bool
     has_tools: bool
-    state_bytes: int
 
 
 class Started(msgspec.Struct, tag=True):

@@ -28,8 +28,6 @@ from server import wire
 from server.kept import Kept, Message, Pool, key_of
 from server.stops import StopFinder
 
-_MOST_KEPT = 32
-
 
 class Worker:
     """Answers one question after another."""
@@ -37,13 +35,12 @@ class Worker:
     def __init__(self, model: Model, out: BinaryIO, keep_bytes: int) -> None:
         self._model = model
         self._out = out
-        self._state_bytes = model.state_bytes
-        most = max(1, min(keep_bytes // max(self._state_bytes, 1), _MOST_KEPT))
-        self._pool = Pool(most, _close)
+        self._pool = Pool(keep_bytes, _close)
         self._asked: queue.Queue[wire.Ask | None] = queue.Queue()
         self._lock = threading.Lock()
         self._running: tuple[int, Any] | None = None
         self._cancelled: set[int] = set()
+        self._gives_back = model.give_back_unused()
 
     def ready(self) -> wire.Ready:
         """What there is to know of the model."""
@@ -54,7 +51,6 @@ class Worker:
             can_think=model.supports_thinking,
             has_thoughts=model.has_thoughts,
             has_tools=bool(model.metadata.supports_function_calling),
-            state_bytes=self._state_bytes,
         )
 
     def serve(self, asks: BinaryIO) -> None:
@@ -115,9 +111,17 @@ class Worker:
             may_keep = ask.keep and ask.prompt is None and ask.sampler.seed is None
             if ended_well and may_keep and ask.constraint is None:
                 assert said is not None
-                self._pool.put(Kept(turn.conversation, key, [*ask.messages, said]))
+                self._keep(turn, key, [*ask.messages, said])
             else:
                 _close(turn.conversation)
+
+    def _keep(self, turn: _Turn, key: bytes, messages: list[Message]) -> None:
+        """Keep its conversation, which takes memory for what is in it."""
+        model, used = self._model, turn.conversation.token_count
+        if self._gives_back:
+            model.give_back_unused()
+        nbytes = model.held_bytes(used) if self._gives_back else model.state_bytes
+        self._pool.put(Kept(turn.conversation, key, messages, nbytes))
 
     def _begin(self, ask: wire.Ask, key: bytes) -> _Turn:
         """A conversation that lacks nothing but what is to be sent, measured."""

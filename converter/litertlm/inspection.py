@@ -5,18 +5,19 @@ The file is hostile input: whatever is wrong with it ends in a `SourceError`.
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from converter.errors import SourceError
 from converter.litertlm.model_types import DRAFTER
-from converter.litertlm.run_memory import RunMemory, run_memory
+from converter.litertlm.run_memory import BITS, RunMemory, run_memory
 
 _MAX_HEADER = 1 << 24
 _MIN_WEIGHT = 64  # bytes; smaller constants are shapes and axes
@@ -41,6 +42,11 @@ class TensorSummary:
     shape: list[int]
     dtype: str
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return math.prod(self.shape) * BITS.get(self.dtype, 32) // 8
+
 
 @dataclass(frozen=True)
 class SignatureSummary:
@@ -49,6 +55,12 @@ class SignatureSummary:
     name: str
     inputs: list[TensorSummary]
     outputs: list[TensorSummary]
+
+    @property
+    def states(self) -> list[TensorSummary]:
+        """What goes in and comes out again under the same name."""
+        out = {tensor.name for tensor in self.outputs}
+        return [tensor for tensor in self.inputs if tensor.name in out]
 
 
 @dataclass(frozen=True)
@@ -86,13 +98,8 @@ class Bundle:
         """
         if not any(section.items.get("model_type") == DRAFTER for section in self.sections):
             return 0
-        rows = (
-            tensor.shape[0]
-            for signature in self.model.signatures
-            if signature.name == "verify"
-            for tensor in signature.inputs
-            if tensor.name == "input_pos" and tensor.shape
-        )
+        inputs = self.signature("verify").inputs
+        rows = (one.shape[0] for one in inputs if one.name == "input_pos" and one.shape)
         return next(rows, 1) - 1
 
     @cached_property
@@ -125,17 +132,41 @@ class Bundle:
         Raises:
             SourceError: it cannot be parsed.
         """
+        with self._network() as network:
+            return ModelSummary() if network is None else summarise(network)
+
+    @cached_property
+    def decode(self) -> SignatureSummary:
+        """The signature for one token; raises as `signature` does."""
+        return self.signature("decode")
+
+    def signature(self, name: str) -> SignatureSummary:
+        """One signature, without parsing the rest as `model` does, which takes half a second; an
+        empty one where there is none.
+
+        Raises:
+            SourceError: the model cannot be parsed.
+        """
+        with self._network() as network:
+            some = () if network is None else _signatures(_root(network))
+            empty = SignatureSummary(name, [], [])
+            return next((one() for known, one in some if known == name), empty)
+
+    @contextmanager
+    def _network(self) -> Iterator[memoryview | None]:
+        """The bytes of the `prefill_decode` model; None where there is none."""
         section = self.section("TFLiteModel")
         if section is None:
-            return ModelSummary()
+            yield None
+            return
         with (
             _refusing(self.path, "its TFLite model cannot be parsed"),
             self.path.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
             memoryview(mapped) as view,
-            view[section.offset : section.offset + section.nbytes] as model,
+            view[section.offset : section.offset + section.nbytes] as network,
         ):
-            return summarise(model)
+            yield network
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -212,9 +243,7 @@ def summarise(model: memoryview) -> ModelSummary:
     from ai_edge_litert import schema_py_generated as schema
 
     dtypes = {value: name.lower() for name, value in vars(schema.TensorType).items()}
-    if model[4:8] != b"TFL3":  # zeros, as a sparse copy has, would read as a model without anything
-        raise ValueError("not a TFLite model")
-    root = schema.Model.GetRootAs(model, 0)
+    root = _root(model)
     sizes = {}
     for index in range(root.BuffersLength()):
         buffer = root.Buffers(index)
@@ -233,6 +262,25 @@ def summarise(model: memoryview) -> ModelSummary:
                 dtype = dtypes[tensor.Type()]
                 weight_bytes[dtype] = weight_bytes.get(dtype, 0) + nbytes
 
+    signatures = [one() for _, one in _signatures(root)]
+    needs = run_memory(root, sum(weight_bytes.values()))
+    return ModelSummary(signatures, weight_bytes, needs)
+
+
+def _root(model: memoryview) -> Any:
+    from ai_edge_litert import schema_py_generated as schema
+
+    if model[4:8] != b"TFL3":  # zeros, as a sparse copy has, would read as a model without anything
+        raise ValueError("not a TFLite model")
+    return schema.Model.GetRootAs(model, 0)
+
+
+def _signatures(root: Any) -> Iterator[tuple[str, Callable[[], SignatureSummary]]]:
+    """By name; each is parsed when it is called for."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    dtypes = {value: name.lower() for name, value in vars(schema.TensorType).items()}
+
     def tensors(signature: Any, subgraph: Any, direction: str) -> list[TensorSummary]:
         maps = [
             getattr(signature, direction)(i)
@@ -248,19 +296,14 @@ def summarise(model: memoryview) -> ModelSummary:
             for tensor in [subgraph.Tensors(entry.TensorIndex())]
         ]
 
-    signatures = []
+    def summary(signature: Any) -> SignatureSummary:
+        subgraph = root.Subgraphs(signature.SubgraphIndex())
+        inputs, outputs = (tensors(signature, subgraph, way) for way in ("Inputs", "Outputs"))
+        return SignatureSummary(_name(signature.SignatureKey()), inputs, outputs)
+
     for index in range(root.SignatureDefsLength()):
         signature = root.SignatureDefs(index)
-        subgraph = root.Subgraphs(signature.SubgraphIndex())
-        signatures.append(
-            SignatureSummary(
-                _name(signature.SignatureKey()),
-                tensors(signature, subgraph, "Inputs"),
-                tensors(signature, subgraph, "Outputs"),
-            )
-        )
-    needs = run_memory(root, sum(weight_bytes.values()))
-    return ModelSummary(signatures, weight_bytes, needs)
+        yield _name(signature.SignatureKey()), partial(summary, signature)
 
 
 def _text(value: Any) -> Any:

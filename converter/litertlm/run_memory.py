@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # Bits per element of the types that occur; what is not here counts as 32.
-_BITS = {
+BITS = {
     "float32": 32, "float16": 16, "int64": 64, "int8": 8, "uint8": 8, "bool": 8, "int4": 4,
     "int2": 2,
 }  # fmt: skip
@@ -213,7 +213,7 @@ class _Graphs:
         return math.prod(_numbers(tensor.ShapeAsNumpy()))
 
     def _nbytes(self, tensor: Any) -> int:
-        return self._count(tensor) * _BITS.get(self._dtypes[tensor.Type()], 32) // 8
+        return self._count(tensor) * BITS.get(self._dtypes[tensor.Type()], 32) // 8
 
 
 def _numbers(array: Any) -> list[int]:

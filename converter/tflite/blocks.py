@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from converter.decoder import QUICK_GELU_SLOPE, XIELU_BETA, Activation, Norm, NormKind
 from converter.tflite.graph import Model, Tensor, Weight
 from converter.tflite.kv_cache import Call
-from converter.tflite.two_terms import make_terms, make_two_term_product
+from converter.tflite.two_terms import add_terms, make_terms
 
 WeightOf = Callable[[str], Weight]
 
@@ -68,16 +68,21 @@ class Blocks:
         g = self.graph
         bias = None if bias_path is None else self.weight(bias_path)
         weight = self.weight_of(path)
-        if weight.rest is not None:
-            product = g.make_fully_connected(f"{name}/most", x, self.matrix(path), bias)
-            rest = g.make_fully_connected(f"{name}/rest", x, g.weight(weight.rest))
-            return g.make_add(name, product, rest)
         if not weight.takes_two_terms:
-            return g.make_fully_connected(name, x, self.matrix(path), bias)
+            return self._multiply(name, x, path, bias)
         if x.index not in self.terms:
             self.terms[x.index] = make_terms(g, f"{name}/input", x)
-        product = make_two_term_product(g, name, self.terms[x.index], self.matrix(path))
+        products = self._multiply(f"{name}/terms", self.terms[x.index], path, None)
+        product = add_terms(g, name, products)
         return product if bias is None else g.make_add(f"{name}/biased", product, bias)
+
+    def _multiply(self, name: str, x: Tensor, path: str, bias: Tensor | None) -> Tensor:
+        """x @ weight.T [+ bias], with what the weight lacks, where that is a matrix of its own."""
+        g, rest = self.graph, self.weight_of(path).rest
+        if rest is None:
+            return g.make_fully_connected(name, x, self.matrix(path), bias)
+        most = g.make_fully_connected(f"{name}/most", x, self.matrix(path), bias)
+        return g.make_add(name, most, g.make_fully_connected(f"{name}/rest", x, g.weight(rest)))
 
     def matrix(self, path: str) -> Tensor:
         """A matrix to multiply by; some are widened, once per graph."""

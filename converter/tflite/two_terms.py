@@ -1,6 +1,6 @@
-"""Products with int8 weights whose inputs are as good as 16 bits.
+"""Products with quantized weights whose inputs are as good as 16 bits.
 
-XNNPACK rounds the input of an int8 product row by row to 255 steps between its smallest and its
+XNNPACK rounds the input of such a product row by row to 255 steps between its smallest and its
 largest value. A few large values make the steps wide for all others, and small models show it.
 Here the input is the sum of two rows, each rounded by the engine on its own:
 
@@ -48,9 +48,8 @@ def make_terms(g: Graph, name: str, x: Tensor) -> Tensor:
     return g.make_concatenation(f"{name}/terms", (coarse, fine), axis=0)
 
 
-def make_two_term_product(g: Graph, name: str, terms: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight.T of x in two terms, (2N, in) -> (N, out)."""
-    product = g.make_fully_connected(f"{name}/terms", terms, weight)
+def add_terms(g: Graph, name: str, product: Tensor) -> Tensor:
+    """The product of x from that of its two terms, (2N, out) -> (N, out)."""
     n, width = product.shape[0] // 2, product.shape[1]
     coarse = g.make_slice(f"{name}/coarse", product, (0, 0), (n, width))
     fine = g.make_slice(f"{name}/fine", product, (n, 0), (n, width))

@@ -67,7 +67,8 @@ class Format(RowFormat):
         if self.has_rest:
             _check_columns(path, shape[1], INT2_IN_BYTE, "the bytes of four int2")
             rest = Weight(f"{path}.rest", shape, DType.INT2, quantized=True)
-            return Weight(path, shape, DType.INT4, quantized=True, rest=rest)
+            two = self.takes_two_terms
+            return Weight(path, shape, DType.INT4, True, takes_two_terms=two, rest=rest)
         if self.block is None:
             return Weight(
                 path,
@@ -80,7 +81,8 @@ class Format(RowFormat):
         rows, columns = shape
         _check_columns(path, columns, self.block, f"blocks of {self.block}")
         scales = Weight(f"{path}.scales", (rows, columns // self.block), DType.FLOAT16)
-        return Weight(path, shape, self.dtype, scales=scales)
+        two = self.takes_two_terms
+        return Weight(path, shape, self.dtype, scales=scales, takes_two_terms=two)
 
     @property
     def dtype_name(self) -> str:
@@ -327,6 +329,7 @@ INT8 = Format(DType.INT8)
 INT8_TWO_TERMS = Format(DType.INT8, takes_two_terms=True)
 INT8_WEIGHT_ONLY = Format(DType.INT8, is_widened=True)
 INT6 = Format(DType.INT4, has_rest=True)
+INT6_TWO_TERMS = Format(DType.INT4, has_rest=True, takes_two_terms=True)
 INT4_BLOCK32 = Format(DType.INT4, block=32)
 INT4_BLOCK128 = Format(DType.INT4, block=128)
 
@@ -364,6 +367,12 @@ SCHEMES = {
             INT6,
             "6-bit weights, one scale per row, as int4 and int2; embedding int8; activations int8",
             {"embedding": INT8, "per_layer": INT8},
+        ),
+        Scheme(
+            "dynamic_int6_a16",
+            INT6_TWO_TERMS,
+            "the same; activations in two terms of int8, as good as 16 bits",
+            {"embedding": INT8_TWO_TERMS, "per_layer": INT8},
         ),
         Scheme(
             "dynamic_int4",

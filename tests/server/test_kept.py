@@ -12,10 +12,10 @@ def said(*texts: str) -> list[Message]:
 
 def test_the_one_that_knows_most_is_taken_and_no_other() -> None:
     closed: list[str] = []
-    pool = Pool(3, closed.append)
-    pool.put(Kept("short", b"k", said("a", "b")))
-    pool.put(Kept("long", b"k", said("a", "b", "c", "d")))
-    pool.put(Kept("other", b"k", said("a", "x", "c", "d")))
+    pool = Pool(300, closed.append)
+    pool.put(Kept("short", b"k", said("a", "b"), 100))
+    pool.put(Kept("long", b"k", said("a", "b", "c", "d"), 100))
+    pool.put(Kept("other", b"k", said("a", "x", "c", "d"), 100))
     assert pool.take(b"k", said("a", "b", "c", "d")) is not None  # the short one: c is new
     found = pool.take(b"k", said("a", "b", "c", "d", "e"))
     assert found is not None
@@ -28,19 +28,31 @@ def test_the_one_that_knows_most_is_taken_and_no_other() -> None:
 
 def test_who_has_waited_longest_has_to_go() -> None:
     closed: list[str] = []
-    pool = Pool(2, closed.append)
+    pool = Pool(250, closed.append)
     for name in ("first", "second", "third"):
-        pool.put(Kept(name, b"k", said(name, "!")))
+        pool.put(Kept(name, b"k", said(name, "!"), 100))
     assert closed == ["first"]
+    pool.put(Kept("short", b"k", said("a", "b"), 50))
+    assert closed == ["first"]  # three of them fit
     pool.clear()
-    assert closed == ["first", "third", "second"]
+    assert closed == ["first", "short", "third", "second"]
 
 
-def test_nothing_is_kept_where_there_is_no_room() -> None:
+def test_the_latest_is_kept_even_where_there_is_no_room() -> None:
     closed: list[str] = []
     pool = Pool(0, closed.append)
-    pool.put(Kept("one", b"k", said("a", "b")))
+    pool.put(Kept("one", b"k", said("a", "b"), 100))
+    assert closed == []
+    pool.put(Kept("two", b"k", said("a", "b"), 100))
     assert closed == ["one"]
+
+
+def test_no_more_than_32_are_kept() -> None:
+    closed: list[str] = []
+    pool = Pool(100, closed.append)
+    for number in range(33):
+        pool.put(Kept(str(number), b"k", said("a", "b"), 1))
+    assert closed == ["0"]
 
 
 def test_keys_are_those_of_equal_settings() -> None:

@@ -313,14 +313,15 @@ def test_a_full_queue_is_waited_for(guarded: Served, opened: Opener) -> None:
     def keep_busy() -> None:
         headers = {"Authorization": f"Bearer {KEY}"}
         url = f"{guarded.url}/v1/chat/completions"
-        while not leave.is_set():  # again if there was no room yet: who was here before may go late
+        while not leave.is_set():
             with httpx.stream("POST", url, json=body, headers=headers, timeout=60) as response:
                 for _ in response.iter_lines():
                     if leave.is_set():
                         return
-            leave.wait(0.05)
+            leave.wait(0.02)
 
-    others = [threading.Thread(target=keep_busy) for _ in range(2)]
+    # One is answered and one waits; the others ask on, so that no place stays free for the page.
+    others = [threading.Thread(target=keep_busy) for _ in range(4)]
     for thread in others:
         thread.start()
     metrics = {"Authorization": f"Bearer {KEY}"}

@@ -132,7 +132,9 @@ _INTERPRETER = 60e6  # bytes: no app on a phone has it
 _HELD = """
 import sys
 from pathlib import Path
+from runner import zero_pages
 from runner.engine import Model
+zero_pages.give_back = lambda: None  # as in an app, and as where the whole context is in use
 with Model(Path(sys.argv[1]), threads=2) as model:
     for _ in model.completion(max_tokens=2).ask("Once upon a time"):
         pass

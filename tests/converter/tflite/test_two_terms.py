@@ -7,7 +7,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 from converter.tflite.graph import DType, Model, Weight
-from converter.tflite.two_terms import make_terms, make_two_term_product
+from converter.tflite.two_terms import add_terms, make_terms
 from converter.tflite.writer import write
 
 RANDOM = np.random.default_rng(0)
@@ -24,7 +24,7 @@ def products(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     weight = graph.weight(Weight("w", WEIGHT.shape, DType.INT8, quantized=True))
     graph.add_output("plain", graph.make_fully_connected("plain", tensor, weight))
     terms = make_terms(graph, "terms", tensor)
-    graph.add_output("both", make_two_term_product(graph, "both", terms, weight))
+    graph.add_output("both", add_terms(graph, "both", terms, weight))
     layout = write(model)
     layout.scales("w")[:] = SCALES
     content = bytearray(layout.nbytes)
