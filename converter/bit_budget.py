@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from converter.decoder import PER_LAYER_TABLE
 from converter.errors import OptionError
 from converter.network import Network
 from converter.weights.loss_meter import measure_losses
@@ -22,7 +21,6 @@ from converter.weights.planned_weight import PlannedWeight
 from converter.weights.quantization import INT2_IN_BYTE, INT6, INT6_TWO_TERMS, Format
 
 _ROW_SCALE_BITS = 32
-_TABLES = ("embedding", PER_LAYER_TABLE)  # whose rows are looked up whole
 # Of what a matrix loses in int4, where columns make up for each other's errors in both
 # (benchmarks/README.md); int8's hundredth counts as none.
 _LOST_IN_INT6 = 0.2
@@ -129,7 +127,7 @@ def matrices_of(
             may_be: tuple[tuple[Format, float], ...] = ()
             if formats[path].block is not None:
                 may_be = ((wider, 0.0),)
-                if has_int6 and path not in _TABLES and columns % INT2_IN_BYTE == 0:
+                if has_int6 and columns % INT2_IN_BYTE == 0:
                     may_be = ((between, _LOST_IN_INT6), *may_be)
             found[path] = Candidate((rows, columns), formats[path], may_be)
     return found

@@ -326,7 +326,12 @@ class DecoderGraph:
         all of it as float32, 0.7 GB for Gemma 3; so its rows are gathered, and these are widened.
         """
         g, table = self.graph, self.blocks.weight(path)
-        if table.dtype is not DType.FLOAT16:
+        rest = self.blocks.weight_of(path).rest
+        if rest is not None:
+            most = g.make_embedding_lookup(f"{name}/rows/most", ids, table)
+            lacking = g.make_embedding_lookup(f"{name}/rows/rest", ids, g.weight(rest))
+            rows = g.make_add(f"{name}/rows", most, lacking)
+        elif table.dtype is not DType.FLOAT16:
             rows = g.make_embedding_lookup(f"{name}/rows", ids, table)
         else:
             gathered = g.make_gather(f"{name}/rows", table, ids, 0)

@@ -365,14 +365,12 @@ SCHEMES = {
         Scheme(
             "dynamic_int6",
             INT6,
-            "6-bit weights, one scale per row, as int4 and int2; embedding int8; activations int8",
-            {"embedding": INT8, "per_layer": INT8},
+            "6-bit weights, one scale per row, as int4 and int2; activations int8 on the fly",
         ),
         Scheme(
             "dynamic_int6_a16",
             INT6_TWO_TERMS,
             "the same; activations in two terms of int8, as good as 16 bits",
-            {"embedding": INT8_TWO_TERMS, "per_layer": INT8},
         ),
         Scheme(
             "dynamic_int4",
@@ -406,7 +404,6 @@ MATRICES = {
     **dict.fromkeys(("gate", "up", "down"), "ffn"),
 }
 PARTS = ("embedding", "attention", "ffn", "per_layer", "head", *MATRICES)
-_TABLES = ("embedding", "per_layer")  # whose rows are looked up
 _OF_LAYERS = ("attention", "ffn", *MATRICES)
 _RULE = re.compile(r"(?:layers\.(\d+)(?:-(\d+))?\.)?([a-z_]+)=(.+)")
 
@@ -499,12 +496,6 @@ class Quantization:
                     f"--quantize {rule.text}",
                     "this model's head is its embedding table",
                     "say embedding= instead",
-                )
-            if rule.part in _TABLES and rule.format.has_rest:
-                raise OptionError(
-                    f"--quantize {rule.text}",
-                    "rows of int6 are in two parts, and a table's are looked up whole",
-                    f"say {rule.part}=dynamic_int8 or {rule.part}=dynamic_int4",
                 )
             if rule.part == "per_layer" and spec.per_layer_input is None:
                 raise OptionError(
