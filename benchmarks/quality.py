@@ -63,8 +63,7 @@ _CALIBRATED = (
     "dynamic_int4_mixed",
     "dynamic_int4,embedding=dynamic_int4",
 )
-# With which files take at most Q4_K_M's bytes: SmolLM2's, and Gemma's, whose embedding in int8 alone
-# takes more than the first.
+# With which files take at most Q4_K_M's bytes: SmolLM2's, and Gemma's.
 _BUDGETS = (("dynamic_int4,embedding=dynamic_int6_a16", "6.05"), ("dynamic_int4", "7.3"))
 # Beside the schemes: parts, what clipping is worth, and what a text is.
 _VARIANTS = {

@@ -84,8 +84,8 @@ def add_conversion_options(parser: argparse.ArgumentParser, has_coreml: bool = F
         "--quantize",
         metavar="SCHEME",
         help="dynamic_int8 (default), dynamic_int8_a16 (default below 200M parameters, except for "
-        "gpu), dynamic_int6, dynamic_int4, dynamic_int4_mixed, dynamic_int4_block128, int8, fp16 "
-        "or fp32; parts may have another one, as in "
+        "gpu), dynamic_int6, dynamic_int6_a16, dynamic_int4, dynamic_int4_mixed, "
+        "dynamic_int4_block128, int8, fp16 or fp32; parts may have another one, as in "
         "dynamic_int8,ffn=dynamic_int4,layers.0-3.down=fp16 (embedding, "
         "attention or q, k, v, o, ffn or gate, up, down, per_layer, head)",
     )
@@ -119,8 +119,8 @@ def add_conversion_options(parser: argparse.ArgumentParser, has_coreml: bool = F
         type=LIMITS["bits"],
         metavar="N",
         help="with --calibrate: bits that a weight may take on average, as in 5.5; of what "
-        "--quantize has in int4 (default then: dynamic_int4), the matrices that lose most for "
-        "their bytes become int6 or int8",
+        "--quantize has in int4 or int6 (default then: int4, and int6 for the embedding), the "
+        "matrices that lose most for their bytes become int6 or int8",
     )
     parser.add_argument(
         "--prefill-seq-len",

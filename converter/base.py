@@ -75,6 +75,7 @@ from converter.weights.quantization import (
     default_scheme,
     parse_quantization,
     part_of,
+    smallest_scheme,
 )
 from converter.weights.row_format import Clip
 from converter.weights.stream import Progress, Watch, WeightStream
@@ -354,9 +355,8 @@ class ModelConverter:
         return background.start(read, self.name)()
 
     def _default_scheme(self, spec: DecoderSpec) -> str:
-        if self.options.bits is not None:
-            return "dynamic_int4"
-        return default_scheme(spec, self.options.target)
+        choose_scheme = default_scheme if self.options.bits is None else smallest_scheme
+        return choose_scheme(spec, self.options.target)
 
     def _spend(
         self,

@@ -1,13 +1,15 @@
 """Which matrices get more than four bits: `--bits`, a budget of bits, spent where it saves most.
 
-Before anything has its place in the file, a text says what each matrix loses in int4
-(`converter.weights.loss_meter`). Those that lose most for the bytes that they would take more
-become int6, and then int8. What they lose there is taken for a share of that, the same for all.
+Before anything has its place in the file, a text says what each matrix loses in int4, or in int6
+where `--quantize` begins there (`converter.weights.loss_meter`). Those that lose most for the bytes
+that they would take more become int6, and then int8. What they lose there is taken for a share of
+that, the same for all.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -113,7 +115,7 @@ def matrices_of(
     wider: Format,
     has_int6: bool,
 ) -> dict[str, Candidate]:
-    """All matrices of a network; those that are in int4 may have a wider format.
+    """All matrices of a network; those that are in int4 or int6 may have a wider format.
 
     Args:
         wider: the widest, in int8.
@@ -125,10 +127,10 @@ def matrices_of(
         if len(shape) == 2:
             rows, columns = shape
             may_be: tuple[tuple[Format, float], ...] = ()
-            if formats[path].block is not None:
+            if formats[path].takes_importance:
                 may_be = ((wider, 0.0),)
-                if has_int6 and columns % INT2_IN_BYTE == 0:
-                    may_be = ((between, _LOST_IN_INT6), *may_be)
+            if formats[path].block is not None and has_int6 and columns % INT2_IN_BYTE == 0:
+                may_be = ((between, _LOST_IN_INT6), *may_be)
             found[path] = Candidate((rows, columns), formats[path], may_be)
     return found
 
@@ -136,14 +138,15 @@ def matrices_of(
 def told(matrices: Mapping[str, Candidate], chosen: Mapping[str, Format]) -> str:
     """What came of a choice, for `inspect` and others."""
     taken = values = 0
+    names = Counter[str]()
     for path, matrix in matrices.items():
-        taken += _bits(chosen.get(path, matrix.format), matrix.shape)
+        form = chosen.get(path, matrix.format)
+        taken += _bits(form, matrix.shape)
         values += matrix.shape[0] * matrix.shape[1]
-    candidates = sum(bool(matrix.wider) for matrix in matrices.values())
-    six = sum(form.has_rest for form in chosen.values())
+        names[form.dtype_name] += bool(matrix.wider)
     return (
-        f"{taken / values:.2f}; of {candidates} matrices {len(chosen) - six} in int8, {six} in "
-        "int6, the rest in int4"
+        f"{taken / values:.2f}; of {names.total()} matrices {names['int8']} in int8, "
+        f"{names['int6']} in int6, the rest in int4"
     )
 
 

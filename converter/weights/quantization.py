@@ -524,6 +524,14 @@ def default_scheme(spec: DecoderSpec, target: Target) -> str:
     return DEFAULT_SCHEME_OF_SMALL if is_small else DEFAULT_SCHEME
 
 
+def smallest_scheme(spec: DecoderSpec, target: Target) -> str:
+    """What `--bits` begins with where the user names no scheme. For a GPU there is no int6."""
+    if target is Target.GPU:
+        return "dynamic_int4"
+    is_small = default_scheme(spec, target) == DEFAULT_SCHEME_OF_SMALL
+    return f"dynamic_int4,embedding={'dynamic_int6_a16' if is_small else 'dynamic_int6'}"
+
+
 def parse_quantization(text: str) -> Quantization:
     """`SCHEME` or `SCHEME,PART=SCHEME,layers.A-B.PART=SCHEME`.
 

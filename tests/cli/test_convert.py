@@ -294,8 +294,8 @@ def test_a_path_that_is_no_text(llama: Path, tmp_path: Path) -> None:
         (
             ["--quantize", "int3"],
             "--quantize int3, no such scheme, choose one of: dynamic_int8, dynamic_int8_a16, "
-            "dynamic_int6, dynamic_int4, dynamic_int4_mixed, dynamic_int4_block128, int8, "
-            "fp16, fp32",
+            "dynamic_int6, dynamic_int6_a16, dynamic_int4, dynamic_int4_mixed, "
+            "dynamic_int4_block128, int8, fp16, fp32",
         ),
         *(
             (

@@ -182,7 +182,7 @@ def test_the_receipt_makes_it_again(
     assert main([*command, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     [said] = (line for line in lines if line.startswith("  bits of a weight: "))
-    assert "  quantization: dynamic_int4" in lines
+    assert "  quantization: dynamic_int4,embedding=dynamic_int6_a16" in lines
     assert main([*command, "--quiet"]) == 0
     output = tmp_path / "tiny.litertlm"
     assert f"  bits of a weight: {read_bundle(output).system['bits of a weight']}" == said
@@ -201,7 +201,7 @@ def test_check_says_its_size_without_a_look_at_weights(
     options = [*SHORT, "--bits", "6"]
     assert main(["check", str(tiny[0]), *options, "--json"]) == 0
     first, *others = json.loads(capsys.readouterr().out)["sizes"]
-    assert first["scheme"] == "dynamic_int4 --bits 6"
+    assert first["scheme"] == "dynamic_int4,embedding=dynamic_int6_a16 --bits 6"
     assert "dynamic_int4" in {size["scheme"] for size in others}
     output = convert(tiny[0], output_dir=tmp_path, calibrate="self", bits=6, quiet=True,
                      kv_cache_max_len=32, prefill_seq_len=8)  # fmt: skip
@@ -213,7 +213,7 @@ def test_check_says_its_size_without_a_look_at_weights(
     ("options", "why"),
     [
         (("--bits", "6"), "add --calibrate self"),
-        (("--bits", "4.5", "--calibrate", "self"), "say --bits 5.3 or more"),
+        (("--bits", "4.5", "--calibrate", "self"), "say --bits 5 or more"),
         (("--bits", "many", "--calibrate", "self"), "is not a number of more than 0"),
         (("--bits", "0", "--calibrate", "self"), "is not a number of more than 0"),
         (("--bits", "nan", "--calibrate", "self"), "is not a number of more than 0"),

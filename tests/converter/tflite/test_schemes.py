@@ -10,12 +10,14 @@ import pytest
 
 from cli.obtain import open_checkpoint
 from converter.base import ModelConverter
+from converter.decoder import PER_LAYER_TABLE
 from converter.options import ConvertOptions
 from converter.weights.quantization import SCHEMES
 from runner.interpreter import GraphRunner
 from tests.stored_weights import stored_matrix
-from tests.tiny_models import text_logits, write_tokenizer
+from tests.tiny_models import make_checkpoint, text_logits, write_tokenizer
 
+_PER_LAYER = {"gemma3n_text": (PER_LAYER_TABLE,)}
 TOKENS = np.random.default_rng(0).integers(0, 256, 40).tolist()
 MIXED = (
     "dynamic_int8,ffn=dynamic_int4,layers.1-1.attention=fp16,head=int8,embedding=dynamic_int4",
@@ -82,7 +84,39 @@ def test_as_transformers_with_the_stored_weights(
     difference = np.abs(logits - expected[32:40])
     print(f"{scheme}: max {difference.max():.2e}, mean {difference.mean():.2e}")
     # Where activations are rounded to int8 the logits, of standard deviation 1, move a little.
-    is_exact = scheme in ("fp32", "fp16", "int8", "dynamic_int8_a16")
+    is_exact = scheme in ("fp32", "fp16", "int8", "dynamic_int8_a16", "dynamic_int6_a16")
     assert difference.max() < (1e-3 if is_exact else 0.2)
     assert difference.mean() < (1e-4 if is_exact else 0.03)
     assert 0.5 < expected.std() < 3
+
+
+@pytest.mark.parametrize(
+    ("test_id", "parts"),
+    [
+        ("qwen2-tied", "embedding=dynamic_int6_a16"),
+        ("gemma3n_text", "embedding=dynamic_int6_a16,per_layer=dynamic_int6_a16"),
+    ],
+)
+def test_tables_in_six_bits(test_id: str, parts: str, tmp_path: Path) -> None:
+    """One whose rows are looked up and multiplied by, and one for the layers: two parts of each."""
+    import torch
+
+    model = make_checkpoint(test_id, tmp_path / "checkpoint")
+    options = ConvertOptions(quantize=f"fp32,{parts}", prefill_lengths=(8, 32), cache_length=64)
+    with open_checkpoint(tmp_path / "checkpoint") as opened:
+        plan = ModelConverter(opened, "tiny", options).convert(tmp_path / "m")
+    content = (tmp_path / "m").read_bytes()
+    parameters = dict(model.named_parameters())
+    in_six = [weight for weight in plan.weights if weight.rest is not None]
+    assert {weight.path for weight in in_six} >= {"embedding", *_PER_LAYER.get(test_id, ())}
+    for weight in in_six:
+        first = weight.source.first_row
+        rows = parameters[weight.source.tensor].data[first : first + weight.shape[0]]
+        values = torch.tensor(stored_matrix(content, plan, weight))
+        assert not torch.equal(rows, values)
+        rows[:] = values
+    expected = text_logits(model, TOKENS)
+    runner = GraphRunner(tmp_path / "m")
+    runner.prefill(32, TOKENS[:32])
+    logits = np.stack([runner.decode(TOKENS[at], at) for at in range(32, 40)])
+    assert np.abs(logits - expected[32:40]).max() < 1e-3

@@ -24,7 +24,8 @@ def products(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     weight = graph.weight(Weight("w", WEIGHT.shape, DType.INT8, quantized=True))
     graph.add_output("plain", graph.make_fully_connected("plain", tensor, weight))
     terms = make_terms(graph, "terms", tensor)
-    graph.add_output("both", add_terms(graph, "both", terms, weight))
+    product = graph.make_fully_connected("terms/product", terms, weight)
+    graph.add_output("both", add_terms(graph, "both", product))
     layout = write(model)
     layout.scales("w")[:] = SCALES
     content = bytearray(layout.nbytes)

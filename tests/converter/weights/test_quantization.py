@@ -94,15 +94,13 @@ def test_int6_error_is_at_most_half_a_step_and_less_by_importance() -> None:
     assert lost[1].sum() < 0.9 * lost[0].sum()
 
 
-def test_int6_wants_whole_bytes_no_tables_and_no_gpu() -> None:
+def test_int6_wants_whole_bytes_and_no_gpu() -> None:
     with pytest.raises(UnsupportedError, match="has 6 columns, which the bytes of four int2 do"):
         INT6.weight("head", (8, 6))
     spec = tied_spec()
     parse_quantization("dynamic_int6").check(spec, Target.CPU)
     with pytest.raises(OptionError, match="a GPU's delegate knows no products with int2"):
         parse_quantization("fp16,ffn=dynamic_int6").check(spec, Target.GPU)
-    with pytest.raises(OptionError, match="say embedding=dynamic_int8 or embedding=dynamic_int4"):
-        parse_quantization("dynamic_int8,embedding=dynamic_int6").check(spec, Target.CPU)
 
 
 def test_int8_rows_do_not_depend_on_their_block() -> None:
@@ -311,8 +309,8 @@ def test_parts_and_layers_have_formats_of_their_own() -> None:
         (
             "int3",
             "--quantize int3, no such scheme, choose one of: dynamic_int8, dynamic_int8_a16, "
-            "dynamic_int6, dynamic_int4, dynamic_int4_mixed, dynamic_int4_block128, int8, "
-            "fp16, fp32",
+            "dynamic_int6, dynamic_int6_a16, dynamic_int4, dynamic_int4_mixed, "
+            "dynamic_int4_block128, int8, fp16, fp32",
         ),
         (
             "fp16,mlp=fp32",
