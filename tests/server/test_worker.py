@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from runner import zero_pages
 from runner.engine import Model
 from server import wire
 from server.worker import Worker
@@ -27,10 +28,10 @@ def model(drafting_bundle: Path) -> Iterator[Model]:
 class Asked:
     """All that a worker says of some questions."""
 
-    def __init__(self, model: Model, *asks: wire.Ask) -> None:
+    def __init__(self, model: Model, *asks: wire.Ask, keep_bytes: int = 1 << 20) -> None:
         asked, said = io.BytesIO(b"".join(map(wire.packed, asks))), io.BytesIO()
         # The end of what is asked cancels what runs, so the worker hears the questions alone.
-        worker = Worker(model, said, keep_bytes=1 << 20)
+        worker = Worker(model, said, keep_bytes)
         while (ask := wire.read(asked)) is not None:
             assert isinstance(ask, wire.Ask)
             worker._answer(ask)
@@ -59,6 +60,23 @@ def test_a_greedy_answer_is_drafted_and_kept_for_the_next_turn(model: Model) -> 
     assert 0 < one.drafted_pieces < len(SAID) / 2
     begun, again = asked.of(wire.Started)
     assert again.cached_tokens == begun.prompt_tokens + one.completion_tokens
+
+
+@pytest.mark.parametrize(("gives_back", "again"), [(True, [True, True]), (False, [False, False])])
+def test_chats_are_kept_by_the_memory_that_they_take(
+    gives_back: bool, again: list[bool], model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two short ones are together less than one in full, where what is not in use is given back."""
+    if not gives_back:
+        monkeypatch.setattr(zero_pages, "give_back", lambda: None)
+    questions = [{"role": "user", "content": f"{name}: say:{''.join(SAID)}."} for name in "AB"]
+    first = [wire.Ask(1 + i, [one], sampler=GREEDY) for i, one in enumerate(questions)]
+    answers = [{"role": "assistant", "content": Asked(model, ask).text} for ask in first]
+    second = [
+        wire.Ask(3 + i, [questions[i], answers[i], QUESTION], sampler=GREEDY) for i in range(2)
+    ]
+    asked = Asked(model, *first, *second, keep_bytes=model.state_bytes)
+    assert [one.cached_tokens > 0 for one in asked.of(wire.Started)[2:]] == again
 
 
 @pytest.mark.parametrize("most", [1, 2, 5, 6, 7, len(SAID)])
