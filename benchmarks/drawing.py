@@ -14,6 +14,8 @@ INK = "#737b86"
 OURS, LITERT_TORCH, LLAMA_CPP = "#2f81f7", "#d9652b", "#3f9a50"
 
 PANEL_WIDTH, PANEL_HEIGHT = 300, 250
+SCATTER_HEIGHT = 420
+_LETTER, _LINE = 5.2, 11  # of names of points
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -109,8 +111,11 @@ def scatter(
     title: str,
     points: Mapping[str, tuple[float, float, str]],
 ) -> list[str]:
-    """Named points on logarithmic axes: megabytes, KL divergence in nats, and a colour."""
-    (left, top), bottom = corner, corner[1] + PANEL_HEIGHT
+    """Named points on logarithmic axes: megabytes, KL divergence in nats, and a colour.
+
+    Names that would lie over others move down, at the end of a line from their point.
+    """
+    (left, top), bottom = corner, corner[1] + SCATTER_HEIGHT
     if not points:
         return []
     x = _Axis([size for size, _, _ in points.values()], left, left + width, margin=1.08, base=2)
@@ -125,15 +130,25 @@ def scatter(
     for size in sorted({round(size, -1) for size, _, _ in points.values()}):
         out.append(text(x(size), bottom + 20, f"{size:.0f}", anchor="middle", size=11))
     out.append(text(left + width, bottom + 38, "MB", anchor="end", size=11))
-    for name, (size, value, colour) in points.items():
+    taken: list[tuple[float, float, float]] = []  # from, to, and how far down
+    for name, (size, value, colour) in sorted(points.items(), key=lambda one: -one[1][1]):
         across, down = x(size), y(value)
         out.append(
             f'<circle cx="{across:.1f}" cy="{down:.1f}" r="4" fill="{colour}">'
             f"<title>{escape(name)}: {size:.0f} MB, {value:.4f}</title></circle>"
         )
         is_right = across > left + 0.6 * width  # where a name has no room behind its point
-        anchor, beside = ("end", across - 7) if is_right else ("start", across + 7)
-        out.append(text(beside, down + 4, name, anchor=anchor, size=10, fill=colour))
+        anchor, way = ("end", -1) if is_right else ("start", 1)
+        beside, room = across + 7 * way, len(name) * _LETTER
+        begin, end = sorted((beside, beside + room * way))
+        place = down
+        while any(begin < b and a < end and abs(place - at) < _LINE for a, b, at in taken):
+            place += 1
+        taken.append((begin, end, place))
+        if place > down:
+            line = f'stroke="{colour}" stroke-opacity="0.5"'
+            out.append(f'<path d="M{across:.1f} {down:.1f}L{beside:.1f} {place:.1f}" {line}/>')
+        out.append(text(beside, place + 4, name, anchor=anchor, size=10, fill=colour))
     return out
 
 

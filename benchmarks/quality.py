@@ -63,8 +63,12 @@ _CALIBRATED = (
     "dynamic_int4_mixed",
     "dynamic_int4,embedding=dynamic_int4",
 )
-# With which files take at most Q4_K_M's bytes: SmolLM2's, and Gemma's.
-_BUDGETS = (("dynamic_int4,embedding=dynamic_int6_a16", "6.05"), ("dynamic_int4", "7.3"))
+# With which files take at most Q4_K_M's bytes (SmolLM2's), dynamic_int4's, and Q4_K_M's (Gemma's).
+_BUDGETS = (
+    ("dynamic_int4,embedding=dynamic_int6_a16", "6.05"),
+    ("dynamic_int4,embedding=dynamic_int6_a16", "5.2"),
+    ("dynamic_int4", "7.3"),
+)
 # Beside the schemes: parts, what clipping is worth, and what a text is.
 _VARIANTS = {
     "dynamic_int8,ffn=dynamic_int4": ("dynamic_int8,ffn=dynamic_int4",),

@@ -9,7 +9,7 @@ from benchmarks.drawing import (
     LITERT_TORCH,
     LLAMA_CPP,
     OURS,
-    PANEL_HEIGHT,
+    SCATTER_HEIGHT,
     Series,
     legend,
     picture,
@@ -30,7 +30,7 @@ _GROUPS = (
     ("", "litert-lm-cli", OURS),
 )
 _NEAREST = 1e-4  # what is nearer is float
-_WIDTH, _TOP, _ROW = 860, 84, PANEL_HEIGHT + 120
+_WIDTH, _TOP, _ROW = 860, 84, SCATTER_HEIGHT + 120
 
 
 def tables(document: dict[str, Any]) -> str:

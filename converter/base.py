@@ -69,7 +69,6 @@ from converter.weights.passages import (
 )
 from converter.weights.planned_weight import PlannedWeight
 from converter.weights.quantization import (
-    SCHEMES,
     Format,
     Quantization,
     default_scheme,
@@ -366,9 +365,8 @@ class ModelConverter:
         passages: np.ndarray | None,
     ) -> tuple[dict[str, Format], str]:
         """The formats of all weights where a budget of bits was spent, and what on."""
-        wider = SCHEMES[default_scheme(network.family.spec(), self.options.target)].matrix
         has_int6 = self.options.target is Target.CPU
-        matrices = matrices_of(network.shapes, formats, wider, has_int6)
+        matrices = matrices_of(network.shapes, formats, has_int6)
         room(bits, matrices)  # before anything is read
         chosen = choose(bits, matrices, self._losses(network, formats, passages))
         return {**formats, **chosen}, told(matrices, chosen)

@@ -20,7 +20,14 @@ from converter.network import Network
 from converter.weights.loss_meter import measure_losses
 from converter.weights.passages import LENGTH
 from converter.weights.planned_weight import PlannedWeight
-from converter.weights.quantization import INT2_IN_BYTE, INT6, INT6_TWO_TERMS, Format
+from converter.weights.quantization import (
+    INT2_IN_BYTE,
+    INT6,
+    INT6_TWO_TERMS,
+    INT8,
+    INT8_TWO_TERMS,
+    Format,
+)
 
 _ROW_SCALE_BITS = 32
 # Of what a matrix loses in int4, where columns make up for each other's errors in both
@@ -112,17 +119,19 @@ def choose(
 def matrices_of(
     shapes: Mapping[str, tuple[int, ...]],
     formats: Mapping[str, Format],
-    wider: Format,
     has_int6: bool,
 ) -> dict[str, Candidate]:
     """All matrices of a network; those that are in int4 or int6 may have a wider format.
 
+    What they are multiplied by comes in two terms there, if it does so anywhere.
+
     Args:
-        wider: the widest, in int8.
-        has_int6: whether int6 may be between.
+        formats: that `--quantize` gives them.
+        has_int6: whether int6 may be between int4 and int8.
     """
     found = {}
-    between = INT6_TWO_TERMS if wider.takes_two_terms else INT6
+    two_terms = any(form.takes_two_terms for form in formats.values())
+    between, wider = (INT6_TWO_TERMS, INT8_TWO_TERMS) if two_terms else (INT6, INT8)
     for path, shape in shapes.items():
         if len(shape) == 2:
             rows, columns = shape
