@@ -208,6 +208,10 @@ def _made_as(output: Path) -> str:
     system, context = bundle.system, bundle.metadata.max_num_tokens
     said = [str(system[key]) for key in ("quantization", "target") if key in system]
     made = f" in {' for '.join(said)}" if said else ""
+    if "calibration" in system:
+        made += " by a text"
+    if "bits of a weight" in system:
+        made += f", {str(system['bits of a weight']).partition(';')[0]} bits a weight,"
     made += f" with a context of {context} tokens" if context else ""
     if system.get("KV cache", "fp32") != "fp32":
         made += f" in {system['KV cache']}"
@@ -488,7 +492,7 @@ def _convert(
         if request.backend == "gpu" or "engine" in chosen:
             chosen = {"target": Target.GPU, **chosen}
         converter = _converter(checkpoint, source, chosen, tell)
-        if "bits" in chosen:
+        if "bits" in chosen and "calibrate" in chosen:
             say(request, f"{source.name}: measuring what each matrix would lose in int4")
         plan = converter.plan()
         _check_disk(converter, plan, output)

@@ -368,6 +368,12 @@ class ModelConverter:
         has_int6 = self.options.target is Target.CPU
         matrices = matrices_of(network.shapes, formats, has_int6)
         room(bits, matrices)  # before anything is read
+        if not any(matrix.wider for matrix in matrices.values()):
+            raise OptionError(
+                f"--bits {bits:g}",
+                "is spent on what --quantize has in int4 or int6, and nothing is",
+                "leave it out, or choose --quantize dynamic_int4 or dynamic_int6",
+            )
         chosen = choose(bits, matrices, self._losses(network, formats, passages))
         return {**formats, **chosen}, told(matrices, chosen)
 

@@ -153,10 +153,8 @@ def told(matrices: Mapping[str, Candidate], chosen: Mapping[str, Format]) -> str
         taken += _bits(form, matrix.shape)
         values += matrix.shape[0] * matrix.shape[1]
         names[form.dtype_name] += bool(matrix.wider)
-    return (
-        f"{taken / values:.2f}; of {names.total()} matrices {names['int8']} in int8, "
-        f"{names['int6']} in int6, the rest in int4"
-    )
+    counted = (f"{names[name]} in {name}" for name in ("int8", "int6", "int4") if names[name])
+    return f"{taken / values:.2f}; of {names.total()} matrices {', '.join(counted)}"
 
 
 def _bits(form: Format, shape: tuple[int, int]) -> int:

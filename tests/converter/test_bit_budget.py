@@ -187,6 +187,10 @@ def test_the_receipt_makes_it_again(
     output = tmp_path / "tiny.litertlm"
     assert f"  bits of a weight: {read_bundle(output).system['bits of a weight']}" == said
     assert 5.9 < float(said.split()[4].rstrip(";")) <= 6
+    capsys.readouterr()
+    assert main(command) == 0  # what is there is kept, and what that is is said
+    kept = f" by a text, {said.split()[4].rstrip(';')} bits a weight, with a context of 32 tokens"
+    assert kept in capsys.readouterr().err
     paper = output.with_suffix(".json")
     assert read_receipt(paper)["options"]["bits"] == 6
     again = tmp_path / "again"
@@ -221,6 +225,10 @@ def test_check_says_its_size_without_a_look_at_weights(
         (
             ("--bits", "6", "--calibrate", "self", "--quantize", "dynamic_int8"),
             "or a smaller scheme",
+        ),
+        (
+            ("--bits", "9", "--calibrate", "self", "--quantize", "dynamic_int8"),
+            "is spent on what --quantize has in int4 or int6, and nothing is",
         ),
         (("--bits", "6", "--target", "coreml"), "choose tables with --lut1"),
     ],
