@@ -1,6 +1,6 @@
 """What a long context costs before it is used: the same model with short and with long caches.
 
-    venv/bin/python -m benchmarks.contexts                    # Qwen3-0.6B's shape, five minutes
+    venv/bin/python -m benchmarks.contexts                    # Qwen3-0.6B's shape, seven minutes
     venv/bin/python -m benchmarks.contexts --only smollm2-135m --lengths 1280,8192
 
 The engine fills all caches of a chat with zeros before it begins; `run` and `serve` give back what

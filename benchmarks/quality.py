@@ -63,10 +63,9 @@ _CALIBRATED = (
     "dynamic_int4_mixed",
     "dynamic_int4,embedding=dynamic_int4",
 )
-# With which files take at most Q4_K_M's bytes (SmolLM2's), dynamic_int4's, and Q4_K_M's (Gemma's).
+# With which files take at most dynamic_int4's bytes and Q4_K_M's: SmolLM2's, then Gemma's.
 _BUDGETS = (
-    ("dynamic_int4,embedding=dynamic_int6_a16", "6.05"),
-    ("dynamic_int4,embedding=dynamic_int6_a16", "5.2"),
+    *(("dynamic_int4,embedding=dynamic_int6_a16", bits) for bits in ("5.2", "6.05", "6.4", "7.3")),
     ("dynamic_int4", "7.3"),
 )
 # Beside the schemes: parts, what clipping is worth, and what a text is.

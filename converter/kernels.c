@@ -1,8 +1,6 @@
-/* The loops that every weight passes through, for `kernels.py`; see there what they compute. */
+/* The loops that every weight passes through, for `kernels.py`; see there what they compute. And one
+   over memory, which has to be quick and may not be interrupted. */
 
-#if defined(__linux__) && !defined(_DEFAULT_SOURCE)
-#define _DEFAULT_SOURCE /* mincore, madvise */
-#endif
 #include <float.h>
 #include <stddef.h>
 #include <stdint.h>

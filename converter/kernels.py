@@ -104,8 +104,8 @@ def give_back_zeros(begin: int, pages: int, page_size: int) -> int:
     Args:
         begin: the first page's address, in private memory that is no file's.
     """
-    if (library := _compiled()) is None:
-        return 0
+    library = _compiled()
+    assert library is not None, "ask is_compiled()"
     with_lock = ctypes.PyDLL(library._name, handle=library._handle)
     with_lock.give_back_zeros.argtypes = library.give_back_zeros.argtypes
     with_lock.give_back_zeros.restype = library.give_back_zeros.restype

@@ -175,11 +175,15 @@ class Model:
         return sum(state.nbytes for state in self._bundle.decode.states)
 
     def held_bytes(self, tokens: int) -> int:
-        """Bytes that a conversation's caches take once `give_back_unused` was called, at most."""
-        states = self._bundle.decode.states
-        lengths = [max(one.shape) for one in states if one.name.startswith(_KEYS_AND_VALUES)]
-        shortest = min(lengths, default=1)  # a ring, where there are any
-        return self.state_bytes * min(tokens, shortest) // shortest
+        """About the bytes that a conversation's caches take once `give_back_unused` was called.
+
+        A cache has a slot for each token; other states, such as a recurrent one, are in use whole.
+        """
+        total = 0
+        for state in self._bundle.decode.states:
+            slots = max(state.shape) if state.name.startswith(_KEYS_AND_VALUES) else 1
+            total += state.nbytes * min(tokens, slots) // slots
+        return total
 
     def give_back_unused(self) -> bool:
         """Take memory from what no token is in; False where the system cannot.

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -148,9 +148,8 @@ class Bundle:
             SourceError: the model cannot be parsed.
         """
         with self._network() as network:
-            some = () if network is None else _signatures(_root(network))
-            empty = SignatureSummary(name, [], [])
-            return next((one() for known, one in some if known == name), empty)
+            found = () if network is None else _signatures(_root(network), name)
+            return next(iter(found), SignatureSummary(name, [], []))
 
     @contextmanager
     def _network(self) -> Iterator[memoryview | None]:
@@ -262,9 +261,8 @@ def summarise(model: memoryview) -> ModelSummary:
                 dtype = dtypes[tensor.Type()]
                 weight_bytes[dtype] = weight_bytes.get(dtype, 0) + nbytes
 
-    signatures = [one() for _, one in _signatures(root)]
     needs = run_memory(root, sum(weight_bytes.values()))
-    return ModelSummary(signatures, weight_bytes, needs)
+    return ModelSummary(list(_signatures(root)), weight_bytes, needs)
 
 
 def _root(model: memoryview) -> Any:
@@ -275,8 +273,8 @@ def _root(model: memoryview) -> Any:
     return schema.Model.GetRootAs(model, 0)
 
 
-def _signatures(root: Any) -> Iterator[tuple[str, Callable[[], SignatureSummary]]]:
-    """By name; each is parsed when it is called for."""
+def _signatures(root: Any, only: str | None = None) -> Iterator[SignatureSummary]:
+    """All of them, or those of one name."""
     from ai_edge_litert import schema_py_generated as schema
 
     dtypes = {value: name.lower() for name, value in vars(schema.TensorType).items()}
@@ -296,14 +294,13 @@ def _signatures(root: Any) -> Iterator[tuple[str, Callable[[], SignatureSummary]
             for tensor in [subgraph.Tensors(entry.TensorIndex())]
         ]
 
-    def summary(signature: Any) -> SignatureSummary:
-        subgraph = root.Subgraphs(signature.SubgraphIndex())
-        inputs, outputs = (tensors(signature, subgraph, way) for way in ("Inputs", "Outputs"))
-        return SignatureSummary(_name(signature.SignatureKey()), inputs, outputs)
-
     for index in range(root.SignatureDefsLength()):
         signature = root.SignatureDefs(index)
-        yield _name(signature.SignatureKey()), partial(summary, signature)
+        name = _name(signature.SignatureKey())
+        if only in (None, name):
+            subgraph = root.Subgraphs(signature.SubgraphIndex())
+            inputs, outputs = (tensors(signature, subgraph, way) for way in ("Inputs", "Outputs"))
+            yield SignatureSummary(name, inputs, outputs)
 
 
 def _text(value: Any) -> Any:

@@ -81,8 +81,7 @@ class Format(RowFormat):
         rows, columns = shape
         _check_columns(path, columns, self.block, f"blocks of {self.block}")
         scales = Weight(f"{path}.scales", (rows, columns // self.block), DType.FLOAT16)
-        two = self.takes_two_terms
-        return Weight(path, shape, self.dtype, scales=scales, takes_two_terms=two)
+        return Weight(path, shape, self.dtype, scales=scales)
 
     @property
     def dtype_name(self) -> str:

@@ -10,12 +10,17 @@ import numpy as np
 import pytest
 
 from converter import kernels
+from converter.litertlm.inspection import read_bundle
+from litert_lm_cli import convert
 from runner import zero_pages
 from runner.engine import Model, Sampling
+from tests.tiny_models import make_checkpoint
 
 only_linux = pytest.mark.skipif(
-    sys.platform != "linux", reason="other systems do not say which memory is whose"
+    sys.platform != "linux" or not kernels.is_compiled(),
+    reason="other systems do not say which memory is whose, and it takes a C compiler",
 )
+HYBRID = "qwen3_5_text"  # delta nets and attention
 PAGE = mmap.PAGESIZE
 PAGES = 4096
 
@@ -77,6 +82,23 @@ def test_a_conversation_goes_on_as_before(smollm2_bundle: Path) -> None:
     texts = said(True)
     assert texts == said(False)
     assert all(texts)
+
+
+def test_recurrent_states_count_whole(tmp_path: Path) -> None:
+    """Beside caches, which count by their tokens."""
+    make_checkpoint(HYBRID, tmp_path / "tiny")
+    bundle = convert(
+        tmp_path / "tiny", output_dir=tmp_path, quantize="fp32", kv_cache_max_len=64, quiet=True
+    )
+    model = Model(bundle)
+    states = read_bundle(bundle).decode.states
+    caches = [one for one in states if one.name.startswith(("kv_cache_k_", "kv_cache_v_"))]
+    others = model.state_bytes - sum(one.nbytes for one in caches)
+    assert caches
+    assert others > 0
+    assert {max(one.shape) for one in caches} == {64}
+    assert model.held_bytes(16) == others + (model.state_bytes - others) // 4
+    assert model.held_bytes(64) == model.held_bytes(100) == model.state_bytes
 
 
 @only_linux
