@@ -17,10 +17,7 @@ the weights' share; AWQ (Lin et al., 2023) for int4.
 Every product is one of small integers, which is exact: neither threads nor blocks nor the processor
 change a bit of it.
 
-With a text (`--calibrate`) it is some thousand tokens and attention is whole. What is known of the
-inputs is then true enough to equalise them fully where weights are int8, and columns of int4 make
-up for each other's errors (`converter.weights.compensation`). That takes products in float32, whose
-last bits are the processor's.
+With a text (`--calibrate`) `text_calibration` takes its place.
 """
 
 from __future__ import annotations
@@ -54,7 +51,6 @@ from converter.decoder import (
 )
 from converter.kernels import INT8_MAX
 from converter.weights.activations import activate
-from converter.weights.attention import mixed, rotated
 from converter.weights.compensation import Moment
 
 TOKENS = 32
@@ -80,10 +76,6 @@ class Strength:
 
 # By a few random tokens (benchmarks.rounding).
 _OF_FEW = Strength(0.25, _FLOOR)
-# For int8 by a text: inputs that are known, and weights with steps to spare. A floor as high as
-# that of a few tokens would hide most columns behind some large ones, and whole steps leave a third
-# of the error that quarters do not (benchmarks/README.md).
-_OF_TEXT = Strength(0.5, np.float32(0.001), step=0.25)
 
 
 @dataclass(frozen=True)
@@ -102,6 +94,11 @@ class Inputs:
     importance: np.ndarray | None = None
     factors: np.ndarray | None = None
     moment: Moment | None = None
+
+    @property
+    def are_paired(self) -> bool:
+        """Whether rows for matrices as they are stored are followed by as many for exact ones."""
+        return self.moment is not None and self.moment.exact is not None
 
 
 class Weights(Protocol):
@@ -128,7 +125,8 @@ class Weights(Protocol):
     def multiply(self, inputs: Inputs, x: np.ndarray, *paths: str) -> list[np.ndarray]:
         """Store matrices, and `x @ weight.T` for each: `(n, columns)` to `(n, rows)`.
 
-        Where a moment is known, of the matrices as they are stored.
+        Where a moment is known, of the matrices as they are stored; where inputs are paired, of the
+        second half of x and the matrices as they were.
         """
 
     def square(self, x: np.ndarray) -> np.ndarray:
@@ -138,19 +136,7 @@ class Weights(Protocol):
         """Store a norm's weight or a bias divided; or divide the rows of a matrix just stored."""
 
 
-def calibrate(spec: DecoderSpec, weights: Weights, text: np.ndarray | None = None) -> None:
-    """Send tokens through the network, and every matrix to where it is stored.
-
-    Args:
-        text: passages of tokens, `(passages, n)`; None for a few random ones.
-    """
-    if text is None:
-        _Calibration(spec, weights).run()
-    else:
-        TextCalibration(spec, weights, text).run()
-
-
-class _Calibration:
+class Calibration:
     """A few tokens on their way through the network; their rows are `(n, width)`."""
 
     def __init__(self, spec: DecoderSpec, weights: Weights) -> None:
@@ -634,61 +620,10 @@ class _Calibration:
         return mixed
 
 
-class TextCalibration(_Calibration):
-    """A text on its way, passage by passage where tokens look at each other.
-
-    It goes on from what matrices became: each makes up for what those before it have lost.
-    """
-
-    def __init__(self, spec: DecoderSpec, weights: Weights, text: np.ndarray) -> None:
-        super().__init__(spec, weights)
-        self.passages = len(text)
-        self.tokens = text.reshape(-1)
-
-    def inputs(
-        self, x: np.ndarray, scaled: Sequence[str] = (), shared: tuple[int, int] = (1, 1)
-    ) -> Inputs:
-        found = super().inputs(x, scaled, shared)
-        if found.importance is None:
-            return found
-        seen = x if found.factors is None else x / found.factors
-        return replace(found, moment=Moment(seen, self.weights.square))
-
-    def strength(self, paths: Sequence[str]) -> Strength:
-        return _OF_TEXT if self.weights.lack_inputs(*paths) else super().strength(paths)
-
-    def mixed(self, index: int, mixer: Attention, y: np.ndarray, inputs: Inputs) -> np.ndarray:
-        """Attention as it is, of the words that `check_words` lets pass."""
-        block = f"layers.{index}.attention"
-        parts = "qk" if mixer.keys_are_values else "qkv"
-        paths = [f"{block}.{part}" for part in parts]
-        products = self.weights.multiply(inputs, y, *paths)
-        q, k, *others = map(self.projected, paths, [mixer] * len(paths), products)
-        [v] = others or [k]
-        q, k = self.heads(f"{block}.q_norm", mixer, q), self.heads(f"{block}.k_norm", mixer, k)
-        v = v.reshape(self.passages, -1, mixer.num_kv_heads, mixer.head_dim).swapaxes(1, 2)
-        if mixer.value_norm is not None:
-            v = self.normed(f"{block}.v_norm", v, mixer.value_norm)
-        return np.concatenate([mixed(mixer, *each) for each in zip(q, k, v, strict=True)])
-
-    def heads(self, path: str, mixer: Attention, x: np.ndarray) -> np.ndarray:
-        """Queries or keys, normalised and rotated: (all, heads d) -> (passages, heads, n, d)."""
-        norm = mixer.qk_norm
-        if norm is not None and norm.is_full_width:
-            x = self.normed(path, x, norm.norm)
-        x = x.reshape(self.passages, -1, x.shape[1] // mixer.head_dim, mixer.head_dim)
-        if norm is not None and not norm.is_full_width and not norm.after_rope:
-            x = self.normed(path, x, norm.norm)
-        x = x.swapaxes(1, 2)
-        if mixer.rope is not None:
-            x = np.stack([rotated(mixer.rope, passage) for passage in x])
-        return self.normed(path, x, norm.norm) if norm is not None and norm.after_rope else x
-
-
 class _Streams:
     """Residual streams, `(streams, n, hidden)`: see `converter.decoder.AltUp`."""
 
-    def __init__(self, calibration: _Calibration, altup: AltUp) -> None:
+    def __init__(self, calibration: Calibration, altup: AltUp) -> None:
         self.calibration = calibration
         self.weights = calibration.weights
         self.altup = altup

@@ -8,8 +8,13 @@ columns before say what the next one should be, and what is left over counts by 
 Blocks, whose columns share a scale, go by their weight in H, the heaviest first: the last ones have
 nobody who makes up for them.
 
+Where it is known what would have arrived had nothing been rounded, rows are first moved by what the
+inputs have lost on their way, as far as that follows from the inputs that are left: of all matrices
+near W that is the one whose products with them are nearest to those of W with exact ones.
+
 Source: GPTQ (Frantar et al., 2022), in the form of QuIP (Chee et al., 2023, LDLQ), which needs no
-inverse; the scale of a block is the one that leaves least of this sum.
+inverse; the scale of a block is the one that leaves least of this sum. Rows are moved as in QEP
+(Arai and Ichikawa, 2025), by a part of what least squares say.
 """
 
 from __future__ import annotations
@@ -25,6 +30,9 @@ from converter.kernels import round_compensated, round_rows
 # Of the mean of H's diagonal, added to all of it. Some thousand tokens know the large directions of
 # H, not the small ones: with GPTQ's 0.01 these are trusted too far (benchmarks/README.md).
 _DAMPING = 0.2
+# The part of what least squares say that rows are moved by: some thousand tokens say it of
+# themselves, and of others less (benchmarks/README.md).
+_TRUST = 0.5
 # Integers to which a block's largest magnitude is taken while its scale is searched.
 _REACHES = (9.5, 9.0, 8.5, 8.0, 7.6, 7.2, 6.8, 6.4, 6.0, 5.5, 5.0)
 # Columns of a row with one scale that are rounded at once.
@@ -40,12 +48,19 @@ class Compensation:
         feedback: R_ic / R_cc in that order, float32 `(columns, columns)`, upper triangular.
         costs: R_cc^2, over their mean, float32 `(columns,)`.
         block: columns that share a scale.
+        move: rows are moved by themselves times this, float32 `(columns, columns)`; None where
+            they stay.
     """
 
     order: np.ndarray
     feedback: np.ndarray
     costs: np.ndarray
     block: int
+    move: np.ndarray | None = None
+
+    def moved(self, rows: np.ndarray) -> np.ndarray:
+        """What is rounded in place of rows, `(n, columns)`, as stored columns have them."""
+        return rows if self.move is None else rows + rows @ self.move
 
     def round(self, rows: np.ndarray, integers: np.ndarray, scales: np.ndarray) -> bool:
         """Round rows, each by itself.
@@ -118,10 +133,12 @@ class Moment:
     Attributes:
         inputs: of tokens, as stored columns meet them, float32 `(n, columns)`.
         square: makes `x.T @ x` of such.
+        exact: what they would be had nothing been rounded before; None where that is not known.
     """
 
     inputs: np.ndarray
     square: Callable[[np.ndarray], np.ndarray]
+    exact: np.ndarray | None = None
 
     def compensation(self, block: int) -> Compensation:
         """That for blocks of so many columns; made once."""
@@ -133,19 +150,36 @@ class Moment:
     def _made(self) -> dict[int, Compensation]:
         return {}
 
+    @cached_property
+    def _damped(self) -> np.ndarray:
+        """H. Damped so, float32 does for it."""
+        moment = self.square(self.inputs)
+        moment.flat[:: len(moment) + 1] += np.float32(_DAMPING) * moment.diagonal().mean()
+        return moment
+
+    @cached_property
+    def _move(self) -> np.ndarray | None:
+        """`D^T X H^-1` where inputs X lack D, in part; see `Compensation.move`.
+
+        Fewer tokens than columns would say it of themselves alone.
+        """
+        tokens, columns = self.inputs.shape
+        if self.exact is None or tokens < columns:
+            return None
+        cross = self.inputs.T @ (self.exact - self.inputs)
+        move: np.ndarray = np.float32(_TRUST) * np.linalg.solve(self._damped, cross).T
+        return move
+
     def _compensation(self, block: int) -> Compensation:
         power = np.einsum("nc,nc->c", self.inputs, self.inputs)
         blocks = np.argsort(-power.reshape(-1, block).sum(axis=1), kind="stable")
         order = (blocks[:, None] * block + np.arange(block)).reshape(-1)
-        # Of the columns in reverse, H is the reverse, and its L L^T that of R R^T. Damped so,
-        # float32 does for it.
-        moment = self.square(self.inputs.take(order[::-1], axis=1))
-        moment.flat[:: len(order) + 1] += np.float32(_DAMPING) * power.mean()
-        lower = np.linalg.cholesky(moment)
-        del moment
+        # Of the columns in reverse, H is the reverse, and its L L^T that of R R^T.
+        reverse = order[::-1]
+        lower = np.linalg.cholesky(self._damped.take(reverse, axis=0).take(reverse, axis=1))
         upper = np.ascontiguousarray(lower[::-1, ::-1])
         del lower
         diagonal = upper.diagonal().copy()
         upper /= diagonal
         costs = diagonal * diagonal
-        return Compensation(order, upper, costs / costs.mean(), block)
+        return Compensation(order, upper, costs / costs.mean(), block, self._move)

@@ -171,7 +171,7 @@ class Format(RowFormat):
         buffer: np.ndarray | None = None,
         factors: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        rows = _finite(rows, factors)
+        rows = compensation.moved(_finite(rows, factors))
         integers = np.empty(rows.shape, np.int8)
         if self.has_rest:
             steps = _row_scales(rows, compensation.importance)

@@ -20,10 +20,11 @@ import numpy as np
 from converter.checkpoint.base import Checkpoint, ThreadBuffer
 from converter.decoder import PER_LAYER_TABLE, DecoderSpec
 from converter.kernels import SMALLEST_HALF, multiply_int8
-from converter.weights.calibration import Inputs, calibrate, to_integers
+from converter.weights.calibration import Calibration, Inputs, to_integers
 from converter.weights.planned_weight import PlannedWeight, as_matrix
 from converter.weights.quantization import INT8, blocks_met, split_int6
 from converter.weights.row_format import Clip, RowFormat, ValueRangeError
+from converter.weights.text_calibration import PairedCalibration, TextCalibration
 from converter.weights.weight_reader import TOGETHER, WeightReader
 from converter.weights.workers import Task, Workers
 
@@ -94,7 +95,7 @@ class WeightStream(WeightReader):
                     self.store(Inputs(), "embedding")
                 if spec.per_layer_input is not None:
                     self.store(Inputs(), PER_LAYER_TABLE)
-                calibrate(spec, self, self._text)
+                self._calibrate(spec, weights)
             for path in self._pieces:
                 self.store(Inputs(), path)
             beside()
@@ -102,24 +103,34 @@ class WeightStream(WeightReader):
 
     # For calibration ------------------------------------------------------------------------------
 
+    def _calibrate(self, spec: DecoderSpec, weights: Sequence[PlannedWeight]) -> None:
+        if self._text is None:
+            Calibration(spec, self).run()
+        elif any(w.format.compensated_block is not None and not w.carries_blocks for w in weights):
+            PairedCalibration(spec, self, self._text).run()
+        else:
+            TextCalibration(spec, self, self._text).run()
+
     def store(self, inputs: Inputs, *paths: str) -> None:
         for path in paths:
             if path not in self._sent:
                 self._workers.do_later(self._tasks(path, inputs))
 
     def multiply(self, inputs: Inputs, x: np.ndarray, *paths: str) -> list[np.ndarray]:
-        count = len(x)
-        if count % _ROWS_OF_KERNEL:
-            x = np.pad(x, ((0, -count % _ROWS_OF_KERNEL), (0, 0)))
+        x, exact = np.split(x, 2) if inputs.are_paired else (x, x[:0])
+        count, padding = len(x), -len(x) % _ROWS_OF_KERNEL
+        if padding:
+            x = np.pad(x, ((0, padding), (0, 0)))
         integers, scales = to_integers(x, inputs.factors)
         products, tasks = [], []
         for path in paths:
             rows = sum(piece.shape[0] for piece in self._pieces[path])
-            product = np.empty((len(x), rows), np.float32)
+            product = np.empty((len(x) + len(exact), rows), np.float32)
             products.append(product)
-            tasks += self._tasks(path, inputs, Wanted(integers, scales, product))
+            tasks += self._tasks(path, inputs, Wanted(integers, scales, exact, product))
         self._workers.do(tasks)
-        return [product[:count] for product in products]
+        padded = slice(count, count + padding)
+        return [np.delete(p, padded, axis=0) if padding else p for p in products]
 
     def divide(self, path: str, factors: np.ndarray | None) -> None:
         weight = self._whole(path)
@@ -187,8 +198,11 @@ class WeightStream(WeightReader):
         start: int,
         stop: int,
     ) -> None:
-        rows = self._read(weight, start, stop, form.takes_bf16)
+        is_exact_wanted = wanted is not None and len(wanted.exact) > 0
+        rows = self._read(weight, start, stop, form.takes_bf16 and not is_exact_wanted)
         as_stored = inputs.moment is not None or form.is_int8
+        if wanted is not None and is_exact_wanted:
+            wanted.fill_exact(weight.first_row + start, rows)
         try:
             if wanted is not None and not as_stored:
                 # `pack` may use the rows as scratch space, but not the one to int8.
@@ -267,22 +281,30 @@ class Wanted:
 
     Attributes:
         integers, scales: its left side, `(n, columns)` and `(n,)`.
-        product: `(n, rows)`.
+        exact: what meets the weight as it was, float32 `(m, columns)`; none or as many.
+        product: `(n + m, rows)`.
     """
 
     integers: np.ndarray
     scales: np.ndarray
+    exact: np.ndarray
     product: np.ndarray
 
     def fill(self, start: int, packed: np.ndarray, scales: np.ndarray | None) -> None:
         """The columns of the product from `start` on, of packed int8 rows."""
         assert scales is not None
-        product = self.product[:, start : start + len(packed)]
+        product = self.product[: len(self.integers), start : start + len(packed)]
         multiply_int8(self.integers, self.scales, packed, scales, product)
 
     def fill_floats(self, start: int, rows: np.ndarray) -> None:
         """The same of rows in float32."""
+        found = self.product[: len(self.integers), start : start + len(rows)]
         for first in range(0, len(self.integers), TOGETHER):  # a copy of all would be large
             some = slice(first, first + TOGETHER)
             product = self.integers[some].astype(np.float32) @ rows.T
-            self.product[some, start : start + len(rows)] = product * self.scales[some, None]
+            found[some] = product * self.scales[some, None]
+
+    def fill_exact(self, start: int, rows: np.ndarray) -> None:
+        """The columns of the product with what is exact, of rows as they were."""
+        found = self.product[len(self.integers) :, start : start + len(rows)]
+        np.matmul(self.exact, rows.T, out=found)

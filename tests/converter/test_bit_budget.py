@@ -18,9 +18,9 @@ from converter.litertlm.inspection import read_bundle
 from converter.network import read_network
 from converter.options import ConvertOptions
 from converter.receipt import read_receipt
-from converter.weights.calibration import TextCalibration
 from converter.weights.passages import LENGTH, CalibrationText
 from converter.weights.quantization import INT4_BLOCK32, INT6, INT8, Format
+from converter.weights.text_calibration import TextCalibration
 from litert_lm_cli import convert
 from runner.evaluation import graph_logits
 from tests.float_weights import FloatWeights

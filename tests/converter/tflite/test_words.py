@@ -46,7 +46,7 @@ from converter.registry import FAMILIES
 from converter.tflite.decoder_graph import build_decoder
 from converter.tflite.kv_cache import REWIND, Target
 from converter.tflite.writer import write
-from converter.weights.calibration import calibrate
+from converter.weights.calibration import Calibration
 from converter.weights.quantization import FLOAT32
 from runner.interpreter import GraphRunner
 from tests.float_weights import FloatWeights
@@ -413,7 +413,7 @@ def test_calibration_leaves_the_network_as_it_is(word: str) -> None:
             rows = rng.lognormal(0, 1, len(weights[path])).astype(np.float32)
             weights[path] = (weights[path].T * rows).T
     stream = FloatWeights(weights)
-    calibrate(spec, stream)
+    Calibration(spec, stream).run()
     matrices = {path for path, shape in spec.weight_shapes() if len(shape) == 2}
     assert matrices - stream.stored.keys() <= {"embedding", PER_LAYER_TABLE}
     before = logits(spec, weights, range(20))

@@ -15,9 +15,10 @@ from converter.families.tensors import WeightSource
 from converter.options import ConvertOptions
 from converter.output.atomic_file import AtomicFile
 from converter.registry import family_of
-from converter.weights.calibration import TOKENS, Inputs, calibrate, to_integers
-from converter.weights.passages import CalibrationText
+from converter.weights.calibration import TOKENS, Calibration, Inputs, to_integers
+from converter.weights.passages import CalibrationText, read_passages
 from converter.weights.row_format import Clip
+from converter.weights.text_calibration import TextCalibration
 from runner.evaluation import graph_logits
 from tests.float_weights import FloatWeights
 from tests.tiny_models import TINY_CONFIGS, make_model, write_tokenizer
@@ -166,7 +167,7 @@ def test_it_is_that_of_transformers_inputs(test_id: str, tmp_path: Path) -> None
     unknown = matrices - found.keys() - {PER_LAYER_TABLE}
     assert {path for path in unknown if not of_expert(path)} == {"embedding"}
     weights = FloatWeights(stored)
-    calibrate(family_of(model.config.to_dict()).spec(), weights)
+    Calibration(family_of(model.config.to_dict()).spec(), weights).run()
     is_rough = any(
         part in path for path in parameters for part in (".conv.", ".experts.", ".mamba.")
     )
@@ -204,7 +205,7 @@ def test_scaling_leaves_the_network_as_it_is(test_id: str, tmp_path: Path) -> No
     with torch.no_grad():
         before = model(tokens).logits
         weights = FloatWeights({path: weight(*found) for path, found in parameters.items()})
-        calibrate(spec, weights)
+        Calibration(spec, weights).run()
         for path, values in weights.stored.items():
             found, source = parameters[path]
             found.copy_(
@@ -253,7 +254,7 @@ def test_of_a_text_it_is_what_reaches_transformers_matrices(test_id: str) -> Non
     with torch.no_grad():
         model(torch.from_numpy(text))
     weights = FloatWeights({path: weight(*found) for path, found in parameters.items()})
-    calibrate(family_of(model.config.to_dict()).spec(), weights, text)
+    TextCalibration(family_of(model.config.to_dict()).spec(), weights, text).run()
     seen = {path: inputs for path, inputs in weights.inputs.items() if inputs.moment is not None}
     assert len(seen) >= 7
     for path, inputs in seen.items():
@@ -262,6 +263,35 @@ def test_of_a_text_it_is_what_reaches_transformers_matrices(test_id: str) -> Non
         found = inputs.moment.inputs * (1 if inputs.factors is None else inputs.factors)
         scale = np.abs(expected[tensor]).max()
         np.testing.assert_allclose(found / scale, expected[tensor] / scale, atol=2e-3, err_msg=path)
+
+
+def test_of_a_text_it_is_known_what_rounding_has_lost(uneven: Path) -> None:
+    """Beside what reaches matrices in int4, what reaches transformers'."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(uneven)
+    spec = family_of(model.config.to_dict()).spec()
+    with open_checkpoint(uneven) as checkpoint:
+        tokens = read_passages(checkpoint, "tiny", spec, CalibrationText(TEXT))
+    expected: dict[str, np.ndarray] = {}
+    hook = model.model.layers[1].mlp.down_proj.register_forward_pre_hook(
+        lambda _, x: expected.update(down=x[0].reshape(-1, x[0].shape[-1]).numpy())
+    )
+    with torch.no_grad():
+        model(torch.from_numpy(tokens))
+    hook.remove()
+    inputs = calibrated(uneven, "dynamic_int4", calibrate=CalibrationText(TEXT))
+    found = inputs["layers.1.mlp.down"]
+    assert found.moment is not None
+    assert found.moment.exact is not None
+    factors_ = 1 if found.factors is None else found.factors
+    scale = np.abs(expected["down"]).max()
+    off_exact, off_stored = (
+        np.abs(x * factors_ - expected["down"]).max() / scale
+        for x in (found.moment.exact, found.moment.inputs)
+    )
+    assert off_exact < 2e-3 < 0.02 < off_stored
 
 
 def test_scaling_by_a_text_leaves_the_network_as_it_is() -> None:
@@ -280,7 +310,7 @@ def test_scaling_by_a_text_leaves_the_network_as_it_is() -> None:
                 parameter.mul_(rows.reshape(-1, *[1] * (parameter.ndim - 1)))
         before = model(tokens).logits
         weights = FloatWeights({path: weight(*found) for path, found in parameters.items()})
-        calibrate(spec, weights, rng.integers(0, 250, (2, 48)))
+        TextCalibration(spec, weights, rng.integers(0, 250, (2, 48))).run()
         assert any((f != 1).any() for f in weights.factors)
         for path, values in weights.stored.items():
             parameters[path][0].copy_(torch.from_numpy(values).reshape(parameters[path][0].shape))

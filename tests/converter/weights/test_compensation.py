@@ -123,6 +123,37 @@ def test_factors_come_first(inputs: np.ndarray, rows: np.ndarray) -> None:
         np.testing.assert_array_equal(mine, theirs)
 
 
+def test_rows_make_up_for_what_inputs_have_lost(inputs: np.ndarray, rows: np.ndarray) -> None:
+    """By half of what ridge regression says, in float64; and so on tokens that it has not seen."""
+    exact = inputs @ (np.eye(COLUMNS) + 0.02 * np.random.default_rng(2).standard_normal((256, 256)))
+    exact = exact.astype(np.float32)
+    known, unseen = slice(0, None, 2), slice(1, None, 2)
+    made = Moment(inputs[known], square, exact[known]).compensation(32)
+    x, lacks = inputs[known].astype(np.float64), (exact - inputs)[known].astype(np.float64)
+    hessian = square(x)
+    hessian.flat[:: COLUMNS + 1] += compensation._DAMPING * hessian.diagonal().mean()
+    expected = rows + compensation._TRUST * rows @ (lacks.T @ x @ np.linalg.inv(hessian))
+    moved = made.moved(rows)
+    np.testing.assert_allclose(moved, expected, atol=1e-4)
+
+    def off(found: np.ndarray) -> float:
+        return float(((inputs[unseen] @ found.T - exact[unseen] @ rows.T) ** 2).sum())
+
+    assert off(moved) < 0.6 * off(rows)
+    packed = INT4_BLOCK32.widened(*INT4_BLOCK32.pack_compensated(rows.copy(), made))
+    alone = Moment(inputs[known], square).compensation(32)
+    np.testing.assert_array_equal(
+        packed, INT4_BLOCK32.widened(*INT4_BLOCK32.pack_compensated(moved.copy(), alone))
+    )
+
+
+def test_rows_stay_where_little_is_known(inputs: np.ndarray, rows: np.ndarray) -> None:
+    """Not what was lost, or of fewer tokens than columns."""
+    few = Moment(inputs[:200], square, 1.1 * inputs[:200])
+    for moment in (Moment(inputs, square), few):
+        assert moment.compensation(32).moved(rows) is rows
+
+
 def test_rows_and_inputs_of_zeros(inputs: np.ndarray) -> None:
     """A column that nothing reaches, and one that nothing leaves."""
     silent = inputs.copy()
@@ -156,4 +187,4 @@ def test_each_size_of_blocks_is_made_once(inputs: np.ndarray) -> None:
     moment = Moment(inputs, counted)
     assert moment.compensation(32) is moment.compensation(32)
     assert moment.compensation(128).block == 128
-    assert calls == [600, 600]
+    assert calls == [600]
