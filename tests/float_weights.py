@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from converter.weights.calibration import Inputs
+from converter.weights.workers import Task
 
 
 class FloatWeights:
@@ -49,9 +50,9 @@ class FloatWeights:
         self.store(inputs, *paths)
         return [x @ self.parameters[path].T for path in paths]
 
-    def square(self, x: np.ndarray) -> np.ndarray:
-        found: np.ndarray = x.T @ x
-        return found
+    def do(self, tasks: Iterable[Task]) -> None:
+        for task in tasks:
+            task()
 
     def divide(self, path: str, factors: np.ndarray | None) -> None:
         if factors is not None:

@@ -22,7 +22,7 @@ With a text (`--calibrate`) `text_calibration` takes its place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -52,6 +52,7 @@ from converter.decoder import (
 from converter.kernels import INT8_MAX
 from converter.weights.activations import activate
 from converter.weights.compensation import Moment
+from converter.weights.workers import Task
 
 TOKENS = 32
 # Of the mean over a matrix, added to every column: 32 tokens do not know those that look dead.
@@ -129,8 +130,8 @@ class Weights(Protocol):
         second half of x and the matrices as they were.
         """
 
-    def square(self, x: np.ndarray) -> np.ndarray:
-        """`x.T @ x`: `(n, columns)` to `(columns, columns)`."""
+    def do(self, tasks: Iterable[Task]) -> None:
+        """Do tasks, by threads."""
 
     def divide(self, path: str, factors: np.ndarray | None) -> None:
         """Store a norm's weight or a bias divided; or divide the rows of a matrix just stored."""
@@ -458,19 +459,11 @@ class Calibration:
         weights = self.weights
         gate, up, down = (f"{block}.{part}" for part in MLP_PROJECTIONS)
         if feed_forward.is_gated:
-            gates, ups = weights.multiply(inputs, y, gate, up)
-            if feed_forward.cutoff is not None:
-                level = gates.mean(axis=-1, keepdims=True)
-                level += np.float32(feed_forward.cutoff) * gates.std(axis=-1, keepdims=True)
-                gates = np.maximum(gates - level, 0)
-            gates = self.projected(gate, feed_forward, gates)
-            ups = self.projected(up, feed_forward, ups)
-            limit = feed_forward.limit
-            if limit is not None:
-                gates, ups = np.minimum(gates, limit), np.clip(ups, -limit, limit)
-            y = self.activated(block, feed_forward, gates)
-            y *= ups + np.float32(feed_forward.up_offset)
-            del gates, ups  # the widest that there are
+            y, ups = weights.multiply(inputs, y, gate, up)
+            for start in range(0, len(y), TOKENS):  # the widest that there are
+                some = slice(start, start + TOKENS)
+                y[some] = self.gated(block, feed_forward, y[some], ups[some])
+            del ups
         else:  # what stands inside an activation cannot be scaled
             [ups] = weights.multiply(inputs, y, up)
             y = self.activated(block, feed_forward, self.projected(up, feed_forward, ups))
@@ -482,6 +475,24 @@ class Calibration:
                 weights.divide(f"{up}.bias", inputs.factors)
         [product] = weights.multiply(inputs, y, down)
         return self.projected(down, feed_forward, product)
+
+    def gated(
+        self, block: str, feed_forward: FeedForward, gates: np.ndarray, ups: np.ndarray
+    ) -> np.ndarray:
+        """What its last matrix is fed with, of some tokens."""
+        gate, up, _ = (f"{block}.{part}" for part in MLP_PROJECTIONS)
+        if feed_forward.cutoff is not None:
+            level = gates.mean(axis=-1, keepdims=True)
+            level += np.float32(feed_forward.cutoff) * gates.std(axis=-1, keepdims=True)
+            gates = np.maximum(gates - level, 0)
+        gates = self.projected(gate, feed_forward, gates)
+        ups = self.projected(up, feed_forward, ups)
+        limit = feed_forward.limit
+        if limit is not None:
+            gates, ups = np.minimum(gates, limit), np.clip(ups, -limit, limit)
+        y = self.activated(block, feed_forward, gates)
+        y *= ups + np.float32(feed_forward.up_offset)
+        return y
 
     def route(
         self,

@@ -19,13 +19,13 @@ inverse; the scale of a block is the one that leaves least of this sum. Rows are
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from converter.kernels import round_compensated, round_rows
+from converter.weights.matrices import Do, cholesky, multiply, solve, square
 
 # Of the mean of H's diagonal, added to all of it. Some thousand tokens know the large directions of
 # H, not the small ones: with GPTQ's 0.01 these are trusted too far (benchmarks/README.md).
@@ -132,12 +132,12 @@ class Moment:
 
     Attributes:
         inputs: of tokens, as stored columns meet them, float32 `(n, columns)`.
-        square: makes `x.T @ x` of such.
+        do: does tasks, by threads.
         exact: what they would be had nothing been rounded before; None where that is not known.
     """
 
     inputs: np.ndarray
-    square: Callable[[np.ndarray], np.ndarray]
+    do: Do
     exact: np.ndarray | None = None
 
     def compensation(self, block: int) -> Compensation:
@@ -150,36 +150,37 @@ class Moment:
     def _made(self) -> dict[int, Compensation]:
         return {}
 
-    @cached_property
-    def _damped(self) -> np.ndarray:
-        """H. Damped so, float32 does for it."""
-        moment = self.square(self.inputs)
-        moment.flat[:: len(moment) + 1] += np.float32(_DAMPING) * moment.diagonal().mean()
-        return moment
-
-    @cached_property
-    def _move(self) -> np.ndarray | None:
-        """`D^T X H^-1` where inputs X lack D, in part; see `Compensation.move`.
-
-        Fewer tokens than columns would say it of themselves alone.
-        """
-        tokens, columns = self.inputs.shape
-        if self.exact is None or tokens < columns:
-            return None
-        cross = self.inputs.T @ (self.exact - self.inputs)
-        move: np.ndarray = np.float32(_TRUST) * np.linalg.solve(self._damped, cross).T
-        return move
-
     def _compensation(self, block: int) -> Compensation:
         power = np.einsum("nc,nc->c", self.inputs, self.inputs)
         blocks = np.argsort(-power.reshape(-1, block).sum(axis=1), kind="stable")
         order = (blocks[:, None] * block + np.arange(block)).reshape(-1)
-        # Of the columns in reverse, H is the reverse, and its L L^T that of R R^T.
+        # Of the columns in reverse, H is the reverse, and its L L^T that of R R^T. Damped so,
+        # float32 does for it.
         reverse = order[::-1]
-        lower = np.linalg.cholesky(self._damped.take(reverse, axis=0).take(reverse, axis=1))
+        moment = square(self.inputs.take(reverse, axis=1), self.do)
+        moment.flat[:: len(order) + 1] += np.float32(_DAMPING) * power.mean()
+        lower = cholesky(moment, self.do)
+        others = list(self._made.values())
+        move = others[0].move if others else self._move(lower, reverse)
         upper = np.ascontiguousarray(lower[::-1, ::-1])
-        del lower
         diagonal = upper.diagonal().copy()
         upper /= diagonal
         costs = diagonal * diagonal
-        return Compensation(order, upper, costs / costs.mean(), block, self._move)
+        return Compensation(order, upper, costs / costs.mean(), block, move)
+
+    def _move(self, lower: np.ndarray, order: np.ndarray) -> np.ndarray | None:
+        """`D^T X H^-1` where inputs X lack D, in part; see `Compensation.move`.
+
+        Fewer tokens than columns would say it of themselves alone.
+
+        Args:
+            lower: the factor of H with its columns in this order.
+        """
+        if self.exact is None or len(self.exact) < len(order):
+            return None
+        lacks = self.exact - self.inputs
+        cross = multiply(self.inputs.take(order, axis=1), lacks, self.do)
+        cross *= np.float32(_TRUST)
+        move = np.empty_like(cross)
+        move[:, order] = solve(lower, cross, self.do).T
+        return move

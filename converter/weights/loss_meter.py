@@ -126,7 +126,7 @@ class _Meter(WeightReader):
         if path in self._made and not is_rounded:
             before, product = self._made[path]
             if np.array_equal(before, x):
-                return product
+                return product.copy()  # whoever gets it may change it
         weight = self._whole(path)
         product = np.empty((len(x), weight.shape[0]), np.float32)
 
@@ -137,7 +137,7 @@ class _Meter(WeightReader):
             np.matmul(x, rows.T, out=product[:, start:stop])
 
         self._workers.do(partial(fill, *block) for block in weight.row_blocks())
-        self._made.setdefault(path, (x, product))
+        self._made.setdefault(path, (x.copy(), product.copy()))
         return product
 
     def _round(self, weight: PlannedWeight, inputs: Inputs, rows: np.ndarray) -> np.ndarray:

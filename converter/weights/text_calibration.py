@@ -42,7 +42,7 @@ class TextCalibration(Calibration):
         if found.importance is None:
             return found
         seen = x if found.factors is None else x / found.factors
-        return replace(found, moment=Moment(seen, self.weights.square))
+        return replace(found, moment=Moment(seen, self.weights.do))
 
     def strength(self, paths: Sequence[str]) -> Strength:
         return _OF_TEXT if self.weights.lack_inputs(*paths) else super().strength(paths)
@@ -76,7 +76,7 @@ class TextCalibration(Calibration):
 
 
 class PairedCalibration(TextCalibration):
-    """The text twice, side by side: through matrices as they are stored, and as they were.
+    """The text twice, one below the other: through matrices as they are stored, and as they were.
 
     What the first lacks of the second is what the matrices after it are to make up for.
     """

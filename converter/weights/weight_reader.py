@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 
 import numpy as np
 
@@ -13,9 +12,9 @@ from converter.weights.calibration import Inputs
 from converter.weights.planned_weight import PlannedWeight
 from converter.weights.row_format import Clip, RowFormat
 from converter.weights.weight_rows import read_weight
-from converter.weights.workers import Workers
+from converter.weights.workers import Task, Workers
 
-# Columns of a square that are made at once, and tokens of a product in float32.
+# Tokens of a product in float32 that are made at once.
 TOGETHER = 256
 
 
@@ -57,16 +56,8 @@ class WeightReader:
     def lack_inputs(self, *paths: str) -> bool:
         return all(piece.format.lacks_inputs for path in paths for piece in self._pieces[path])
 
-    def square(self, x: np.ndarray) -> np.ndarray:
-        found = np.empty((x.shape[1], x.shape[1]), np.float32)
-
-        def fill(start: int, stop: int) -> None:
-            found[:stop, start:stop] = x[:, :stop].T @ x[:, start:stop]
-            found[start:stop, :start] = found[:start, start:stop].T
-
-        steps = range(0, x.shape[1], TOGETHER)
-        self._workers.do(partial(fill, i, min(i + TOGETHER, x.shape[1])) for i in steps)
-        return found
+    def do(self, tasks: Iterable[Task]) -> None:
+        self._workers.do(tasks)
 
     def _whole(self, path: str) -> PlannedWeight:
         [weight] = self._pieces[path]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from converter.weights import compensation
 from converter.weights.compensation import Compensation, Moment
 from converter.weights.quantization import INT4_BLOCK32, INT4_BLOCK128, INT6, Format
 from converter.weights.row_format import ValueRangeError
+from converter.weights.workers import Task
 
 COLUMNS = 256
 
@@ -25,6 +28,11 @@ def inputs() -> np.ndarray:
 @pytest.fixture(scope="module")
 def rows() -> np.ndarray:
     return np.random.default_rng(1).standard_normal((40, COLUMNS)).astype(np.float32)
+
+
+def do(tasks: Iterable[Task]) -> None:
+    for task in tasks:
+        task()
 
 
 def square(x: np.ndarray) -> np.ndarray:
@@ -49,7 +57,7 @@ def lost(found: np.ndarray, rows: np.ndarray, x: np.ndarray) -> float:
 @pytest.mark.parametrize("block", [32, 128])
 def test_it_is_gptq(block: int, inputs: np.ndarray, rows: np.ndarray) -> None:
     """With the same scales: algorithm 1 of its paper, by the inverse, in float64."""
-    made = Moment(inputs, square).compensation(block)
+    made = Moment(inputs, do).compensation(block)
     found, scales = rounded(made, rows)
     hessian = square(inputs.astype(np.float64))
     hessian.flat[:: COLUMNS + 1] += compensation._DAMPING * hessian.diagonal().mean()
@@ -69,7 +77,7 @@ def test_it_is_gptq(block: int, inputs: np.ndarray, rows: np.ndarray) -> None:
 def test_rows_with_one_scale_are_gptq_column_by_column(
     inputs: np.ndarray, rows: np.ndarray
 ) -> None:
-    made = Moment(inputs, square).compensation(1)
+    made = Moment(inputs, do).compensation(1)
     assert (np.diff(square(inputs).diagonal()[made.order]) <= 0).all()
     found = np.full(rows.shape, 99, np.int8)
     scales = np.abs(rows).max(axis=1) / np.float32(29)
@@ -89,7 +97,7 @@ def test_rows_with_one_scale_are_gptq_column_by_column(
 
 def test_blocks_go_by_their_weight(inputs: np.ndarray) -> None:
     power = square(inputs).diagonal()
-    order = Moment(inputs, square).compensation(32).order
+    order = Moment(inputs, do).compensation(32).order
     assert sorted(order) == list(range(COLUMNS))
     assert (np.diff(order.reshape(-1, 32), axis=1) == 1).all()
     assert (np.diff(power[order].reshape(-1, 32).sum(axis=1)) <= 0).all()
@@ -100,7 +108,7 @@ def test_less_of_the_products_is_lost(form: Format, inputs: np.ndarray, rows: np
     """On inputs like those that it knows, in half of the tokens."""
     known, others = inputs[::2], inputs[1::2]
     assert form.compensated_block is not None
-    made = Moment(known, square).compensation(form.compensated_block)
+    made = Moment(known, do).compensation(form.compensated_block)
     power = (known**2).mean(axis=0)
     plain = form.widened(*form.pack(rows.copy(), importance=power / power.mean()))
     compensated = form.widened(*form.pack_compensated(rows.copy(), made))
@@ -108,14 +116,14 @@ def test_less_of_the_products_is_lost(form: Format, inputs: np.ndarray, rows: np
 
 
 def test_what_is_packed_is_what_was_found(inputs: np.ndarray, rows: np.ndarray) -> None:
-    made = Moment(inputs, square).compensation(32)
+    made = Moment(inputs, do).compensation(32)
     integers, scales = rounded(made, rows)
     widened = INT4_BLOCK32.widened(*INT4_BLOCK32.pack_compensated(rows.copy(), made))
     np.testing.assert_array_equal(widened, integers * scales.astype(np.float32).repeat(32, axis=1))
 
 
 def test_factors_come_first(inputs: np.ndarray, rows: np.ndarray) -> None:
-    made = Moment(inputs, square).compensation(32)
+    made = Moment(inputs, do).compensation(32)
     factors = np.exp2(np.arange(COLUMNS) % 5 - 2).astype(np.float32)
     found = INT4_BLOCK32.pack_compensated(rows.copy(), made, factors=factors)
     expected = INT4_BLOCK32.pack_compensated(rows * factors, made)
@@ -128,7 +136,7 @@ def test_rows_make_up_for_what_inputs_have_lost(inputs: np.ndarray, rows: np.nda
     exact = inputs @ (np.eye(COLUMNS) + 0.02 * np.random.default_rng(2).standard_normal((256, 256)))
     exact = exact.astype(np.float32)
     known, unseen = slice(0, None, 2), slice(1, None, 2)
-    made = Moment(inputs[known], square, exact[known]).compensation(32)
+    made = Moment(inputs[known], do, exact[known]).compensation(32)
     x, lacks = inputs[known].astype(np.float64), (exact - inputs)[known].astype(np.float64)
     hessian = square(x)
     hessian.flat[:: COLUMNS + 1] += compensation._DAMPING * hessian.diagonal().mean()
@@ -141,7 +149,7 @@ def test_rows_make_up_for_what_inputs_have_lost(inputs: np.ndarray, rows: np.nda
 
     assert off(moved) < 0.6 * off(rows)
     packed = INT4_BLOCK32.widened(*INT4_BLOCK32.pack_compensated(rows.copy(), made))
-    alone = Moment(inputs[known], square).compensation(32)
+    alone = Moment(inputs[known], do).compensation(32)
     np.testing.assert_array_equal(
         packed, INT4_BLOCK32.widened(*INT4_BLOCK32.pack_compensated(moved.copy(), alone))
     )
@@ -149,8 +157,8 @@ def test_rows_make_up_for_what_inputs_have_lost(inputs: np.ndarray, rows: np.nda
 
 def test_rows_stay_where_little_is_known(inputs: np.ndarray, rows: np.ndarray) -> None:
     """Not what was lost, or of fewer tokens than columns."""
-    few = Moment(inputs[:200], square, 1.1 * inputs[:200])
-    for moment in (Moment(inputs, square), few):
+    few = Moment(inputs[:200], do, 1.1 * inputs[:200])
+    for moment in (Moment(inputs, do), few):
         assert moment.compensation(32).moved(rows) is rows
 
 
@@ -158,7 +166,7 @@ def test_rows_and_inputs_of_zeros(inputs: np.ndarray) -> None:
     """A column that nothing reaches, and one that nothing leaves."""
     silent = inputs.copy()
     silent[:, ::3] = 0
-    made = Moment(silent, square).compensation(32)
+    made = Moment(silent, do).compensation(32)
     integers, scales = rounded(made, np.concatenate([np.zeros((3, COLUMNS), np.float32), silent]))
     assert not integers[:3].any()
     assert (scales > 0).all()
@@ -170,7 +178,7 @@ def test_rows_and_inputs_of_zeros(inputs: np.ndarray) -> None:
 def test_values_that_no_scale_is_for(
     value: float, why: str, inputs: np.ndarray, rows: np.ndarray
 ) -> None:
-    made = Moment(inputs, square).compensation(32)
+    made = Moment(inputs, do).compensation(32)
     damaged = rows.copy()
     damaged[7, 100] = value
     with pytest.raises(ValueRangeError, match=why):
@@ -180,11 +188,12 @@ def test_values_that_no_scale_is_for(
 def test_each_size_of_blocks_is_made_once(inputs: np.ndarray) -> None:
     calls = []
 
-    def counted(x: np.ndarray) -> np.ndarray:
-        calls.append(len(x))
-        return square(x)
+    def counted(tasks: Iterable[Task]) -> None:
+        calls.append(tasks)
+        do(tasks)
 
     moment = Moment(inputs, counted)
-    assert moment.compensation(32) is moment.compensation(32)
+    first, made = moment.compensation(32), len(calls)
+    assert moment.compensation(32) is first
+    assert len(calls) == made
     assert moment.compensation(128).block == 128
-    assert calls == [600]
