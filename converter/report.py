@@ -28,8 +28,9 @@ _BASE = 56_000_000  # the interpreter and the libraries that every conversion im
 _PER_VALUE = 11  # of a thread's block: as stored 2, float32 4, reordered 4, packed 1
 _PER_FLATBUFFER_BYTE = 2  # its builder, and the result
 _PER_TABLE = 290  # of the graph: its tensors and operators as Python objects
-# Of a text that calibrates: per pair of columns, and per token and column.
-_PER_SQUARE, _PER_INPUT = 12, 20
+# Of a text that calibrates: per token and column where it is widest, and where it goes through the
+# network twice; and per pair of columns that make up for each other.
+_PER_INPUT, _PER_PAIR_OF_INPUTS, _PER_SQUARE = 26, 48, 6
 # Of a tokenizer, as it is proved: Gemma 3's tokenizer.json taken apart, its pieces from a GGUF; and
 # the tokenizer.json that was made pieces of.
 _PER_TOKENIZER_BYTE = {HF_KIND: 4, SENTENCEPIECE_KIND: 18}
@@ -199,7 +200,8 @@ def _calibration_memory(plan: Plan) -> int:
         return 0
     compensated = [w.shape[-1] for w in plan.weights if w.format.compensated_block is not None]
     fed = max(w.shape[-1] for w in plan.weights if w.format.rounds_inputs)
-    return _PER_SQUARE * max(compensated, default=0) ** 2 + _PER_INPUT * plan.passages.size * fed
+    per_input = _PER_PAIR_OF_INPUTS if compensated else _PER_INPUT
+    return _PER_SQUARE * max(compensated, default=0) ** 2 + per_input * plan.passages.size * fed
 
 
 def _tokenizer_memory(checkpoint: Checkpoint, plan: Plan) -> int:
