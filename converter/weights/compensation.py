@@ -14,7 +14,7 @@ near W that is the one whose products with them are nearest to those of W with e
 
 Source: GPTQ (Frantar et al., 2022), in the form of QuIP (Chee et al., 2023, LDLQ), which needs no
 inverse; the scale of a block is the one that leaves least of this sum. Rows are moved as in QEP
-(Arai and Ichikawa, 2025), by a part of what least squares say.
+(Arai and Ichikawa, 2025), by the part of what least squares say that was true of other tokens.
 """
 
 from __future__ import annotations
@@ -30,9 +30,6 @@ from converter.weights.matrices import Do, cholesky, multiply, solve, square
 # Of the mean of H's diagonal, added to all of it. Some thousand tokens know the large directions of
 # H, not the small ones: with GPTQ's 0.01 these are trusted too far (benchmarks/README.md).
 _DAMPING = 0.2
-# The part of what least squares say that rows are moved by: some thousand tokens say it of
-# themselves, and of others less (benchmarks/README.md).
-_TRUST = 0.5
 # Integers to which a block's largest magnitude is taken while its scale is searched.
 _REACHES = (9.5, 9.0, 8.5, 8.0, 7.6, 7.2, 6.8, 6.4, 6.0, 5.5, 5.0)
 # Columns of a row with one scale that are rounded at once.
@@ -154,12 +151,10 @@ class Moment:
         power = np.einsum("nc,nc->c", self.inputs, self.inputs)
         blocks = np.argsort(-power.reshape(-1, block).sum(axis=1), kind="stable")
         order = (blocks[:, None] * block + np.arange(block)).reshape(-1)
-        # Of the columns in reverse, H is the reverse, and its L L^T that of R R^T. Damped so,
-        # float32 does for it.
+        # Of the columns in reverse, H is the reverse, and its L L^T that of R R^T.
         reverse = order[::-1]
         moment = square(self.inputs.take(reverse, axis=1), self.do)
-        moment.flat[:: len(order) + 1] += np.float32(_DAMPING) * power.mean()
-        lower = cholesky(moment, self.do)
+        lower = cholesky(_damped(moment), self.do)
         others = list(self._made.values())
         move = others[0].move if others else self._move(lower, reverse)
         upper = np.ascontiguousarray(lower[::-1, ::-1])
@@ -169,7 +164,7 @@ class Moment:
         return Compensation(order, upper, costs / costs.mean(), block, move)
 
     def _move(self, lower: np.ndarray, order: np.ndarray) -> np.ndarray | None:
-        """`D^T X H^-1` where inputs X lack D, in part; see `Compensation.move`.
+        """`D^T X H^-1` where inputs X lack D, as far as it is to be trusted: `Compensation.move`.
 
         Fewer tokens than columns would say it of themselves alone.
 
@@ -178,9 +173,26 @@ class Moment:
         """
         if self.exact is None or len(self.exact) < len(order):
             return None
-        lacks = self.exact - self.inputs
-        cross = multiply(self.inputs.take(order, axis=1), lacks, self.do)
-        cross *= np.float32(_TRUST)
-        move = np.empty_like(cross)
-        move[:, order] = solve(lower, cross, self.do).T
+        inputs, lacks = self.inputs.take(order, axis=1), self.exact - self.inputs
+        found = solve(lower, multiply(inputs, lacks, self.do), self.do)
+        found *= self._trust(inputs, lacks)
+        move = np.empty_like(found)
+        move[:, order] = found.T
         return move
+
+    def _trust(self, inputs: np.ndarray, lacks: np.ndarray) -> np.float32:
+        """The part of what half of the tokens say of lacks that is true of the other half."""
+        half = len(inputs) // 2
+        lower = cholesky(_damped(square(inputs[:half], self.do)), self.do)
+        said = solve(lower, multiply(inputs[:half], lacks[:half], self.do), self.do)
+        foretold = multiply(inputs[half:].T, said, self.do)
+        power = float(np.vdot(foretold, foretold))
+        if not power:
+            return np.float32(0)
+        return np.float32(np.clip(np.vdot(foretold, lacks[half:]) / power, 0, 1))
+
+
+def _damped(moment: np.ndarray) -> np.ndarray:
+    """H so that float32 does for its factor, in its place."""
+    moment.flat[:: len(moment) + 1] += np.float32(_DAMPING) * moment.diagonal().mean()
+    return moment

@@ -132,15 +132,23 @@ def test_factors_come_first(inputs: np.ndarray, rows: np.ndarray) -> None:
 
 
 def test_rows_make_up_for_what_inputs_have_lost(inputs: np.ndarray, rows: np.ndarray) -> None:
-    """By half of what ridge regression says, in float64; and so on tokens that it has not seen."""
+    """By what ridge regression says, in float64, and is true of the half that it has not seen."""
     exact = inputs @ (np.eye(COLUMNS) + 0.02 * np.random.default_rng(2).standard_normal((256, 256)))
     exact = exact.astype(np.float32)
     known, unseen = slice(0, None, 2), slice(1, None, 2)
     made = Moment(inputs[known], do, exact[known]).compensation(32)
     x, lacks = inputs[known].astype(np.float64), (exact - inputs)[known].astype(np.float64)
-    hessian = square(x)
-    hessian.flat[:: COLUMNS + 1] += compensation._DAMPING * hessian.diagonal().mean()
-    expected = rows + compensation._TRUST * rows @ (lacks.T @ x @ np.linalg.inv(hessian))
+
+    def said(x: np.ndarray, lacks: np.ndarray) -> np.ndarray:
+        hessian = square(x)
+        hessian.flat[:: COLUMNS + 1] += compensation._DAMPING * hessian.diagonal().mean()
+        found: np.ndarray = lacks.T @ x @ np.linalg.inv(hessian)
+        return found
+
+    foretold = x[150:] @ said(x[:150], lacks[:150]).T
+    trust = (foretold * lacks[150:]).sum() / (foretold**2).sum()
+    assert 0.1 < trust < 1
+    expected = rows + trust * rows @ said(x, lacks)
     moved = made.moved(rows)
     np.testing.assert_allclose(moved, expected, atol=1e-4)
 
@@ -153,6 +161,18 @@ def test_rows_make_up_for_what_inputs_have_lost(inputs: np.ndarray, rows: np.nda
     np.testing.assert_array_equal(
         packed, INT4_BLOCK32.widened(*INT4_BLOCK32.pack_compensated(moved.copy(), alone))
     )
+
+
+def test_rows_stay_where_it_is_not_true_of_other_tokens(
+    inputs: np.ndarray, rows: np.ndarray
+) -> None:
+    lacks = 0.1 * inputs
+    lacks[300:] *= -1
+    np.testing.assert_array_equal(
+        Moment(inputs, do, inputs + lacks).compensation(32).moved(rows), rows
+    )
+    nothing = Moment(inputs, do, inputs).compensation(32)
+    np.testing.assert_array_equal(nothing.moved(rows), rows)
 
 
 def test_rows_stay_where_little_is_known(inputs: np.ndarray, rows: np.ndarray) -> None:
