@@ -198,7 +198,7 @@ def _calibration_memory(plan: Plan) -> int:
     """Of a text on its way, where it is widest, and of what is known of the inputs there."""
     if plan.passages is None:
         return 0
-    compensated = [w.shape[-1] for w in plan.weights if w.format.compensated_block is not None]
+    compensated = [w.shape[-1] for w in plan.weights if w.compensated_block is not None]
     fed = max(w.shape[-1] for w in plan.weights if w.format.rounds_inputs)
     per_input = _PER_PAIR_OF_INPUTS if compensated else _PER_INPUT
     return _PER_SQUARE * max(compensated, default=0) ** 2 + per_input * plan.passages.size * fed

@@ -85,6 +85,14 @@ class PlannedWeight:
         is_changed = bool(self.updates) or self.factor != 1
         return stored is not None and not is_changed and self.format.carries(stored)
 
+    @property
+    def compensated_block(self) -> int | None:
+        """Columns that share a scale, where columns may make up for each other's errors; else None.
+
+        A checkpoint's own blocks have none.
+        """
+        return None if self.carries_blocks else self.format.compensated_block
+
     @classmethod
     def placed(
         cls,

@@ -106,7 +106,7 @@ class WeightStream(WeightReader):
     def _calibrate(self, spec: DecoderSpec, weights: Sequence[PlannedWeight]) -> None:
         if self._text is None:
             Calibration(spec, self).run()
-        elif any(w.format.compensated_block is not None and not w.carries_blocks for w in weights):
+        elif any(weight.compensated_block is not None for weight in weights):
             PairedCalibration(spec, self, self._text).run()
         else:
             TextCalibration(spec, self, self._text).run()
@@ -167,8 +167,8 @@ class WeightStream(WeightReader):
                 continue
             if self._is_compensated(weight, inputs):
                 assert inputs.moment is not None
-                assert weight.format.compensated_block is not None
-                inputs.moment.compensation(weight.format.compensated_block)  # here, not by threads
+                assert weight.compensated_block is not None
+                inputs.moment.compensation(weight.compensated_block)  # here, not by threads
             for block in weight.row_blocks():
                 tasks.append(
                     partial(self._stream_block, weight, weight.format, inputs, wanted, *block)
@@ -270,9 +270,8 @@ class WeightStream(WeightReader):
 
     @staticmethod
     def _is_compensated(weight: PlannedWeight, inputs: Inputs) -> bool:
-        """Whether columns make up for each other's errors; a checkpoint's own blocks have none."""
-        has_blocks = weight.format.compensated_block is not None
-        return inputs.moment is not None and has_blocks and not weight.carries_blocks
+        """Whether columns make up for each other's errors."""
+        return inputs.moment is not None and weight.compensated_block is not None
 
 
 @dataclass(frozen=True)
