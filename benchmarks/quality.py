@@ -63,8 +63,10 @@ _CALIBRATED = (
     "dynamic_int4_mixed",
     "dynamic_int4,embedding=dynamic_int4",
 )
-# With which files take at most dynamic_int4's bytes and Q4_K_M's: SmolLM2's, then Gemma's.
+# With which files take at most dynamic_int4's bytes and Q4_K_M's, SmolLM2's and Gemma's; one with
+# the embedding and the head in four bits.
 _BUDGETS = (
+    ("dynamic_int4,embedding=dynamic_int4", "5.2"),
     *(("dynamic_int4,embedding=dynamic_int6_a16", bits) for bits in ("5.2", "6.05", "6.4", "7.3")),
     ("dynamic_int4", "7.3"),
 )
