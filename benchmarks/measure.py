@@ -17,12 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Linux counts a process's peak from before its exec, when it still had its parent's memory. So a
-# small interpreter of its own starts each command: 10 MiB is the least that can be seen.
+# Set where `benchmarks.as_avx2` hides what a processor has beyond AVX2.
+AS_AVX2 = "AS_AVX2"
+_NEWER_THAN_AVX2 = ("avx512", "avx_vnni", "amx", "gfni", "vaes", "vpclmulqdq")
 # Those that engines have own products for, as Linux names them: x86's, then ARM's.
 _INSTRUCTION_SETS = frozenset(
     ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
 )
+# Linux counts a process's peak from before its exec, when it still had its parent's memory. So a
+# small interpreter of its own starts each command: 10 MiB is the least that can be seen.
 _LAUNCHER = """
 import os, sys, time
 quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
@@ -139,21 +142,33 @@ def guarded(main: Callable[[], None]) -> None:
 
 def machine(*packages: str) -> dict[str, Any]:
     """What the figures were taken on, and with which versions."""
-    said: dict[str, str] = {}
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-        said = {key.strip(): value.strip() for key, _, value in (ln.partition(":") for ln in lines)}
-    flags = said.get("flags", said.get("Features", "")).split()
+    said = _cpuinfo()
+    hides = ", what is newer than AVX2 hidden" if AS_AVX2 in os.environ else ""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "system": platform.platform(),
-        "processor": said.get("model name") or platform.processor(),
-        "instruction_sets": [flag for flag in flags if flag in _INSTRUCTION_SETS],
+        "processor": (said.get("model name") or platform.processor()) + hides,
+        "instruction_sets": [flag for flag in processor_flags() if flag in _INSTRUCTION_SETS],
         "cores": os.cpu_count(),
         "memory_gib": round(pages / 2**30, 1),
         "python": platform.python_version(),
         "versions": {package: importlib.metadata.version(package) for package in packages},
     }
+
+
+def processor_flags() -> list[str]:
+    """What the processor has, as Linux names it, less what is hidden; empty on other systems."""
+    said = _cpuinfo()
+    flags = said.get("flags", said.get("Features", "")).split()
+    hidden = _NEWER_THAN_AVX2 if AS_AVX2 in os.environ else ()
+    return [flag for flag in flags if not flag.startswith(hidden)]
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().split("\n\n")[0].splitlines() if path.exists() else []
+    return {key.strip(): value.strip() for key, _, value in (ln.partition(":") for ln in lines)}
 
 
 def commit() -> str:

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.measure import AS_AVX2, processor_flags
 from converter.errors import EngineError
 from converter.torch import reference
 
@@ -113,7 +114,8 @@ def litert_torch_bundle(
 
 def llama_cpp_programs() -> Path:
     """The folder with llama-bench, llama-quantize and llama-server, built for this processor."""
-    home = _cache() / (LLAMA_CPP_SOURCE.replace("==", "-") + "-programs")
+    sets = "-avx2" if AS_AVX2 in os.environ else ""
+    home = _cache() / f"{LLAMA_CPP_SOURCE.replace('==', '-')}-programs{sets}"
     if not home.exists():
         for tool in ("cmake", "ninja"):
             if shutil.which(tool) is None:
@@ -137,8 +139,7 @@ def _build_llama_cpp(work: Path) -> None:
     left_out = ["BUILD_SHARED_LIBS", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES"]
     left_out += ["LLAMA_BUILD_UI", "LLAMA_USE_PREBUILT_UI", "LLAMA_CURL", "LLAMA_OPENSSL"]
     options = ["-DCMAKE_BUILD_TYPE=Release", *(f"-D{option}=OFF" for option in left_out)]
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    flags = processor_flags()
     if "avx" in flags:
         options.append("-DGGML_NATIVE=OFF")
         options += [f"-DGGML_{o}=ON" for flag, o in _INSTRUCTION_SETS.items() if flag in flags]
