@@ -340,8 +340,8 @@ def _refuse_converted(request: Request, local: Path) -> None:
     if local.suffix.lower() == ".litertlm":
         raise OptionError(
             request.model,
-            "it is converted already, and this is about what it was made of",
-            "see what is in it with litert-lm-cli inspect",
+            "it is converted already, and this reads what models are made of",
+            f"name its folder, GGUF or repository, or see litert-lm-cli inspect {local}",
         )
 
 
