@@ -30,7 +30,8 @@ from converter.checkpoint.safetensors import open_folder
 from converter.options import ConvertOptions
 from converter.output.atomic_file import AtomicFile
 from converter.version import __version__
-from converter.weights.calibration import TOKENS, Inputs
+from converter.weights.calibration import TOKENS
+from converter.weights.inputs import Inputs
 from converter.weights.quantization import INT4_BLOCK32, INT8
 from converter.weights.row_format import Clip
 from runner.evaluation import TEXT

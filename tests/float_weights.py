@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from converter.weights.calibration import Inputs
+from converter.weights.inputs import Inputs
 from converter.weights.workers import Task
 
 

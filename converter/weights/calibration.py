@@ -1,18 +1,8 @@
-"""Calibration: what reaches each matrix, and what its columns are scaled with.
+"""Calibration: what reaches each matrix.
 
 A few random tokens go through the network while its weights are streamed. Attention is simplified
 to the mean of all values so far, which needs no queries, keys or positions and was measured to
-serve as well (benchmarks/README.md). What is learned of a matrix's inputs has two uses:
-
-- Importance. The mean square of what arrives at a column is what an error there costs; the scales
-  of int4 blocks are chosen for it.
-- Equalisation. All inputs of a token share one int8 scale, so that a few large ones cost all
-  others their precision. A column that large inputs reach is multiplied with a factor, and what
-  makes these inputs is divided by it: the weight of a norm, or rows of v and up. The network stays
-  the same; without a text the factors are powers of two, so that scaling rounds nothing.
-
-Source: SmoothQuant (Xiao et al., 2022), equation 4, with root mean squares for maxima and without
-the weights' share; AWQ (Lin et al., 2023) for int4.
+serve as well (benchmarks/README.md). What comes of it: `converter.weights.inputs`.
 
 Every product is one of small integers, which is exact: neither threads nor blocks nor the processor
 change a bit of it.
@@ -23,7 +13,7 @@ With a text (`--calibrate`) `text_calibration` takes its place.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -49,57 +39,13 @@ from converter.decoder import (
     Router,
     ShortConv,
 )
-from converter.kernels import INT8_MAX
 from converter.weights.activations import activate
-from converter.weights.compensation import Moment
+from converter.weights.inputs import FLOOR, Inputs, Strength, learn_inputs
 from converter.weights.workers import Task
 
 TOKENS = 32
-# Of the mean over a matrix, added to every column: 32 tokens do not know those that look dead.
-_FLOOR = np.float32(0.1)
-_LARGEST_EXPONENT = 4.0
-
-
-@dataclass(frozen=True)
-class Strength:
-    """How strongly columns are scaled.
-
-    Attributes:
-        alpha: a factor is the root mean square of a column's input to this power.
-        floor: of the mean over a matrix, added to every column's mean square first.
-        step: factors are 2 to a multiple of it; where it is 1, scaling rounds nothing.
-    """
-
-    alpha: float
-    floor: np.float32
-    step: float = 1.0
-
-
-# By a few random tokens (benchmarks.rounding).
-_OF_FEW = Strength(0.25, _FLOOR)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What is known of the inputs of matrices, column by column.
-
-    Attributes:
-        importance: what a squared error in a stored column costs, float32 `(columns,)`; None where
-            all cost the same.
-        factors: what columns are multiplied with before they are stored, and inputs divided by:
-            powers of two, float32 `(columns,)`; None where they stay as they are.
-        moment: where a text says enough of them, so that stored columns may make up for each
-            other's errors.
-    """
-
-    importance: np.ndarray | None = None
-    factors: np.ndarray | None = None
-    moment: Moment | None = None
-
-    @property
-    def are_paired(self) -> bool:
-        """Whether rows for matrices as they are stored are followed by as many for exact ones."""
-        return self.moment is not None and self.moment.exact is not None
+# How strongly columns are scaled by a few random tokens (benchmarks.rounding).
+_OF_FEW = Strength(0.25, FLOOR)
 
 
 class Weights(Protocol):
@@ -580,13 +526,13 @@ class Calibration:
     def inputs(
         self, x: np.ndarray, scaled: Sequence[str] = (), shared: tuple[int, int] = (1, 1)
     ) -> Inputs:
-        """What tokens say of a matrix's inputs; see `_inputs`.
+        """What tokens say of a matrix's inputs; see `learn_inputs`.
 
         Args:
             scaled: the matrices whose columns, or rows, get factors, if all of them may.
         """
         may_scale = bool(scaled) and self.weights.may_scale(*scaled)
-        return _inputs(x, self.strength(scaled) if may_scale else None, shared)
+        return learn_inputs(x, self.strength(scaled) if may_scale else None, shared)
 
     def strength(self, _paths: Sequence[str]) -> Strength:
         """How strongly these matrices are scaled."""
@@ -641,13 +587,13 @@ class _Streams:
 
     def begin(self, x: np.ndarray) -> np.ndarray:
         paths = [f"altup_begin.{i}" for i in range(self.altup.streams - 1)]
-        others = self.weights.multiply(_inputs(x), x, *paths)
+        others = self.weights.multiply(learn_inputs(x), x, *paths)
         return np.stack([x, *(_as_long(other, x) for other in others)])
 
     def end(self, x: np.ndarray) -> np.ndarray:
         total = x[0]
         for i, stream in enumerate(x[1:]):
-            [other] = self.weights.multiply(_inputs(stream), stream, f"altup_end.{i}")
+            [other] = self.weights.multiply(learn_inputs(stream), stream, f"altup_end.{i}")
             total = total + _as_long(other, x[0])
         return total / np.float32(self.altup.streams)
 
@@ -675,7 +621,7 @@ class _Streams:
         return self.calibration.normed(f"{block}.router_norm", x) / np.float32(x.shape[1])
 
     def multiply(self, block: str, part: str, x: np.ndarray) -> list[np.ndarray]:
-        return self.weights.multiply(_inputs(x), x, f"{block}.{part}")
+        return self.weights.multiply(learn_inputs(x), x, f"{block}.{part}")
 
 
 def _shares(experts: Experts, logits: np.ndarray, weights: Weights, choice: str) -> np.ndarray:
@@ -698,43 +644,6 @@ def _as_long(x: np.ndarray, other: np.ndarray) -> np.ndarray:
     size, own = ((y * y).mean(axis=-1, keepdims=True) for y in (other, x))
     scaled: np.ndarray = x * np.sqrt(size / np.maximum(own, np.float32(1e-5)))
     return scaled
-
-
-def to_integers(x: np.ndarray, factors: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Rows, divided by factors, as int8 of -127 to 127, and their scales, float32 `(n,)`."""
-    values = x.copy() if factors is None else x / factors
-    peaks = np.maximum(values.max(axis=1), -values.min(axis=1))
-    scales = np.maximum(peaks / np.float32(INT8_MAX), _TINY)
-    values /= scales[:, None]
-    return np.rint(values, out=values).astype(np.int8), scales
-
-
-_TINY = np.finfo(np.float32).tiny
-
-
-def _inputs(
-    x: np.ndarray, strength: Strength | None = None, shared: tuple[int, int] = (1, 1)
-) -> Inputs:
-    """What some tokens say of a matrix's inputs, `(n, columns)`.
-
-    Args:
-        strength: of the factors that columns get; None where they get none.
-        shared: into how many parts columns fall, and of each into how many that have the same.
-    """
-    powers = (x * x).mean(axis=0)
-    mean = powers.mean()
-    if not np.isfinite(mean) or mean < _TINY:  # the weights are damaged, or all zero
-        return Inputs()
-    importance = (powers / mean + _FLOOR) / (1 + _FLOOR)
-    if strength is None:
-        return Inputs(importance)
-    known = (powers / mean + strength.floor) / (1 + strength.floor)
-    size = np.log2(known.astype(np.float64)) / 2  # of the root
-    by_part = size.reshape(*shared, -1)
-    size = np.broadcast_to(by_part.mean(axis=1, keepdims=True), by_part.shape).reshape(-1)
-    exponents = np.rint(strength.alpha * (size - size.mean()) / strength.step) * strength.step
-    factors = np.exp2(np.clip(exponents, -_LARGEST_EXPONENT, _LARGEST_EXPONENT)).astype(np.float32)
-    return Inputs(importance / (factors * factors), factors)
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 
 from converter.checkpoint.base import Checkpoint, ThreadBuffer
 from converter.decoder import DecoderSpec, Experts, FeedForward, LayerSpec, Mixer
-from converter.weights.calibration import Inputs
+from converter.weights.inputs import Inputs
 from converter.weights.planned_weight import PlannedWeight
 from converter.weights.row_format import Clip
 from converter.weights.text_calibration import TextCalibration

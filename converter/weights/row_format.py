@@ -15,7 +15,7 @@ class Clip(StrEnum):
     """How numbers are rounded: `--clip`.
 
     MSE: the scale of an int4 block is that of least squared error, and columns are scaled by what
-    reaches them (`converter.weights.calibration`). MAX: plainly, the largest magnitude gives the
+    reaches them (`converter.weights.inputs`). MAX: plainly, the largest magnitude gives the
     scale. An int8 row always takes that: with so many steps, clipping gains nothing that can be
     measured (benchmarks/README.md).
     """

@@ -20,7 +20,8 @@ import numpy as np
 from converter.checkpoint.base import Checkpoint, ThreadBuffer
 from converter.decoder import PER_LAYER_TABLE, DecoderSpec
 from converter.kernels import SMALLEST_HALF, multiply_int8
-from converter.weights.calibration import Calibration, Inputs, to_integers
+from converter.weights.calibration import Calibration
+from converter.weights.inputs import Inputs, to_integers
 from converter.weights.planned_weight import PlannedWeight, as_matrix
 from converter.weights.quantization import INT8, blocks_met, split_int6
 from converter.weights.row_format import Clip, RowFormat, ValueRangeError

@@ -15,8 +15,9 @@ import numpy as np
 
 from converter.decoder import Attention, DecoderSpec
 from converter.weights.attention import mixed, rotated
-from converter.weights.calibration import Calibration, Inputs, Strength, Weights
+from converter.weights.calibration import Calibration, Weights
 from converter.weights.compensation import Moment
+from converter.weights.inputs import Inputs, Strength
 
 # For int8 by a text: inputs that are known, and weights with steps to spare. A floor as high as
 # that of a few tokens would hide most columns behind some large ones, and whole steps leave a third

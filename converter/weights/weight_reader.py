@@ -8,7 +8,7 @@ import numpy as np
 
 from converter.checkpoint.base import Checkpoint, ThreadBuffer
 from converter.errors import UnsupportedError
-from converter.weights.calibration import Inputs
+from converter.weights.inputs import Inputs
 from converter.weights.planned_weight import PlannedWeight
 from converter.weights.row_format import Clip, RowFormat
 from converter.weights.weight_rows import read_weight

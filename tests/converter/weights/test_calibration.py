@@ -15,7 +15,8 @@ from converter.families.tensors import WeightSource
 from converter.options import ConvertOptions
 from converter.output.atomic_file import AtomicFile
 from converter.registry import family_of
-from converter.weights.calibration import TOKENS, Calibration, Inputs, to_integers
+from converter.weights.calibration import TOKENS, Calibration
+from converter.weights.inputs import Inputs, to_integers
 from converter.weights.passages import CalibrationText, read_passages
 from converter.weights.row_format import Clip
 from converter.weights.text_calibration import TextCalibration
