@@ -4,7 +4,8 @@
     venv/bin/python -m benchmarks.plot RESULT.txt docs/conversion.svg
 
 Prints the tables and writes the plot; `benchmarks.run`'s and
-`benchmarks.quality`'s results, too.
+`benchmarks.quality`'s results, too. Of one program run for one model after the other (`--only`)
+all results may be given.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ def read(file: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("result", type=Path, help="what the benchmark printed")
+    parser.add_argument("result", type=Path, nargs="+", help="what the benchmark printed")
     parser.add_argument("svg", type=Path, help="the plot")
     args = parser.parse_args()
-    document = read(args.result)
+    document, *others = map(read, args.result)
+    for other in others:
+        document["models"] |= other["models"]
     reports: dict[str, Any] = {
         "convert": convert_report,
         "run": run_report,

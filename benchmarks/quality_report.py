@@ -34,11 +34,16 @@ _WIDTH, _TOP, _ROW = 860, 84, SCATTER_HEIGHT + 120
 
 
 def tables(document: dict[str, Any]) -> str:
-    """All tables of a result, in Markdown; columns in which nothing was measured are left out."""
+    """All tables of a result, in Markdown: the largest files first.
+
+    Columns in which nothing was measured are left out.
+    """
     rows = []
     for model in document["models"].values():
         rows.append([f"**{model['title']}**", *[""] * (len(_HEAD) - 1)])
-        rows += [[name, *_cells(found)] for name, found in model["subjects"].items()]
+        float_one = next(iter(model["subjects"].values()))
+        by_size = sorted(model["subjects"].items(), key=lambda each: -each[1]["bytes"])
+        rows += [[_named(name), *_cells(found, float_one)] for name, found in by_size]
         rows += [[peer, why, *[""] * (len(_HEAD) - 2)] for peer, why in model["left_out"].items()]
     kept = [number for number in range(len(_HEAD)) if any(row[number] for row in rows)]
     quality = table([_HEAD[n] for n in kept], [[row[n] for n in kept] for row in rows])
@@ -50,18 +55,23 @@ def tables(document: dict[str, Any]) -> str:
     return "\n\n".join(part for part in (quality, conversion) if part)
 
 
-def _cells(found: dict[str, Any]) -> list[str]:
+def _named(name: str) -> str:
+    """Ours as code, being what is typed."""
+    return name if name.startswith(tuple(begin for begin, *_ in _GROUPS if begin)) else f"`{name}`"
+
+
+def _cells(found: dict[str, Any], float_one: dict[str, Any]) -> list[str]:
     chat, rates = "", ""
     if found["chat"] is not None:
         chat = f"{found['chat']['kl_mean']:.4f}, {found['chat']['top1_agreement']:.1%}"
     if found["prefill"] is not None:
         rates = f"{found['prefill']:.0f} / {found['decode']:.1f}"
     return [
-        f"{found['bytes'] / 1e6:.0f} MB",
-        f"{found['perplexity']:.2f}",
-        f"{found['kl_mean']:.4f}",
-        f"{found['kl_median']:.4f}",
-        f"{found['kl_99']:.3f}",
+        f"{found['bytes'] / 1e6:.1f} MB",
+        f"{found['perplexity']:.2f} ({found['perplexity'] / float_one['perplexity'] - 1:+.1%})",
+        f"{found['kl_mean']:.3f}",
+        f"{found['kl_median']:.3f}",
+        f"{found['kl_99']:.2f}",
         f"{found['top1_agreement']:.1%}",
         chat,
         "" if found["right"] is None else f"{found['right']}",

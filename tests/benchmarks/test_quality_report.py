@@ -13,7 +13,8 @@ from benchmarks.quality_report import svg, tables
 def _figures(megabytes: float, kl: float, **more: Any) -> dict[str, Any]:
     nothing = dict.fromkeys(("chat", "right", "core_ms", "prefill", "decode"))
     near = {"kl_mean": kl, "kl_median": kl / 2, "kl_99": kl * 8, "top1_agreement": 0.75}
-    return {"bytes": megabytes * 1e6, "perplexity": 33.333, **near, **nothing, **more}
+    perplexity = 30 * (1 + kl)
+    return {"bytes": megabytes * 1e6, "perplexity": perplexity, **near, **nothing, **more}
 
 
 @pytest.fixture
@@ -27,12 +28,16 @@ def document() -> dict[str, Any]:
     return {"benchmark": "quality", "models": {"small": model}, "conversion": {}}
 
 
-def test_a_table_has_the_columns_that_were_measured(document: dict[str, Any]) -> None:
+def test_a_table_has_the_columns_that_were_measured_and_the_largest_first(
+    document: dict[str, Any],
+) -> None:
     text = tables(document)
     assert text.splitlines()[0] == (
         "|  | size | perplexity | KL mean | median | 99 % | same likeliest token |"
     )
-    assert "| dynamic_int4 | 90 MB | 33.33 | 0.1600 | 0.0800 | 1.280 | 75.0% |" in text
+    assert "| `dynamic_int4` | 90.0 MB | 34.80 (+16.0%) | 0.160 | 0.080 | 1.28 | 75.0% |" in text
+    names = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()[3:]]
+    assert names == ["`fp32`", "llama.cpp Q4_K_M, imatrix", "`dynamic_int4`", "AWQ"]
     assert "| AWQ | needs a GPU |  |  |  |  |  |" in text
 
 
