@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -110,10 +110,12 @@ def scatter(
     width: int,
     title: str,
     points: Mapping[str, tuple[float, float, str]],
+    nameless: Container[str] = (),
 ) -> list[str]:
     """Named points on logarithmic axes: megabytes, KL divergence in nats, and a colour.
 
-    Names that would lie over others move down, at the end of a line from their point.
+    Names that would lie over others move down, at the end of a line from their point. Those of
+    `nameless` are shown where somebody points at them.
     """
     (left, top), bottom = corner, corner[1] + SCATTER_HEIGHT
     if not points:
@@ -137,6 +139,8 @@ def scatter(
             f'<circle cx="{across:.1f}" cy="{down:.1f}" r="4" fill="{colour}">'
             f"<title>{escape(name)}: {size:.0f} MB, {value:.4f}</title></circle>"
         )
+        if name in nameless:
+            continue
         is_right = across > left + 0.6 * width  # where a name has no room behind its point
         anchor, way = ("end", -1) if is_right else ("start", 1)
         beside, room = across + 7 * way, len(name) * _LETTER

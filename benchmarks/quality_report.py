@@ -81,7 +81,10 @@ def _cells(found: dict[str, Any], float_one: dict[str, Any]) -> list[str]:
 
 
 def svg(document: dict[str, Any]) -> str:
-    """Size against KL divergence, a panel for each model."""
+    """Size against KL divergence, a panel for each model.
+
+    Of ours those are named than which no other is both smaller and nearer.
+    """
     parts: list[str] = []
     top, groups = _TOP, {}
     for model in document["models"].values():
@@ -92,7 +95,13 @@ def svg(document: dict[str, Any]) -> str:
                 groups[group] = Series(group, colour, False, [])
                 label = name.removeprefix("llama.cpp ")
                 points[label] = (found["bytes"] / 1e6, found["kl_mean"], colour)
-        parts += scatter((70, top), _WIDTH - 120, model["title"], points)
+        ours = {name: at for name, (*at, colour) in points.items() if colour == OURS}
+        beaten = {
+            name
+            for name, at in ours.items()
+            if any(o != at and o[0] <= at[0] and o[1] <= at[1] for o in ours.values())
+        }
+        parts += scatter((70, top), _WIDTH - 120, model["title"], points, beaten)
         top += _ROW
     head = legend(70, 24, list(groups.values()))
     return picture(_WIDTH, top - 30, "Size against KL divergence", [*head, *parts])

@@ -52,11 +52,15 @@ def test_columns_of_chats_and_speeds(document: dict[str, Any]) -> None:
     assert "| dynamic_int8 | 1.80 s | 1.0 x |" in text
 
 
-def test_the_plot_names_every_point_but_float(document: dict[str, Any]) -> None:
+def test_the_plot_names_every_point_but_float_and_what_is_beaten(document: dict[str, Any]) -> None:
+    document["models"]["small"]["subjects"]["dynamic_int4 --clip max"] = _figures(91, 0.4)
     picture = ET.fromstring(svg(document))
     said = [element.text or "" for element in picture.iter()]
     assert "dynamic_int4: 90 MB, 0.1600" in said
     assert "Q4_K_M, imatrix: 105 MB, 0.0400" in said
+    assert "dynamic_int4" in said
+    assert "dynamic_int4 --clip max" not in said
+    assert "dynamic_int4 --clip max: 91 MB, 0.4000" in said
     assert {"litert-lm-cli", "llama.cpp"} <= set(said)
     assert "A <small> one: KL divergence against size" in said
     assert not any(text.startswith("fp32") for text in said)
@@ -64,6 +68,8 @@ def test_the_plot_names_every_point_but_float(document: dict[str, Any]) -> None:
         element.find("{*}title").text: (float(element.get("cx", 0)), float(element.get("cy", 0)))  # type: ignore[union-attr]
         for element in picture.iter("{http://www.w3.org/2000/svg}circle")
     }
-    (small, far), (large, near) = places.values()
+    (small, far), (large, near) = (
+        at for said, at in places.items() if said.startswith(("dynamic_int4:", "Q4_K_M"))
+    )
     assert small < large
     assert far < near  # what is nearer to its source stands lower
