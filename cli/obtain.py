@@ -151,9 +151,9 @@ def _accept(
     from cli.accept import require_accepted
 
     say(request, f"{output.name}: measuring what conversion cost")
-    consequence = "nothing was written: choose a wider --quantize"
+    consequence = "nothing was written, add --calibrate self, or choose a wider --quantize"
     if bundle == output:
-        consequence = "it was there before and is kept: --force converts anew"
+        consequence = "it was there before and is kept, --force converts anew"
     named = reference.with_name("measured.litertlm")  # the engine looks at how a name ends
     named.symlink_to(bundle.absolute())
     found = require_accepted(conditions, named, reference, output, consequence)

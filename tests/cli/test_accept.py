@@ -75,7 +75,8 @@ def test_a_gate(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     *_, last = printed.err.splitlines()
     assert last.startswith(f"error: {folder}/tiny.litertlm, its share of the same likeliest token ")
     assert last.endswith(
-        "and --accept wants at least 1, nothing was written: choose a wider --quantize"
+        "and --accept wants at least 1, "
+        "nothing was written, add --calibrate self, or choose a wider --quantize"
     )
     assert not folder.parent.exists()
 
