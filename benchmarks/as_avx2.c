@@ -1,13 +1,14 @@
 // Loaded beside a program by the dynamic linker (LD_AUDIT): what the libraries named in $AS_AVX2 hear
 // from `cpuid` is a processor with AVX2 and nothing newer, so that they choose their AVX2 kernels.
 //
-// $AS_AVX2 is "NAME:ADDRESS,ADDRESS,...;NAME:...": the end of a library's path, and where in it
+// $AS_AVX2 is "PATH:ADDRESS,ADDRESS,...;PATH:...": a library, without symbolic links, and where in it
 // `cpuid` instructions are, in hex, as objdump prints them. Each (0F A2) is overwritten by a
 // breakpoint and a NOP (CC 90) before the library's first instruction runs; the breakpoint's handler
 // answers instead.
 
 #define _GNU_SOURCE
 #include <cpuid.h>
+#include <limits.h>
 #include <link.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -44,11 +45,6 @@ static void answer(int signal_number, siginfo_t *info, void *context) {
   registers[REG_RDX] = d;
 }
 
-static int has_ending(const char *path, const char *ending, size_t length) {
-  const size_t all = strlen(path);
-  return all >= length && !strncmp(path + all - length, ending, length);
-}
-
 static void overwrite(unsigned char *base, const char *addresses) {
   const size_t page = (size_t)sysconf(_SC_PAGESIZE);
   for (char *next = (char *)addresses; *next && *next != ';'; next += *next == ',') {
@@ -72,11 +68,14 @@ unsigned la_version(unsigned version) {
 unsigned la_objopen(struct link_map *library, Lmid_t namespace, uintptr_t *cookie) {
   (void)namespace;
   (void)cookie;
+  char path[PATH_MAX];
+  if (!realpath(library->l_name, path)) return 0;  // the program itself has no name
   for (const char *entry = getenv("AS_AVX2"); entry; entry = strchr(entry, ';')) {
     entry += *entry == ';';
     const char *colon = strchr(entry, ':');
     if (!colon) break;
-    if (has_ending(library->l_name, entry, (size_t)(colon - entry))) {
+    const size_t length = (size_t)(colon - entry);
+    if (strlen(path) == length && !strncmp(path, entry, length)) {
       overwrite((unsigned char *)library->l_addr, colon + 1);
     }
   }

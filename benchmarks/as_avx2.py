@@ -35,7 +35,7 @@ _CPUID = re.compile(r"^\s*([0-9a-f]+):\s+cpuid", re.MULTILINE)
 
 
 def main() -> None:
-    """Run the command that the arguments are, in this process's place."""
+    """Run the command that the arguments are, and end as it does."""
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     with tempfile.TemporaryDirectory(prefix="litert-lm-as-avx2-") as folder:
@@ -76,8 +76,9 @@ def _entry(library: Path, audit: Path) -> str:
         if not modules or int(address, 16) - int(modules[-1][-1], 16) > _NEAR:
             modules.append([])
         modules[-1].append(address)
-    kept = [m for m in modules if _is_loaded(library, audit, f"{library.name}:{','.join(m)}")]
-    return f"{library.name}:{','.join(address for module in kept for address in module)}"
+    path = library.resolve()  # another environment may have other libraries of these names
+    kept = [m for m in modules if _is_loaded(path, audit, f"{path}:{','.join(m)}")]
+    return f"{path}:{','.join(address for module in kept for address in module)}"
 
 
 def _is_loaded(library: Path, audit: Path, entry: str) -> bool:

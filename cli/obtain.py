@@ -151,7 +151,10 @@ def _accept(
     from cli.accept import require_accepted
 
     say(request, f"{output.name}: measuring what conversion cost")
-    consequence = "nothing was written, add --calibrate self, or choose a wider --quantize"
+    fix = "choose a wider --quantize"
+    if request.calibrate is None:
+        fix = f"add --calibrate self, or {fix}"
+    consequence = f"nothing was written, {fix}"
     if bundle == output:
         consequence = "it was there before and is kept, --force converts anew"
     named = reference.with_name("measured.litertlm")  # the engine looks at how a name ends

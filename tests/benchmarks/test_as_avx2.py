@@ -30,7 +30,8 @@ _AVX2, _AVX512F, _VNNI, _AMX = 1 << 5, 1 << 16, 1 << 11, 1 << 24
 
 
 @pytest.mark.skipif(
-    platform.machine() != "x86_64" or sys.platform != "linux" or not shutil.which("objdump"),
+    (platform.machine(), sys.platform) != ("x86_64", "linux")
+    or not (shutil.which("cc") and shutil.which("objdump")),
     reason="overwrites x86's instructions, found by objdump, by Linux's linker",
 )
 def test_what_is_newer_than_avx2_is_hidden(tmp_path: Path) -> None:
@@ -44,6 +45,13 @@ def test_what_is_newer_than_avx2_is_hidden(tmp_path: Path) -> None:
         f"import ctypes; asks = ctypes.CDLL({str(library)!r})\n"
         "print(*(asks.registers(which) & 0xFFFFFFFF for which in (1, 2, 3)), asks.when_loaded())"
     )
+    other = tmp_path / "other"  # as in another environment: the same name, and other code
+    other.mkdir()
+    (other / "asks.c").write_text(
+        _ASKS.replace("static unsigned early", "unsigned early, more[99]")
+    )
+    command = ["cc", "-O3", "-shared", "-fPIC", "-o", other / library.name, other / "asks.c"]
+    subprocess.run(command, check=True)
     hidden = {**os.environ, **environment(tmp_path, [library])}
     said = subprocess.run(
         [sys.executable, "-I", "-c", ask], env=hidden, check=True, capture_output=True, text=True
@@ -54,6 +62,8 @@ def test_what_is_newer_than_avx2_is_hidden(tmp_path: Path) -> None:
     assert not early & _AVX512F
     assert not ecx & _VNNI
     assert not edx & _AMX
+    load = f"import ctypes; ctypes.CDLL({str(other / library.name)!r})"
+    subprocess.run([sys.executable, "-I", "-c", load], env=hidden, check=True)
 
 
 def test_a_machine_says_what_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
