@@ -62,6 +62,11 @@ class Model:
         SourceError: missing, not a `.litertlm` file, or a damaged one.
         OptionError: packed weights are to be kept, and cannot be.
         EngineError: the engine refuses it.
+
+    Attributes:
+        has_drafted: whether a conversation that drafts was begun. From then on one at a time may be
+            open: with a drafter, the engine fails where it turns from one to another
+            (docs/runtime.md).
     """
 
     def __init__(
@@ -87,6 +92,7 @@ class Model:
         self._keep_packed = keep_packed
         # Whether this start left them for later ones.
         self.has_kept_packed = False
+        self.has_drafted = False
         self._log = NativeLog(hidden=not verbose)
         self._conversations: list[Conversation] = []
         self._possible: set[Schema] = set()  # that the engine has made a grammar of
@@ -371,9 +377,16 @@ class Model:
     def create_conversation(self, *, drafts: bool = False, **settings: Any) -> Any:
         """One of the engine's own: it would draft unasked as soon as another one has.
 
+        Those of ours that were open end here where it must be the only one (`has_drafted`), and
+        begin anew when they are asked. Whoever holds others sees to that (`server.worker`).
+
         Args:
             drafts: use the file's drafter; `may_draft` says where that changes no text.
         """
+        self.has_drafted |= drafts
+        if self.has_drafted:
+            for other in self._conversations:
+                other.close()
         if self._bundle.drafts:
             settings["enable_speculative_decoding"] = drafts
         return self.engine.create_conversation(**settings)

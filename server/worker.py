@@ -147,8 +147,11 @@ class Worker:
             settings["thinking_config"] = litert_lm.ThinkingConfig(enable_thinking=ask.thinking)
         if ask.constraint is not None:
             settings |= schema.settings()
+        drafts = self._drafts(ask)
+        if drafts or self._model.has_drafted:  # from then on one at a time may be open
+            self._pool.clear()
         return self._model.create_conversation(
-            drafts=self._drafts(ask),
+            drafts=drafts,
             messages=list(history),
             tools=[declared_tool(tool) for tool in ask.tools],
             automatic_tool_calling=False,

@@ -37,15 +37,38 @@ def drafted_pieces(conversation: Conversation) -> int:
 
 
 def test_the_text_comes_in_fewer_pieces(model: Model) -> None:
-    conversation = model.conversation(sampling=GREEDY)
-    plain = model.conversation(sampling=GREEDY, drafts=False)
-    assert say(conversation) == say(plain) == "".join(SAID)
-    assert 0 < drafted_pieces(conversation) < len(SAID) / 2
-    assert conversation.statistics is not None
-    assert describe(conversation.statistics).endswith(" at a time with drafts")
-    assert conversation.used_tokens == plain.used_tokens
-    assert say(conversation) == say(plain) == "".join(SAID)
-    assert conversation.used_tokens == plain.used_tokens is not None
+    used = []
+    for drafts in (True, False):
+        conversation = model.conversation(sampling=GREEDY, drafts=drafts)
+        for _ in range(2):
+            assert say(conversation) == "".join(SAID)
+            assert conversation.statistics is not None
+            said = describe(conversation.statistics)
+            assert said.endswith(" at a time with drafts") is drafts
+            assert (0 < drafted_pieces(conversation) < len(SAID) / 2) is drafts
+            used.append(conversation.used_tokens)
+    assert used[:2] == used[2:]
+
+
+@pytest.mark.parametrize("drafts", [(True, False), (True, True), (False, True, False)])
+def test_conversations_in_turns(drafts: tuple[bool, ...], drafting_bundle: Path) -> None:
+    """One is open at a time once one has drafted: the engine fails where it turns to another."""
+    with Model(drafting_bundle, benchmark=True) as model:
+        conversations = [model.conversation(sampling=GREEDY, drafts=one) for one in drafts]
+        for _ in range(8):
+            for conversation, is_drafted in zip(conversations, drafts, strict=True):
+                assert say(conversation) == "".join(SAID)
+                assert bool(drafted_pieces(conversation)) is is_drafted
+                is_open = [one for one in conversations if one.used_tokens is not None]
+                assert is_open == [conversation] or not model.has_drafted
+
+
+def test_conversations_without_drafts_stay_open(drafting_bundle: Path) -> None:
+    with Model(drafting_bundle) as model:
+        conversations = [model.conversation(sampling=GREEDY, drafts=False) for _ in range(2)]
+        for conversation in conversations * 2:
+            assert say(conversation) == "".join(SAID)
+        assert all(one.used_tokens is not None for one in conversations)
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 5, 6, 7, len(SAID), len(SAID) + 1])

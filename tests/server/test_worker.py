@@ -17,6 +17,7 @@ from tests.conftest import SAID
 
 QUESTION = {"role": "user", "content": f"Say:{''.join(SAID)}."}
 GREEDY = wire.Sampler(temperature=0)
+PLAIN = wire.Sampler(temperature=0, presence_penalty=1e-9)  # which drafts nothing
 
 
 @pytest.fixture(scope="module")
@@ -64,19 +65,38 @@ def test_a_greedy_answer_is_drafted_and_kept_for_the_next_turn(model: Model) -> 
 
 @pytest.mark.parametrize(("gives_back", "again"), [(True, [True, True]), (False, [False, False])])
 def test_chats_are_kept_by_the_memory_that_they_take(
-    gives_back: bool, again: list[bool], model: Model, monkeypatch: pytest.MonkeyPatch
+    gives_back: bool, again: list[bool], drafting_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two short ones are together less than one in full, where what is not in use is given back."""
     if not gives_back:
         monkeypatch.setattr(zero_pages, "give_back", lambda: None)
     questions = [{"role": "user", "content": f"{name}: say:{''.join(SAID)}."} for name in "AB"]
-    first = [wire.Ask(1 + i, [one], sampler=GREEDY) for i, one in enumerate(questions)]
-    answers = [{"role": "assistant", "content": Asked(model, ask).text} for ask in first]
-    second = [
-        wire.Ask(3 + i, [questions[i], answers[i], QUESTION], sampler=GREEDY) for i in range(2)
+    with Model(drafting_bundle) as model:
+        first = [wire.Ask(1 + i, [one], sampler=PLAIN) for i, one in enumerate(questions)]
+        answers = [{"role": "assistant", "content": Asked(model, ask).text} for ask in first]
+        second = [
+            wire.Ask(3 + i, [questions[i], answers[i], QUESTION], sampler=PLAIN) for i in range(2)
+        ]
+        asked = Asked(model, *first, *second, keep_bytes=model.state_bytes)
+        assert [one.cached_tokens > 0 for one in asked.of(wire.Started)[2:]] == again
+
+
+@pytest.mark.parametrize("samplers", [(GREEDY, GREEDY), (GREEDY, PLAIN), (PLAIN, GREEDY)])
+def test_chats_in_turns(samplers: tuple[wire.Sampler, ...], model: Model) -> None:
+    """One that drafts is alone in the engine, so none of them is kept for the other's turn."""
+    questions = [{"role": "user", "content": f"{name}: say:{''.join(SAID)}."} for name in "AB"]
+    answer = {"role": "assistant", "content": "".join(SAID)}
+    asks = [
+        wire.Ask(2 * turn + i, [*[questions[i], answer] * turn, questions[i]], sampler=sampler)
+        for turn in range(8)
+        for i, sampler in enumerate(samplers)
     ]
-    asked = Asked(model, *first, *second, keep_bytes=model.state_bytes)
-    assert [one.cached_tokens > 0 for one in asked.of(wire.Started)[2:]] == again
+    asked = Asked(model, *asks)
+    assert asked.text == "".join(SAID) * len(asks)
+    assert [one.drafted_pieces > 0 for one in asked.of(wire.Done)] == [
+        sampler == GREEDY for sampler in samplers
+    ] * 8
+    assert not any(one.cached_tokens for one in asked.of(wire.Started))
 
 
 @pytest.mark.parametrize("most", [1, 2, 5, 6, 7, len(SAID)])
