@@ -39,7 +39,7 @@ class Condition:
 
 
 def parse_accept(text: str) -> tuple[Condition, ...]:
-    """`kl<=0.08,agree>=85%`: conditions that all must hold.
+    """`kl<=0.08,agree>=0.85`, or `85%`: conditions that all must hold.
 
     Raises:
         OptionError: it is something else.
@@ -67,14 +67,14 @@ def parse_accept(text: str) -> tuple[Condition, ...]:
             else:
                 conditions[figure] = Condition(figure, bound)
                 continue
-        raise OptionError(f"{_OPTION} {part.strip() or text}", why, "as in kl<=0.08,agree>=85%")
+        raise OptionError(f"{_OPTION} {part.strip() or text}", why, "as in kl<=0.08,agree>=0.85")
     return tuple(conditions.values())
 
 
 def require_accepted(
     conditions: Sequence[Condition], bundle: Path, reference: Path, output: Path, consequence: str
-) -> str:
-    """What a bundle's figures are, where all conditions hold.
+) -> dict[str, float]:
+    """What was measured of a bundle, by its conditions, where all of them hold.
 
     Args:
         bundle: where it lies now.
@@ -93,7 +93,7 @@ def require_accepted(
             most = "at least" if is_more_better else "at most"
             why = f"its {name} is {value:.4g}, and {_OPTION} wants {most} {condition.bound:g}"
             raise OutputError(str(output), why, consequence)
-    return ", ".join(f"{condition} ({found[condition.figure]:.4g})" for condition in conditions)
+    return {str(condition): found[condition.figure] for condition in conditions}
 
 
 def _measure(figures: set[str], bundle: Path, reference: Path) -> dict[str, float]:

@@ -16,6 +16,7 @@ from cli.fetch import (
     say,
     source_of,
 )
+from cli.kept import made_otherwise, packages_made_as
 from cli.limits import LIMITS
 from cli.obtain import (
     converted_already,
@@ -264,7 +265,9 @@ def obtain_packages(request: CoreMLRequest, check: bool = False) -> Path:
     if not request.force and _holds_packages(output):
         if expected is not None:
             require_same(output, expected)
-        older = _made_as(output)
+        older = packages_made_as(output)
+        if expected is None:
+            older += made_otherwise(request, chosen, output)
         if source.path is not None and is_outdated(output, source.path):
             older += ", older than what it was made of"
         say(request, f"keeping {output}, which exists{older} (convert --force replaces it)")
@@ -279,20 +282,6 @@ def obtain_packages(request: CoreMLRequest, check: bool = False) -> Path:
     sealing = Sealing(output, origin, adapters, expected, folder_of=source.name)
     _convert(local, source, output, chosen, request, sealing)
     return output
-
-
-def _made_as(output: Path) -> str:
-    """How a kept folder was made, where its receipt says so."""
-    from converter.receipt import read_receipt, receipt_path
-
-    try:
-        said = read_receipt(receipt_path(output)).get("options") or {}
-        palettes = [said[name] for name in ("lut_embeddings", "lut_layers", "lut_head")]
-        context, argmax = int(said["context"]), ", argmax" if said["argmax"] else ""
-        tables = "/".join("fp16" if each is None else f"lut{each[0]}" for each in palettes)
-    except (SourceError, KeyError, TypeError, ValueError, IndexError):
-        return ""  # `verify` says what is wrong with it
-    return f" in {tables} for context {context}{argmax}"
 
 
 def _convert(

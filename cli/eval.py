@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cli.convert import add_fetch_options
 from cli.limits import LIMITS
 from cli.outputs import FILE_HELP, output_of
+from cli.progress import step_progress
 from cli.request import Request
 from converter.errors import OptionError
 
@@ -251,7 +251,7 @@ def evaluate(
             passages, theirs = first.passages, None
             if reference is not None:
                 passages, theirs = reference(passages)
-            tell, count = _progress("comparing", task.quiet), sum(map(len, passages))
+            tell, count = step_progress("comparing", task.quiet), sum(map(len, passages))
             found = courses(
                 [each.logits(passages) for each in both],
                 theirs,
@@ -270,7 +270,7 @@ def _measured(file: Path, task: Task) -> Measured:
 
         packages = CoreMLModel(file)
         said = coreml_evaluation.sample(packages, task.text)
-        tell = _progress("scoring", task.quiet)
+        tell = step_progress("scoring", task.quiet)
         return Measured(
             coreml_evaluation.measure_perplexity(packages, task.text, tell),
             said,
@@ -284,9 +284,9 @@ def _measured(file: Path, task: Task) -> Measured:
 
     with Model(file, threads=task.threads, benchmark=True) as model:
         return Measured(
-            measure_perplexity(model, task.text, _progress("scoring", task.quiet)),
+            measure_perplexity(model, task.text, step_progress("scoring", task.quiet)),
             sample(model, task.text),
-            ask(model, task.questions, _progress("asking", task.quiet)),
+            ask(model, task.questions, step_progress("asking", task.quiet)),
             compared_passages(model, task.text, task.tokens),
             lambda passages: graph_logits(file, *passages),
         )
@@ -422,17 +422,6 @@ def _speed(said: Sample) -> str:
     if said.prefill_rate is None or said.decode_rate is None:
         return "speed       not measured: numpy ran it, each result rounded to float16"
     return f"speed       prefill {said.prefill_rate:.0f}, decode {said.decode_rate:.1f} tokens/s"
-
-
-def _progress(what: str, quiet: bool) -> Any:
-    """Tells of every step on a terminal, in one line."""
-
-    def tell(done: int, everything: int) -> None:
-        if not quiet and sys.stderr.isatty():
-            end = "\r" if done + 1 < everything else "\r\033[K"
-            print(f"{what} {done + 1}/{everything}", end=end, file=sys.stderr, flush=True)
-
-    return tell
 
 
 def _read(path: Path | None) -> str:

@@ -95,7 +95,10 @@ def _lines(bundle: Bundle) -> list[str]:
         lines += [f"    {line}" for line in tensor_lines(signature)]
     lines += ["", "Weights"]
     for dtype, nbytes in sorted(bundle.model.weight_bytes.items(), key=lambda item: -item[1]):
-        lines.append(f"  {dtype:24}{size(nbytes):>10}")
+        # Of int6, which the engine does not know (`quantization.SCHEMES`); others have int2 itself.
+        is_of_int6 = dtype == "int2" and "quantization" in bundle.system
+        note = "  of int6: its other four bits are in int4" if is_of_int6 else ""
+        lines.append(f"  {dtype:24}{size(nbytes):>10}{note}")
     lines += ["", "Memory to run", *run_memory_lines(bundle.model.run_memory), "", "Metadata"]
     metadata = type(bundle.metadata)()
     metadata.CopyFrom(bundle.metadata)

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from cli.fetch import (
     say,
     source_of,
 )
+from cli.kept import made_as, made_otherwise
 from converter.errors import LiteRTLMError, OptionError, OutputError, SourceError
 
 if TYPE_CHECKING:
@@ -77,16 +77,25 @@ def obtain(request: Request, announce_kept: bool = False) -> Path:
             require_same(output, expected)
         # To `run` an existing file is what was meant, unless it would surprise.
         outdated = source.path is not None and is_outdated(output, source.path)
+        how = made_as(output)
+        # What a receipt decides was held against the file.
+        otherwise = "" if expected is not None else made_otherwise(request, chosen, output)
+        if conditions and otherwise:
+            raise OutputError(
+                str(output),
+                f"it exists{how}{otherwise}",
+                "add --force to convert anew, or --output-dir to keep it",
+            )
         if announce_kept or chosen or outdated or request.revision is not None:
             older = ", older than what it was made of" if outdated else ""
             say(
                 request,
-                f"keeping {output}, which exists{_made_as(output)}{older} "
+                f"keeping {output}, which exists{how}{otherwise}{older} "
                 "(convert --force replaces it)",
             )
         if conditions:
             with _float_reference(request, source, chosen) as reference:
-                _accept(request, conditions, output, reference, output)
+                _note_accepted(output, _accept(request, conditions, output, reference, output))
         return output
 
     if "engine" in chosen:
@@ -111,11 +120,16 @@ def obtain(request: Request, announce_kept: bool = False) -> Path:
     sealing = Sealing(output, origin, adapters, expected, of_drafter)
     if local.suffix != ".litertlm":
         with ExitStack() as stack:
-            judge = None
+            judge, accepted = None, dict[str, float]()
             if conditions:
                 reference = stack.enter_context(_float_reference(request, source, chosen, local))
-                judge = partial(_accept, request, conditions, output, reference)
+
+                def judge(finished: Path) -> None:
+                    accepted.update(_accept(request, conditions, output, reference, finished))
+
             _convert(local, source, output, chosen, request, sealing, judge)
+            if accepted:
+                _note_accepted(output, accepted)
     elif converts:
         raise converted_already(request.model)
     else:
@@ -142,11 +156,14 @@ def _accept(
     output: Path,
     reference: Path,
     bundle: Path,
-) -> None:
-    """Raise OutputError where a bundle is too far from its source in float.
+) -> dict[str, float]:
+    """What was measured of a bundle, by the conditions that it holds.
 
     Args:
         bundle: where it lies before it is `output`, or that.
+
+    Raises:
+        OutputError: it is too far from its source in float.
     """
     from cli.accept import require_accepted
 
@@ -160,7 +177,16 @@ def _accept(
     named = reference.with_name("measured.litertlm")  # the engine looks at how a name ends
     named.symlink_to(bundle.absolute())
     found = require_accepted(conditions, named, reference, output, consequence)
-    say(request, f"accepted: {found}")
+    told = ", ".join(f"{condition} ({value:.4g})" for condition, value in found.items())
+    say(request, f"accepted: {told}")
+    return found
+
+
+def _note_accepted(output: Path, found: dict[str, float]) -> None:
+    from converter.receipt import add_to_receipt, receipt_path
+
+    if receipt_path(output).is_file():
+        add_to_receipt(output, accept=found)
 
 
 @contextmanager
@@ -198,27 +224,6 @@ def require_same(output: Path, receipt: dict[str, Any]) -> None:
             f"it exists, and is not what the receipt says ({'; '.join(changed)})",
             "add --force to replace it, or --output-dir to keep it",
         )
-
-
-def _made_as(output: Path) -> str:
-    """In which scheme, for what and how long a kept file was made, where it says so."""
-    from converter.litertlm.inspection import read_bundle
-
-    try:
-        bundle = read_bundle(output)
-    except SourceError:  # whoever uses the file will say what is wrong with it
-        return ""
-    system, context = bundle.system, bundle.metadata.max_num_tokens
-    said = [str(system[key]) for key in ("quantization", "target") if key in system]
-    made = f" in {' for '.join(said)}" if said else ""
-    if "calibration" in system:
-        made += " by a text"
-    if "bits of a weight" in system:
-        made += f", {str(system['bits of a weight']).partition(';')[0]} bits a weight,"
-    made += f" with a context of {context} tokens" if context else ""
-    if system.get("KV cache", "fp32") != "fp32":
-        made += f" in {system['KV cache']}"
-    return made + (" and drafts" if "draft" in system else "")
 
 
 def preview(request: Request) -> PlanReport:

@@ -49,6 +49,28 @@ def byte_progress(
         yield Lines(total, what).advance
 
 
+def step_progress(what: str, quiet: bool) -> Callable[[int, int], None]:
+    """Report work of steps: call it as each begins, with how many are done and how many there are.
+
+    On a terminal one line that is redrawn, elsewhere one now and then.
+    """
+    lines: Lines | None = None
+
+    def tell(done: int, everything: int) -> None:
+        nonlocal lines
+        if quiet:
+            return
+        if _redraws():
+            end = "\r" if done + 1 < everything else "\r\033[K"
+            print(f"{what} {done + 1}/{everything}", end=end, file=sys.stderr, flush=True)
+        elif lines is None:
+            lines = Lines(everything, what, line=step_line)
+        else:
+            lines.advance(1)
+
+    return tell
+
+
 @contextmanager
 def stage_progress(quiet: bool) -> Iterator[Callable[[str], None]]:
     """Show the stage of slow work: call what is yielded with its name. Only on a terminal."""
@@ -98,23 +120,35 @@ class Lines:
     So that a log of an hour has some, and one of a minute few; short work prints none.
     """
 
-    def __init__(self, total: int, what: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        total: int,
+        what: str,
+        clock: Callable[[], float] = time.monotonic,
+        line: Callable[[int, int, float], str] | None = None,
+    ) -> None:
+        """
+        Args:
+            line: of what is done, of how much and after how many seconds; None where these are
+                bytes.
+        """
         self._total = total
         self._what = what.lower()
         self._clock = clock
+        self._line = line or progress_line
         self._done = 0
         self._begin = clock()
         self._due = self._begin + _SECONDS_TO_A_LINE
 
     def advance(self, count: int) -> None:
-        """`count` more bytes are done."""
+        """So many more are done."""
         self._done += count
         now = self._clock()
         if now < self._due:
             return
         seconds = now - self._begin
         self._due = now + min(seconds, _MOST_SECONDS_BETWEEN_LINES)
-        line = progress_line(self._done, self._total, seconds)
+        line = self._line(self._done, self._total, seconds)
         print(f"litert-lm-cli: {self._what}: {line}", file=sys.stderr, flush=True)
 
 
@@ -132,6 +166,11 @@ def progress_line(done: int, total: int, seconds: float) -> str:
         return line
     left = _duration(math.ceil((total - done) / rate))
     return f"{line}, {rate / rate_scale:.{digits}f} {rate_unit}/s, {left} left"
+
+
+def step_line(done: int, total: int, seconds: float) -> str:
+    """`12 of 40, 30 s left`, after `seconds` of work."""
+    return f"{done} of {total}, {_duration(math.ceil((total - done) * seconds / done))} left"
 
 
 def _unit(value: float) -> tuple[float, str]:

@@ -221,8 +221,10 @@ def _calibration_for_receipt(text: CalibrationText | None, plan: Plan) -> dict[s
     """The text's hash, not the text: it may be for nobody else."""
     if text is None or plan.passages is None:
         return None
+    from converter.weights.passages import OWN
+
     digest = receipt.hash_text(text.text)
-    return {"file": text.file, "blake3": digest, "tokens": plan.passages.size}
+    return {"file": text.file or OWN, "blake3": digest, "tokens": plan.passages.size}
 
 
 def _template_for_receipt(template: ChatTemplate | None) -> dict[str, Any] | None:
@@ -293,7 +295,7 @@ def options_of_receipt(found: dict[str, Any]) -> dict[str, Any]:
         chosen |= _of_both_targets(said)
         if (calibrated := said.get("calibrate")) is not None:
             file, digest = calibrated["file"], calibrated["blake3"]
-            if not isinstance(file, str | None):
+            if not isinstance(file, str | None):  # older receipts name no file for `self`
                 raise TypeError(f"a text's file is {file!r}")
     except (KeyError, OptionError, TypeError, ValueError) as error:
         raise _damaged(error) from error

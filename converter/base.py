@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from converter.bit_budget import choose, losses_of, matrices_of, room, told
+from converter.bit_budget import Candidate, choose, losses_of, matrices_of, room, told
 from converter.cache_budget import STEP, CacheFit, gigabytes, longest_cache
 from converter.checkpoint.base import Checkpoint
 from converter.decoder import Attention, DecoderSpec, Experts
@@ -225,9 +225,11 @@ class ModelConverter:
         drafter = None
         if self.options.drafter is not None:
             drafter = read_drafter(self.options.drafter, network, spec, quantization)
-        passages = self._passages(spec, quantization, network.shapes)
         shapes = network.shapes
         formats = {path: quantization.format_of(path, shape) for path, shape in shapes.items()}
+        if self.options.bits is not None:
+            self._check_bits(self.options.bits, network, formats)
+        passages = self._passages(spec, quantization, formats)
         spent = None
         if self.options.bits is not None:
             formats, spent = self._spend(self.options.bits, network, formats, passages)
@@ -324,7 +326,7 @@ class ModelConverter:
             return write(decoder.model), decoder.states
 
     def _passages(
-        self, spec: DecoderSpec, quantization: Quantization, shapes: Mapping[str, tuple[int, ...]]
+        self, spec: DecoderSpec, quantization: Quantization, formats: Mapping[str, Format]
     ) -> np.ndarray | None:
         """Those of the text that calibrates, where one does."""
         calibrate = self.options.calibrate
@@ -336,8 +338,7 @@ class ModelConverter:
             )
         if calibrate is None:
             return None
-        formats = (quantization.format_of(path, shape) for path, shape in shapes.items())
-        if not any(form.rounds_inputs for form in formats):
+        if not any(form.rounds_inputs for form in formats.values()):
             raise OptionError(
                 "--calibrate",
                 f"is about int4 and rounded activations, and {quantization.name} has neither",
@@ -357,6 +358,21 @@ class ModelConverter:
         choose_scheme = default_scheme if self.options.bits is None else smallest_scheme
         return choose_scheme(spec, self.options.target)
 
+    def _matrices(self, network: Network, formats: Mapping[str, Format]) -> Mapping[str, Candidate]:
+        """What a budget of bits may be spent on."""
+        return matrices_of(network.shapes, formats, self.options.target is Target.CPU)
+
+    def _check_bits(self, bits: float, network: Network, formats: Mapping[str, Format]) -> None:
+        """Raise OptionError where a budget cannot be kept to, before anything is read."""
+        matrices = self._matrices(network, formats)
+        if not any(matrix.wider for matrix in matrices.values()):
+            raise OptionError(
+                f"--bits {bits:g}",
+                "is spent on what --quantize has in int4 or int6, and nothing is",
+                "leave it out, or choose --quantize dynamic_int4 or dynamic_int6",
+            )
+        room(bits, matrices)
+
     def _spend(
         self,
         bits: float,
@@ -365,15 +381,7 @@ class ModelConverter:
         passages: np.ndarray | None,
     ) -> tuple[dict[str, Format], str]:
         """The formats of all weights where a budget of bits was spent, and what on."""
-        has_int6 = self.options.target is Target.CPU
-        matrices = matrices_of(network.shapes, formats, has_int6)
-        room(bits, matrices)  # before anything is read
-        if not any(matrix.wider for matrix in matrices.values()):
-            raise OptionError(
-                f"--bits {bits:g}",
-                "is spent on what --quantize has in int4 or int6, and nothing is",
-                "leave it out, or choose --quantize dynamic_int4 or dynamic_int6",
-            )
+        matrices = self._matrices(network, formats)
         chosen = choose(bits, matrices, self._losses(network, formats, passages))
         return {**formats, **chosen}, told(matrices, chosen)
 

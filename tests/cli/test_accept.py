@@ -9,6 +9,7 @@ import pytest
 from cli.accept import Condition, parse_accept
 from cli.main import main
 from converter.errors import OptionError
+from converter.receipt import read_receipt
 from tests.tiny_models import make_checkpoint
 
 
@@ -85,6 +86,9 @@ def test_a_gate(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     made = (folder / "tiny.litertlm").read_bytes()
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["tiny.json", "tiny.litertlm"]
+    noted = read_receipt(folder / "tiny.json")["accept"]
+    assert list(noted) == ["kl<=1", "ppl<=1000"]
+    assert 0 < noted["kl<=1"] < 1 < noted["ppl<=1000"] < 1000
 
     # What is there stays, whether it is kept or would be replaced.
     for more in ([], ["--force"]):

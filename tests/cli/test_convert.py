@@ -192,7 +192,9 @@ def test_an_existing_output_is_kept_unless_forced(
     content = path.read_bytes()
     path.write_bytes(b"kept")
     again, said = converted(capsys, llama, "--quantize", "fp32")
-    assert (again, said) == (path, KEPT.format(path, ""))  # what it is, nobody can say
+    # What it is, nobody can say.
+    unknown = ", and nothing says that it was made with --quantize fp32"
+    assert (again, said) == (path, KEPT.format(path, unknown))
     assert path.read_bytes() == b"kept"
     assert converted(capsys, llama, "--quiet") == (path, "")
     assert path.read_bytes() == b"kept"

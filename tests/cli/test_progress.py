@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import cli.progress
-from cli.progress import Lines, byte_progress, progress_line
+from cli.progress import Lines, byte_progress, progress_line, step_progress
 from tests.tiny_models import make_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +72,21 @@ def test_short_work_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
         progress(60)
         progress(40)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_steps_print_a_line_now_and_then(
+    quiet: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.progress, "_SECONDS_TO_A_LINE", 0)
+    tell = step_progress("scoring", quiet)
+    for done in range(3):
+        tell(done, 3)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    lines = printed.err.splitlines()
+    assert bool(lines) is not quiet
+    assert all(re.fullmatch(r"litert-lm-cli: scoring: [12] of 3, \d s left", one) for one in lines)
 
 
 def test_quiet_prints_nothing(

@@ -221,11 +221,8 @@ def test_check_says_its_size_without_a_look_at_weights(
         (("--bits", "many", "--calibrate", "self"), "is not a number of more than 0"),
         (("--bits", "0", "--calibrate", "self"), "is not a number of more than 0"),
         (("--bits", "nan", "--calibrate", "self"), "is not a number of more than 0"),
-        (("--bits", "6", "--calibrate", "self", "--quantize", "int8"), "int8 has neither"),
-        (
-            ("--bits", "6", "--calibrate", "self", "--quantize", "dynamic_int8"),
-            "or a smaller scheme",
-        ),
+        (("--bits", "6", "--calibrate", "self", "--quantize", "int8"), "and nothing is, leave it"),
+        (("--bits", "6", "--quantize", "dynamic_int8"), "and nothing is, leave it out"),
         (
             ("--bits", "9", "--calibrate", "self", "--quantize", "dynamic_int8"),
             "is spent on what --quantize has in int4 or int6, and nothing is",
