@@ -55,11 +55,8 @@ def made_otherwise(request: Request, chosen: Mapping[str, Any], output: Path) ->
     if not options:
         return ""
     asked = " ".join(_spelled(option, getattr(request, option)) for option in options)
-    return (
-        f", and not as asked, with {asked}"
-        if said
-        else f", and nothing says that it was made with {asked}"
-    )
+    how = "not as asked, with" if said else "nothing says that it was made with"
+    return f", and {how} {asked}"
 
 
 def _wanted(chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,6 +92,8 @@ def _wanted(chosen: Mapping[str, Any]) -> dict[str, Any]:
 def _said(receipt: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     """What a receipt says, by the same names; what each may be called."""
     options, source = receipt["options"] or {}, receipt["source"]
+    if options:  # receipts from before there was a choice say nothing of it
+        options = {"kv_cache": "fp32"} | options
     said = {name: (value,) for name, value in options.items()}
     for name in ("calibrate", "chat_template"):
         said[name] = ((options.get(name) or {}).get("blake3"),)

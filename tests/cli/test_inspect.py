@@ -77,6 +77,20 @@ def test_text(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "jinja_prompt_template" not in text  # it has a part of its own
 
 
+def test_int6_is_said_where_its_halves_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The engine's types are int4 and int2; nobody asked for the latter."""
+    make_checkpoint("llama", tmp_path / "tiny")
+    command = ["convert", str(tmp_path / "tiny"), "--quiet", "--output-dir", str(tmp_path)]
+    assert main([*command, "--quantize", "dynamic_int6"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "tiny.litertlm")]) == 0
+    weights = capsys.readouterr().out.partition("Weights\n")[2].partition("\n\n")[0]
+    noted = [line.split()[0] for line in weights.splitlines() if "of int6" in line]
+    assert noted == ["int2"]
+
+
 def test_drafts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What an app must know: how many, and that they want greedy sampling."""
     make_checkpoint("llama", tmp_path / "llama")

@@ -133,6 +133,21 @@ def test_the_text_of_this_program_has_its_name_in_the_receipt(
         assert (again / output.name).read_bytes() == output.read_bytes()
 
 
+def test_an_older_receipt_says_nothing_of_the_cache(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was float32 before there was a choice."""
+    assert main(["convert", str(source / "tiny"), "--output-dir", str(tmp_path)]) == 0
+    paper = tmp_path / "tiny.json"
+    receipt = read_receipt(paper)
+    del receipt["options"]["kv_cache"]
+    paper.write_text(json.dumps(receipt), encoding="utf-8")
+    for cache, is_other in (("fp32", False), ("int8", True)):
+        capsys.readouterr()
+        said = said_of_kept(source, tmp_path, capsys, "--kv-cache", cache)
+        assert (", and not as asked, with --kv-cache int8" in said) is is_other
+
+
 def test_adapters(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adapter = str(source / "adapter")
     command = ["convert", str(source / "tiny"), "--output-dir", str(tmp_path), "--lora", adapter]

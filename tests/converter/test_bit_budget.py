@@ -217,7 +217,7 @@ def test_check_says_its_size_without_a_look_at_weights(
     ("options", "why"),
     [
         (("--bits", "6"), "add --calibrate self"),
-        (("--bits", "4.5", "--calibrate", "self"), "say --bits 5 or more"),
+        (("--bits", "4.5", "--calibrate", "self"), "say --bits 5 or more, or a smaller scheme"),
         (("--bits", "many", "--calibrate", "self"), "is not a number of more than 0"),
         (("--bits", "0", "--calibrate", "self"), "is not a number of more than 0"),
         (("--bits", "nan", "--calibrate", "self"), "is not a number of more than 0"),
