@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -112,10 +111,8 @@ class Sealing:
         self, finished: Path, options: dict[str, Any] | None, plan: dict[str, Any] | None
     ) -> Callable[[], None]:
         """Of an output that is complete but has no name yet: what must be there before it has."""
-        with ThreadPoolExecutor(1) as beside:
-            sources = beside.submit(self._read)
-            parts = receipt.hash_parts(finished)
-        source, *others = sources.result()
+        parts = receipt.hash_parts(finished)  # a process hashes the sources beside it, where it can
+        source, *others = self._read()
         if options is not None:
             options["adapters"] = [
                 {**found, "weight": adapter.weight}

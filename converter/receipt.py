@@ -17,7 +17,6 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from pathlib import Path
@@ -28,6 +27,7 @@ from converter.checkpoint.papers import papers_of
 from converter.errors import OutputError, SourceError
 from converter.output.atomic_file import AtomicFile, sweep
 from converter.version import __version__
+from converter.workers import map_in_threads
 
 FORMAT = 1
 IN_FOLDER = "receipt.json"  # of a folder of packages
@@ -79,8 +79,7 @@ def hash_files(paths: Sequence[Path]) -> list[dict[str, Any]]:
     Raises:
         SourceError: one cannot be read.
     """
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(_hash_file, paths))
+    return map_in_threads(_hash_file, paths, os.cpu_count() or 1)
 
 
 def hash_parts(path: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from converter.weights.inputs import Inputs
-from converter.weights.workers import Task
+from converter.workers import Task
 
 
 class FloatWeights:

@@ -42,6 +42,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "converter.memory",
         "converter.user_text",
         "converter.version",
+        "converter.workers",
     ),
 )
 TOPS = {name.partition(".")[0] for floor in FLOORS for name in floor}

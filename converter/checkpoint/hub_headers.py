@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from converter.checkpoint.files import INDEX_NAME, PositionedFile
@@ -20,6 +19,7 @@ from converter.checkpoint.progress import DownloadProgress
 from converter.checkpoint.quantized.base import STATES_A_SHAPE
 from converter.checkpoint.safetensors import read_header as read_tensors
 from converter.errors import SourceError
+from converter.workers import map_in_threads
 
 _SMALL = ("config.json", "generation_config.json", INDEX_NAME)
 # What is fetched at first. Most headers of safetensors fit, and GGUFs have a vocabulary in theirs.
@@ -62,9 +62,8 @@ def _bring_safetensors(repository: Repository, name: str) -> None:
             if STATES_A_SHAPE.search(info.name)
         ]
     ranges = list(_merged(shapes))
-    with ThreadPoolExecutor(_READERS) as pool:
-        contents = pool.map(lambda ends: repository.read(name, *ends), ranges)
-        parts = [(start, content) for (start, _), content in zip(ranges, contents, strict=True)]
+    contents = map_in_threads(lambda ends: repository.read(name, *ends), ranges, _READERS)
+    parts = [(start, content) for (start, _), content in zip(ranges, contents, strict=True)]
     if parts:
         _write(repository, name, [(0, data[:end]), *parts])
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from converter.errors import OutputError
+from converter.output.process import signals_later
 
 try:
     import fcntl
@@ -58,19 +59,16 @@ class AtomicFile:
             folders = (self.target.parent, *self.target.parent.parents)
             self._made = [folder for folder in folders if not folder.exists()]
             self.target.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = self._open()
-            self._temporary = unfinished(self.target)
-            os.ftruncate(self._fd, 0)
-            self._syncing.start()
-        except (OSError, OutputError) as error:
-            self._abandon()
+            with signals_later():
+                self._fd = self._open()
+                self._temporary = unfinished(self.target)
+                os.ftruncate(self._fd, 0)
+                self._syncing.start()
+        except BaseException as error:
+            with signals_later():
+                self._abandon()
             if isinstance(error, OSError):
                 raise self._error(error) from error
-            raise
-        except BaseException:  # a signal, which may have come when the file was made but not ours
-            if self._temporary is None:
-                sweep(self.target)
-            self._abandon()
             raise
         return self
 
@@ -92,7 +90,8 @@ class AtomicFile:
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        self._abandon()
+        with signals_later():  # of somebody in a hurry, who asks twice
+            self._abandon()
 
     def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write all of `data` at `offset` bytes from the start; gaps read as zeros."""
@@ -117,7 +116,8 @@ class AtomicFile:
             self._sync_error = error
 
     def _end_sync(self) -> None:
-        self._ended.set()
+        with signals_later():
+            self._ended.set()
         if self._syncing.ident is not None:
             self._syncing.join()
         if self._sync_error is not None:

@@ -19,6 +19,7 @@ from converter.output.atomic_file import (
     unfinished,
     write_at,
 )
+from converter.output.process import signals_later
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
@@ -54,14 +55,15 @@ class AtomicFolder:
             folders = (self.target.parent, *self.target.parent.parents)
             self._made = [folder for folder in folders if not folder.exists()]
             self.target.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = self._open()
+            with signals_later():
+                self._fd = self._open()
             for left in list(self._temporary.iterdir()):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-        except OSError as error:
-            self._abandon()
-            raise not_written(self.target, error) from error
-        except BaseException:
-            self._abandon()
+        except BaseException as error:
+            with signals_later():
+                self._abandon()
+            if isinstance(error, OSError):
+                raise not_written(self.target, error) from error
             raise
         return self
 
@@ -84,7 +86,8 @@ class AtomicFolder:
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        self._abandon()
+        with signals_later():  # of somebody in a hurry, who asks twice
+            self._abandon()
 
     def write(self, name: str, content: bytes, is_program: bool = False) -> None:
         """Write a whole file; `name` is its path in the folder."""

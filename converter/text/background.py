@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar, cast
 
 from converter.errors import LiteRTLMError, SourceError
-from converter.output.process import end_with
+from converter.output.process import born_quiet, end_quietly, end_with
 
 T = TypeVar("T")
 # Gemma's tokenizer, the largest that we know, is proved in 3 s and less than 1 GiB.
@@ -86,6 +86,7 @@ def start(function: Callable[[], T], what: str, is_bounded: bool = True) -> Work
     parent = os.getpid()
 
     def work() -> None:
+        end_quietly()
         receiver.close()  # else sending would wait for ever once the parent is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what native code says when it dies
         end_with(parent)
@@ -101,7 +102,8 @@ def start(function: Callable[[], T], what: str, is_bounded: bool = True) -> Work
             return
 
     process = context.Process(target=work, daemon=True)
-    process.start()
+    with born_quiet():
+        process.start()
     sender.close()
 
     def result() -> T:
@@ -109,8 +111,10 @@ def start(function: Callable[[], T], what: str, is_bounded: bool = True) -> Work
             value = receiver.recv()
         except EOFError:
             process.join()
-            # One that the system kills, for memory that others took, says nothing of the work.
-            if process.exitcode not in (0, -signal.SIGKILL):
+            # One that was killed, for memory that others took or at somebody's request, says
+            # nothing of the work.
+            killed = (-signal.SIGKILL, -signal.SIGINT, -signal.SIGTERM)
+            if process.exitcode not in (0, *killed):
                 assert process.exitcode is not None
                 raise SourceError(what, _why(process.exitcode), "do not use these files") from None
             value = guarded()

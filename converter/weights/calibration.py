@@ -41,7 +41,7 @@ from converter.decoder import (
 )
 from converter.weights.activations import activate
 from converter.weights.inputs import FLOOR, Inputs, Strength, learn_inputs
-from converter.weights.workers import Task
+from converter.workers import Task
 
 TOKENS = 32
 # How strongly columns are scaled by a few random tokens (benchmarks.rounding).

@@ -19,7 +19,7 @@ from converter.weights.planned_weight import PlannedWeight
 from converter.weights.row_format import Clip
 from converter.weights.text_calibration import TextCalibration
 from converter.weights.weight_reader import WeightReader
-from converter.weights.workers import Workers
+from converter.workers import Workers
 
 # Passages of the text that measure: what is asked is which matrix loses more, not how much.
 _PASSAGES = 2

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from converter.weights.workers import Task
+from converter.workers import Task
 
 # Does all of some tasks, in any order.
 Do = Callable[[Iterable[Task]], object]

@@ -36,7 +36,7 @@ from converter.weights.attention import mixed, rotated
 from converter.weights.lora_update import Update
 from converter.weights.planned_weight import BLOCK_VALUES
 from converter.weights.weight_rows import read_weight, row_units
-from converter.weights.workers import Task, Workers
+from converter.workers import Task, Workers
 
 
 @dataclass

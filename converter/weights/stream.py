@@ -27,7 +27,7 @@ from converter.weights.quantization import INT8, blocks_met, split_int6
 from converter.weights.row_format import Clip, RowFormat, ValueRangeError
 from converter.weights.text_calibration import PairedCalibration, TextCalibration
 from converter.weights.weight_reader import TOGETHER, WeightReader
-from converter.weights.workers import Task, Workers
+from converter.workers import Task, Workers
 
 # `multiply_int8` takes its left side's rows so many at a time.
 _ROWS_OF_KERNEL = 4

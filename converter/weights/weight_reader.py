@@ -12,7 +12,7 @@ from converter.weights.inputs import Inputs
 from converter.weights.planned_weight import PlannedWeight
 from converter.weights.row_format import Clip, RowFormat
 from converter.weights.weight_rows import read_weight
-from converter.weights.workers import Task, Workers
+from converter.workers import Task, Workers
 
 # Tokens of a product in float32 that are made at once.
 TOGETHER = 256

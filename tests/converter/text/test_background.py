@@ -188,3 +188,28 @@ def test_work_without_bounds() -> None:
         lambda: {kind: resource.getrlimit(kind) for kind in limits}, "it", is_bounded=False
     )
     assert found() == limits
+
+
+_ENDED_AT_BIRTH = """
+import signal, sys, time
+from converter.text import background
+
+def end(number, frame):
+    raise SystemExit(number)
+
+signal.signal(signal.SIGTERM, end)
+background.start(lambda: time.sleep(60), "it")
+"""
+
+
+def test_a_copy_that_is_ended_at_its_birth_says_nothing() -> None:
+    """As where an interrupt comes right after its start: multiprocessing ends it at our exit."""
+    for _ in range(5):
+        done = subprocess.run(
+            [sys.executable, "-c", _ENDED_AT_BIRTH],
+            capture_output=True,
+            encoding="utf-8",
+            timeout=30,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

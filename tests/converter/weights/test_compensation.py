@@ -11,7 +11,7 @@ from converter.weights import compensation
 from converter.weights.compensation import Compensation, Moment
 from converter.weights.quantization import INT4_BLOCK32, INT4_BLOCK128, INT6, Format
 from converter.weights.row_format import ValueRangeError
-from converter.weights.workers import Task
+from converter.workers import Task
 
 COLUMNS = 256
 

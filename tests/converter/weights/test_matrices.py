@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from converter.weights import matrices
-from converter.weights.workers import Workers
+from converter.workers import Workers
 
 SIZES = (1, 255, 256, 700)
 

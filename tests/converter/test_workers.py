@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from converter.weights.workers import Workers
+from converter.workers import Workers, map_in_threads
 
 
 def test_everything_is_done_whatever_the_threads() -> None:
@@ -107,36 +107,22 @@ def test_an_error_beside_the_work_ends_it() -> None:
     assert threading.active_count() <= before + 1  # the timer may be there still
 
 
-_INTERRUPTED = """
-import random, signal
-from converter.weights.workers import Workers
-
-def interrupt(*_):
-    raise KeyboardInterrupt
-
-signal.signal(signal.SIGALRM, interrupt)
-interrupted = 0
-for _ in range(600):
-    try:
-        with Workers(2) as workers:
-            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00002, 0.004))
-            for _ in range(1000):
-                workers.do([lambda: None] * 3)
-                workers.do_later([lambda: None])
-    except KeyboardInterrupt:
-        interrupted += 1
-    signal.setitimer(signal.ITIMER_REAL, 0)
-print(interrupted > 500)  # Python drops one that comes while it frees an object
-"""
-
-
-def test_an_interrupt_at_any_moment_leaves_no_lock_taken() -> None:
+@pytest.mark.parametrize("what", ["workers", "file", "folder"])
+def test_an_interrupt_at_any_step_leaves_nobody_waiting(what: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _INTERRUPTED],
-        cwd=Path(__file__).parents[3],
+        [sys.executable, "-m", "tests.interrupts", what],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         encoding="utf-8",
-        timeout=60,  # else it waits for ever
+        timeout=60,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (0, "True\n")
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100  # steps
+
+
+def test_a_function_of_many_in_their_order() -> None:
+    assert map_in_threads(str, [], 2) == []
+    assert map_in_threads(str, range(100), 3) == [str(i) for i in range(100)]
+    with pytest.raises(ValueError, match="invalid literal"):
+        map_in_threads(int, ["1", "x", "2"], 2)
