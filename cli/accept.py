@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cli.progress import step_progress
 from converter.errors import OptionError, OutputError
 
 _OPTION = "--accept"
@@ -72,7 +73,12 @@ def parse_accept(text: str) -> tuple[Condition, ...]:
 
 
 def require_accepted(
-    conditions: Sequence[Condition], bundle: Path, reference: Path, output: Path, consequence: str
+    conditions: Sequence[Condition],
+    bundle: Path,
+    reference: Path,
+    output: Path,
+    consequence: str,
+    quiet: bool = False,
 ) -> dict[str, float]:
     """What was measured of a bundle, by its conditions, where all of them hold.
 
@@ -81,11 +87,12 @@ def require_accepted(
         reference: its source in float, a `.litertlm` file.
         output: its name for messages.
         consequence: what becomes of it where a condition fails, and what to do.
+        quiet: say nothing of the progress.
 
     Raises:
         OutputError: one does not hold.
     """
-    found = _measure({condition.figure for condition in conditions}, bundle, reference)
+    found = _measure({condition.figure for condition in conditions}, bundle, reference, quiet)
     for condition in conditions:
         value = found[condition.figure]
         if not condition.holds(value):
@@ -96,7 +103,7 @@ def require_accepted(
     return {str(condition): found[condition.figure] for condition in conditions}
 
 
-def _measure(figures: set[str], bundle: Path, reference: Path) -> dict[str, float]:
+def _measure(figures: set[str], bundle: Path, reference: Path, quiet: bool) -> dict[str, float]:
     """What `eval --against` says, of the text that it takes by default."""
     from runner.distance import divergence_of
     from runner.engine import Model
@@ -112,10 +119,15 @@ def _measure(figures: set[str], bundle: Path, reference: Path) -> dict[str, floa
     with Model(bundle) as model:
         passages = compared_passages(model, text)
         if "ppl" in figures:
-            found["ppl"] = measure_perplexity(model, text).perplexity
+            found["ppl"] = measure_perplexity(
+                model, text, step_progress("scoring", quiet)
+            ).perplexity
     if figures != {"ppl"}:
         passages, theirs = reference_logits(reference, passages)
-        divergence = divergence_of(graph_logits(bundle, *passages), theirs)
+        tell, count = step_progress("comparing", quiet), sum(map(len, passages))
+        divergence = divergence_of(
+            graph_logits(bundle, *passages), theirs, lambda done: tell(done, count)
+        )
         found |= {
             "kl": divergence.kl_mean,
             "kl_median": divergence.kl_median,

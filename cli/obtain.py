@@ -176,7 +176,7 @@ def _accept(
         consequence = "it was there before and is kept, --force converts anew"
     named = reference.with_name("measured.litertlm")  # the engine looks at how a name ends
     named.symlink_to(bundle.absolute())
-    found = require_accepted(conditions, named, reference, output, consequence)
+    found = require_accepted(conditions, named, reference, output, consequence, request.quiet)
     told = ", ".join(f"{condition} ({value:.4g})" for condition, value in found.items())
     say(request, f"accepted: {told}")
     return found
