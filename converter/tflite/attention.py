@@ -9,6 +9,7 @@ the runtime's delegate computes with: exact up to 2^24.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -31,10 +32,12 @@ _WORTH_CUTTING = 0.7
 # A prefill's rows are taken so many at once: early ones need not look at the columns of late ones.
 ROWS_AT_ONCE = 256
 # The keys of a decode are taken so many bytes at once, and no more columns: cut off, packed and
-# multiplied in the processor's cache. And not in more pieces than this.
+# multiplied in the processor's cache. And not in more pieces than this. Where all are read nothing
+# need be cut off, which is quicker as long as they are no larger than such a cache.
 _TILE_BYTES = 1 << 20
 _TILE_COLUMNS = 512
 _TILES = 8
+_LARGE_BYTES = 8 << 20
 _JOINED_AT_ONCE = 4  # the delegate takes no more
 # If they are many, a prefill's columns are taken so many at once, lest its memory grow with them.
 _MANY_COLUMNS = 2048
@@ -77,6 +80,11 @@ class Held:
     @property
     def columns(self) -> int:
         return self.data.shape[self.axis]
+
+    @property
+    def is_large(self) -> bool:
+        """Whether a packed or widened copy of all would not stay in the processor's cache."""
+        return self.data.dtype.nbytes(math.prod(self.data.shape)) >= _LARGE_BYTES
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -335,7 +343,8 @@ def make_attention(
         context = pieces.join([(0, everything)])
     elif n > 1 and columns.count > _MANY_COLUMNS:
         context = pieces.merge(columns.tiles(_MERGED_COLUMNS))
-    elif n == 1 and columns.count < everything:  # with more rows, scores outweigh keys
+    # With more rows, scores outweigh keys.
+    elif n == 1 and (columns.count < everything or keys.is_large):
         width = min(_TILE_BYTES // (4 * kv * d), _TILE_COLUMNS)
         width = max(width, -(-columns.count // _TILES))
         context = pieces.join(columns.tiles(width))

@@ -16,6 +16,7 @@ from converter.decoder import GatedDeltaNet, Mamba2
 from converter.litertlm.inspection import read_bundle
 from converter.options import PREFILL_LADDER, ConvertOptions
 from converter.registry import FAMILIES, family_of
+from converter.tflite import attention
 from converter.tflite.kv_cache import REWIND, RING_SLACK, CacheShape, Target, cache_shape
 from runner.interpreter import GraphRunner
 from tests.tiny_models import TINY_CONFIGS, WITH_EXPERTS, make_checkpoint, text_logits
@@ -237,6 +238,23 @@ def test_rings_are_for_models_whose_thoughts_are_not_taken_back(
     bundle = read_bundle(tmp_path / "m")
     decode = next(s for s in bundle.model.signatures if s.name == "decode")
     assert {t.shape[2] for t in decode.inputs if t.name.startswith("kv_cache_k_")} == slots
+
+
+@pytest.mark.parametrize("test_id", ["llama", "gpt_oss"])
+def test_keys_that_no_processor_s_cache_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test_id: str
+) -> None:
+    """Those of a large cache are cut in pieces even where all are read."""
+    model = make_checkpoint(test_id, tmp_path / "checkpoint")
+    tokens = np.random.default_rng(0).integers(0, 256, 640).tolist()
+    expected = text_logits(model, tokens)
+    _convert(tmp_path / "checkpoint", tmp_path / "small", Target.CPU, cache_length=640)
+    monkeypatch.setattr(attention, "_LARGE_BYTES", 1)
+    _convert(tmp_path / "checkpoint", tmp_path / "large", Target.CPU, cache_length=640)
+    assert (tmp_path / "small").read_bytes() != (tmp_path / "large").read_bytes()
+    runner = GraphRunner(tmp_path / "large")
+    position = _prefill(runner, tokens, 0, (300, 324))
+    _compare(runner, tokens, position, expected)
 
 
 @pytest.mark.parametrize("test_id", ["gemma3_text", "qwen2-window"])

@@ -14,17 +14,19 @@ from converter.checkpoint.safetensors import open_folder
 from converter.errors import OptionError
 from converter.litertlm.inspection import read_bundle
 from converter.options import ConvertOptions
+from converter.tflite import attention
 from converter.tflite.kv_cache import REWIND, CacheType, Target, hadamard
 from runner.interpreter import GraphRunner
 from tests.tiny_models import TINY_CONFIGS, make_checkpoint, text_logits
 
 CACHE_LENGTH = 640
 LENGTHS = (8, 64, 256)
-# Full caches, rings, scores with a cap, scores with sinks; fp16 differs by no more than a type.
+# Full caches, rings, scores with a cap, scores with sinks; fp16 differs by no more than a type. And
+# keys that are cut in pieces even where all are read, as those of a large cache are.
 INT8, FP16 = CacheType.INT8, CacheType.FP16
 CASES = [
-    ("llama", INT8), ("gemma3_text", INT8), ("gemma2", INT8), ("gpt_oss", INT8),
-    ("gemma3_text", FP16),
+    ("llama", INT8, ""), ("gemma3_text", INT8, ""), ("gemma2", INT8, ""), ("gpt_oss", INT8, ""),
+    ("gemma3_text", FP16, ""), ("gpt_oss", INT8, "large"), ("gemma3_text", FP16, "large"),
 ]  # fmt: skip
 
 # A value halfway between two steps goes to either, as the last bit of a product has it, and what
@@ -63,16 +65,18 @@ def _rounded_logits(model: Any, tokens: list[int], type_: CacheType) -> np.ndarr
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    test_id, type_ = request.param
+    test_id, type_, is_large = request.param
     folder = tmp_path_factory.mktemp("model")
     with pytest.MonkeyPatch.context() as patch:
         model_type, values = TINY_CONFIGS[test_id]
         if "num_experts_per_tok" in values:  # a choice of experts may turn on the last bit
             values = {**values, "num_experts_per_tok": values["num_local_experts"]}
             patch.setitem(TINY_CONFIGS, test_id, (model_type, values))
+        if is_large:
+            patch.setattr(attention, "_LARGE_BYTES", 1)
         model = make_checkpoint(test_id, folder / "checkpoint")
+        _convert(folder / "checkpoint", folder / "m", type_)
     tokens = np.random.default_rng(0).integers(0, 256, CACHE_LENGTH).tolist()
-    _convert(folder / "checkpoint", folder / "m", type_)
     expected = _rounded_logits(model, tokens, type_)
     rounding = float(np.abs(expected - text_logits(model, tokens)).mean())
     return folder / "m", tokens, expected, rounding
