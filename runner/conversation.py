@@ -131,6 +131,7 @@ class Conversation:
             _check_text("--system", system)
             self._history.append({"role": "system", "content": system})
         self._engine_turns: Any = None
+        self._closing = threading.RLock()  # others may cancel what is being closed
         self._has_thoughts_cached = False
         self._is_cancelled = False
 
@@ -328,15 +329,19 @@ class Conversation:
         )
 
     def cancel(self) -> None:
-        """End the answer under way; its iterator stops after at most one more piece."""
+        """End the answer under way; its iterator stops after at most one more piece.
+
+        Any thread may call it, at any time.
+        """
         self._is_cancelled = True
-        if self._engine_turns is not None:
-            self._engine_turns.cancel_process()
+        with self._closing:
+            if self._engine_turns is not None:
+                self._engine_turns.cancel_process()
 
     def close(self) -> None:
         """Stop the engine's part; the next `ask` starts a new one with the history."""
-        if self._engine_turns is not None:
-            with uninterrupted():
+        with uninterrupted(), self._closing:
+            if self._engine_turns is not None:
                 self._engine_turns.cancel_process()
                 self._engine_turns.close()  # waits for the native threads
                 self._engine_turns = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -160,6 +162,42 @@ def test_cancel_from_another_thread(smollm2: Model) -> None:
     assert time.monotonic() - begin < 20
     assert conversation.finish == "cancelled"
     assert say(conversation, "Say hi.")
+
+
+_CANCELLED_WHILE_CLOSED = """
+import sys, threading
+from pathlib import Path
+from runner.engine import Model
+
+with Model(Path(sys.argv[1])) as model:
+    for _ in range(10):
+        conversation = model.conversation(max_tokens=4)
+        is_closed = threading.Event()
+
+        def cancel():
+            while not is_closed.is_set():
+                conversation.cancel()
+
+        thread = threading.Thread(target=cancel)
+        pieces = conversation.ask("Hi")
+        next(pieces, None)
+        thread.start()
+        pieces.close()
+        conversation.close()
+        is_closed.set()
+        thread.join()
+"""
+
+
+def test_a_conversation_that_is_closed_while_others_cancel_it(smollm2_bundle: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _CANCELLED_WHILE_CLOSED, smollm2_bundle],
+        cwd=Path(__file__).parents[2],
+        stderr=subprocess.DEVNULL,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0  # a segmentation fault, once
 
 
 def test_the_system_message_is_in_the_prompt(smollm2: Model) -> None:

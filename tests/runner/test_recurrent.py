@@ -187,8 +187,10 @@ def test_a_turn_after_an_answer(tiny: Remembering, opened: Model, way: str) -> N
         else:
             said = "".join(next(pieces).text for _ in range(4))
         if way == "cancelled":
-            threading.Timer(0, conversation.cancel).start()
+            cancelling = threading.Timer(0, conversation.cancel)
+            cancelling.start()
             said += "".join(piece.text for piece in pieces)
+            cancelling.join()  # else it may end the next answer
     assert answer.startswith(said)
     turns = [("user", prompt), ("assistant", said), ("user", "Why?")]
     assert say(conversation, "Why?") == tiny.says(turns, min(limit, LENGTH))[0]
