@@ -155,5 +155,4 @@ def map_in_threads(function: Callable[[T], R], items: Sequence[T], threads: int)
 
     with Workers(max(1, min(threads, len(items)))) as workers:
         workers.do(partial(at, place) for place in range(len(items)))
-        workers.finish()
     return [results[place] for place in range(len(items))]

@@ -10,9 +10,9 @@ import threading
 from collections.abc import Iterator
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-# What may raise, by Python's own handler or by those of cli.main. Windows lacks some.
-_RAISING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM")
-_ENDING = (signal.SIGINT, signal.SIGTERM)
+# What ends a process, and what else may raise, by cli.main's handler: those that this system has.
+_ENDING = [one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGHUP")]
+_RAISING = [one for one in signal.Signals if one in _ENDING or one.name == "SIGALRM"]
 
 
 def end_with(parent: int) -> None:
@@ -55,14 +55,13 @@ def signals_later() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # others hear no signals
         yield
         return
-    came: list[int] = []
+    came: list[signal.Signals] = []
     before = {}
     try:
-        for name in _RAISING:
-            number = getattr(signal, name, None)
-            if number is not None and callable(handler := signal.getsignal(number)):
+        for number in _RAISING:
+            if callable(handler := signal.getsignal(number)):
                 before[number] = handler
-                signal.signal(number, lambda number, _frame: came.append(number))
+                signal.signal(number, lambda number, _: came.append(signal.Signals(number)))
         yield
     finally:
         for number, handler in before.items():

@@ -113,7 +113,7 @@ def start(function: Callable[[], T], what: str, is_bounded: bool = True) -> Work
             process.join()
             # One that was killed, for memory that others took or at somebody's request, says
             # nothing of the work.
-            killed = (-signal.SIGKILL, -signal.SIGINT, -signal.SIGTERM)
+            killed = (-signal.SIGKILL, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP)
             if process.exitcode not in (0, *killed):
                 assert process.exitcode is not None
                 raise SourceError(what, _why(process.exitcode), "do not use these files") from None
